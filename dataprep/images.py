@@ -1,0 +1,224 @@
+"""Any supported image file (JPEG, PNG, WebP, BMP) to RGB pixels, and to the JPEG that a shard stores."""
+
+import io
+import os
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from dataprep import DataError, jpeg
+
+# The size from which Pillow refuses to decode, too: a small file that claims more is an attack or a mistake.
+MAX_PIXELS = 178_956_970
+# What libjpeg can encode; the .beton layout would hold 65535.
+MAX_SIDE = 65500
+# Statistics use every 8th row and column: 1/64 of the pixels, enough for a data set's mean.
+_STATISTICS_STEP = 8
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# libjpeg's warnings after which every pixel is still known.
+_HARMLESS = ("extraneous bytes", "unknown JFIF revision", "Unknown Adobe color transform", "Invalid SOS parameters")
+
+# Pillow warns from half of MAX_PIXELS on; here an image is either fine or an error.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class ImageError(DataError):
+    """The bytes cannot be used as an image; the text is the reason, in one line."""
+
+
+class PixelSums(NamedTuple):
+    """Exact sums over a regular subsample of pixels, per channel R, G, B, of values 0 to 255 (integers: order-free)."""
+
+    num_pixels: int
+    total_3: tuple[int, int, int]
+    square_3: tuple[int, int, int]
+
+
+class EncodedImage(NamedTuple):
+    """One image as a shard stores it."""
+
+    jpeg: bytes
+    height: int
+    width: int
+    passed_through: bool
+    pixels: PixelSums
+
+
+def read_rgb(data: bytes) -> np.ndarray:
+    """Decode an image file; EXIF orientation is applied, transparency is put on white.
+
+    Args:
+        data: the whole file: JPEG, PNG, WebP or BMP, of any mode (the first frame, if there are several).
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        ImageError: empty, truncated, damaged, no image, or more than MAX_PIXELS pixels.
+    """
+    pixels_HW3, orientation = _decode(data, _header(data), 1), _orientation(data)
+    return pixels_HW3 if orientation == 1 else np.array(_turned(Image.fromarray(pixels_HW3), orientation))
+
+
+def encode_jpeg(data: bytes, max_side: int, quality: int) -> EncodedImage:
+    """Make the JPEG that a shard stores: the file's own bytes wherever they are good enough.
+
+    A sound, upright grayscale or colour JPEG within the limit is passed through unchanged. Anything else is decoded,
+    resized (bicubic, antialiased) to a longer side of max_side if it is larger, and encoded.
+
+    Args:
+        data: the whole image file, as for read_rgb.
+        max_side: limit of the longer side in pixels; 0 = no limit.
+        quality: JPEG quality, 1 to 100, of what has to be encoded.
+
+    Raises:
+        ImageError: as read_rgb, or a side above MAX_SIDE pixels that stays.
+    """
+    header, orientation = _header(data), _orientation(data)
+    fits = header is not None and (not max_side or max(header.height, header.width) <= max_side)
+    if header is not None and fits and orientation == 1:
+        pixels_HW3 = _decode_strictly(data, header, 1)
+        if pixels_HW3 is not None:
+            return EncodedImage(data, header.height, header.width, True, _pixel_sums(pixels_HW3))
+    image = Image.fromarray(_decode(data, header, _shrink(header, max_side)))
+    image = _resized(_turned(image, orientation), max_side)
+    if max(image.size) > MAX_SIDE:
+        raise ImageError(f"a side is longer than {MAX_SIDE} pixels")
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality)
+    return EncodedImage(stream.getvalue(), image.height, image.width, False, _pixel_sums(np.asarray(image)))
+
+
+def encode_files(
+    root: str | os.PathLike[str], paths: Sequence[str], max_side: int, quality: int
+) -> list[EncodedImage | str]:
+    """Encode files under root as encode_jpeg does; a string in place of an image is the reason why it is unusable."""
+    return [_encode_file(os.path.join(root, path), max_side, quality) for path in paths]
+
+
+def _encode_file(path: str, max_side: int, quality: int) -> EncodedImage | str:
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        return error.strerror or str(error)
+    try:
+        return encode_jpeg(data, max_side, quality)
+    except ImageError as error:
+        return str(error)
+
+
+def _header(data: bytes) -> jpeg.JpegHeader | None:
+    """Return the header of a JPEG that libturbojpeg can decode to RGB; None leaves the file to Pillow."""
+    if not data:
+        raise ImageError("empty file")
+    if data[:2] != b"\xff\xd8":
+        return None
+    try:
+        header = jpeg.read_header(data)
+    except jpeg.JpegError:
+        return None
+    _check_size(header.height, header.width)
+    plain = header.colorspace in (jpeg.COLORSPACE_RGB, jpeg.COLORSPACE_YCBCR, jpeg.COLORSPACE_GRAY)
+    return header if plain else None
+
+
+def _check_size(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise ImageError(f"more than {MAX_PIXELS} pixels")
+
+
+def _decode(data: bytes, header: jpeg.JpegHeader | None, shrink: int) -> np.ndarray:
+    pixels_HW3 = None if header is None else _decode_strictly(data, header, shrink)
+    return _decode_with_pillow(data) if pixels_HW3 is None else pixels_HW3
+
+
+def _decode_strictly(data: bytes, header: jpeg.JpegHeader, shrink: int) -> np.ndarray | None:
+    """Decode with libturbojpeg; None after a harmless warning. Pillow alone would hide damaged data as gray areas."""
+    try:
+        return jpeg.decode(data, header, shrink)
+    except jpeg.JpegError as error:
+        text = str(error)
+        if any(warning in text for warning in _HARMLESS):
+            return None
+        raise ImageError("truncated" if "premature end" in text.lower() else f"damaged: {text}") from None
+
+
+def _decode_with_pillow(data: bytes) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _check_size(image.height, image.width)
+            image.load()
+            return _to_rgb(image)
+    except (ImageError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise ImageError("not an image (JPEG, PNG, WebP or BMP)") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"more than {MAX_PIXELS} pixels") from None
+    except Exception as error:  # damaged files make Pillow raise errors of nearly every type
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ImageError("truncated" if "truncated" in text.lower() else f"damaged: {text}") from None
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16-bit gray: convert() would clip instead of scale
+        gray_HW = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+        return np.repeat(gray_HW[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", layer.size, "white")
+        image.paste(layer, mask=layer.getchannel("A"))
+    return np.array(image.convert("RGB"))
+
+
+def _orientation(data: bytes) -> int:
+    """Return the EXIF orientation, 1 (upright) to 8."""
+    # A JPEG is searched first: opening it with Pillow takes longer than decoding a small one.
+    if data[:2] == b"\xff\xd8" and b"Exif\0\0" not in data:
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # broken metadata of any kind leaves the pixels as they are
+        return 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
+
+
+def _shrink(header: jpeg.JpegHeader | None, max_side: int) -> int:
+    """Return the largest shrinking while decoding that leaves at least twice the wanted side: no loss is seen then."""
+    if header is None or not max_side:
+        return 1
+    longer = max(header.height, header.width)
+    return next((factor for factor in (8, 4, 2) if longer >= 2 * factor * max_side), 1)
+
+
+def _resized(image: Image.Image, max_side: int) -> Image.Image:
+    longer = max(image.size)
+    if not max_side or longer <= max_side:
+        return image
+    width, height = (max(1, round(side * max_side / longer)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _pixel_sums(pixels_HW3: np.ndarray) -> PixelSums:
+    sample_N3 = pixels_HW3[::_STATISTICS_STEP, ::_STATISTICS_STEP].reshape(-1, 3).astype(np.int64)
+    total, square = sample_N3.sum(0).tolist(), (sample_N3 * sample_N3).sum(0).tolist()
+    return PixelSums(len(sample_N3), tuple(total), tuple(square))

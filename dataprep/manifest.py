@@ -1,0 +1,147 @@
+"""`manifest.json`: what a converted data set holds. It is written last, so a folder that has one is complete."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dataprep import DataError
+
+FILE_NAME = "manifest.json"
+FORMATS = ("ffcv",)
+_VERSION = 1
+
+
+class ManifestError(DataError):
+    """The folder is no complete, readable data set; the text is one line."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a data set: name in the folder, samples in it, size in bytes, SHA-256 in hex."""
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A converted data set. It holds no times, so that the same conversion gives the same bytes.
+
+    Attributes:
+        format: how the shards are stored, one of FORMATS.
+        classes: class names; a sample's label is an index into them (empty: no labels).
+        splits: split name ("train", "val") -> its shards, in order.
+        pixel_mean: mean of the training pixels per channel R, G, B, of values scaled to 0..1.
+        pixel_std: standard deviation of the same.
+        settings: what the shards are a function of: the conversion's options and the source's fingerprint.
+        skipped: images that could not be converted, as {"path": ..., "reason": ...}.
+        class_counts: split name -> samples per class (empty: no labels).
+        versions: the tools that made the shards, name -> version.
+    """
+
+    format: str
+    classes: list[str]
+    splits: dict[str, list[Shard]]
+    pixel_mean: list[float]
+    pixel_std: list[float]
+    settings: dict[str, Any]
+    skipped: list[dict[str, str]]
+    class_counts: dict[str, list[int]]
+    versions: dict[str, str]
+
+    def num_samples(self, split: str) -> int:
+        """Return the number of samples of a split; KeyError if there is no such split."""
+        return sum(shard.num_samples for shard in self.splits[split])
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `manifest.json` into a folder, atomically."""
+        write_json(Path(folder) / FILE_NAME, {"version": _VERSION, **asdict(self)})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Manifest":
+        """Read the manifest of a folder.
+
+        Raises:
+            ManifestError: missing folder or manifest, malformed, or of an unknown version or format.
+        """
+        path = Path(folder) / FILE_NAME
+        content = _read(path)
+        if content.pop("version", None) != _VERSION:
+            raise ManifestError(f"{path}: not of version {_VERSION}, the one this program reads")
+        if content.get("format") not in FORMATS:
+            raise ManifestError(f"{path}: unknown format {content.get('format')!r} (known: {', '.join(FORMATS)})")
+        try:
+            content["splits"] = {
+                split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()
+            }
+            return cls(**content)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ManifestError(f"{path}: malformed: {error}") from None
+
+    def check_shards(self, folder: str | os.PathLike[str]) -> None:
+        """Check that every shard is there with the stated size; no content is read.
+
+        Raises:
+            ManifestError: names the first shard that is missing or of another size.
+        """
+        for shard in (shard for shards in self.splits.values() for shard in shards):
+            path = Path(folder) / shard.name
+            try:
+                num_bytes = path.stat().st_size
+            except OSError as error:
+                raise ManifestError(f"{path}: {error.strerror}") from None
+            if num_bytes != shard.num_bytes:
+                raise ManifestError(f"{path}: {num_bytes} bytes, but the manifest says {shard.num_bytes}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    folder = path.parent
+    if not folder.is_dir():
+        raise ManifestError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ManifestError(
+            f"{folder} is not a converted data set (no {FILE_NAME}): run python dataprep/convert.py"
+        ) from None
+    except OSError as error:
+        raise ManifestError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ManifestError(f"{path}: malformed: {error}") from None
+    if not isinstance(content, dict):
+        raise ManifestError(f"{path}: malformed: not a JSON object")
+    return content
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file atomically: after a crash at any moment the file is absent, old or new, never half."""
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "w", encoding="ascii") as file:
+            json.dump(value, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        publish(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the name that a file has, in the same folder, until it is complete."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a complete file its name, and make the name survive a loss of power."""
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,3 @@
+"""fasttrain: pre-training of image encoders with XMoCo and its relatives."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,57 @@
+"""Batch norm that does not tell a query which key is its own.
+
+With ordinary batch norm the network can recognise its positive by the statistics both share (MoCo, arXiv 1911.05722,
+section 3.3, "shuffling BN"). Here statistics are taken over groups of a few dozen images and the key batch is permuted
+inside the rank (fasttrain/methods/moco.py), so the two views of an image are normalised with different groups. Nothing
+is communicated.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GROUP_SIZE = 32  # images that share statistics; MoCo's 256 images on 8 GPUs
+
+
+class _SplitBatchNorm(nn.Module):
+    """Normalises each group of about GROUP_SIZE rows by its own statistics in training, by running ones otherwise."""
+
+    def __init__(self, plain: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+        """Takes over the parameters and buffers of `plain`, under the same names."""
+        super().__init__()
+        if plain.momentum is None or not plain.track_running_stats:
+            raise ValueError("split batch norm needs running statistics with a fixed momentum")
+        self.weight, self.bias = plain.weight, plain.bias
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", plain.running_mean)
+        self.register_buffer("running_var", plain.running_var)
+        self.register_buffer("num_batches_tracked", plain.num_batches_tracked)
+        self.eps, self.momentum = plain.eps, plain.momentum
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        groups = x.tensor_split(max(1, round(x.shape[0] / GROUP_SIZE)))
+        momentum = self.momentum / len(groups)  # so that all groups together move the running statistics once
+        out = [
+            F.batch_norm(group, self.running_mean, self.running_var, self.weight, self.bias, True, momentum, self.eps)
+            for group in groups
+        ]
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def convert_batch_norm(module: nn.Module, kind: str) -> nn.Module:
+    """Replace every batch norm in `module`: kind "plain" leaves them, "split" see above, "sync" takes statistics over
+    all processes (torch's SyncBatchNorm; one process keeps the plain kind)."""
+    if kind == "sync" and torch.distributed.is_initialized() and torch.cuda.is_available():
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    if kind == "split":
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(module, name, _SplitBatchNorm(child))
+            else:
+                convert_batch_norm(child, kind)
+    return module

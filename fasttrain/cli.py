@@ -1,0 +1,94 @@
+"""How every command reads its options and ends: typed flags in, one clear line and a non-zero status on bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+Options = TypeVar("Options")
+EXIT_USER_ERROR = 2
+EXIT_FAILURE = 1
+
+
+class UserError(Exception):
+    """Bad input: something the person who typed the command can put right. Its text is the one line they see."""
+
+
+class RunError(Exception):
+    """Well begun, but it can't go on (disk full, loss not finite, data unreadable). Its text is one line."""
+
+
+def parse(
+    options: type[Options], argv: Sequence[str] | None = None, default: Options | None = None, positional: bool = False
+) -> Options:
+    """Turn the command line into `options`, a dataclass whose docstrings are the help texts.
+
+    default: an instance whose values replace the class's defaults (a preset). positional: fields without a default
+    are given by place, not by flag.
+    Raises SystemExit(2) after one line on stderr for a bad command line, SystemExit(0) after --help.
+    """
+    import tyro  # here, so that everything but the command line works without it
+
+    argv = sys.argv[1:] if argv is None else argv
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(
+                options,
+                args=argv,
+                description=inspect.cleandoc(options.__doc__ or ""),
+                default=tyro.MISSING_NONPROP if default is None else default,
+                config=(tyro.conf.PositionalRequiredArgs,) if positional else (),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            fail(_one_line(captured.getvalue()) + " (--help lists the options)")
+            raise SystemExit(EXIT_USER_ERROR) from None
+        raise
+
+
+def _one_line(boxed: str) -> str:
+    """The message inside tyro's box (in Unicode, or dashes for plain streams) and the options it suggests."""
+    framed = "│" in boxed
+    lines = [line.strip("│ \t") for line in boxed.splitlines() if not line.startswith(("╭", "╰"))]
+    parts: list[list[str]] = [[]]
+    for line in lines:
+        if line and not line.strip("─-"):
+            parts.append([])
+        elif line:
+            parts[-1].append(line)
+    message, *others = parts if framed else parts[1:] or parts  # a plain box has its title as the first part
+    suggestion = next((part for part in others if part and part[0].startswith("Perhaps you meant")), [])
+    names = [line.split()[0] for line in suggestion if line.startswith("--")]
+    return " ".join(message) + (f"; did you mean {' or '.join(names)}?" if names else "")
+
+
+def fail(message: str) -> None:
+    """Print one line on stderr: which command failed and why."""
+    line = " ".join(str(message).split())
+    print(f"{pathlib.Path(sys.argv[0]).name}: error: {line}", file=sys.stderr, flush=True)
+
+
+def finish(main: Callable[[], int]) -> int:
+    """Run a command's main and return its exit status; errors a person can cause become one line, never a traceback.
+
+    Status: what main returns; 2 bad input; 1 it can't go on (disk full, permission, …); 130 Ctrl-C.
+    """
+    from dataprep import DataError
+
+    try:
+        return main()
+    except (UserError, DataError) as error:
+        fail(str(error))
+        return EXIT_USER_ERROR
+    except (RunError, OSError) as error:
+        fail(str(error))
+        return EXIT_FAILURE
+    except KeyboardInterrupt:
+        fail("interrupted")
+        return 130

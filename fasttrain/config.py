@@ -1,0 +1,177 @@
+"""Every option of training, its default, and the presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Literal
+
+from fasttrain.cli import UserError
+
+# Options that do not change what is computed: a run may be continued with other values of these.
+FREE_OPTIONS = [
+    "data", "run", "preset", "loader", "workers", "device", "max_steps", "checkpoint_every", "keep_last", "log_every",
+    "tensorboard", "fresh",
+]  # fmt: skip
+ABOVE_ZERO = [
+    "epochs", "batch_size", "size", "dim", "queue_size", "checkpoint_every", "log_every", "lr", "temperature",
+    "cross_temperature", "uniform_temperature",
+]  # fmt: skip
+NOT_NEGATIVE = [
+    "max_steps", "workers", "weight_decay", "warmup_epochs", "cross_weight", "uniform_weight", "keep_last", "seed",
+]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Pre-train an image encoder with MoCo or XMoCo.
+
+    The same command on an existing run folder continues from its newest good checkpoint. Exit status: 0 done;
+    143 stopped by SIGTERM and 130 by SIGINT after writing a checkpoint; 2 bad input; 1 anything else.
+    """
+
+    data: str
+    """Converted data set (a folder with manifest.json), or an image folder with --loader folder."""
+    run: str = ""
+    """Run folder for checkpoints, metrics and report. Empty: runs/<method>-<time>."""
+    preset: Literal["imagenet", "cifar10", "demo"] = "imagenet"
+    """Defaults for all other options: MoCo v2 on ImageNet, MoCo's CIFAR-10 recipe, or a few minutes on a laptop."""
+    method: str = "xmoco"
+    """moco (v2) or xmoco (moco plus cross-similarity consistency and uniform-similarity regularisation)."""
+    arch: str = "resnet50"
+    """Encoder: 'small' (ours, trains well on two CPU cores) or any torchvision classification model's name."""
+    cifar_stem: bool = False
+    """For torchvision ResNets: 3x3 stride-1 first convolution and no max-pool, for images of about 32 px."""
+    epochs: int = 200
+    """Length of the learning-rate schedule in passes over the data."""
+    max_steps: int = 0
+    """Stop after this many steps, with a checkpoint; the schedule does not change. 0: no limit."""
+    batch_size: int = 256
+    """Images a step, over all processes."""
+    seed: int = 0
+    """Sets weights, order, views and everything else that is drawn."""
+
+    loader: Literal["auto", "ffcv", "folder"] = "auto"
+    """ffcv reads .beton shards, folder reads plain image files; auto looks at --data."""
+    workers: int = 0
+    """Decoding threads of each process. 0: the cores this process may use, shared by the machine's processes."""
+    recipe: Literal["mocov1", "mocov2", "mocov3", "cifar"] = "mocov2"
+    """Augmentation recipe of the two views."""
+    size: int = 224
+    """Side of a view in pixels."""
+
+    lr: float = 0.03
+    """Peak learning rate of SGD at this batch size; falls to 0 along a cosine."""
+    weight_decay: float = 1e-4
+    """L2 penalty of SGD."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear learning-rate warm-up."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16: autocast, weights and losses stay in fp32."""
+    batch_norm: Literal["split", "sync", "plain"] = "split"
+    """split: statistics over groups of 32 images, keys shuffled between groups; sync: over all processes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU when there is one."""
+
+    dim: int = 128
+    """Width of queries and keys."""
+    head: Literal["mlp", "linear"] = "mlp"
+    """Projection head: one hidden layer as wide as the features (MoCo v2), or linear (MoCo v1)."""
+    queue_size: int = 65536
+    """Keys kept as negatives."""
+    ema: float = 0.999
+    """Momentum of the key encoder."""
+    temperature: float = 0.2
+    """Temperature of InfoNCE."""
+
+    cross: Literal["batch", "queue", "none"] = "batch"
+    """xmoco: keep similarities between views over the batch's pairs, or each image's similarities to the queue."""
+    cross_weight: float = 1.0
+    """xmoco: weight of that consistency."""
+    cross_temperature: float = 0.2
+    """xmoco: temperature of the distributions compared by --cross queue."""
+    uniform: Literal["batch", "queue", "none"] = "batch"
+    """xmoco: which negatives' similarities should be uniform."""
+    uniform_weight: float = 0.1
+    """xmoco: weight of that uniformity."""
+    uniform_temperature: float = 0.2
+    """xmoco: temperature of the distribution that should be uniform."""
+
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; one is always written at the end and on SIGTERM or SIGINT."""
+    keep_last: int = 3
+    """Checkpoints kept; older ones are deleted once a newer one is safely on disk. 0: keep all."""
+    log_every: int = 20
+    """Steps between entries of metrics.jsonl."""
+    tensorboard: bool = False
+    """Also write TensorBoard events to RUN/tensorboard."""
+    fresh: bool = False
+    """Start over: an existing run folder is moved aside first."""
+
+
+PRESETS: dict[str, dict] = {
+    "imagenet": {},
+    # MoCo's own CIFAR-10 notebook
+    "cifar10": {
+        "arch": "resnet18", "cifar_stem": True, "batch_size": 512, "lr": 0.06, "weight_decay": 5e-4,
+        "queue_size": 4096, "ema": 0.99, "temperature": 0.1, "recipe": "cifar", "size": 32, "head": "linear",
+    },
+    "demo": {
+        "arch": "small", "batch_size": 128, "epochs": 24, "lr": 0.06, "weight_decay": 5e-4, "queue_size": 2048,
+        "ema": 0.99, "temperature": 0.1, "size": 32, "checkpoint_every": 200, "log_every": 10,
+    },
+}  # fmt: skip
+
+
+def parse_config(argv: list[str]) -> TrainConfig:
+    """Read the command line; a --preset replaces the defaults first. Raises SystemExit and UserError."""
+    import tyro
+
+    from fasttrain.cli import parse
+
+    words = [word for argument in argv for word in argument.split("=", 1)]
+    preset = words[words.index("--preset") + 1] if "--preset" in words[:-1] else "imagenet"
+    defaults = TrainConfig(data=tyro.MISSING, **PRESETS.get(preset, {}))
+    config = parse(TrainConfig, argv, defaults)
+    check(config)
+    return config
+
+
+def check(config: TrainConfig) -> None:
+    """Raise UserError, one line, for values that no run could use."""
+    for name in ABOVE_ZERO:
+        if not getattr(config, name) > 0:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0, not {getattr(config, name)}")
+    for name in NOT_NEGATIVE:
+        if not getattr(config, name) >= 0:
+            raise UserError(f"--{name.replace('_', '-')} must not be negative, not {getattr(config, name)}")
+    if not 0 <= config.ema < 1:
+        raise UserError(f"--ema must be at least 0 and below 1, not {config.ema}")
+    if config.warmup_epochs >= config.epochs:
+        raise UserError(f"--warmup-epochs {config.warmup_epochs} leaves nothing of --epochs {config.epochs}")
+
+
+def as_dict(config: TrainConfig) -> dict:
+    return dataclasses.asdict(config)
+
+
+def load_config(run: pathlib.Path) -> TrainConfig:
+    """The configuration a run folder was made with. Raises UserError when it is none."""
+    path = run / "config.json"
+    if not path.is_file():
+        raise UserError(f"{run} is not a run folder (no config.json)")
+    try:
+        return TrainConfig(**json.loads(path.read_text())["config"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} can't be read as a run's configuration: {error}") from None
+
+
+def differences(saved: dict, config: TrainConfig) -> list[str]:
+    """'--name was X, now Y' for every option that changes what is computed."""
+    now = as_dict(config)
+    return [
+        f"--{name.replace('_', '-')} was {saved.get(name)!r}, now {value!r}"
+        for name, value in now.items()
+        if name not in FREE_OPTIONS and saved.get(name) != value
+    ]

@@ -1,0 +1,27 @@
+"""What crosses from a loader to the views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """B decoded images of their own sizes, packed without padding.
+
+    pixels: uint8, the RGB bytes of every image, H×W×3 row-major. offset_B: int64, first byte of image b. height_B,
+    width_B: int32. index_B: int64, place of the sample in the data set. label_B: int64, −1 without labels.
+    `pixels` is a view of a buffer that the loader uses again: valid until the next batch is asked for.
+    """
+
+    pixels: Tensor
+    offset_B: Tensor
+    height_B: Tensor
+    width_B: Tensor
+    index_B: Tensor
+    label_B: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index_B)

@@ -1,0 +1,266 @@
+"""The loader: threads decode whole images into packed batches, ahead of the training loop. Nothing else happens here.
+
+A planner thread walks the epoch's order. For each step it has the pool read the samples' sizes, lays them out in a free
+buffer, and has the pool decode into it. The decoder releases the GIL, so plain threads reach its own speed. Every wait
+has a limit, a worker's exception is raised where the batch is asked for, and buffers are made once and used again.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataprep import DataError
+from fasttrain.cli import RunError
+from fasttrain.data.batch import Batch
+from fasttrain.data.order import Order
+from fasttrain.data.stores import Encoded, Store
+from fasttrain.data.workers import Workers
+
+AHEAD = 3  # batches decoded ahead of the one in use
+STALL_SECONDS = 120.0  # no batch for this long is an error: storage or a worker hangs
+MAX_FAILED_SHARE = 0.01  # of the samples asked for so far; above it training stops
+MIN_FAILED = 10  # … but not for fewer failures than this
+NAMED_FAILURES = 20  # are printed; all are counted
+MAX_ATTEMPTS = 20
+
+
+class LoaderError(RunError):
+    """Decoding fails too often, or has stopped."""
+
+
+class _Placed(NamedTuple):
+    """A sample and where its pixels go in the buffer."""
+
+    number: int
+    encoded: Encoded
+    offset: int
+
+
+class _Started(NamedTuple):
+    """A batch whose samples are being decoded."""
+
+    buffer: Tensor
+    placed: list[_Placed]
+    futures: list[Future]
+
+
+class ThreadLoader:
+    """Iterates a store in an Order. See Batch for what comes out, and for how long it is valid."""
+
+    def __init__(self, store: Store, order: Order, workers: int) -> None:
+        """workers: decoding threads (≥ 1)."""
+        self.num_samples, self.steps_per_epoch = store.num_samples, order.steps_per_epoch
+        self.failed: list[tuple[str, str]] = []  # (sample, reason) of every sample that was replaced
+        self._store, self._order = store, order
+        self._pool = Workers(workers)
+        self._parts = 4 * workers  # tasks a batch is cut into, so that threads finish together
+        self._asked = 0
+        self._epoch, self._next_step = 0, 0
+        self._free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        for _ in range(AHEAD + 1):
+            self._free.put(_new_buffer(1))
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: the epoch and the step in it that comes next."""
+        return {"epoch": self._epoch, "step": self._next_step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """epoch(state["epoch"]) then starts at state["step"]."""
+        self._epoch, self._next_step = state["epoch"], state["step"]
+
+    def epoch(self, n: int) -> Iterator[Batch]:
+        """The batches of epoch n from the position on (its start, unless load_state_dict set one inside it).
+
+        Raises LoaderError when too many samples fail or none arrives for STALL_SECONDS, and whatever a worker raised.
+        """
+        if n != self._epoch:
+            self._epoch, self._next_step = n, 0
+        ready: queue.Queue = queue.Queue(AHEAD)
+        stop = self._stop = threading.Event()
+        planner = threading.Thread(target=self._plan, args=(n, self._next_step, ready, stop), daemon=True)
+        planner.start()
+        try:
+            while (item := _take(ready)) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                try:
+                    self._next_step += 1
+                    yield self._finish(n, item)
+                finally:
+                    self._give_back(item)
+            self._epoch, self._next_step = n + 1, 0
+        finally:
+            stop.set()
+            planner.join(timeout=STALL_SECONDS)
+            while not ready.empty():
+                if isinstance(item := ready.get(), _Started):
+                    self._give_back(item)
+
+    def close(self) -> None:
+        """Stop the threads. A second call does nothing."""
+        self._stop.set()
+        self._pool.close()
+
+    # The planner thread
+
+    def _plan(self, epoch: int, first: int, ready: queue.Queue, stop: threading.Event) -> None:
+        try:
+            epoch_order = self._order.epoch(epoch)
+            for step in range(first, self.steps_per_epoch):
+                item = self._start(epoch, self._order.step(epoch_order, step), stop)
+                if item is None:
+                    return
+                if not _put(ready, item, stop):
+                    self._give_back(item)
+                    return
+            _put(ready, None, stop)
+        except FutureTimeout:
+            _put(ready, _stalled(), stop)
+        except BaseException as error:  # raised again where the batch is asked for
+            _put(ready, error, stop)
+
+    def _start(self, epoch: int, index_B: np.ndarray, stop: threading.Event) -> _Started | None:
+        """Lay a batch out and start decoding it; None when the epoch was abandoned."""
+        chunks = [chunk.tolist() for chunk in np.array_split(index_B, min(len(index_B), self._parts))]
+        reads = [self._pool.submit(self._read, epoch, chunk) for chunk in chunks]
+        samples = [sample for read in reads for sample in read.result(STALL_SECONDS)]
+        offset_B = np.cumsum([0] + [sample.height * sample.width * 3 for _, sample in samples])
+        buffer = self._free_buffer(int(offset_B[-1]), stop)
+        if buffer is None:
+            return None
+        placed = [_Placed(*sample, int(offset)) for sample, offset in zip(samples, offset_B[:-1], strict=True)]
+        places = np.array_split(np.arange(len(placed)), min(len(placed), self._parts))
+        futures = [self._pool.submit(self._write, buffer, placed, share.tolist()) for share in places]
+        return _Started(buffer, placed, futures)
+
+    def _free_buffer(self, num_bytes: int, stop: threading.Event) -> Tensor | None:
+        """A buffer of at least num_bytes, once the training loop gives one back; None when the epoch was abandoned."""
+        while not stop.is_set():
+            try:
+                buffer = self._free.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            return buffer if len(buffer) >= num_bytes else _new_buffer(num_bytes)
+        return None
+
+    # The workers
+
+    def _read(self, epoch: int, indices: list[int]) -> list[tuple[int, Encoded]]:
+        return [self._read_or_substitute(epoch, index) for index in indices]
+
+    def _read_or_substitute(self, epoch: int, index: int, attempt: int = 0) -> tuple[int, Encoded]:
+        while True:
+            chosen = self._order.substitute(epoch, index, attempt) if attempt else index
+            try:
+                return chosen, self._store.read(chosen)
+            except (DataError, OSError) as error:
+                self._report(chosen, error)
+            attempt += 1
+
+    def _write(self, buffer: Tensor, placed: list[_Placed], places: list[int]) -> list[tuple[int, DataError]]:
+        """Decode some of the batch's samples into its buffer; the places that failed come back with their errors."""
+        failed, base = [], buffer.data_ptr()
+        for place in places:
+            try:
+                self._store.write(placed[place].encoded, base + placed[place].offset)
+            except DataError as error:
+                failed.append((place, error))
+        return failed
+
+    def _report(self, index: int, error: Exception) -> None:
+        """Count a sample that can't be decoded; raise LoaderError when they are too many."""
+        with self._lock:
+            self.failed.append((self._store.name(index), str(error)))
+            count = len(self.failed)
+        if count <= NAMED_FAILURES:
+            print(f"warning: {self._store.name(index)}: {error}; another takes its place", file=sys.stderr, flush=True)
+        if count > max(MIN_FAILED, MAX_FAILED_SHARE * self._asked):
+            name, reason = self.failed[-1]
+            raise LoaderError(f"{count} of {self._asked} samples can't be decoded; the last: {name}: {reason}")
+
+    # The consumer
+
+    def _finish(self, epoch: int, item: _Started) -> Batch:
+        """Wait for the decoders, put other samples in place of failed ones, and wrap the buffer."""
+        pixels, placed, futures = item
+        deadline = time.monotonic() + STALL_SECONDS
+        self._asked += len(placed)
+        for future in futures:
+            try:
+                failed = future.result(max(0.0, deadline - time.monotonic()))
+            except FutureTimeout:
+                raise _stalled() from None
+            for place, error in failed:
+                self._report(placed[place].number, error)
+                pixels = self._replace(epoch, pixels, placed, place)
+        index_B = np.array([sample.number for sample in placed])
+        return Batch(
+            pixels,
+            torch.tensor([sample.offset for sample in placed]),
+            torch.tensor([sample.encoded.height for sample in placed], dtype=torch.int32),
+            torch.tensor([sample.encoded.width for sample in placed], dtype=torch.int32),
+            torch.from_numpy(index_B),
+            torch.from_numpy(self._store.label_N[index_B]),
+        )
+
+    def _replace(self, epoch: int, pixels: Tensor, placed: list[_Placed], place: int) -> Tensor:
+        """Decode another sample behind all others, in a copy of the buffer (its size may differ), for a failed one."""
+        for attempt in range(1, MAX_ATTEMPTS):
+            index, encoded = self._read_or_substitute(epoch, placed[place].number, attempt)
+            copy = torch.cat([pixels, torch.empty(encoded.height * encoded.width * 3, dtype=torch.uint8)])
+            sample = _Placed(index, encoded, len(pixels))
+            try:
+                self._store.write(encoded, copy.data_ptr() + sample.offset)
+            except DataError as error:
+                self._report(index, error)
+                continue
+            placed[place] = sample
+            return copy
+        raise LoaderError(f"no sample could be decoded in place of {self._store.name(placed[place].number)}")
+
+    def _give_back(self, item: _Started) -> None:
+        """Take the buffer of a batch back once no worker writes into it; never, if one hangs."""
+        for future in item.futures:
+            future.cancel()
+        if not wait(item.futures, STALL_SECONDS).not_done:
+            self._free.put(item.buffer)
+
+
+def _new_buffer(num_bytes: int) -> Tensor:
+    """Page-locked where there is a GPU to copy to; a little larger than asked, as batches differ in size."""
+    return torch.empty(num_bytes + num_bytes // 8, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+
+
+def _put(ready: queue.Queue, item: object, stop: threading.Event) -> bool:
+    """Hand an item over unless the epoch was abandoned."""
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=0.2)
+            return True
+        except queue.Full:
+            continue
+    return False
+
+
+def _take(ready: queue.Queue) -> _Started | BaseException | None:
+    try:
+        return ready.get(timeout=STALL_SECONDS)
+    except queue.Empty:
+        raise _stalled() from None
+
+
+def _stalled() -> LoaderError:
+    return LoaderError(f"no batch for {STALL_SECONDS:.0f} s: the storage or a decoding thread hangs")

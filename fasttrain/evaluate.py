@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Evaluate a run's encoder on labelled images it was not trained on: weighted kNN and a linear probe.
+
+    python fasttrain/evaluate.py RUN --data OUT --knn --linear
+
+The last line of the output is one JSON object; it is also kept as RUN/evaluation.json and shown in RUN/report.html.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import Literal
+
+if __package__ in (None, ""):  # run as a script from a bare checkout
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from torch import nn
+
+from fasttrain import run_folder
+from fasttrain.cli import UserError, finish, parse
+from fasttrain.config import load_config
+from fasttrain.data import Store, available_cores, open_dataset, pixel_statistics
+from fasttrain.dist import Ranks
+from fasttrain.features import extract
+from fasttrain.knn import knn_accuracy
+from fasttrain.linear_probe import linear_accuracy
+from fasttrain.methods import channels_last, make_method
+from fasttrain.report import write_report
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluate a run's newest checkpoint by weighted kNN and a linear probe on frozen features.
+
+    Features of the data set's train split are the memory; its val split is classified. Without --knn or --linear both
+    are done. The last line of the output is JSON. Exit status: 0 done, 2 bad input, 1 anything else.
+    """
+
+    run: str
+    """Run folder."""
+    data: str = ""
+    """Labelled data set with train and val splits. Empty: the one the run was trained on."""
+    knn: bool = False
+    """Weighted k-nearest-neighbour classification."""
+    linear: bool = False
+    """Linear classifier on the frozen features."""
+    k: int = 200
+    """Neighbours of kNN."""
+    temperature: float = 0.1
+    """Temperature of the neighbours' votes, exp(similarity / temperature)."""
+    features: Literal["encoder", "projection"] = "encoder"
+    """What is compared: the encoder's output, or the projection head's (as MoCo's CIFAR-10 notebook does)."""
+    untrained: bool = False
+    """Also evaluate the same network with the weights it started from; those figures end in _untrained."""
+    batch_size: int = 256
+    """Images a step."""
+    workers: int = 0
+    """Decoding threads. 0: every core this process may use."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU when there is one."""
+
+
+def open_labelled(path: pathlib.Path, loader: str) -> tuple[Store, Store]:
+    """The train and val splits. Raises UserError unless every image has a label."""
+    train, val = (open_dataset(path, split, loader) for split in ("train", "val"))
+    if not train.classes or (train.label_N < 0).any() or (val.label_N < 0).any():
+        raise UserError(f"{path} has images without labels; kNN and the linear probe need a class folder for each")
+    return train, val
+
+
+def evaluate(options: EvaluateConfig) -> int:
+    """Print and keep the figures; returns the exit status."""
+    if options.k < 1 or options.temperature <= 0 or options.batch_size < 1 or options.workers < 0:
+        raise UserError("--k and --batch-size must be at least 1, --temperature above 0, --workers not negative")
+    run = pathlib.Path(options.run)
+    config = load_config(run)
+    data = pathlib.Path(options.data or config.data)
+    train, val = open_labelled(data, config.loader if str(data) == config.data else "auto")
+    mean, std = pixel_statistics(pathlib.Path(config.data), config.loader)
+    state = run_folder.newest_state(run)
+    if state is None:
+        raise UserError(f"{run} has no checkpoint yet")
+    device = Ranks(options.device).device
+    method = make_method(config)
+    width = method.feature_width if options.features == "encoder" else config.dim
+    network = method.encoder if options.features == "encoder" else nn.Sequential(method.encoder, method.projector)
+
+    figures: dict[str, float | int] = {"step": state["step"]}
+    for suffix in ("_untrained", "") if options.untrained else ("",):
+        if not suffix:
+            method.load_state_dict(state["method"])
+        channels_last(method, device).eval()
+        with tempfile.TemporaryDirectory(dir=run, prefix="features-") as folder:
+            memory, queries = (
+                extract(
+                    network, width, store, pathlib.Path(folder) / split, device, size=config.size, mean=mean, std=std,
+                    batch_size=options.batch_size, workers=options.workers or available_cores(),
+                )
+                for split, store in (("train", train), ("val", val))
+            )  # fmt: skip
+            classes = len(train.classes)
+            if options.knn or not options.linear:
+                accuracy = knn_accuracy(memory, queries, classes, options.k, options.temperature, device)
+                figures[f"knn_top1{suffix}"] = round(accuracy, 2)
+            if options.linear or not options.knn:
+                figures[f"linear_top1{suffix}"] = round(linear_accuracy(memory, queries, classes, device), 2)
+    settings = {"data": str(data), "k": options.k, "temperature": options.temperature, "features": options.features}
+    (run / "evaluation.json").write_text(json.dumps({**figures, "settings": settings}) + "\n")
+    write_report(run)
+    print(json.dumps(figures), flush=True)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return finish(lambda: evaluate(parse(EvaluateConfig, argv, positional=True)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,62 @@
+"""Frozen features of a whole split, on disk while they are used: memory does not grow with the data set."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+from fasttrain.data import Order, Store, ThreadLoader
+from fasttrain.views import center
+from kernels.augment import augment
+
+SMALL_VIEW = 64  # px; views this small show the whole of a small picture, larger ones the customary centre crop
+
+
+@dataclass
+class Features:
+    """values_NF: float16 rows in a memory-mapped file; label_N: int64."""
+
+    values_NF: np.memmap
+    label_N: torch.Tensor
+
+    def rows(self, index: slice | np.ndarray, device: torch.device) -> torch.Tensor:
+        """Rows in fp32 on a device."""
+        return torch.from_numpy(np.ascontiguousarray(self.values_NF[index])).to(device).float()
+
+
+@torch.no_grad()
+def extract(
+    network: nn.Module, width: int, store: Store, path: pathlib.Path, device: torch.device,
+    *, size: int, mean: tuple, std: tuple, batch_size: int, workers: int,
+) -> Features:  # fmt: skip
+    """Run `network` (N, 3, size, size) → (N, width), in evaluation mode, over the central crop of every image.
+
+    Writes the features to `path`. Raises LoaderError when too many images can't be decoded.
+    """
+    values_NF = np.memmap(path, np.float16, "w+", shape=(store.num_samples, width))
+    label_N = torch.empty(store.num_samples, dtype=torch.int64)
+    loader = ThreadLoader(store, Order(store.num_samples, batch_size, shuffle=False), workers)
+    limit = torch.finfo(torch.float16).max
+    console = Console(stderr=True)
+    try:
+        batches = track(
+            loader.epoch(0), f"features of {store.num_samples} images", loader.steps_per_epoch, console=console,
+            disable=not console.is_terminal,
+        )  # fmt: skip
+        for step, batch in enumerate(batches):
+            table = center(batch.height_B, batch.width_B, 1.0 if size <= SMALL_VIEW else 0.875)
+            views = augment(batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, size, mean, std)
+            with torch.autocast(device.type, torch.bfloat16):
+                out_BF = network(views[:, 0].to(device))
+            rows = slice(step * batch_size, step * batch_size + len(batch))
+            values_NF[rows] = out_BF.float().clamp(-limit, limit).half().cpu().numpy()
+            label_N[rows] = batch.label_B
+    finally:
+        loader.close()
+    return Features(values_NF, label_N)

@@ -1,0 +1,31 @@
+"""Methods by name. A method is one file and one entry here; see docs/adding-a-method.md."""
+
+from __future__ import annotations
+
+import torch
+
+from fasttrain.cli import UserError
+from fasttrain.config import TrainConfig
+from fasttrain.encoders import make_encoder
+from fasttrain.methods.base import Method
+from fasttrain.methods.moco import MoCo
+from fasttrain.methods.xmoco import XMoCo
+
+METHODS: dict[str, type[MoCo]] = {"moco": MoCo, "xmoco": XMoCo}
+
+
+def make_method(config: TrainConfig) -> Method:
+    """The method `config.method` names, with the weights that config.seed gives.
+
+    Raises UserError for an unknown name.
+    """
+    if config.method not in METHODS:
+        raise UserError(f"unknown --method {config.method!r}; choose from: {', '.join(METHODS)}")
+    torch.manual_seed(config.seed)
+    encoder, width = make_encoder(config.arch, config.size, config.cifar_stem)
+    return METHODS[config.method](encoder, width, config)
+
+
+def channels_last(method: Method, device: torch.device) -> Method:
+    """The method on a device, its convolution weights in the memory format the views are born in."""
+    return method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,28 @@
+"""The contract between a method and everything else."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fasttrain.config import TrainConfig
+
+
+class Method(nn.Module):
+    """Two views in, a loss out. A subclass sets `encoder` and `projector`, the networks that are evaluated and kept."""
+
+    encoder: nn.Module
+    projector: nn.Module
+
+    def __init__(self, config: TrainConfig, feature_width: int) -> None:
+        """feature_width: width F of the encoder's output (N, F)."""
+        super().__init__()
+        self.config = config
+        self.feature_width = feature_width
+
+    def forward(self, views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """views (B, 2, 3, S, S), channels-last → scalar loss in fp32 and its detached scalar terms by name."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """What follows the optimizer's step: momentum encoder, queue."""
+        raise NotImplementedError

@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""Write a run's report: one self-contained page with its figures, curves, samples and settings.
+
+python fasttrain/report.py RUN
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import pathlib
+import sys
+from dataclasses import dataclass
+
+if __package__ in (None, ""):  # run as a script from a bare checkout
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from fasttrain.cli import UserError, finish, parse
+from fasttrain.log import read_metrics
+
+SUBTITLE = ("method", "arch", "data")
+NOT_TERMS = {"step", "epoch", "lr", "images_per_sec", "data_wait"}
+STYLE = """
+:root { color-scheme: light; --ink: #1c2733; --soft: #5d6b7a; --line: #e3e8ee; --accent: #1f6feb; }
+body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink);
+  max-width: 1080px; margin: 0 auto; padding: 2rem 1.2rem 4rem; background: #fff; }
+h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .8rem; }
+p.sub { color: var(--soft); margin: .2rem 0 1.6rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .8rem; }
+.card { border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1rem; }
+.card b { display: block; font-size: 1.6rem; font-weight: 650; font-variant-numeric: tabular-nums; }
+.card span { color: var(--soft); font-size: .85rem; }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 1rem; }
+.curves svg, img { width: 100%; height: auto; } figure { margin: 0; }
+img { border: 1px solid var(--line); border-radius: 10px; padding: .4rem; box-sizing: border-box; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+.settings { columns: 3 260px; column-gap: 2rem; } .settings div { display: flex; justify-content: space-between;
+  gap: 1rem; border-bottom: 1px solid var(--line); padding: .25rem 0; font-size: .88rem; break-inside: avoid; }
+.settings span:first-child { color: var(--soft); }
+.settings span:last-child { overflow-wrap: anywhere; text-align: right; }
+"""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write RUN/report.html: figures, curves, samples and settings on one self-contained page."""
+
+    run: str
+    """Run folder."""
+
+
+def write_report(run: pathlib.Path) -> pathlib.Path:
+    """Write run/report.html from what the run folder holds; returns its path. Raises UserError when it is no run."""
+    if not (run / "config.json").is_file():
+        raise UserError(f"{run} is not a run folder (no config.json)")
+    record = json.loads((run / "config.json").read_text())
+    metrics = read_metrics(run / "metrics.jsonl")
+    evaluation = json.loads((run / "evaluation.json").read_text()) if (run / "evaluation.json").exists() else {}
+    config, environment = record["config"], record["environment"]
+    parts = [
+        f"<h1>{html.escape(run.resolve().name)}</h1>",
+        f"<p class=sub>{html.escape(' · '.join([*(config[n] for n in SUBTITLE), environment['machine']]))}</p>",
+        f"<div class=cards>{''.join(_card(*card) for card in _headlines(metrics, evaluation))}</div>",
+    ]
+    if metrics:
+        parts.append(f"<h2>Curves</h2><div class=curves>{''.join(_curves(metrics))}</div>")
+    if (run / "samples.png").exists():
+        picture = base64.b64encode((run / "samples.png").read_bytes()).decode()
+        parts.append(
+            "<h2>Augmented pairs</h2><p class=sub>Each source image and the two views made of it before the first step."
+            f'</p><img alt="source images and their augmented views" src="data:image/png;base64,{picture}">'
+        )
+    settings = {**config, **environment}
+    if evaluation:
+        settings |= {f"evaluation {name}": value for name, value in evaluation["settings"].items()}
+    rows = "".join(
+        f"<div><span>{html.escape(name.replace('_', ' '))}</span><span>{html.escape(str(value))}</span></div>"
+        for name, value in settings.items()
+    )
+    parts.append(f"<h2>Settings</h2><div class=settings>{rows}</div>")
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width"><title>{html.escape(run.resolve().name)} – fasttrain</title>'
+        f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+    (run / "report.html").write_text(page)
+    return run / "report.html"
+
+
+def throughput(metrics: list[dict]) -> float:
+    """Median images/s of a run's entries, the first left out (it includes start-up) when there are others."""
+    rates = sorted(entry["images_per_sec"] for entry in metrics[1:] or metrics)
+    return rates[len(rates) // 2] if rates else 0.0
+
+
+def _headlines(metrics: list[dict], evaluation: dict) -> list[tuple[str, str]]:
+    """(figure, what it is) for the cards on top."""
+    cards = []
+    names = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1"}
+    for key, name in names.items():
+        cards += [(f"{evaluation[key]:.1f} %", name)] if key in evaluation else []
+        untrained = evaluation.get(f"{key}_untrained")
+        cards += [(f"{untrained:.1f} %", f"{name}, untrained")] if untrained is not None else []
+    if metrics:
+        last = metrics[-1]
+        cards += [(f"{throughput(metrics):,.0f}", "images per second"), (f"{last['step']:,}", "steps")]
+        cards += [(f"{last['loss']:.3f}", "last loss")]
+    return cards
+
+
+def _card(figure: str, name: str) -> str:
+    return f"<div class=card><b>{html.escape(figure)}</b><span>{html.escape(name)}</span></div>"
+
+
+def _curves(metrics: list[dict]) -> list[str]:
+    """One drawing for each loss term, the learning rate, the rate and the data wait."""
+    terms = [name for name in metrics[-1] if name not in NOT_TERMS]
+    titles = {"lr": "learning rate", "images_per_sec": "images per second", "data_wait": "waiting for data, % of time"}
+    scale = {"data_wait": 100.0}
+    steps = [entry["step"] for entry in metrics]
+    return [
+        _curve(titles.get(name, name.replace("_", " ")), steps, [e[name] * scale.get(name, 1.0) for e in metrics])
+        for name in [*terms, *titles]
+    ]
+
+
+def _curve(title: str, steps: list[int], values: list[float]) -> str:
+    from matplotlib.figure import Figure  # here: it takes a second that other commands need not wait
+
+    figure = Figure(figsize=(4.2, 2.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(steps, values, color="#1f6feb", linewidth=1.4)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    if min(values) >= 0:
+        axes.set_ylim(bottom=0, top=max(max(values) * 1.08, 1e-9))
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg")
+    svg = drawn.getvalue()
+    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
+
+
+def main(argv: list[str] | None = None) -> int:
+    def run() -> int:
+        print(write_report(pathlib.Path(parse(ReportConfig, argv, positional=True).run)))
+        return 0
+
+    return finish(run)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

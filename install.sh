@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Make .venv with everything in it: the system packages that FFCV builds against, then the project and its extras.
+# Used by `make`, CI and the Dockerfile alike. PYTHON chooses the interpreter, EXTRAS the extras.
+set -euo pipefail
+cd "$(dirname "$0")"
+python=${PYTHON:-python3}
+extras=${EXTRAS:-ffcv,dali,dev}
+
+stop() { echo "install.sh: error: $*" >&2; exit 1; }
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || stop "$python is older than Python 3.10"
+
+missing=()
+need() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' || missing+=("$1"); }
+if command -v dpkg-query >/dev/null; then
+  for package in libopencv-dev libturbojpeg0-dev pkg-config g++; do need "$package"; done
+  "$python" -c 'import ensurepip' 2>/dev/null || need python3-venv
+  "$python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
+    need python3-dev
+  if [ ${#missing[@]} -gt 0 ]; then
+    sudo=()
+    if [ "$(id -u)" -ne 0 ]; then
+      command -v sudo >/dev/null || stop "these Debian packages are missing: ${missing[*]} (not root, and no sudo)"
+      sudo=(sudo)
+    fi
+    echo "installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    { "${sudo[@]}" apt-get update -qq && "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}"; } \
+      >/dev/null || stop "apt-get could not install: ${missing[*]}"
+  fi
+fi
+
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/pip install -q --disable-pip-version-check -c constraints.txt -e ".[$extras]"
+touch .venv/ready

@@ -1,0 +1,36 @@
+"""Packaging. `pip install -e .[ffcv,dali,dev]` from a checkout; install.sh also brings the system packages."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+root = pathlib.Path(__file__).parent
+
+setup(
+    name="fasttrain",
+    version="0.1.0",
+    description="Fast and safe pre-training of image encoders with XMoCo and its relatives",
+    long_description=(root / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10",
+    packages=find_packages(include=["fasttrain*", "kernels*", "dataprep*"]),
+    install_requires=[
+        "torch>=2.8",
+        "torchvision>=0.23",
+        "numpy>=1.26",
+        "numba>=0.60",  # CPU kernels
+        "pillow>=10.3",  # formats other than JPEG
+        "psutil>=5.9",  # cores this process may use
+        "tyro>=0.9",  # flags from dataclasses
+        "rich>=13.7",  # progress bars
+        "matplotlib>=3.8",  # curves of the report
+    ],
+    extras_require={
+        # stock FFCV reads the shards; its build needs libopencv-dev libturbojpeg0-dev pkg-config g++,
+        # and Python 3.12 and later need setuptools' distutils
+        "ffcv": ["ffcv==1.0.2", "setuptools"],
+        "dali": ["nvidia-dali-cuda130>=1.51; platform_system == 'Linux'"],
+        "tensorboard": ["tensorboard>=2.16"],
+        "dev": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.9", "mypy>=1.14", "tensorboard>=2.16"],
+    },
+)

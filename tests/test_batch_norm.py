@@ -1,0 +1,52 @@
+"""Split batch norm: each group by its own statistics in training, running ones in evaluation."""
+
+import torch
+from torch import nn
+
+from fasttrain.batch_norm import GROUP_SIZE, convert_batch_norm
+
+
+def layers():
+    torch.manual_seed(0)
+    plain = nn.BatchNorm2d(3)
+    nn.init.uniform_(plain.weight)
+    split = convert_batch_norm(nn.Sequential(nn.BatchNorm2d(3)), "split")
+    split[0].load_state_dict(plain.state_dict())
+    return plain, split[0]
+
+
+def test_each_group_is_normalised_by_itself():
+    plain, split = layers()
+    x = torch.randn(2 * GROUP_SIZE, 3, 5, 5) * torch.linspace(1, 9, 2 * GROUP_SIZE).view(-1, 1, 1, 1)
+    out = split(x)
+    expected = torch.cat([plain(x[:GROUP_SIZE]), plain(x[GROUP_SIZE:])])
+    assert torch.allclose(out, expected, atol=1e-6)
+    assert not torch.allclose(out, plain(x), atol=1e-2)
+
+
+def test_one_group_is_plain_batch_norm_with_its_running_statistics():
+    plain, split = layers()
+    x = torch.randn(GROUP_SIZE, 3, 4, 4) * 3 + 1
+    assert torch.equal(split(x), plain(x))
+    assert torch.allclose(split.running_mean, plain.running_mean)
+    assert torch.allclose(split.running_var, plain.running_var)
+    split.eval(), plain.eval()
+    assert torch.equal(split(x), plain(x))
+
+
+def test_running_statistics_approach_those_of_the_data():
+    _, split = layers()
+    for _ in range(200):
+        split(torch.randn(3 * GROUP_SIZE + 7, 3, 4, 4) * 2 + 5)
+    assert torch.allclose(split.running_mean, torch.full((3,), 5.0), atol=0.1)
+    assert torch.allclose(split.running_var, torch.full((3,), 4.0), atol=0.3)
+
+
+def test_conversion_keeps_names_and_layout():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
+    names = set(network.state_dict())
+    convert_batch_norm(network, "split")
+    assert set(network.state_dict()) == names
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    x = torch.randn(70, 3, 6, 6).to(memory_format=torch.channels_last)
+    assert network(x).is_contiguous(memory_format=torch.channels_last)

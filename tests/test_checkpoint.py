@@ -1,0 +1,78 @@
+"""Checkpoints survive what happens to disks."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from fasttrain.checkpoint import CheckpointError, load_checkpoint, load_newest, save_checkpoint, saved_checkpoints
+
+
+def state(step):
+    return {"step": step, "weights": torch.full((1000,), float(step))}
+
+
+def test_newest_is_loaded_and_old_ones_go(tmp_path):
+    for step in (5, 10, 15, 2000):
+        save_checkpoint(tmp_path, state(step), keep_last=2)
+    assert [p.name for p in saved_checkpoints(tmp_path)] == ["step-000002000.pt", "step-000000015.pt"]
+    assert load_newest(tmp_path)["step"] == 2000
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_keep_all(tmp_path):
+    for step in range(6):
+        save_checkpoint(tmp_path, state(step), keep_last=0)
+    assert len(saved_checkpoints(tmp_path)) == 6
+
+
+def test_damaged_newest_falls_back_to_the_one_before(tmp_path, capsys):
+    save_checkpoint(tmp_path, state(1), 0)
+    path = save_checkpoint(tmp_path, state(2), 0)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert load_newest(tmp_path)["step"] == 1
+    assert "step-000000002.pt can't be read" in capsys.readouterr().err
+
+
+def test_all_damaged_is_an_error_not_a_new_start(tmp_path):
+    save_checkpoint(tmp_path, state(1), 0).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        load_newest(tmp_path)
+
+
+def test_foreign_file_and_code_are_refused(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "step-000000001.pt")
+    with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
+        load_checkpoint(tmp_path / "step-000000001.pt")
+    torch.save({"format": 1, "code": os.system}, tmp_path / "step-000000001.pt")
+    with pytest.raises(CheckpointError, match="can't be read"):
+        load_checkpoint(tmp_path / "step-000000001.pt")
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert load_newest(tmp_path / "nothing") is None
+
+
+def test_full_disk_keeps_the_last_good_one(tmp_path):
+    """A limit on file size stands for the full disk: the write fails halfway."""
+    save_checkpoint(tmp_path, state(1), 3)
+    program = """
+import sys, pathlib, torch
+from fasttrain.checkpoint import save_checkpoint
+from fasttrain.cli import finish
+folder = pathlib.Path(sys.argv[1])
+sys.exit(finish(lambda: save_checkpoint(folder, {"step": 2, "weights": torch.zeros(4_000_000)}, 1) and 0))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
+    )  # fmt: skip
+    assert process.returncode == 1, process.stderr
+    assert "Traceback" not in process.stderr
+    assert "step-000000001.pt" in process.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000000001.pt"]
+    assert load_newest(tmp_path)["step"] == 1

@@ -1,0 +1,66 @@
+"""The command line: presets, and one line for what can't be."""
+
+import re
+
+import pytest
+
+from fasttrain.cli import UserError
+from fasttrain.config import PRESETS, TrainConfig, as_dict, differences, parse_config
+
+
+def test_defaults_and_presets():
+    assert parse_config(["--data", "x"]) == TrainConfig(data="x")
+    config = parse_config(["--preset", "cifar10", "--data", "x", "--batch-size", "256"])
+    assert (config.arch, config.cifar_stem, config.batch_size, config.queue_size) == ("resnet18", True, 256, 4096)
+    assert parse_config(["--data=x", "--preset=demo"]).arch == PRESETS["demo"]["arch"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "x", "--batchsize", "3"], "Unrecognized options: --batchsize.*did you mean --batch-size"),
+        ([], "--data"),
+        (["--data", "x", "--lr", "fast"], "--lr"),
+        (["--data", "x", "--preset", "huge"], "--preset"),
+        (["--data", "x", "--precision", "fp8"], "fp8.*bf16"),
+    ],
+)
+def test_bad_command_lines_are_one_line_and_status_2(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_config(words)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert re.search(message, captured.err)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "0"], "--epochs must be above 0"),
+        (["--batch-size", "-4"], "--batch-size must be above 0"),
+        (["--temperature", "0"], "--temperature must be above 0"),
+        (["--lr", "nan"], "--lr must be above 0"),
+        (["--ema", "1"], "--ema must be"),
+        (["--cross-weight", "-1"], "--cross-weight must not be negative"),
+        (["--warmup-epochs", "200"], "leaves nothing"),
+    ],
+)
+def test_values_no_run_could_use(words, message):
+    with pytest.raises(UserError, match=message):
+        parse_config(["--data", "x", *words])
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_config(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for name in TrainConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in text
+
+
+def test_differences_are_of_what_changes_the_result():
+    saved = as_dict(TrainConfig(data="x", workers=3))
+    assert differences(saved, TrainConfig(data="y", workers=1, max_steps=9)) == []
+    assert differences(saved, TrainConfig(data="x", lr=0.5)) == ["--lr was 0.03, now 0.5"]

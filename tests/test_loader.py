@@ -1,0 +1,213 @@
+"""The loader: order, resume, sharing between ranks, equal pixels from every store, and what happens on faults."""
+
+import ctypes
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from dataprep import DataError
+from dataprep.images import read_rgb
+from fasttrain.data import LoaderError, Order, ThreadLoader, loader, open_dataset
+from fasttrain.data.stores import Encoded
+
+
+def images(batch):
+    """(index, label, pixels) of every sample of a batch, copied out of the loader's buffer."""
+    for b in range(len(batch)):
+        first, height, width = int(batch.offset_B[b]), int(batch.height_B[b]), int(batch.width_B[b])
+        pixels = batch.pixels[first : first + height * width * 3].numpy().reshape(height, width, 3).copy()
+        yield int(batch.index_B[b]), int(batch.label_B[b]), pixels
+
+
+def indices(batches):
+    return [batch.index_B.tolist() for batch in batches]
+
+
+class Numbers:
+    """A store whose sample i is one pixel of colour i; `broken` samples fail, `slow` ones wait for an event."""
+
+    classes = ("a",)
+
+    def __init__(self, count, broken=(), slow=None):
+        self.num_samples, self.broken, self.slow = count, set(broken), slow
+        self.label_N = np.arange(count)
+
+    def read(self, index):
+        return Encoded(1 + index % 3, 1, index)
+
+    def write(self, sample, address):
+        if self.slow:
+            self.slow.wait()
+        if sample.content in self.broken:
+            raise DataError("broken")
+        pixels = np.ctypeslib.as_array((ctypes.c_uint8 * (sample.height * 3)).from_address(address))
+        pixels[:] = sample.content % 251
+
+    def name(self, index):
+        return f"number {index}"
+
+
+def test_order_is_a_permutation_that_depends_on_seed_and_epoch_alone():
+    order = Order(1000, 64, seed=3)
+    assert sorted(order.epoch(5)) == list(range(1000))
+    assert np.array_equal(order.epoch(5), Order(1000, 8, seed=3).epoch(5))
+    assert not np.array_equal(order.epoch(5), order.epoch(6))
+    assert not np.array_equal(order.epoch(5), Order(1000, 64, seed=4).epoch(5))
+    assert (np.diff(order.epoch(0)) == np.diff(order.epoch(1))).mean() < 0.05  # not one the other shifted
+    assert order.steps_per_epoch == 15
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_share_the_same_global_batch(world_size):
+    whole = Order(100, 16, seed=1)
+    shares = [Order(100, 16, 1, True, rank, world_size) for rank in range(world_size)]
+    for step in range(6):
+        parts = [share.step(share.epoch(2), step) for share in shares]
+        assert np.concatenate(parts).tolist() == whole.step(whole.epoch(2), step).tolist()
+
+
+def test_unshuffled_order_shows_every_sample_once():
+    order = Order(70, 32, shuffle=False)
+    assert [len(order.step(order.epoch(0), step)) for step in range(order.steps_per_epoch)] == [32, 32, 6]
+
+
+def test_folder_and_shards_give_the_files_own_pixels(image_folder, shards):
+    """Shards are shuffled, so images are matched by their content."""
+    for split in ("train", "val"):
+        files = {read_rgb(p.read_bytes()).tobytes(): p.parent.name for p in (image_folder / split).rglob("*.jpg")}
+        for path in (image_folder, shards):
+            store = open_dataset(path, split)
+            reader = ThreadLoader(store, Order(store.num_samples, 16, shuffle=False), 3)
+            seen = {px.tobytes(): store.classes[label] for batch in reader.epoch(0) for _, label, px in images(batch)}
+            assert seen == files
+            reader.close()
+
+
+def test_batches_follow_the_order_and_buffers_are_not_mixed_up():
+    reader = ThreadLoader(Numbers(100), Order(100, 16, seed=2), 2)
+    order = Order(100, 16, seed=2)
+    for epoch in (0, 3):
+        for step, batch in enumerate(reader.epoch(epoch)):
+            assert batch.index_B.tolist() == order.step(order.epoch(epoch), step).tolist()
+            assert all((pixels == index % 251).all() for index, _, pixels in images(batch))
+    reader.close()
+
+
+def test_resume_inside_an_epoch_gives_the_rest_of_it():
+    whole = ThreadLoader(Numbers(100), Order(100, 16, seed=2), 2)
+    expected = indices(whole.epoch(4))
+    batches = whole.epoch(5)
+    for _ in range(3):
+        next(batches)
+    state = whole.state_dict()
+    assert state == {"epoch": 5, "step": 3}
+    rest = [batch.index_B.tolist() for batch in batches]
+    resumed = ThreadLoader(Numbers(100), Order(100, 16, seed=2), 1)
+    resumed.load_state_dict(state)
+    assert indices(resumed.epoch(5)) == rest
+    assert indices(resumed.epoch(4)) == expected
+    whole.close(), resumed.close()
+
+
+def test_an_abandoned_epoch_leaves_no_thread_and_the_next_one_works():
+    reader = ThreadLoader(Numbers(100), Order(100, 10), 2)
+    for _ in range(5):
+        batches = reader.epoch(0)
+        next(batches)
+        batches.close()
+        reader.load_state_dict({"epoch": 0, "step": 0})
+    assert len(indices(reader.epoch(1))) == 10
+    reader.close()
+    deadline = time.monotonic() + 5
+    while any(t.name.startswith("decode") for t in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(t.name.startswith("decode") for t in threading.enumerate())
+
+
+def test_a_broken_sample_is_replaced_counted_and_named():
+    runs = []
+    for workers in (1, 3):
+        reader = ThreadLoader(Numbers(200, broken=[17, 18]), Order(200, 20, seed=5), workers)
+        batches = [list(images(batch)) for batch in reader.epoch(0)]
+        assert all((pixels == index % 251).all() for batch in batches for index, _, pixels in batch)
+        assert all(label == index for batch in batches for index, label, _ in batch)
+        runs.append([[index for index, _, _ in batch] for batch in batches])
+        assert sorted(reader.failed) == [("number 17", "broken"), ("number 18", "broken")]
+        reader.close()
+    assert runs[0] == runs[1]
+    seen = [index for batch in runs[0] for index in batch]
+    assert not {17, 18} & set(seen)
+    order = Order(200, 20, seed=5)
+    same = sum(a == b for a, b in zip(seen, order.epoch(0).tolist(), strict=True))
+    assert same == 198
+
+
+def test_too_many_broken_samples_stop_with_a_clear_error():
+    reader = ThreadLoader(Numbers(100, broken=range(50)), Order(100, 10), 2)
+    with pytest.raises(LoaderError, match=r"samples can't be decoded; the last: number \d+: broken"):
+        list(reader.epoch(0))
+    reader.close()
+
+
+def test_an_unexpected_error_of_a_worker_is_raised_where_batches_are_asked_for():
+    store = Numbers(100)
+    store.write = lambda sample, address: 1 / 0
+    reader = ThreadLoader(store, Order(100, 10), 2)
+    with pytest.raises(ZeroDivisionError):
+        list(reader.epoch(0))
+    reader.close()
+
+
+def test_a_hanging_worker_is_an_error_not_a_hang(monkeypatch):
+    monkeypatch.setattr(loader, "STALL_SECONDS", 0.5)
+    release = threading.Event()
+    reader = ThreadLoader(Numbers(100, slow=release), Order(100, 10), 2)
+    began = time.monotonic()
+    with pytest.raises(LoaderError, match="hangs"):
+        next(reader.epoch(0))
+    assert time.monotonic() - began < 10
+    release.set()
+    reader.close()
+
+
+def test_corrupt_jpeg_inside_a_shard(shards, tmp_path):
+    shutil.copytree(shards, tmp_path / "data")
+    store = open_dataset(tmp_path / "data", "train")
+    shard = store._shards[0]
+    with open(shard.path, "r+b") as file:
+        file.seek(int(shard.pointer_N[0]) + int(shard.size_N[0]) // 2)
+        file.write(b"\xff\xd9" + b"\0" * 64)
+    reader = ThreadLoader(open_dataset(tmp_path / "data", "train"), Order(72, 12), 2)
+    assert sum(len(batch) for batch in reader.epoch(0)) == 72
+    assert len(reader.failed) == 1
+    assert "sample 0 of" in reader.failed[0][0]
+    reader.close()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "replaced"])
+def test_shards_that_do_not_match_the_manifest_are_refused(shards, tmp_path, damage):
+    data = tmp_path / "data"
+    shutil.copytree(shards, data)
+    first, second = sorted(data.glob("train-*.beton"))[:2]
+    if damage == "missing":
+        first.unlink()
+    elif damage == "truncated":
+        first.write_bytes(first.read_bytes()[:-100])
+    else:
+        shutil.copy(sorted(data.glob("train-*.beton"))[-1], second)
+    with pytest.raises(DataError, match=r"train-0000\d\.beton"):
+        open_dataset(data, "train")
+
+
+def test_what_is_not_there_is_a_clear_error(image_folder, shards, tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        open_dataset(tmp_path / "nowhere", "train")
+    with pytest.raises(DataError):
+        open_dataset(tmp_path, "train")
+    with pytest.raises(DataError, match="'val' split"):
+        open_dataset(image_folder / "train", "val")
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        open_dataset(image_folder, "train", "ffcv")
