@@ -7,6 +7,8 @@ the page size, and the allocation table is the last thing in the file. Layout: f
 ffcv/memory_allocator.py of FFCV 1.0.2; its fields are `image` (RGBImageField) and `label` (IntField).
 """
 
+from __future__ import annotations
+
 import contextlib
 import os
 from pathlib import Path
@@ -110,7 +112,7 @@ class BetonWriter:
             self._file.close()
         self._temporary.unlink(missing_ok=True)
 
-    def __enter__(self) -> "BetonWriter":
+    def __enter__(self) -> BetonWriter:
         return self
 
     def __exit__(

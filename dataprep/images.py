@@ -1,5 +1,7 @@
 """Any supported image file (JPEG, PNG, WebP, BMP) to RGB pixels, and to the JPEG that a shard stores."""
 
+from __future__ import annotations
+
 import io
 import os
 import warnings

@@ -4,6 +4,8 @@ Each thread owns a decompressor, and every call releases the GIL, so plain threa
 those of FFCV's own decoder, so the pixels are bit for bit the same.
 """
 
+from __future__ import annotations
+
 import ctypes
 import functools
 import threading

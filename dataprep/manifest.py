@@ -1,5 +1,7 @@
 """`manifest.json`: what a converted data set holds. It is written last, so a folder that has one is complete."""
 
+from __future__ import annotations
+
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -62,7 +64,7 @@ class Manifest:
         write_json(Path(folder) / FILE_NAME, {"version": _VERSION, **asdict(self)})
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> "Manifest":
+    def load(cls, folder: str | os.PathLike[str]) -> Manifest:
         """Read the manifest of a folder.
 
         Raises:

@@ -1,5 +1,7 @@
 """Where images come from: a folder of image files, read in a fixed order."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 from collections import Counter
@@ -57,14 +59,17 @@ def scan_folder(root: str | os.PathLike[str]) -> Source:
         raise SourceError(f"{error.filename or root}: {error.strerror}") from None
 
 
-def fingerprint(source: Source) -> str:
-    """Return the SHA-256 (hex) of every sample's split, path, label, size in bytes and time of change."""
+def fingerprint(source: Source, times: bool = False) -> str:
+    """Return the SHA-256 (hex) of every sample's split, path, label and size in bytes; with times, also of its mtime.
+
+    Without times a copy of the source has the fingerprint of the source.
+    """
     digest = hashlib.sha256("\0".join(source.classes).encode("utf-8", "surrogateescape"))
     for split, samples in source.splits.items():
         for sample in samples:
             try:
                 status = os.stat(os.path.join(source.root, sample.path))
-                state = f"{status.st_size} {status.st_mtime_ns}"
+                state = f"{status.st_size} {status.st_mtime_ns}" if times else f"{status.st_size}"
             except OSError:  # a dangling link: the conversion reports and skips it
                 state = "unreadable"
             digest.update(f"{split}\0{sample.path}\0{sample.label} {state}\n".encode("utf-8", "surrogateescape"))

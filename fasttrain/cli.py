@@ -35,6 +35,7 @@ def parse(
     import tyro  # here, so that everything but the command line works without it
 
     argv = sys.argv[1:] if argv is None else argv
+    places = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
@@ -43,7 +44,7 @@ def parse(
                 args=argv,
                 description=inspect.cleandoc(options.__doc__ or ""),
                 default=tyro.MISSING_NONPROP if default is None else default,
-                config=(tyro.conf.PositionalRequiredArgs,) if positional else (),
+                config=places if positional else (),
             )
     except SystemExit as stop:
         if stop.code:

@@ -23,7 +23,7 @@ from torch import nn
 from fasttrain import run_folder
 from fasttrain.cli import UserError, finish, parse
 from fasttrain.config import load_config
-from fasttrain.data import Store, available_cores, open_dataset, pixel_statistics
+from fasttrain.data import Store, open_dataset, pixel_statistics
 from fasttrain.dist import Ranks
 from fasttrain.features import extract
 from fasttrain.knn import knn_accuracy
@@ -84,7 +84,8 @@ def evaluate(options: EvaluateConfig) -> int:
     state = run_folder.newest_state(run)
     if state is None:
         raise UserError(f"{run} has no checkpoint yet")
-    device = Ranks(options.device).device
+    ranks = Ranks(options.device)
+    device = ranks.device
     method = make_method(config)
     width = method.feature_width if options.features == "encoder" else config.dim
     network = method.encoder if options.features == "encoder" else nn.Sequential(method.encoder, method.projector)
@@ -98,7 +99,7 @@ def evaluate(options: EvaluateConfig) -> int:
             memory, queries = (
                 extract(
                     network, width, store, pathlib.Path(folder) / split, device, size=config.size, mean=mean, std=std,
-                    batch_size=options.batch_size, workers=options.workers or available_cores(),
+                    batch_size=options.batch_size, workers=options.workers or ranks.cores,
                 )
                 for split, store in (("train", train), ("val", val))
             )  # fmt: skip

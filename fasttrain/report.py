@@ -45,7 +45,10 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write RUN/report.html: figures, curves, samples and settings on one self-contained page."""
+    """Write RUN/report.html: figures, curves, samples and settings on one self-contained page.
+
+    The last line of the output is JSON: the run's figures and the page's path.
+    """
 
     run: str
     """Run folder."""
@@ -57,7 +60,7 @@ def write_report(run: pathlib.Path) -> pathlib.Path:
         raise UserError(f"{run} is not a run folder (no config.json)")
     record = json.loads((run / "config.json").read_text())
     metrics = read_metrics(run / "metrics.jsonl")
-    evaluation = json.loads((run / "evaluation.json").read_text()) if (run / "evaluation.json").exists() else {}
+    evaluation = _read_evaluation(run)
     config, environment = record["config"], record["environment"]
     parts = [
         f"<h1>{html.escape(run.resolve().name)}</h1>",
@@ -87,6 +90,11 @@ def write_report(run: pathlib.Path) -> pathlib.Path:
     )
     (run / "report.html").write_text(page)
     return run / "report.html"
+
+
+def _read_evaluation(run: pathlib.Path) -> dict:
+    path = run / "evaluation.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def throughput(metrics: list[dict]) -> float:
@@ -145,12 +153,23 @@ def _curve(title: str, steps: list[int], values: list[float]) -> str:
     return f"<figure>{svg[svg.index('<svg') :]}</figure>"
 
 
-def main(argv: list[str] | None = None) -> int:
-    def run() -> int:
-        print(write_report(pathlib.Path(parse(ReportConfig, argv, positional=True).run)))
-        return 0
+def summary(run: pathlib.Path) -> dict:
+    """A run's figures in one flat object, as the command prints it last."""
+    evaluation = _read_evaluation(run)
+    figures = {name: value for name, value in evaluation.items() if name != "settings"}
+    rate = throughput(read_metrics(run / "metrics.jsonl"))
+    return {**figures, "images_per_sec": round(rate, 1), "report": str(run / "report.html")}
 
-    return finish(run)
+
+def report(options: ReportConfig) -> int:
+    run = pathlib.Path(options.run)
+    write_report(run)
+    print(json.dumps(summary(run)))
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return finish(lambda: report(parse(ReportConfig, argv, positional=True)))
 
 
 if __name__ == "__main__":

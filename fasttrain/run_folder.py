@@ -13,7 +13,7 @@ import torch
 from fasttrain import __version__
 from fasttrain.checkpoint import load_newest
 from fasttrain.cli import UserError
-from fasttrain.config import TrainConfig, as_dict, differences
+from fasttrain.config import TrainConfig, as_dict, differences, load_config
 
 
 def run_path(config: TrainConfig) -> pathlib.Path:
@@ -29,7 +29,7 @@ def prepare(run: pathlib.Path, config: TrainConfig) -> None:
         run.rename(_free_name(run))
     path = run / "config.json"
     if path.exists():
-        changed = differences(json.loads(path.read_text())["config"], config)
+        changed = differences(as_dict(load_config(run)), config)
         if changed:
             raise UserError(f"{run} has other settings: {'; '.join(changed)}; use another --run, or --fresh")
         return

@@ -25,7 +25,7 @@ from fasttrain import run_folder
 from fasttrain.checkpoint import save_checkpoint
 from fasttrain.cli import UserError, finish
 from fasttrain.config import TrainConfig, parse_config
-from fasttrain.data import Order, ThreadLoader, available_cores, open_dataset, pixel_statistics
+from fasttrain.data import Order, ThreadLoader, open_dataset, pixel_statistics
 from fasttrain.dist import Ranks
 from fasttrain.log import SilentLog, TrainLog
 from fasttrain.methods import channels_last, make_method
@@ -60,7 +60,7 @@ def make_loader(config: TrainConfig, ranks: Ranks) -> ThreadLoader:
             f"--batch-size {config.batch_size} must be a multiple of the {ranks.world_size} process(es), 2 or more each"
         )
     order = Order(store.num_samples, config.batch_size, config.seed, True, ranks.rank, ranks.world_size)
-    return ThreadLoader(store, order, config.workers or available_cores(ranks.local_world_size))
+    return ThreadLoader(store, order, config.workers or ranks.cores)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -118,14 +118,17 @@ def train(config: TrainConfig) -> int:
             save_checkpoint(run / "checkpoints", state, config.keep_last)
 
     saved, stopped, epoch, lr = step, 0, step // steps_per_epoch, 0.0
+    host_views: torch.Tensor | None = None  # one buffer for all steps
     try:
         while step < last_step and not stopped:
             epoch = step // steps_per_epoch
             for batch in log.timed(loader.epoch(epoch)):
                 table = draw(RECIPES[config.recipe], batch.height_B, batch.width_B, batch.index_B, config.seed, epoch)
-                views = augment(
-                    batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, config.size, mean, std
-                ).to(ranks.device, non_blocking=True)
+                host_views = augment(
+                    batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, config.size, mean, std,
+                    out=host_views,
+                )  # fmt: skip
+                views = host_views.to(ranks.device)
                 if ranks.is_main and step == 0:
                     write_samples(run / "samples.png", batch, views, mean, std)
                 seed_step(config.seed, step, ranks.rank)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataprep import convert, jpeg
+from dataprep import convert, jpeg, resume
 from dataprep.beton import BetonReader
 from dataprep.manifest import Manifest, ManifestError
-from fasttrain.cli import finish
+from dataprep.sources import fingerprint, scan_folder
+from fasttrain.cli import RunError
 
 ROOT = Path(convert.__file__).parents[1]
 
@@ -34,7 +36,7 @@ def make_images(root: Path, classes: int = 2, per_class: int = 12, side: int = 4
 
 def run(*arguments: object) -> int:
     """The command within this process."""
-    return finish(lambda: convert.main([str(argument) for argument in arguments]))
+    return convert.main([str(argument) for argument in arguments])
 
 
 def typed(*arguments: object) -> list[str]:
@@ -200,9 +202,34 @@ def test_run_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(source, out, "--quality", 80) == 2
     assert "other settings: quality" in capfd.readouterr().err
     os.utime(source / "class0" / "000.jpg", (1, 1))
+    assert run(source, out) == 0, "a copied source is the same source"
+    with open(source / "class0" / "000.jpg", "ab") as file:
+        file.write(b"x")
     assert run(source, out) == 2
     assert "the source has changed" in capfd.readouterr().err
     assert contents(out) == before
+
+
+def test_an_unfinished_conversion_refuses_a_touched_source(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copied, out = shutil.copytree(source, tmp_path / "source"), tmp_path / "out"
+
+    def killed(*arguments: object) -> None:
+        raise RunError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "complete", killed)
+        assert run(copied, out, "--workers", 1) == 1
+    touched = copied / "class0" / "000.jpg"
+    before = touched.stat()
+    os.utime(touched, (1, 1))
+    assert run(copied, out, "--workers", 1) == 2
+    assert "the source has changed" in capfd.readouterr().err
+    os.utime(touched, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run(copied, out, "--workers", 1) == 0
+    settings = json.loads((out / "manifest.json").read_bytes())["settings"]
+    assert settings["source"] == fingerprint(scan_folder(source)), "without the times, which differ from copy to copy"
 
 
 @pytest.mark.parametrize(
@@ -357,7 +384,7 @@ def test_a_dead_worker_ends_the_conversion(slow_source: Path, tmp_path: Path) ->
 
 def test_two_conversions_into_one_folder(source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
-    with convert.sole_user(tmp_path / "out"):
+    with resume.sole_user(tmp_path / "out"):
         assert run(source, tmp_path / "out") == 2
     assert "another conversion is writing here" in capfd.readouterr().err
 

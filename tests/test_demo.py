@@ -12,7 +12,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from dataprep import demo
+from dataprep import demo, motifs
 from fasttrain.cli import UserError
 
 COMMAND = pathlib.Path(demo.__file__)
@@ -20,7 +20,7 @@ COUNT = 400
 
 
 def make_folders(out: pathlib.Path) -> pathlib.Path:
-    for name in demo.MOTIFS:
+    for name in motifs.MOTIFS:
         (out / name).mkdir(parents=True)
     return out
 
@@ -46,8 +46,8 @@ def test_command_writes_balanced_classes(demo_set):
     assert finished.returncode == 0, finished.stderr
     summary = json.loads(finished.stdout.splitlines()[-1])
     assert (summary["images"], summary["classes"]) == (COUNT, 10)
-    assert sorted(p.name for p in out.iterdir() if p.is_dir()) == sorted(demo.MOTIFS)
-    assert {len(list((out / name).glob("*.jpg"))) for name in demo.MOTIFS} == {COUNT // 10}
+    assert sorted(p.name for p in out.iterdir() if p.is_dir()) == sorted(motifs.MOTIFS)
+    assert {len(list((out / name).glob("*.jpg"))) for name in motifs.MOTIFS} == {COUNT // 10}
     assert not out.with_name("set.unfinished").exists()
 
 
@@ -77,7 +77,7 @@ def test_mean_colour_does_not_tell_the_class(demo_set):
     colour = np.array(
         [
             [np.asarray(Image.open(path)).mean(axis=(0, 1)) for path in sorted((out / name).glob("*.jpg"))]
-            for name in demo.MOTIFS
+            for name in motifs.MOTIFS
         ]
     )
     centroids, tried = colour[:, ::2].mean(axis=1), colour[:, 1::2]
@@ -85,12 +85,12 @@ def test_mean_colour_does_not_tell_the_class(demo_set):
     assert (nearest == np.arange(10)[:, None]).mean() < 0.25
 
 
-@pytest.mark.parametrize("name", demo.MOTIFS)
+@pytest.mark.parametrize("name", motifs.MOTIFS)
 def test_every_motif_fills_part_of_the_plane(name):
     """Both motif and background show: a tenth to nine tenths of the plane is inside."""
     rng = np.random.default_rng(0)
-    u, v = demo.motif_plane(200, 200, 25, rng)
-    distance, row, column = demo.MOTIFS[name](u, v, rng)
+    u, v = motifs.motif_plane(200, 200, 25, rng)
+    distance, row, column = motifs.MOTIFS[name](u, v, rng)
     assert distance.dtype == np.float32, "float64 would halve the speed"
     assert distance.shape == (200, 200) == np.broadcast_shapes(row.shape, column.shape)
     assert 0.1 < (distance < 0).mean() < 0.9

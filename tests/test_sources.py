@@ -102,10 +102,18 @@ def test_fingerprint_changes_with_the_source(tmp_path: Path) -> None:
     make(tmp_path, "a/1.jpg", "b/2.jpg")
     first = fingerprint(scan_folder(tmp_path))
     assert fingerprint(scan_folder(tmp_path)) == first
-    os.utime(tmp_path / "a/1.jpg", (1, 1))
+    (tmp_path / "a/1.jpg").write_bytes(b"longer")
     second = fingerprint(scan_folder(tmp_path))
     make(tmp_path, "b/3.jpg")
     assert len({first, second, fingerprint(scan_folder(tmp_path))}) == 3
+
+
+def test_only_the_fingerprint_with_times_tells_a_copy_from_its_source(tmp_path: Path) -> None:
+    source = scan_folder(make(tmp_path, "a/1.jpg"))
+    same, changing = fingerprint(source), fingerprint(source, times=True)
+    os.utime(tmp_path / "a/1.jpg", (1, 1))
+    assert fingerprint(source) == same
+    assert fingerprint(source, times=True) != changing
 
 
 def test_shuffled_splits(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pathlib
 
-import psutil
-
 from dataprep.manifest import Manifest, ManifestError
 from fasttrain.data.batch import Batch
 from fasttrain.data.loader import LoaderError, ThreadLoader
@@ -13,7 +11,7 @@ from fasttrain.data.order import Order
 from fasttrain.data.stores import FolderStore, ShardStore, Store
 
 __all__ = [
-    "Batch", "LoaderError", "Order", "Store", "ThreadLoader", "available_cores", "open_dataset",
+    "Batch", "LoaderError", "Order", "Store", "ThreadLoader", "open_dataset",
     "pixel_statistics",
 ]  # fmt: skip
 
@@ -43,8 +41,3 @@ def pixel_statistics(path: pathlib.Path, loader: str) -> tuple[tuple[float, ...]
         return IMAGENET_MEAN, IMAGENET_STD
     manifest = Manifest.load(path)
     return tuple(manifest.pixel_mean), tuple(manifest.pixel_std)
-
-
-def available_cores(local_world_size: int = 1) -> int:
-    """Cores for each of the machine's processes: those this one may run on, shared equally, at least 1."""
-    return max(1, len(psutil.Process().cpu_affinity() or [0]) // local_world_size)

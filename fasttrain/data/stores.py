@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, cast
 import numpy as np
 
 from dataprep import jpeg
-from dataprep.beton import BetonReader
+from dataprep.beton import MODE_RAW, BetonReader
 from dataprep.images import read_rgb
 from dataprep.manifest import Manifest, ManifestError
 from dataprep.sources import scan_folder
@@ -71,6 +71,9 @@ class ShardStore:
         shard, row = cast("tuple[int, int]", sample.content)
         reader = self._shards[shard]
         source, size = self._base_S[shard] + int(reader.pointer_N[row]), int(reader.size_N[row])
+        if reader.mode_N[row] == MODE_RAW:
+            ctypes.memmove(address, source, size)
+            return
         jpeg.decode_into(source, size, sample.height, sample.width, address)
 
     def name(self, index: int) -> str:

@@ -1,0 +1,227 @@
+"""Training as a user runs it: resume, signals, several processes, and bad input."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, one_line
+from PIL import Image
+
+from fasttrain.checkpoint import load_checkpoint, saved_checkpoints
+from fasttrain.log import read_metrics
+from fasttrain.train import main
+
+SMALL = [
+    "--arch", "small", "--size", "16", "--batch-size", "16", "--queue-size", "100", "--dim", "16", "--epochs", "4",
+    "--lr", "0.05", "--log-every", "2",
+]  # fmt: skip
+
+
+def train(data, run, *more):
+    return main(["--data", str(data), "--run", str(run), *SMALL, *map(str, more)])
+
+
+def final_state(run):
+    return load_checkpoint(saved_checkpoints(run / "checkpoints")[0])
+
+
+def equal(a, b, path=""):
+    """Every difference between two nested states, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        same = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+        return [] if same else [path]
+    if isinstance(a, dict):
+        if set(a) != set(b):
+            return [f"{path}: {set(a) ^ set(b)}"]
+        return [difference for key in a for difference in equal(a[key], b[key], f"{path}/{key}")]
+    if isinstance(a, list | tuple):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in equal(x, y, f"{path}/{i}")]
+    return [] if a == b else [f"{path}: {a} {b}"]
+
+
+@pytest.fixture(scope="module", params=["moco", "xmoco"])
+def uninterrupted(request, shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp(request.param) / "run"
+    assert train(shards, run, "--method", request.param) == 0
+    return request.param, run
+
+
+def test_a_finished_run_holds_everything(uninterrupted):
+    method, run = uninterrupted
+    assert final_state(run)["step"] == 16
+    assert {p.name for p in run.iterdir()} == {
+        "config.json", "metrics.jsonl", "samples.png", "report.html", "checkpoints",
+    }  # fmt: skip
+    assert Image.open(run / "samples.png").size[0] > 500
+    metrics = read_metrics(run / "metrics.jsonl")
+    assert [entry["step"] for entry in metrics] == list(range(2, 17, 2))
+    names = {"loss"} if method == "moco" else {"loss", "info_nce", "cross", "uniform"}
+    for entry in metrics:
+        assert names | {"epoch", "lr", "images_per_sec", "data_wait"} <= set(entry)
+        assert 0 <= entry["data_wait"] <= 1
+    page = (run / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert page.count("<svg") >= 4
+    assert "http" not in page.split("<body>")[0]
+
+
+def test_resume_is_bit_identical(uninterrupted, shards, tmp_path):
+    """Stopped at a random step, and then at another: the end is the same to the bit."""
+    method, whole = uninterrupted
+    run = tmp_path / "run"
+    stops = sorted(random.sample(range(1, 16), 2))
+    for stop in stops:
+        assert train(shards, run, "--method", method, "--max-steps", stop) == 0
+        assert final_state(run)["step"] == stop
+    assert train(shards, run, "--method", method, "--workers", 3) == 0
+    assert equal(final_state(whole), final_state(run)) == [], f"stopped at {stops}"
+    steps = [entry["step"] for entry in read_metrics(run / "metrics.jsonl")]
+    assert steps == sorted(set(steps) | set(range(2, 17, 2)))
+
+
+def test_resume_from_a_damaged_checkpoint_uses_the_one_before(uninterrupted, shards, tmp_path, capsys):
+    method, whole = uninterrupted
+    run = tmp_path / "run"
+    assert train(shards, run, "--method", method, "--max-steps", 9, "--checkpoint-every", 4) == 0
+    newest = saved_checkpoints(run / "checkpoints")[0]
+    newest.write_bytes(newest.read_bytes()[:-5000])
+    assert train(shards, run, "--method", method) == 0
+    assert f"continuing {run} from step 8" in capsys.readouterr().err
+    assert equal(final_state(whole), final_state(run)) == []
+
+
+def test_a_finished_run_is_left_as_it_is_and_fresh_moves_it_aside(uninterrupted, shards):
+    method, run = uninterrupted
+    before = saved_checkpoints(run / "checkpoints")[0].stat().st_mtime_ns
+    assert train(shards, run, "--method", method) == 0
+    assert saved_checkpoints(run / "checkpoints")[0].stat().st_mtime_ns == before
+    copy = run.with_name("copy")
+    shutil.copytree(run, copy)
+    assert train(shards, copy, "--method", method, "--fresh", "--max-steps", 1) == 0
+    assert final_state(copy)["step"] == 1
+    assert final_state(copy.with_name("copy.previous-1"))["step"] == 16
+
+
+def test_folder_loader_trains_on_plain_files(image_folder, tmp_path):
+    assert train(image_folder, tmp_path / "run", "--loader", "folder", "--max-steps", 2, "--tensorboard") == 0
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(shards, tmp_path, number):
+    run = tmp_path / "run"
+    command = [sys.executable, ROOT / "fasttrain/train.py", "--data", shards, "--run", run, *SMALL, "--epochs", "5000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not read_metrics(run / "metrics.jsonl") and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert f"stopped by {number.name}" in errors
+    assert "Traceback" not in errors
+    step = final_state(run)["step"]
+    assert step >= 2
+    more = ["--epochs", "5000", "--max-steps", step + 3]
+    assert train(shards, run, *more) == 0
+    assert final_state(run)["step"] == step + 3
+
+
+def test_two_processes_train_and_stop_together(shards, tmp_path):
+    run = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
+    words = [str(ROOT / "fasttrain/train.py"), "--data", str(shards), "--run", str(run), *SMALL]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for more in (["--max-steps", "5"], []):
+        process = subprocess.run(
+            [*torchrun, *words, *more], capture_output=True, text=True, timeout=200, env=environment
+        )
+        assert process.returncode == 0, process.stderr
+    assert final_state(run)["step"] == 16
+    assert "continuing" in process.stderr
+    assert [entry["step"] for entry in read_metrics(run / "metrics.jsonl")][-1] == 16
+
+
+def test_bad_input_is_one_line_and_status_2(run_command, shards, image_folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
+    cases = [
+        (["--data", tmp_path / "nowhere"], "no such folder"),
+        (["--data", shards, "--method", "simclr"], "choose from: moco, xmoco"),
+        (["--data", shards, "--batch-size", 1000], "larger than the data set"),
+        (["--data", shards, "--batch-size", 16, "--run", tmp_path / "other"], "not a run folder"),
+        (["--data", shards, "--gpu", 1], "Unrecognized options: --gpu"),
+    ]
+    for words, message in cases:
+        process = run_command("fasttrain/train.py", "--arch", "small", "--size", 16, *words)
+        assert process.returncode == 2, process.stderr
+        assert message in one_line(process)
+    assert (tmp_path / "other" / "file").read_text() == "mine"
+
+
+def test_other_settings_in_the_same_folder_are_refused(uninterrupted, shards, capsys):
+    method, run = uninterrupted
+    assert train(shards, run, "--method", method, "--temperature", "0.3") == 2
+    assert "--temperature was 0.2, now 0.3" in capsys.readouterr().err
+    assert final_state(run)["step"] == 16
+
+
+def test_another_data_set_under_the_same_run_is_refused(uninterrupted, image_folder, capsys):
+    method, run = uninterrupted
+    assert train(image_folder / "val", run, "--method", method) == 2
+    assert "began with 72 images" in capsys.readouterr().err
+
+
+def test_damaged_config_is_one_clear_line(uninterrupted, shards, tmp_path, capsys):
+    shutil.copytree(uninterrupted[1], tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text("{")
+    assert train(shards, tmp_path / "run", "--method", uninterrupted[0]) == 2
+    assert "config.json" in capsys.readouterr().err
+
+
+def test_full_disk_stops_with_the_last_good_checkpoint_kept(shards, tmp_path):
+    run = tmp_path / "run"
+    assert train(shards, run, "--max-steps", 2) == 0
+    process = subprocess.run(
+        [sys.executable, ROOT / "fasttrain/train.py", "--data", shards, "--run", run, *SMALL, "--checkpoint-every=3"],
+        capture_output=True, text=True, timeout=200,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)),
+    )  # fmt: skip
+    assert process.returncode == 1, process.stderr
+    assert "step-000000002.pt" in one_line(process)
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-000000002.pt"]
+    assert train(shards, run) == 0
+    assert final_state(run)["step"] == 16
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(shards, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(shards, run, "--lr", "1e30", "--checkpoint-every", 1, "--keep-last", 0) == 1
+    assert "the loss is not finite at step" in capsys.readouterr().err
+    for path in saved_checkpoints(run / "checkpoints"):
+        assert load_checkpoint(path)["step"] < 4
+
+
+def test_evaluate_and_report_as_a_user(uninterrupted, shards, run_command):
+    _, run = uninterrupted
+    process = run_command("fasttrain/evaluate.py", run, "--data", shards, "--knn", "--linear", "--untrained", "--k", 5)
+    assert process.returncode == 0, process.stderr
+    figures = json.loads(process.stdout.splitlines()[-1])
+    for name in ("knn_top1", "linear_top1", "knn_top1_untrained", "linear_top1_untrained"):
+        assert 0 <= figures[name] <= 100
+    assert figures["step"] == 16
+    process = run_command("fasttrain/report.py", run)
+    last = json.loads(process.stdout.splitlines()[-1])
+    assert last["report"] == str(run / "report.html")
+    assert last["knn_top1"] == figures["knn_top1"]
+    assert last["images_per_sec"] > 0
+    assert "kNN top-1" in (run / "report.html").read_text()
+    assert not list(run.glob("features-*"))
