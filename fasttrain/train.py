@@ -24,8 +24,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fasttrain import run_folder
 from fasttrain.checkpoint import save_checkpoint
 from fasttrain.cli import UserError, finish
-from fasttrain.config import TrainConfig, parse_config
-from fasttrain.data import Order, ThreadLoader, open_dataset, pixel_statistics
+from fasttrain.config import TrainConfig, as_dict, differences, parse_config
+from fasttrain.data import Order, Store, ThreadLoader, open_dataset, pixel_statistics
 from fasttrain.dist import Ranks
 from fasttrain.log import SilentLog, TrainLog
 from fasttrain.methods import channels_last, make_method
@@ -50,9 +50,8 @@ class StopSignal:
         signal.signal(number, signal.SIG_DFL)
 
 
-def make_loader(config: TrainConfig, ranks: Ranks) -> ThreadLoader:
-    """The training split in its seeded order. Raises UserError for a batch that can't be."""
-    store = open_dataset(pathlib.Path(config.data), "train", config.loader)
+def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> ThreadLoader:
+    """The samples in their seeded order. Raises UserError for a batch that can't be."""
     if config.batch_size > store.num_samples:
         raise UserError(f"--batch-size {config.batch_size} is larger than the data set ({store.num_samples} images)")
     if config.batch_size % ranks.world_size or config.batch_size // ranks.world_size < 2:
@@ -74,7 +73,8 @@ def train(config: TrainConfig) -> int:
     ranks = Ranks(config.device)
     method = channels_last(make_method(config), ranks.device)
     optimizer = make_optimizer(method, config.lr, config.weight_decay)
-    loader = make_loader(config, ranks)
+    store = open_dataset(pathlib.Path(config.data), "train", config.loader)
+    loader = make_loader(store, config, ranks)
     mean, std = pixel_statistics(pathlib.Path(config.data), config.loader)
 
     run = pathlib.Path(str(ranks.share(str(run_folder.run_path(config)))))
@@ -83,8 +83,10 @@ def train(config: TrainConfig) -> int:
     ranks.wait()
     step = 0
     if state := run_folder.newest_state(run):
-        if state["num_samples"] != loader.num_samples:
-            raise UserError(f"{run} began with {state['num_samples']} images, {config.data} has {loader.num_samples}")
+        if changed := differences(state["config"], config):
+            raise UserError(f"the newest checkpoint of {run} has other settings: {'; '.join(changed)}")
+        if state["data"] != store.fingerprint:
+            raise UserError(f"{run} was begun with other images, or in another order, than those of {config.data}")
         step = state["step"]
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
@@ -110,7 +112,8 @@ def train(config: TrainConfig) -> int:
         if ranks.is_main:
             state = {
                 "step": step,
-                "num_samples": loader.num_samples,
+                "config": as_dict(config),
+                "data": store.fingerprint,
                 "method": method.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "loader": loader.state_dict(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import pathlib
 from typing import NamedTuple, Protocol, cast
 
@@ -12,7 +13,7 @@ from dataprep import jpeg
 from dataprep.beton import MODE_RAW, BetonReader
 from dataprep.images import read_rgb
 from dataprep.manifest import Manifest, ManifestError
-from dataprep.sources import scan_folder
+from dataprep.sources import fingerprint, scan_folder
 
 
 class Encoded(NamedTuple):
@@ -29,6 +30,7 @@ class Store(Protocol):
     num_samples: int
     label_N: np.ndarray
     classes: tuple[str, ...]
+    fingerprint: str  # changes when any sample's content or number does
 
     def read(self, index: int) -> Encoded: ...
 
@@ -45,6 +47,8 @@ class ShardStore:
     def __init__(self, folder: pathlib.Path, manifest: Manifest, split: str) -> None:
         """Raises DataError where a shard does not match the manifest."""
         self.classes = tuple(manifest.classes)
+        checksums = " ".join(shard.sha256 for shard in manifest.splits[split])
+        self.fingerprint = hashlib.sha256(checksums.encode()).hexdigest()
         self._shards = []
         for shard in manifest.splits[split]:
             reader = BetonReader(folder / shard.name)
@@ -90,6 +94,7 @@ class FolderStore:
         if split not in source.splits:
             raise ManifestError(f"{root} has no {split!r} split; it has: {', '.join(source.splits)}")
         self.classes = source.classes
+        self.fingerprint = fingerprint(source)
         self._root = source.root
         self._samples = source.splits[split]
         self.num_samples = len(self._samples)
