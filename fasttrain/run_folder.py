@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pathlib
 import platform
 import time
+from typing import IO
 
 import torch
 
@@ -15,31 +17,56 @@ from fasttrain.checkpoint import load_newest
 from fasttrain.cli import UserError
 from fasttrain.config import TrainConfig, as_dict, differences, load_config
 
+LOCK = "lock"
+PATIENCE_SECONDS = 60.0  # that a run which was told to stop may take to write its checkpoint
+
 
 def run_path(config: TrainConfig) -> pathlib.Path:
     return pathlib.Path(config.run or f"runs/{config.method}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
-def prepare(run: pathlib.Path, config: TrainConfig) -> None:
+def prepare(run: pathlib.Path, config: TrainConfig) -> IO:
     """Make the folder and its config.json, or see that an existing one was made with the same settings.
 
-    --fresh moves an existing folder aside first. Raises UserError for other settings or a folder that is no run.
+    --fresh moves an existing folder aside first. Returns an open file: while it is open, no other process can train
+    here. Raises UserError for other settings, a folder that is no run, or one that another process is training in.
     """
-    if config.fresh and run.exists():
-        run.rename(_free_name(run))
     path = run / "config.json"
+    if run.exists() and not path.exists() and any(file.name != LOCK for file in run.iterdir()):
+        raise UserError(f"{run} exists and is not a run folder; choose another --run")
+    if config.fresh and run.exists():
+        with _claim(run):
+            run.rename(_free_name(run))
+    run.mkdir(parents=True, exist_ok=True)
+    claim = _claim(run)
     if path.exists():
         changed = differences(as_dict(load_config(run)), config)
         if changed:
             raise UserError(f"{run} has other settings: {'; '.join(changed)}; use another --run, or --fresh")
-        return
-    if run.exists() and any(run.iterdir()):
-        raise UserError(f"{run} exists and is not a run folder; choose another --run")
-    run.mkdir(parents=True, exist_ok=True)
+        return claim
     content = {"config": as_dict(config), "environment": environment()}
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(temporary, path)
+    return claim
+
+
+def _claim(run: pathlib.Path) -> IO:
+    """Lock the folder for this process; the system drops the lock with it, however it ends.
+
+    A run that was told to stop may still be writing its checkpoint when it is started again, so this waits for a while.
+    """
+    file = open(run / LOCK, "w")  # noqa: SIM115 - the lock lasts as long as it is open
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.close()
+                raise UserError(f"another process is training in {run}") from None
+            time.sleep(0.2)
 
 
 def _free_name(run: pathlib.Path) -> pathlib.Path:

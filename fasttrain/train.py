@@ -78,8 +78,7 @@ def train(config: TrainConfig) -> int:
     mean, std = pixel_statistics(pathlib.Path(config.data), config.loader)
 
     run = pathlib.Path(str(ranks.share(str(run_folder.run_path(config)))))
-    if ranks.is_main:
-        run_folder.prepare(run, config)
+    claim = run_folder.prepare(run, config) if ranks.is_main else None
     ranks.wait()
     step = 0
     if state := run_folder.newest_state(run):
@@ -155,6 +154,8 @@ def train(config: TrainConfig) -> int:
     finally:
         loader.close()
         log.close()
+        if claim:
+            claim.close()
     if ranks.is_main:
         write_report(run)
         done = f"stopped by {signal.Signals(stopped).name}" if stopped else "done"

@@ -1,5 +1,6 @@
 """Training as a user runs it: resume, signals, several processes, and bad input."""
 
+import fcntl
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import torch
 from conftest import ROOT, one_line
 from PIL import Image
 
+from fasttrain import run_folder
 from fasttrain.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.log import read_metrics
 from fasttrain.train import main
@@ -58,7 +60,7 @@ def test_a_finished_run_holds_everything(uninterrupted):
     method, run = uninterrupted
     assert final_state(run)["step"] == 16
     assert {p.name for p in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "samples.png", "report.html", "checkpoints",
+        "config.json", "metrics.jsonl", "samples.png", "report.html", "checkpoints", "lock",
     }  # fmt: skip
     assert Image.open(run / "samples.png").size[0] > 500
     metrics = read_metrics(run / "metrics.jsonl")
@@ -187,6 +189,18 @@ def test_another_data_set_under_the_same_run_is_refused(uninterrupted, image_fol
     method, run = uninterrupted
     assert train(image_folder / "val", run, "--method", method) == 2
     assert "begun with other images" in capsys.readouterr().err
+
+
+def test_a_run_that_is_under_way_is_left_alone(uninterrupted, shards, monkeypatch, capsys):
+    """A second process would write into the same files. It waits for the first to end, then gives up."""
+    method, run = uninterrupted
+    monkeypatch.setattr(run_folder, "PATIENCE_SECONDS", 0.5)
+    for more in ([], ["--fresh"]):
+        with open(run / "lock", "w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            assert train(shards, run, "--method", method, *more) == 2
+        assert f"another process is training in {run}" in capsys.readouterr().err
+    assert train(shards, run, "--method", method) == 0
 
 
 def test_damaged_config_is_one_clear_line(uninterrupted, shards, tmp_path, capsys):
