@@ -7,6 +7,8 @@ import pathlib
 import threading
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from dataprep.beton import BetonReader
 from dataprep.manifest import Manifest
 from fasttrain.data import IMAGENET_MEAN, IMAGENET_STD, Order, ThreadLoader, open_dataset
@@ -60,7 +62,7 @@ class Ours:
         store = open_dataset(data, "train")
         self._loader = ThreadLoader(store, Order(store.num_samples, batch_size), threads)
         self._recipe = {"decode": None, "crops": _CROPS, "full": RECIPES["mocov2"]}[work]
-        self._views = None
+        self._views: Tensor | None = None
 
     def epoch(self, n: int) -> int:
         count = 0

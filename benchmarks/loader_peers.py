@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pathlib
 import random
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +14,9 @@ from PIL import Image, ImageFilter
 from dataprep.beton import BetonReader
 from dataprep.manifest import Manifest
 from fasttrain.data import IMAGENET_MEAN, IMAGENET_STD
+
+if TYPE_CHECKING:
+    from nvidia.dali.data_node import DataNode
 
 SIZE, SCALE = 224, (0.2, 1.0)
 _MEAN_255, _STD_255 = (tuple(255 * x for x in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
@@ -74,7 +79,7 @@ class Dali:
         )  # fmt: skip
         with self._pipeline:
             jpegs, _ = fn.readers.file(file_root=str(folder), random_shuffle=True)
-            image = fn.decoders.image(jpegs, device="cpu", output_type=types.RGB)
+            image = fn.decoders.image(jpegs, device="cpu", output_type=types.DALIImageType.RGB)
             self._pipeline.set_outputs(*(_dali_view(fn, types, image, full) for _ in range(2)))
         self._pipeline.build()
 
@@ -84,8 +89,8 @@ class Dali:
         return self._steps * self._batch_size
 
 
-def _dali_view(fn, types, image, full):  # noqa: ANN001, ANN202 - DALI's graph nodes
-    def either(probability, changed, unchanged):  # noqa: ANN001, ANN202
+def _dali_view(fn: ModuleType, types: ModuleType, image: DataNode, full: bool) -> DataNode:
+    def either(probability: float, changed: DataNode, unchanged: DataNode) -> DataNode:
         chosen = fn.cast(fn.random.coin_flip(probability=probability), dtype=types.BOOL)
         return chosen * changed + (chosen ^ True) * unchanged
 
