@@ -94,7 +94,8 @@ def _dali_view(fn: ModuleType, types: ModuleType, image: DataNode, full: bool) -
         chosen = fn.cast(fn.random.coin_flip(probability=probability), dtype=types.BOOL)
         return chosen * changed + (chosen ^ True) * unchanged
 
-    view = fn.random_resized_crop(image, size=SIZE, random_area=SCALE, interp_type=types.INTERP_LINEAR)
+    interpolation = types.INTERP_CUBIC if full else types.INTERP_LINEAR  # cubic is solo-learn's
+    view = fn.random_resized_crop(image, size=SIZE, random_area=SCALE, interp_type=interpolation)
     if full:
         uniform = fn.random.uniform
         jittered = fn.color_twist(
