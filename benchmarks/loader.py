@@ -100,6 +100,9 @@ def measure(made: dict, rounds: int) -> dict[str, list[float]]:
             count = side.epoch(n)
             if n:
                 rates[name].append(count / (time.perf_counter() - began))
+    for side in made.values():
+        if isinstance(side, Ours):
+            side.close()
     return rates
 
 

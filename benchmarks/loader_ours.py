@@ -75,3 +75,6 @@ class Ours:
                     batch.pixels, batch.offset_B, *sizes, table, SIZE, IMAGENET_MEAN, IMAGENET_STD, out=self._views
                 )
         return count
+
+    def close(self) -> None:
+        self._loader.close()
