@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -54,6 +55,10 @@ class Manifest:
     skipped: list[dict[str, str]]
     class_counts: dict[str, list[int]]
     versions: dict[str, str]
+
+    def fingerprint(self, split: str) -> str:
+        """SHA-256 (hex) of the checksums of a split's shards: it changes when any sample's content or number does."""
+        return hashlib.sha256(" ".join(shard.sha256 for shard in self.splits[split]).encode()).hexdigest()
 
     def num_samples(self, split: str) -> int:
         """Return the number of samples of a split; KeyError if there is no such split."""

@@ -11,8 +11,8 @@ from fasttrain.cli import UserError
 
 # Options that do not change what is computed: a run may be continued with other values of these.
 FREE_OPTIONS = [
-    "data", "run", "preset", "loader", "workers", "device", "max_steps", "checkpoint_every", "keep_last", "log_every",
-    "tensorboard", "fresh",
+    "data", "run", "preset", "loader", "workers", "max_failed_fraction", "device", "max_steps", "checkpoint_every",
+    "keep_last", "log_every", "tensorboard", "fresh",
 ]  # fmt: skip
 ABOVE_ZERO = [
     "epochs", "batch_size", "size", "dim", "queue_size", "checkpoint_every", "log_every", "lr", "temperature",
@@ -52,10 +52,13 @@ class TrainConfig:
     seed: int = 0
     """Sets weights, order, views and everything else that is drawn."""
 
-    loader: Literal["auto", "ffcv", "folder"] = "auto"
-    """ffcv reads .beton shards, folder reads plain image files; auto looks at --data."""
+    loader: Literal["auto", "ffcv", "dali", "folder", "resident"] = "auto"
+    """auto decodes shards or plain image files, whichever --data is; ffcv insists on shards, folder on plain files;
+    dali decodes JPEG shards by NVIDIA DALI; resident decodes either once and keeps all of it in memory."""
     workers: int = 0
     """Decoding threads of each process. 0: the cores this process may use, shared by the machine's processes."""
+    max_failed_fraction: float = 0.01
+    """Training stops when more than this part of the images (and more than 10) can't be decoded."""
     recipe: Literal["mocov1", "mocov2", "mocov3", "cifar"] = "mocov2"
     """Augmentation recipe of the two views."""
     size: int = 224
@@ -148,6 +151,8 @@ def check(config: TrainConfig) -> None:
             raise UserError(f"--{name.replace('_', '-')} must not be negative, not {getattr(config, name)}")
     if not 0 <= config.ema < 1:
         raise UserError(f"--ema must be at least 0 and below 1, not {config.ema}")
+    if not 0 <= config.max_failed_fraction <= 1:
+        raise UserError(f"--max-failed-fraction must lie between 0 and 1, not {config.max_failed_fraction}")
     if config.warmup_epochs >= config.epochs:
         raise UserError(f"--warmup-epochs {config.warmup_epochs} leaves nothing of --epochs {config.epochs}")
 

@@ -18,6 +18,7 @@ from typing import Literal
 if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
+import numpy as np
 from torch import nn
 
 from fasttrain import run_folder
@@ -64,10 +65,11 @@ class EvaluateConfig:
     """auto: a GPU when there is one."""
 
 
-def open_labelled(path: pathlib.Path, loader: str) -> tuple[Store, Store]:
+def open_labelled(path: pathlib.Path, loader: str, view_size: int) -> tuple[Store, Store]:
     """The train and val splits. Raises UserError unless every image has a label."""
-    train, val = (open_dataset(path, split, loader) for split in ("train", "val"))
-    if not train.classes or (train.label_N < 0).any() or (val.label_N < 0).any():
+    train, val = (open_dataset(path, split, loader, view_size) for split in ("train", "val"))
+    labelled = [(store.labels(np.arange(store.num_samples)) >= 0).all() for store in (train, val)]
+    if not train.classes or not all(labelled):
         raise UserError(f"{path} has images without labels; kNN and the linear probe need a class folder for each")
     return train, val
 
@@ -79,7 +81,7 @@ def evaluate(options: EvaluateConfig) -> int:
     run = pathlib.Path(options.run)
     config = load_config(run)
     data = pathlib.Path(options.data or config.data)
-    train, val = open_labelled(data, config.loader if str(data) == config.data else "auto")
+    train, val = open_labelled(data, config.loader if str(data) == config.data else "auto", config.size)
     mean, std = pixel_statistics(pathlib.Path(config.data), config.loader)
     state = run_folder.newest_state(run)
     if state is None:

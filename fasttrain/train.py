@@ -25,7 +25,7 @@ from fasttrain import run_folder
 from fasttrain.checkpoint import save_checkpoint
 from fasttrain.cli import UserError, finish
 from fasttrain.config import TrainConfig, as_dict, differences, parse_config
-from fasttrain.data import Order, Store, ThreadLoader, open_dataset, pixel_statistics
+from fasttrain.data import Loader, Order, Store, open_dataset, open_loader, pixel_statistics
 from fasttrain.dist import Ranks
 from fasttrain.log import SilentLog, TrainLog
 from fasttrain.methods import channels_last, make_method
@@ -33,6 +33,7 @@ from fasttrain.optim import learning_rate, make_optimizer, set_learning_rate
 from fasttrain.report import write_report
 from fasttrain.samples import write_samples
 from fasttrain.views import RECIPES, draw
+from kernels.augment import IMPLEMENTATIONS as AUGMENT_IMPLEMENTATIONS
 from kernels.augment import augment
 
 
@@ -50,7 +51,7 @@ class StopSignal:
         signal.signal(number, signal.SIG_DFL)
 
 
-def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> ThreadLoader:
+def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
     """The samples in their seeded order. Raises UserError for a batch that can't be."""
     if config.batch_size > store.num_samples:
         raise UserError(f"--batch-size {config.batch_size} is larger than the data set ({store.num_samples} images)")
@@ -59,7 +60,9 @@ def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> ThreadLoader
             f"--batch-size {config.batch_size} must be a multiple of the {ranks.world_size} process(es), 2 or more each"
         )
     order = Order(store.num_samples, config.batch_size, config.seed, True, ranks.rank, ranks.world_size)
-    return ThreadLoader(store, order, config.workers or ranks.cores)
+    # Whole images go to the device only where a kernel there makes views of them.
+    device = ranks.device if "triton" in AUGMENT_IMPLEMENTATIONS else None
+    return open_loader(store, order, config.workers or ranks.cores, config.loader, device, config.max_failed_fraction)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -73,7 +76,7 @@ def train(config: TrainConfig) -> int:
     ranks = Ranks(config.device)
     method = channels_last(make_method(config), ranks.device)
     optimizer = make_optimizer(method, config.lr, config.weight_decay)
-    store = open_dataset(pathlib.Path(config.data), "train", config.loader)
+    store = open_dataset(pathlib.Path(config.data), "train", config.loader, config.size)
     loader = make_loader(store, config, ranks)
     mean, std = pixel_statistics(pathlib.Path(config.data), config.loader)
 

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, one_line
 from PIL import Image
 
+from dataprep.beton import BetonReader
 from fasttrain import run_folder
 from fasttrain.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.log import read_metrics
@@ -248,3 +250,50 @@ def test_evaluate_and_report_as_a_user(uninterrupted, shards, run_command):
     assert last["images_per_sec"] > 0
     assert "kNN top-1" in (run / "report.html").read_text()
     assert not list(run.glob("features-*"))
+
+
+def test_killing_one_rank_ends_the_job_and_it_can_be_continued(shards, tmp_path):
+    run = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
+    words = [str(ROOT / "fasttrain/train.py"), "--data", str(shards), "--run", str(run), *SMALL]
+    words += ["--epochs", "5000", "--checkpoint-every", "5"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen([*torchrun, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    try:
+        deadline = time.monotonic() + 120
+        while not saved_checkpoints(run / "checkpoints") and time.monotonic() < deadline and job.poll() is None:
+            time.sleep(0.1)
+        ranks = [child for child in psutil.Process(job.pid).children() if "train.py" in " ".join(child.cmdline())]
+        assert len(ranks) == 2
+        ranks[1].send_signal(signal.SIGKILL)
+        assert job.wait(timeout=60) != 0
+        psutil.wait_procs(ranks, timeout=10)
+        assert not any(rank.is_running() for rank in ranks)
+    finally:
+        job.kill()
+    step = final_state(run)["step"]
+    more = ["--epochs", "5000", "--checkpoint-every", "5", "--max-steps", step + 2]
+    assert train(shards, run, *more) == 0
+    assert final_state(run)["step"] == step + 2
+
+
+def test_resident_and_thread_loader_end_with_the_same_weights(uninterrupted, shards, tmp_path):
+    method, whole = uninterrupted
+    run = tmp_path / "run"
+    for more in (["auto", "--max-steps", 7], ["resident"]):
+        assert train(shards, run, "--method", method, "--loader", *more) == 0
+    assert equal(final_state(whole), final_state(run)) == []
+
+
+def test_too_many_broken_images_end_training_by_the_fraction_given(shards, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(shards, data)
+    reader = BetonReader(data / "train-00000.beton")
+    with open(reader.path, "r+b") as file:
+        for i in range(12):
+            file.seek(int(reader.pointer_N[i]) + 2)
+            file.write(b"\0" * 16)
+    assert train(data, tmp_path / "run") == 1
+    assert "samples can't be decoded; the last: sample" in capsys.readouterr().err
+    assert train(data, tmp_path / "other", "--max-failed-fraction", "0.5", "--max-steps", 5) == 0
+    assert train(data, tmp_path / "other", "--max-failed-fraction", "1.5") == 2

@@ -9,11 +9,12 @@ from torch import Tensor
 
 @dataclass
 class Batch:
-    """B decoded images of their own sizes, packed without padding.
+    """B decoded images of their own sizes, without padding.
 
-    pixels: uint8, the RGB bytes of every image, H×W×3 row-major. offset_B: int64, first byte of image b. height_B,
-    width_B: int32. index_B: int64, place of the sample in the data set. label_B: int64, −1 without labels.
-    `pixels` is a view of a buffer that the loader uses again: valid until the next batch is asked for.
+    pixels: uint8, the RGB bytes of every image, H×W×3 row-major, among others' perhaps; in host memory or on the
+    device. offset_B: int64, first byte of image b in it. height_B, width_B: int32. index_B: int64, place of the sample
+    in the data set. label_B: int64, −1 without labels. All but `pixels` are CPU tensors.
+    `pixels` is a view of a buffer that the loader may use again: valid until the next batch is asked for.
     """
 
     pixels: Tensor

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from fasttrain.data.workers import Workers
 
 AHEAD = 3  # batches decoded ahead of the one in use
 STALL_SECONDS = 120.0  # no batch for this long is an error: storage or a worker hangs
-MAX_FAILED_SHARE = 0.01  # of the samples asked for so far; above it training stops
+MAX_FAILED_FRACTION = 0.01  # of the samples asked for so far; above it training stops
 MIN_FAILED = 10  # … but not for fewer failures than this
 NAMED_FAILURES = 20  # are printed; all are counted
 MAX_ATTEMPTS = 20
@@ -39,7 +39,26 @@ class LoaderError(RunError):
     """Decoding fails too often, or has stopped."""
 
 
-class _Placed(NamedTuple):
+class Loader(Protocol):
+    """What training asks of a loader. All give the same samples at the same step, for the same Order."""
+
+    num_samples: int
+    steps_per_epoch: int
+
+    def epoch(self, n: int) -> Iterator[Batch]:
+        """The batches of epoch n from the position on (its start, unless load_state_dict set one inside it)."""
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: the epoch and the step in it that comes next."""
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """epoch(state["epoch"]) then starts at state["step"]."""
+
+    def close(self) -> None:
+        """Free threads and memory. A second call does nothing."""
+
+
+class Placed(NamedTuple):
     """A sample and where its pixels go in the buffer."""
 
     number: int
@@ -47,29 +66,38 @@ class _Placed(NamedTuple):
     offset: int
 
 
-class _Started(NamedTuple):
+class Failed(NamedTuple):
+    """A sample that could not be decoded: its place in the batch, and why."""
+
+    place: int
+    error: DataError
+
+
+class Started(NamedTuple):
     """A batch whose samples are being decoded."""
 
     buffer: Tensor
-    placed: list[_Placed]
+    placed: list[Placed]
     futures: list[Future]
 
 
 class ThreadLoader:
     """Iterates a store in an Order. See Batch for what comes out, and for how long it is valid."""
 
-    def __init__(self, store: Store, order: Order, workers: int) -> None:
-        """workers: decoding threads (≥ 1)."""
+    def __init__(
+        self, store: Store, order: Order, workers: int, max_failed_fraction: float = MAX_FAILED_FRACTION
+    ) -> None:
+        """workers: decoding threads (≥ 1). max_failed_fraction: of the samples asked for; more failing is an error."""
         self.num_samples, self.steps_per_epoch = store.num_samples, order.steps_per_epoch
         self.failed: list[tuple[str, str]] = []  # (sample, reason) of every sample that was replaced
         self._store, self._order = store, order
         self._pool = Workers(workers)
         self._parts = 4 * workers  # tasks a batch is cut into, so that threads finish together
-        self._asked = 0
+        self._asked, self._max_failed = 0, max_failed_fraction
         self._epoch, self._next_step = 0, 0
         self._free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         for _ in range(AHEAD + 1):
-            self._free.put(_new_buffer(1))
+            self._free.put(self._new_buffer(1))
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
@@ -106,7 +134,7 @@ class ThreadLoader:
             stop.set()
             planner.join(timeout=STALL_SECONDS)
             while not ready.empty():
-                if isinstance(item := ready.get(), _Started):
+                if isinstance(item := ready.get(), Started):
                     self._give_back(item)
 
     def close(self) -> None:
@@ -128,11 +156,11 @@ class ThreadLoader:
                     return
             _put(ready, None, stop)
         except FutureTimeout:
-            _put(ready, _stalled(), stop)
+            _put(ready, stalled(), stop)
         except BaseException as error:  # raised again where the batch is asked for
             _put(ready, error, stop)
 
-    def _start(self, epoch: int, index_B: np.ndarray, stop: threading.Event) -> _Started | None:
+    def _start(self, epoch: int, index_B: np.ndarray, stop: threading.Event) -> Started | None:
         """Lay a batch out and start decoding it; None when the epoch was abandoned."""
         chunks = [chunk.tolist() for chunk in np.array_split(index_B, min(len(index_B), self._parts))]
         reads = [self._pool.submit(self._read, epoch, chunk) for chunk in chunks]
@@ -141,10 +169,17 @@ class ThreadLoader:
         buffer = self._free_buffer(int(offset_B[-1]), stop)
         if buffer is None:
             return None
-        placed = [_Placed(*sample, int(offset)) for sample, offset in zip(samples, offset_B[:-1], strict=True)]
+        placed = [Placed(*sample, int(offset)) for sample, offset in zip(samples, offset_B[:-1], strict=True)]
+        return Started(buffer, placed, self._decode(buffer, placed))
+
+    def _decode(self, buffer: Tensor, placed: list[Placed]) -> list[Future[list[Failed]]]:
+        """Have the batch's pixels written to their offsets in the buffer."""
         places = np.array_split(np.arange(len(placed)), min(len(placed), self._parts))
-        futures = [self._pool.submit(self._write, buffer, placed, share.tolist()) for share in places]
-        return _Started(buffer, placed, futures)
+        return [self._pool.submit(self._write, buffer, placed, share.tolist()) for share in places]
+
+    def _new_buffer(self, num_bytes: int) -> Tensor:
+        """Page-locked where there is a GPU to copy to; a little larger than asked, as batches differ in size."""
+        return torch.empty(num_bytes + num_bytes // 8, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
     def _free_buffer(self, num_bytes: int, stop: threading.Event) -> Tensor | None:
         """A buffer of at least num_bytes, once the training loop gives one back; None when the epoch was abandoned."""
@@ -153,7 +188,7 @@ class ThreadLoader:
                 buffer = self._free.get(timeout=0.2)
             except queue.Empty:
                 continue
-            return buffer if len(buffer) >= num_bytes else _new_buffer(num_bytes)
+            return buffer if len(buffer) >= num_bytes else self._new_buffer(num_bytes)
         return None
 
     # The workers
@@ -170,14 +205,14 @@ class ThreadLoader:
                 self._report(chosen, error)
             attempt += 1
 
-    def _write(self, buffer: Tensor, placed: list[_Placed], places: list[int]) -> list[tuple[int, DataError]]:
-        """Decode some of the batch's samples into its buffer; the places that failed come back with their errors."""
+    def _write(self, buffer: Tensor, placed: list[Placed], places: list[int]) -> list[Failed]:
+        """Decode some of the batch's samples into its buffer (in host memory)."""
         failed, base = [], buffer.data_ptr()
         for place in places:
             try:
                 self._store.write(placed[place].encoded, base + placed[place].offset)
             except DataError as error:
-                failed.append((place, error))
+                failed.append(Failed(place, error))
         return failed
 
     def _report(self, index: int, error: Exception) -> None:
@@ -187,25 +222,26 @@ class ThreadLoader:
             count = len(self.failed)
         if count <= NAMED_FAILURES:
             print(f"warning: {self._store.name(index)}: {error}; another takes its place", file=sys.stderr, flush=True)
-        if count > max(MIN_FAILED, MAX_FAILED_SHARE * self._asked):
+        if count > max(MIN_FAILED, self._max_failed * self._asked):
             name, reason = self.failed[-1]
             raise LoaderError(f"{count} of {self._asked} samples can't be decoded; the last: {name}: {reason}")
 
     # The consumer
 
-    def _finish(self, epoch: int, item: _Started) -> Batch:
+    def _finish(self, epoch: int, item: Started) -> Batch:
         """Wait for the decoders, put other samples in place of failed ones, and wrap the buffer."""
         pixels, placed, futures = item
         deadline = time.monotonic() + STALL_SECONDS
         self._asked += len(placed)
-        for future in futures:
+        failed: list[Failed] = []
+        for future in futures:  # all of them, before anything is copied: they write into the buffer
             try:
-                failed = future.result(max(0.0, deadline - time.monotonic()))
+                failed += future.result(max(0.0, deadline - time.monotonic()))
             except FutureTimeout:
-                raise _stalled() from None
-            for place, error in failed:
-                self._report(placed[place].number, error)
-                pixels = self._replace(epoch, pixels, placed, place)
+                raise stalled() from None
+        for place, error in failed:
+            self._report(placed[place].number, error)
+            pixels = self._replace(epoch, pixels, placed, place)
         index_B = np.array([sample.number for sample in placed])
         return Batch(
             pixels,
@@ -213,35 +249,29 @@ class ThreadLoader:
             torch.tensor([sample.encoded.height for sample in placed], dtype=torch.int32),
             torch.tensor([sample.encoded.width for sample in placed], dtype=torch.int32),
             torch.from_numpy(index_B),
-            torch.from_numpy(self._store.label_N[index_B]),
+            torch.from_numpy(self._store.labels(index_B)),
         )
 
-    def _replace(self, epoch: int, pixels: Tensor, placed: list[_Placed], place: int) -> Tensor:
+    def _replace(self, epoch: int, pixels: Tensor, placed: list[Placed], place: int) -> Tensor:
         """Decode another sample behind all others, in a copy of the buffer (its size may differ), for a failed one."""
         for attempt in range(1, MAX_ATTEMPTS):
             index, encoded = self._read_or_substitute(epoch, placed[place].number, attempt)
-            copy = torch.cat([pixels, torch.empty(encoded.height * encoded.width * 3, dtype=torch.uint8)])
-            sample = _Placed(index, encoded, len(pixels))
+            image = torch.empty(encoded.height * encoded.width * 3, dtype=torch.uint8)
             try:
-                self._store.write(encoded, copy.data_ptr() + sample.offset)
+                self._store.write(encoded, image.data_ptr())
             except DataError as error:
                 self._report(index, error)
                 continue
-            placed[place] = sample
-            return copy
+            placed[place] = Placed(index, encoded, len(pixels))
+            return torch.cat([pixels, image.to(pixels.device)])
         raise LoaderError(f"no sample could be decoded in place of {self._store.name(placed[place].number)}")
 
-    def _give_back(self, item: _Started) -> None:
+    def _give_back(self, item: Started) -> None:
         """Take the buffer of a batch back once no worker writes into it; never, if one hangs."""
         for future in item.futures:
             future.cancel()
         if not wait(item.futures, STALL_SECONDS).not_done:
             self._free.put(item.buffer)
-
-
-def _new_buffer(num_bytes: int) -> Tensor:
-    """Page-locked where there is a GPU to copy to; a little larger than asked, as batches differ in size."""
-    return torch.empty(num_bytes + num_bytes // 8, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
 
 def _put(ready: queue.Queue, item: object, stop: threading.Event) -> bool:
@@ -255,12 +285,13 @@ def _put(ready: queue.Queue, item: object, stop: threading.Event) -> bool:
     return False
 
 
-def _take(ready: queue.Queue) -> _Started | BaseException | None:
+def _take(ready: queue.Queue) -> Started | BaseException | None:
     try:
         return ready.get(timeout=STALL_SECONDS)
     except queue.Empty:
-        raise _stalled() from None
+        raise stalled() from None
 
 
-def _stalled() -> LoaderError:
+def stalled() -> LoaderError:
+    """The error of a wait that took too long."""
     return LoaderError(f"no batch for {STALL_SECONDS:.0f} s: the storage or a decoding thread hangs")

@@ -1,19 +1,16 @@
-"""Where samples come from: .beton shards or plain image files, as one numbered set each."""
+"""Where samples come from, as one numbered set of images each: the contract, and .beton shards."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import pathlib
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from dataprep import jpeg
+from dataprep import DataError, jpeg
 from dataprep.beton import MODE_RAW, BetonReader
-from dataprep.images import read_rgb
 from dataprep.manifest import Manifest, ManifestError
-from dataprep.sources import fingerprint, scan_folder
 
 
 class Encoded(NamedTuple):
@@ -28,9 +25,11 @@ class Store(Protocol):
     """A numbered set of images. read and write are called from many threads, and raise DataError for a bad sample."""
 
     num_samples: int
-    label_N: np.ndarray
     classes: tuple[str, ...]
     fingerprint: str  # changes when any sample's content or number does
+
+    def labels(self, index_N: np.ndarray) -> np.ndarray:
+        """Labels of samples, int64, -1 for none."""
 
     def read(self, index: int) -> Encoded: ...
 
@@ -41,14 +40,21 @@ class Store(Protocol):
         """How an error names the sample."""
 
 
+@runtime_checkable
+class JpegStore(Store, Protocol):
+    """A store whose samples lie in files as JPEG streams, so that another decoder can take them."""
+
+    def jpeg(self, sample: Encoded) -> np.ndarray:
+        """The stream of a sample that read() gave, uint8; DataError for one that is stored otherwise."""
+
+
 class ShardStore:
     """The .beton shards of one split, read in place; pixels are decoded straight into the batch."""
 
     def __init__(self, folder: pathlib.Path, manifest: Manifest, split: str) -> None:
         """Raises DataError where a shard does not match the manifest."""
         self.classes = tuple(manifest.classes)
-        checksums = " ".join(shard.sha256 for shard in manifest.splits[split])
-        self.fingerprint = hashlib.sha256(checksums.encode()).hexdigest()
+        self.fingerprint = manifest.fingerprint(split)
         self._shards = []
         for shard in manifest.splits[split]:
             reader = BetonReader(folder / shard.name)
@@ -59,8 +65,11 @@ class ShardStore:
             self._shards.append(reader)
         self._start_S = np.cumsum([0] + [shard.num_samples for shard in self._shards])
         self.num_samples = int(self._start_S[-1])
-        self.label_N = np.concatenate([shard.label_N for shard in self._shards])
+        self._label_N = np.concatenate([shard.label_N for shard in self._shards])
         self._base_S = [shard.data.ctypes.data for shard in self._shards]
+
+    def labels(self, index_N: np.ndarray) -> np.ndarray:
+        return self._label_N[index_N]
 
     def _locate(self, index: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._start_S, index, side="right")) - 1
@@ -80,33 +89,14 @@ class ShardStore:
             return
         jpeg.decode_into(source, size, sample.height, sample.width, address)
 
+    def jpeg(self, sample: Encoded) -> np.ndarray:
+        shard, row = cast("tuple[int, int]", sample.content)
+        reader = self._shards[shard]
+        if reader.mode_N[row] == MODE_RAW:
+            raise DataError("stored as raw pixels, not as a JPEG")
+        start = int(reader.pointer_N[row])
+        return reader.data[start : start + int(reader.size_N[row])]
+
     def name(self, index: int) -> str:
         shard, row = self._locate(index)
         return f"sample {row} of {self._shards[shard].path}"
-
-
-class FolderStore:
-    """The image files of one split of a folder, decoded as they are."""
-
-    def __init__(self, root: pathlib.Path, split: str) -> None:
-        """Raises DataError for a missing folder, one without images, or a split it does not have."""
-        source = scan_folder(root)
-        if split not in source.splits:
-            raise ManifestError(f"{root} has no {split!r} split; it has: {', '.join(source.splits)}")
-        self.classes = source.classes
-        self.fingerprint = fingerprint(source)
-        self._root = source.root
-        self._samples = source.splits[split]
-        self.num_samples = len(self._samples)
-        self.label_N = np.array([sample.label for sample in self._samples], dtype=np.int64)
-
-    def read(self, index: int) -> Encoded:
-        pixels = read_rgb((self._root / self._samples[index].path).read_bytes())
-        return Encoded(pixels.shape[0], pixels.shape[1], pixels)
-
-    def write(self, sample: Encoded, address: int) -> None:
-        pixels = cast("np.ndarray", sample.content)
-        ctypes.memmove(address, pixels.ctypes.data, pixels.nbytes)
-
-    def name(self, index: int) -> str:
-        return str(self._root / self._samples[index].path)

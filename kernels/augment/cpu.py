@@ -56,13 +56,18 @@ def augment(
         table.solarize_BV,
     )  # fmt: skip
     out = out_VBSS3.numpy().reshape(views, images, size * size * 3)
-    threads = len(os.sched_getaffinity(0))
+    threads = _threads()
     bounds = np.linspace(0, images * views, min(images * views, threads * _CHUNKS_PER_THREAD) + 1).astype(np.int64)
 
     def run(chunk: tuple[int, int]) -> None:
         _make_views(*chunk, source, rows, scale, size, (taps, longest, radius), _scratch(floats), out)
 
     list(_pool(threads).map(run, zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)))
+
+
+def _threads() -> int:
+    """The cores this process may use, shared with the machine's other ranks (as torchrun counts them)."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _arrays(*tensors: Tensor) -> Arrays:

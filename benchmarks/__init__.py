@@ -1,0 +1,1 @@
+"""Benchmarks: each prints a table and appends one JSON line to benchmarks/results/."""
