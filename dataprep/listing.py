@@ -18,6 +18,7 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 VAL_NAMES = ("val", "valid", "validation", "test")
 # A larger file inside an archive or a table is no photograph: it is reported and never read.
 MAX_FILE_BYTES = 1 << 28
+_ROWS_AT_ONCE = 1 << 12
 
 
 class SourceError(DataError):
@@ -58,9 +59,9 @@ class Listing(Sequence[Sample]):
             ends.append(len(names))
             labels.append(sample.label)
             places.extend(sample.place)
-        self._names, self._ends = names, np.frombuffer(ends, np.int64)
-        self._labels = np.frombuffer(labels, np.int32) if labels else np.zeros(0, np.int32)
-        self._places = np.array(places, np.int64).reshape(len(labels), -1) if labels else np.zeros((0, 0), np.int64)
+        # Arrays of the standard library: taking one number out of numpy's is ten times slower.
+        self._names, self._ends, self._labels, self._places = names, ends, labels, places
+        self._per_place = len(places) // len(labels) if labels else 0
         self._rows = np.arange(len(labels), dtype=np.int64)
 
     def take(self, index_N: np.ndarray) -> Listing:
@@ -73,16 +74,18 @@ class Listing(Sequence[Sample]):
         """Return the same samples with other labels; only before any `take`."""
         assert len(label_N) == len(self._labels) == len(self._rows)
         labelled = object.__new__(Listing)
-        labelled.__dict__.update(self.__dict__, _labels=np.ascontiguousarray(label_N, np.int32))
+        labelled.__dict__.update(self.__dict__, _labels=array("i", label_N.astype(np.int32).tobytes()))
         return labelled
 
     @property
     def label_N(self) -> np.ndarray:
-        return self._labels[self._rows]
+        return np.frombuffer(self._labels, np.int32)[self._rows] if self._labels else np.zeros(0, np.int32)
 
     @property
     def place_NK(self) -> np.ndarray:
-        return self._places[self._rows]
+        if not self._per_place:
+            return np.zeros((len(self), 0), np.int64)
+        return np.frombuffer(self._places, np.int64).reshape(-1, self._per_place)[self._rows]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -100,13 +103,15 @@ class Listing(Sequence[Sample]):
 
     def _sample(self, row: int) -> Sample:
         name = os.fsdecode(bytes(self._names[self._ends[row] : self._ends[row + 1]]))
-        return Sample(name, int(self._labels[row]), tuple(self._places[row].tolist()))
+        first = row * self._per_place
+        return Sample(name, self._labels[row], tuple(self._places[first : first + self._per_place]))
 
     def __reduce__(self) -> tuple[type[Listing], tuple[list[Sample]]]:
         return Listing, (list(self),)  # the samples taken, without the columns they are taken from
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self._sample(int(row)) for row in self._rows)
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            yield from map(self._sample, self._rows[start : start + _ROWS_AT_ONCE].tolist())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))  # noqa: B905
