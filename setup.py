@@ -30,7 +30,17 @@ setup(
         # and Python 3.12 and later need setuptools' distutils
         "ffcv": ["ffcv==1.0.2", "setuptools"],
         "dali": ["nvidia-dali-cuda130>=1.51; platform_system == 'Linux'"],
+        "parquet": ["pyarrow>=14"],  # parquet files as a source
+        "ray": ["ray>=2.30"],  # conversion on many machines
         "tensorboard": ["tensorboard>=2.16"],
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.9", "mypy>=1.14", "tensorboard>=2.16"],
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.9",
+            "mypy>=1.14",
+            "tensorboard>=2.16",
+            "pyarrow>=14",
+            "webdataset>=0.2.100",
+        ],
     },
 )

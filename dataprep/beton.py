@@ -1,6 +1,6 @@
 """The .beton layout of FFCV 1.0.2, written and read without FFCV.
 
-    header | 2 field descriptors | metadata of every sample | JPEG streams | allocation table
+    header | 2 field descriptors | metadata of every sample | JPEG streams or pixels | allocation table
 
 The stock FFCV `Reader` and `Loader` read these files. Two rules of FFCV shape them: no sample straddles a multiple of
 the page size, and the allocation table is the last thing in the file. Layout: ffcv/types.py, ffcv/writer.py and
@@ -59,11 +59,11 @@ class BetonWriter:
         self._file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by finish or discard
         self._file.seek(self._end)
 
-    def write(self, jpeg: bytes, height: int, width: int, label: int) -> None:
+    def write(self, stream: bytes, height: int, width: int, label: int, raw: bool = False) -> None:
         """Append one sample.
 
         Args:
-            jpeg: the JPEG stream.
+            stream: a JPEG, or if raw the height * width * 3 bytes of its RGB pixels.
             height: its height in pixels, at most 65535.
             width: its width in pixels, at most 65535.
             label: index of its class, -1 for none.
@@ -74,12 +74,13 @@ class BetonWriter:
         """
         if self.num_samples == len(self._samples):
             raise ValueError(f"{self._path}: more than the {self.num_samples} samples announced")
-        pointer = self._place(len(jpeg))
+        pointer = self._place(len(stream))
         self._file.seek(pointer)
-        self._file.write(jpeg)
-        self._end = pointer + len(jpeg)
-        self._samples[self.num_samples] = ((MODE_JPG, width, height, pointer), label)
-        self._allocations[self.num_samples] = (self.num_samples, pointer, len(jpeg))
+        self._file.write(stream)
+        self._end = pointer + len(stream)
+        mode = MODE_RAW if raw else MODE_JPG
+        self._samples[self.num_samples] = ((mode, width, height, pointer), label)
+        self._allocations[self.num_samples] = (self.num_samples, pointer, len(stream))
         self.num_samples += 1
 
     def _place(self, size: int) -> int:

@@ -1,19 +1,17 @@
 #!/usr/bin/env python3
-"""Convert a folder of images to a sharded data set.
+"""Convert images in any of many forms to a sharded data set.
 
     python dataprep/convert.py SOURCE OUT --max-side 400
 
 Worker processes encode small chunks of images; this process writes the shards in order, so that all cores are busy
-even with one shard, and memory holds only the chunks under way. The shards are a pure function of source and
-settings. Each finished shard is renamed into place and then recorded beside it, so a conversion killed at any moment
-continues when the same command is run again; `manifest.json` is written last.
+even with one shard, and memory holds only the listing and the chunks under way. The shards are a pure function of the
+source and the settings. Each finished shard is renamed into place and then recorded beside it, so a conversion killed
+at any moment continues when the same command is run again; `manifest.json` is written last.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import itertools
 import json
 import pathlib
 import sys
@@ -29,14 +27,14 @@ import PIL.features
 if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from dataprep.images import encode_files
+from dataprep.engines import ENGINES, ShardWork
+from dataprep.images import Write, encode_samples
 from dataprep.manifest import Manifest
-from dataprep.plan import PlannedShard, by_split, plan_shards, tasks
-from dataprep.pool import map_in_order
+from dataprep.plan import PlannedShard, by_split, plan_shards
 from dataprep.progress import Note, progress
 from dataprep.resume import begin, clear_state, finished_manifest, sole_user
-from dataprep.shards import ShardRecord, read_record, write_shard
-from dataprep.sources import Source, fingerprint, scan_folder, shuffled_splits
+from dataprep.shards import ShardRecord, read_record
+from dataprep.sources import Kind, Source, fingerprint, open_source, shuffled_splits
 from fasttrain import __version__
 from fasttrain.cli import RunError, UserError, finish, parse
 
@@ -45,20 +43,27 @@ EXIT_SKIPPED = 3
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """Convert a folder of images (JPEG, PNG, WebP, BMP) to numbered shards and a manifest.
+    """Convert images (JPEG, PNG, WebP, BMP, pixels) to numbered shards and a manifest.
 
-    SOURCE holds images only, or one folder per class, or train/ and val/ (or valid, validation, test) of either kind.
+    SOURCE is a folder of images only, or of one folder per class, or of train/ and val/ (or valid, validation, test) of
+    either kind; a .tar or .zip of such a folder; WebDataset .tar files (one, a folder, or a quoted pattern like
+    'set-{000..012}.tar'); parquet files with a column of images; a folder of CIFAR-10 or CIFAR-100 batches; an .npz.
+    Archives are read in place: nothing is unpacked, no link is followed.
     The same command on an unfinished OUT continues it. Unreadable images are named, counted and left out. The last
     line on stdout is JSON. Exit status: 0 every image converted, 3 finished but some images were skipped, 2 bad
     input, 1 disk full or another failure (run again to continue), 130 interrupted.
     """
 
     source: pathlib.Path
-    """SOURCE, the folder of images."""
+    """SOURCE, the images."""
     out: pathlib.Path
     """OUT, the folder to make."""
-    format: Literal["ffcv"] = "ffcv"
-    """Shard format: ffcv = .beton files that the stock FFCV loader reads."""
+    kind: Kind = "auto"
+    """What SOURCE is; auto = recognised by what is there."""
+    format: Literal["ffcv", "webdataset"] = "ffcv"
+    """Shard format: ffcv = .beton files that the stock FFCV loader reads; webdataset = .tar files with DALI's index."""
+    write: Write = "jpeg"
+    """What an .beton file stores: jpeg; raw = RGB pixels; smart = pixels where they take at most 3 times the JPEG."""
     max_side: int = 0
     """Longer side in pixels to which larger images are shrunk; 0 keeps every size. JPEGs within it are copied as is."""
     quality: int = 90
@@ -66,7 +71,9 @@ class ConvertConfig:
     shard_size: int = 4096
     """Images per shard."""
     workers: int = 0
-    """Worker processes; 0 = one for each core this process may use."""
+    """Worker processes, with ray shards at a time; 0 = one for each core this process, or the cluster, may use."""
+    engine: Literal["local", "ray"] = "local"
+    """Where the work is done; ray = on a Ray cluster, whose machines see SOURCE and OUT under the same paths."""
     val_fraction: float = 0.0
     """Fraction of the images, the same in every class, to set apart as the validation split of a source without one."""
     seed: int = 0
@@ -79,6 +86,8 @@ def check(config: ConvertConfig) -> None:
     for name, (low, high) in {**limits, "seed": (0, 2**64 - 1), "val_fraction": (0, 0.99)}.items():
         if not low <= getattr(config, name) <= high:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be {low} to {high}")
+    if config.format == "webdataset" and config.write != "jpeg":
+        raise UserError(f"--write {config.write} is for --format ffcv: a .tar shard holds JPEGs only")
     source, out = config.source.resolve(), config.out.resolve()
     if out == source or source in out.parents:
         raise UserError(f"{config.out} lies inside the source {config.source}: name another folder")
@@ -88,7 +97,7 @@ def check(config: ConvertConfig) -> None:
 
 def settings_of(config: ConvertConfig, source: Source) -> dict[str, Any]:
     """Return what decides the content of the shards, as manifest.json records it."""
-    names = ("format", "max_side", "quality", "shard_size", "val_fraction", "seed")
+    names = ("format", "write", "max_side", "quality", "shard_size", "val_fraction", "seed")
     return {**{name: getattr(config, name) for name in names}, "source": fingerprint(source)}
 
 
@@ -99,20 +108,21 @@ def versions() -> dict[str, str]:
 
 
 def convert_shards(
-    config: ConvertConfig, plan: list[PlannedShard], num_classes: int
+    config: ConvertConfig, source: Source, plan: list[PlannedShard]
 ) -> tuple[dict[str, ShardRecord], float]:
     """Write the shards that are missing; return the records of all by name, and the images per second of this run."""
     found = {planned.name: read_record(config.out, planned.name) for planned in plan}
     records = {name: record for name, record in found.items() if record is not None}
     missing = [planned for planned in plan if planned.name not in records]
     total, left = (sum(len(planned.samples) for planned in shards) for shards in (plan, missing))
-    encode = functools.partial(encode_files, config.source, max_side=config.max_side, quality=config.quality)
+    encode = functools.partial(
+        encode_samples, source.reader, max_side=config.max_side, quality=config.quality, write=config.write
+    )
+    work = ShardWork(config.out, source.reader, encode, len(source.classes))
     start = time.perf_counter()
-    chunks = map_in_order(encode, tasks(config.source, missing), config.workers)
-    with contextlib.closing(chunks), progress(total, total - left) as advance:
-        images, note = itertools.chain.from_iterable(chunks), Note(advance)
-        for planned in missing:
-            records[planned.name] = write_shard(config.out, planned, images, num_classes, note)
+    with progress(total, total - left) as advance:
+        written = ENGINES[config.engine](work, missing, config.workers, Note(advance))
+        records.update((record.shard.name, record) for record in written)
     return records, left / (time.perf_counter() - start)
 
 
@@ -122,6 +132,8 @@ def manifest_of(
     """Put the records of all shards together; the pixel statistics are those of the training split."""
     groups = {split: [records[name] for name in names] for split, names in by_split(plan).items()}
     sums = np.array([(r.pixels[0], *r.pixels[1], *r.pixels[2]) for r in groups["train"]], np.float64).sum(0)
+    if not sums[0]:  # all that were to be measured are unreadable: as for evenly spread values
+        sums[:] = (1, *[127.5] * 3, *[255**2 / 3] * 3)
     mean = sums[1:4] / sums[0] / 255
     std = np.sqrt(np.maximum(sums[4:] / sums[0] / 255**2 - mean**2, 0))
     return Manifest(
@@ -131,7 +143,7 @@ def manifest_of(
         pixel_mean=mean.round(6).tolist(),
         pixel_std=std.round(6).tolist(),
         settings=settings,
-        skipped=[skip for planned in plan for skip in records[planned.name].skipped],
+        skipped=source.skipped + [skip for planned in plan for skip in records[planned.name].skipped],
         class_counts={split: np.sum([r.class_counts for r in group], 0).tolist() for split, group in groups.items()},
         versions=versions(),
     )
@@ -168,9 +180,9 @@ def convert(config: ConvertConfig) -> tuple[Manifest, float]:
         RunError: disk full, or a worker died; finished shards are kept.
     """
     check(config)
-    source = scan_folder(config.source)
+    source = open_source(config.source, config.kind)
     settings = settings_of(config, source)
-    plan = plan_shards(shuffled_splits(source, config.val_fraction, config.seed), config.shard_size)
+    plan = plan_shards(shuffled_splits(source, config.val_fraction, config.seed), config.shard_size, config.format)
     config.out.mkdir(parents=True, exist_ok=True)
     with sole_user(config.out):
         manifest = finished_manifest(config.out, settings)
@@ -181,7 +193,7 @@ def convert(config: ConvertConfig) -> tuple[Manifest, float]:
         # Until the last shard is written, an image must not even have been replaced by another of the same size.
         begin(config.out, {**settings, "source": fingerprint(source, times=True), "versions": versions()})
         try:
-            records, images_per_sec = convert_shards(config, plan, len(source.classes))
+            records, images_per_sec = convert_shards(config, source, plan)
             return complete(config.out, source, plan, records, settings), images_per_sec
         except OSError as error:
             reason = f"{error.strerror or error}: finished shards are kept, run the same command again to continue"
@@ -196,7 +208,7 @@ def summary(manifest: Manifest, images_per_sec: float) -> dict[str, Any]:
         "images": sum(shard.num_samples for shard in shards),
         "skipped": {"count": len(manifest.skipped), "reasons": dict(sorted(reasons.items()))},
         "shards": len(shards),
-        "bytes": sum(shard.num_bytes for shard in shards),
+        "bytes": sum(file.num_bytes for shard in shards for file in shard.files()),
         "images_per_sec": round(images_per_sec, 1),
     }
 

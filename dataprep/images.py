@@ -1,17 +1,18 @@
-"""Any supported image file (JPEG, PNG, WebP, BMP) to RGB pixels, and to the JPEG that a shard stores."""
+"""Any supported image file (JPEG, PNG, WebP, BMP) to RGB pixels, and to the JPEG or the pixels that a shard stores."""
 
 from __future__ import annotations
 
 import io
-import os
+import math
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dataprep import DataError, jpeg
+from dataprep.listing import Reader, Sample
 
 # The size from which Pillow refuses to decode, too: a small file that claims more is an attack or a mistake.
 MAX_PIXELS = 178_956_970
@@ -19,8 +20,19 @@ MAX_PIXELS = 178_956_970
 MAX_SIDE = 65500
 # Statistics use every 8th row and column: 1/64 of the pixels, enough for a data set's mean.
 _STATISTICS_STEP = 8
+# EXIF is the first or second segment of a JPEG, and each has 64 KiB at most.
+_EXIF_WITHIN = 1 << 17
+# Decoding to 1/8 reads the whole stream and finds the same damage, but saves most of the arithmetic.
+_CHECK_SHRINK = 8
 
+# --write smart: pixels as they are where they take at most this many times the bytes of the JPEG.
+SMART_FACTOR = 3
+
+Decoded = TypeVar("Decoded")
+Write = Literal["jpeg", "raw", "smart"]
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+# Antialiased; nearly as sharp as bicubic where images shrink, in two thirds of its time.
+_FILTER = Image.Resampling.HAMMING
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,13 +63,22 @@ class PixelSums(NamedTuple):
 
 
 class EncodedImage(NamedTuple):
-    """One image as a shard stores it."""
+    """One image as a shard stores it.
 
-    jpeg: bytes
+    Attributes:
+        stream: a JPEG, or if raw the height * width * 3 bytes of its RGB pixels.
+        height, width: pixels.
+        passed_through: whether the stream is the source's own.
+        pixels: None unless they were asked for.
+        raw: see stream.
+    """
+
+    stream: bytes
     height: int
     width: int
     passed_through: bool
-    pixels: PixelSums
+    pixels: PixelSums | None
+    raw: bool = False
 
 
 def read_rgb(data: bytes) -> np.ndarray:
@@ -76,51 +97,82 @@ def read_rgb(data: bytes) -> np.ndarray:
     return pixels_HW3 if orientation == 1 else np.array(_turned(Image.fromarray(pixels_HW3), orientation))
 
 
-def encode_jpeg(data: bytes, max_side: int, quality: int) -> EncodedImage:
-    """Make the JPEG that a shard stores: the file's own bytes wherever they are good enough.
+def encode_image(
+    content: bytes | np.ndarray, max_side: int, quality: int, write: Write = "jpeg", measure: bool = True
+) -> EncodedImage:
+    """Make what a shard stores of an image: the file's own bytes wherever they are good enough.
 
     A sound, upright grayscale or colour JPEG within the limit is passed through unchanged. Anything else is decoded,
-    resized (bicubic, antialiased) to a longer side of max_side if it is larger, and encoded.
+    resized (antialiased) to a longer side of max_side if it is larger, and encoded.
 
     Args:
-        data: the whole image file, as for read_rgb.
+        content: the whole image file, as for read_rgb, or its pixels, (H, W, 3) uint8 RGB.
         max_side: limit of the longer side in pixels; 0 = no limit.
         quality: JPEG quality, 1 to 100, of what has to be encoded.
+        write: "jpeg"; "raw" stores pixels instead; "smart" does where they take at most SMART_FACTOR times the bytes.
+        measure: whether to sum the pixels. Without, a JPEG passed through is checked at 1/8 of its size: faster.
 
     Raises:
         ImageError: as read_rgb, or a side above MAX_SIDE pixels that stays.
     """
-    header, orientation = _header(data), _orientation(data)
+    if isinstance(content, np.ndarray):
+        _check_size(*content.shape[:2])
+        return _encoded(_resized(Image.fromarray(content), max_side), quality, write, measure)
+    header, orientation = _header(content), _orientation(content)
     fits = header is not None and (not max_side or max(header.height, header.width) <= max_side)
     if header is not None and fits and orientation == 1:
-        pixels_HW3 = _decode_strictly(data, header, 1)
+        pixels_HW3 = _decode_strictly(content, header, 1 if measure or write != "jpeg" else _CHECK_SHRINK)
         if pixels_HW3 is not None:
-            return EncodedImage(data, header.height, header.width, True, _pixel_sums(pixels_HW3))
-    image = Image.fromarray(_decode(data, header, _shrink(header, max_side)))
-    image = _resized(_turned(image, orientation), max_side)
+            if write == "raw" or (write == "smart" and pixels_HW3.nbytes <= SMART_FACTOR * len(content)):
+                return _raw(pixels_HW3, measure)
+            sums = _pixel_sums(pixels_HW3) if measure else None
+            return EncodedImage(content, header.height, header.width, True, sums)
+    if header is not None and not fits and orientation == 1 and write == "jpeg":
+        planes = _sound(lambda: jpeg.decode_planes(content, header, _shrink(header, max_side)))
+        if planes is not None:
+            planes = _resized_planes(planes, header.subsampling, max_side)
+            stream = jpeg.encode_planes(planes, quality)
+            sums = _pixel_sums(jpeg.decode(stream)) if measure else None
+            return EncodedImage(stream, planes[0].shape[0], planes[0].shape[1], False, sums)
+    image = Image.fromarray(_decode(content, header, _shrink(header, max_side)))
+    return _encoded(_resized(_turned(image, orientation), max_side), quality, write, measure)
+
+
+def _encoded(image: Image.Image, quality: int, write: Write, measure: bool) -> EncodedImage:
     if max(image.size) > MAX_SIDE:
         raise ImageError(f"a side is longer than {MAX_SIDE} pixels")
+    pixels_HW3 = np.asarray(image)
+    if write == "raw":
+        return _raw(pixels_HW3, measure)
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality)
-    return EncodedImage(stream.getvalue(), image.height, image.width, False, _pixel_sums(np.asarray(image)))
+    if write == "smart" and pixels_HW3.nbytes <= SMART_FACTOR * stream.tell():
+        return _raw(pixels_HW3, measure)
+    sums = _pixel_sums(pixels_HW3) if measure else None
+    return EncodedImage(stream.getvalue(), image.height, image.width, False, sums)
 
 
-def encode_files(
-    root: str | os.PathLike[str], paths: Sequence[str], max_side: int, quality: int
+def _raw(pixels_HW3: np.ndarray, measure: bool) -> EncodedImage:
+    height, width, _ = pixels_HW3.shape
+    sums = _pixel_sums(pixels_HW3) if measure else None
+    return EncodedImage(pixels_HW3.tobytes(), height, width, False, sums, raw=True)
+
+
+def encode_samples(
+    reader: Reader, task: Sequence[tuple[Sample, bool]], max_side: int, quality: int, write: Write = "jpeg"
 ) -> list[EncodedImage | str]:
-    """Encode files under root as encode_jpeg does; a string in place of an image is the reason why it is unusable."""
-    return [_encode_file(os.path.join(root, path), max_side, quality) for path in paths]
+    """Encode samples, each with whether to measure it, as encode_image does; a string is why one is unusable."""
+    return [_encode_sample(reader, sample, max_side, quality, write, measure) for sample, measure in task]
 
 
-def _encode_file(path: str, max_side: int, quality: int) -> EncodedImage | str:
+def _encode_sample(
+    reader: Reader, sample: Sample, max_side: int, quality: int, write: Write, measure: bool
+) -> EncodedImage | str:
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        return encode_image(reader.read(sample), max_side, quality, write, measure)
     except OSError as error:
         return error.strerror or str(error)
-    try:
-        return encode_jpeg(data, max_side, quality)
-    except ImageError as error:
+    except DataError as error:
         return str(error)
 
 
@@ -151,8 +203,13 @@ def _decode(data: bytes, header: jpeg.JpegHeader | None, shrink: int) -> np.ndar
 
 def _decode_strictly(data: bytes, header: jpeg.JpegHeader, shrink: int) -> np.ndarray | None:
     """Decode with libturbojpeg; None after a harmless warning. Pillow alone would hide damaged data as gray areas."""
+    return _sound(lambda: jpeg.decode(data, header, shrink))
+
+
+def _sound(decode: Callable[[], Decoded]) -> Decoded | None:
+    """Return what is decoded, None after a harmless warning; ImageError for damaged data."""
     try:
-        return jpeg.decode(data, header, shrink)
+        return decode()
     except jpeg.JpegError as error:
         text = str(error)
         if any(warning in text for warning in _HARMLESS):
@@ -191,7 +248,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 def _orientation(data: bytes) -> int:
     """Return the EXIF orientation, 1 (upright) to 8."""
     # A JPEG is searched first: opening it with Pillow takes longer than decoding a small one.
-    if data[:2] == b"\xff\xd8" and b"Exif\0\0" not in data:
+    if data[:2] == b"\xff\xd8" and data.find(b"Exif\0\0", 0, _EXIF_WITHIN) < 0:
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -216,8 +273,34 @@ def _resized(image: Image.Image, max_side: int) -> Image.Image:
     longer = max(image.size)
     if not max_side or longer <= max_side:
         return image
-    width, height = (max(1, round(side * max_side / longer)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    return image.resize(_fitting(image.size, max_side), _FILTER)
+
+
+def _fitting(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    width, height = (max(1, round(side * max_side / max(size))) for side in size)
+    return width, height
+
+
+def _resized_planes(planes: list[np.ndarray], subsampling: int, max_side: int) -> list[np.ndarray]:
+    """Return Y resized to the longer side, and the colours, if any, to half of that, rounded up.
+
+    Whole blocks of colour are averaged first, as every encoder does that halves them.
+    """
+    height, width = planes[0].shape
+    new_width, new_height = _fitting((width, height), max_side)
+    resized = [Image.fromarray(planes[0]).resize((new_width, new_height), _FILTER)]
+    if block := jpeg.SAMPLE_SIZE[subsampling]:
+        half = (new_width + 1) // 2, (new_height + 1) // 2
+        # What half covers, in samples of the source: where a new side is odd, a little more than the image.
+        covered = width / block[0] * 2 * half[0] / new_width, height / block[1] * 2 * half[1] / new_height
+        resized += [_covering(plane, covered).resize(half, _FILTER, (0, 0, *covered), 1.0) for plane in planes[1:]]
+    return [np.asarray(image) for image in resized]
+
+
+def _covering(plane: np.ndarray, size: tuple[float, float]) -> Image.Image:
+    """Return a plane with its last row and column repeated up to a width and height, where it is smaller."""
+    more_H, more_W = (max(0, math.ceil(wanted) - side) for wanted, side in zip(size[::-1], plane.shape, strict=True))
+    return Image.fromarray(np.pad(plane, ((0, more_H), (0, more_W)), "edge") if more_H or more_W else plane)
 
 
 def _pixel_sums(pixels_HW3: np.ndarray) -> PixelSums:

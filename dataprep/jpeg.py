@@ -1,4 +1,4 @@
-"""JPEG decoding at the speed of libjpeg-turbo: a thin ctypes binding of libturbojpeg.
+"""JPEG decoding and encoding at the speed of libjpeg-turbo: a thin ctypes binding of libturbojpeg.
 
 Each thread owns a decompressor, and every call releases the GIL, so plain threads decode on all cores. The flags are
 those of FFCV's own decoder, so the pixels are bit for bit the same.
@@ -18,6 +18,10 @@ from dataprep import DataError
 # Values of turbojpeg.h.
 COLORSPACE_RGB, COLORSPACE_YCBCR, COLORSPACE_GRAY = 0, 1, 2
 _PIXEL_FORMAT_RGB = 0
+_SAMPLING_420, _SAMPLING_GRAY = 2, 3
+# TJSAMP_ number -> how many pixels wide and high one sample of colour is; gray has none.
+SAMPLE_SIZE = {0: (1, 1), 1: (2, 1), 2: (2, 2), 3: (), 4: (1, 2), 5: (4, 1), 6: (1, 4)}
+_FLAG_NO_REALLOCATION = 1024
 _FLAG_FASTDCT = 2048
 
 _SONAME = "libturbojpeg.so.0"
@@ -54,6 +58,11 @@ def _library() -> ctypes.CDLL:
     library.tjGetErrorStr2.restype = ctypes.c_char_p
     library.tjDecompressHeader3.argtypes = [pointer, pointer, size, pointer, pointer, pointer, pointer]
     library.tjDecompress2.argtypes = [pointer, pointer, size, pointer, *[integer] * 5]
+    library.tjInitCompress.restype = pointer
+    library.tjBufSize.restype = size
+    library.tjDecompressToYUVPlanes.argtypes = [pointer, pointer, size, pointer, integer, pointer, *[integer] * 2]
+    library.tjCompressFromYUVPlanes.argtypes = [pointer, pointer, integer, pointer, integer, integer, pointer, pointer,
+                                                *[integer] * 2]  # fmt: skip
     return library
 
 
@@ -149,6 +158,66 @@ def decode(data: np.ndarray | bytes, header: JpegHeader | None = None, shrink: i
                       width, 0, height, _PIXEL_FORMAT_RGB, _FLAG_FASTDCT):  # fmt: skip
         raise own.error()
     return pixels_HW3
+
+
+def decode_planes(data: np.ndarray | bytes, header: JpegHeader, shrink: int = 1) -> list[np.ndarray]:
+    """Decode a JPEG to its own planes, before colours are enlarged and converted: less work where these are resized.
+
+    Args:
+        data: the whole JPEG stream, in gray or YCbCr.
+        header: what read_header said of the same bytes.
+        shrink: as for decode.
+
+    Returns:
+        Y, or Y, Cb and Cr, each (H, W) uint8; those of colour are smaller as SAMPLE_SIZE says, rounded up.
+
+    Raises:
+        JpegError: damaged data, also where libjpeg only warns.
+    """
+    source = _as_array(data)
+    library, own = _library(), _decompressor()
+    height, width = -(-header.height // shrink), -(-header.width // shrink)
+    planes = [
+        np.empty(
+            (
+                library.tjPlaneHeight(i, height, header.subsampling),
+                library.tjPlaneWidth(i, width, header.subsampling),
+            ),
+            np.uint8,
+        )
+        for i in range(3 if SAMPLE_SIZE[header.subsampling] else 1)
+    ]
+    # Shrunk planes of colour come out wrong with the fast DCT, whose tables depend on the size of each plane.
+    flags = _FLAG_FASTDCT if shrink == 1 else 0
+    if library.tjDecompressToYUVPlanes(own.handle, source.ctypes.data, source.size, _addresses(planes), width, None,
+                                       height, flags):  # fmt: skip
+        raise own.error()
+    return [planes[0][:height, :width], *planes[1:]]  # the library makes the sides of Y even
+
+
+def encode_planes(planes: list[np.ndarray], quality: int) -> bytes:
+    """Encode planes as decode_planes returns them, colours at half the size, rounded up (4:2:0), or Y alone as gray."""
+    library = _library()
+    height, width = planes[0].shape
+    sampling = _SAMPLING_420 if len(planes) == 3 else _SAMPLING_GRAY
+    if len(planes) == 3:  # the library reads as if the sides of Y were even
+        planes = [np.pad(planes[0], ((0, height % 2), (0, width % 2)), "edge"), *planes[1:]]
+    planes = [np.ascontiguousarray(plane) for plane in planes]
+    stream = np.empty(library.tjBufSize(width, height, sampling), np.uint8)
+    address, size = ctypes.c_void_p(stream.ctypes.data), ctypes.c_ulong(stream.size)
+    handle = library.tjInitCompress()
+    try:
+        if library.tjCompressFromYUVPlanes(handle, _addresses(planes), width, None, height, sampling,
+                                           ctypes.addressof(address), ctypes.addressof(size), quality,
+                                           _FLAG_NO_REALLOCATION):  # fmt: skip
+            raise JpegError(library.tjGetErrorStr2(handle).decode("ascii", "replace"))
+    finally:
+        library.tjDestroy(handle)
+    return stream[: size.value].tobytes()
+
+
+def _addresses(planes: list[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * 3)(*(plane.ctypes.data for plane in planes))
 
 
 def decode_into(source: int, size: int, height: int, width: int, out: int) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 from dataprep import DataError
 
 FILE_NAME = "manifest.json"
-FORMATS = ("ffcv",)
+# How shards are stored, and how their names end.
+EXTENSION = {"ffcv": ".beton", "webdataset": ".tar"}
+FORMATS = tuple(EXTENSION)
 _VERSION = 1
 
 
@@ -22,10 +24,30 @@ class ManifestError(DataError):
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a data set: name in the folder, samples in it, size in bytes, SHA-256 in hex."""
+    """One file of a data set: name in the folder, samples in it, size in bytes, SHA-256 in hex; its index, if any."""
 
     name: str
     num_samples: int
+    num_bytes: int
+    sha256: str
+    index: Index | None = None
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Shard:
+        """Make a shard of its JSON object; TypeError if that is malformed."""
+        index = content.get("index")
+        return cls(**{**content, "index": Index(**index) if index else None})
+
+    def files(self) -> list[Shard | Index]:
+        """Return the shard and its index: everything it consists of."""
+        return [self, self.index] if self.index else [self]
+
+
+@dataclass(frozen=True)
+class Index:
+    """DALI's index beside a .tar: name in the folder, size in bytes, SHA-256 in hex."""
+
+    name: str
     num_bytes: int
     sha256: str
 
@@ -37,7 +59,7 @@ class Manifest:
     Attributes:
         format: how the shards are stored, one of FORMATS.
         classes: class names; a sample's label is an index into them (empty: no labels).
-        splits: split name ("train", "val") -> its shards, in order.
+        splits: split name ("train", "val") -> its shards, in order; their names are plain names in the folder.
         pixel_mean: mean of the training pixels per channel R, G, B, of values scaled to 0..1.
         pixel_std: standard deviation of the same.
         settings: what the shards are a function of: the conversion's options and the source's fingerprint.
@@ -83,7 +105,7 @@ class Manifest:
             raise ManifestError(f"{path}: unknown format {content.get('format')!r} (known: {', '.join(FORMATS)})")
         try:
             content["splits"] = {
-                split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()
+                split: [Shard.of(shard) for shard in shards] for split, shards in content["splits"].items()
             }
             return cls(**content)
         except (KeyError, TypeError, AttributeError) as error:
@@ -95,14 +117,14 @@ class Manifest:
         Raises:
             ManifestError: names the first shard that is missing or of another size.
         """
-        for shard in (shard for shards in self.splits.values() for shard in shards):
-            path = Path(folder) / shard.name
+        for file in (file for shards in self.splits.values() for shard in shards for file in shard.files()):
+            path = Path(folder) / file.name
             try:
                 num_bytes = path.stat().st_size
             except OSError as error:
                 raise ManifestError(f"{path}: {error.strerror}") from None
-            if num_bytes != shard.num_bytes:
-                raise ManifestError(f"{path}: {num_bytes} bytes, but the manifest says {shard.num_bytes}")
+            if num_bytes != file.num_bytes:
+                raise ManifestError(f"{path}: {num_bytes} bytes, but the manifest says {file.num_bytes}")
 
 
 def _read(path: Path) -> dict[str, Any]:

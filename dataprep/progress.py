@@ -61,10 +61,10 @@ def _plain_progress(total: int, done: int) -> Callable[[], None]:
 class Note:
     """Hears of every image written or skipped; names the first skipped ones on stderr."""
 
-    def __init__(self, advance: Callable[[], None]) -> None:
-        """Advance is called for every image: what `progress` yields."""
+    def __init__(self, advance: Callable[[], None], quiet: bool = False) -> None:
+        """Advance is called for every image: what `progress` yields. A quiet one names none."""
         self._advance = advance
-        self._skipped = 0
+        self._skipped = SKIPS_SHOWN + 1 if quiet else 0
 
     def __call__(self, path: str, reason: str | None) -> None:
         """Take note of one image; reason: why it is skipped, None if it is written."""

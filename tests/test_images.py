@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from dataprep import jpeg
-from dataprep.images import MAX_PIXELS, ImageError, encode_files, encode_jpeg, read_rgb
+from dataprep.images import MAX_PIXELS, ImageError, encode_image, encode_samples, read_rgb
+from dataprep.layout import FolderReader
+from dataprep.listing import Sample
 
 COLOURS = np.array([[[200, 30, 40], [20, 180, 60]], [[30, 60, 190], [240, 240, 230]]], np.uint8)
 
@@ -74,9 +76,9 @@ def test_palette_with_transparent_colour_goes_on_white() -> None:
 def test_cmyk_jpeg() -> None:
     data = as_file(Image.fromarray(blocks()).convert("CMYK"), "JPEG")
     assert abs(corners(read_rgb(data)) - COLOURS).max() < 12
-    encoded = encode_jpeg(data, 0, 90)
+    encoded = encode_image(data, 0, 90)
     assert not encoded.passed_through
-    assert abs(corners(jpeg.decode(encoded.jpeg)) - COLOURS).max() < 12
+    assert abs(corners(jpeg.decode(encoded.stream)) - COLOURS).max() < 12
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -90,10 +92,10 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
     pixels_HW3 = read_rgb(data)
     assert pixels_HW3.shape == ((48, 64, 3) if orientation < 5 else (64, 48, 3))
     assert abs(corners(pixels_HW3) - expected).max() < 12
-    encoded = encode_jpeg(data, 0, 95)
+    encoded = encode_image(data, 0, 95)
     assert encoded.passed_through == (kind == "JPEG" and orientation == 1)
     assert (encoded.height, encoded.width) == pixels_HW3.shape[:2]
-    assert abs(corners(jpeg.decode(encoded.jpeg)) - expected).max() < 12
+    assert abs(corners(jpeg.decode(encoded.stream)) - expected).max() < 12
 
 
 def test_broken_exif_is_ignored() -> None:
@@ -106,8 +108,8 @@ def test_broken_exif_is_ignored() -> None:
 def test_jpeg_within_the_limit_is_passed_through(mode: str) -> None:
     data = as_file(Image.fromarray(blocks()).convert(mode), "JPEG", quality=30)
     for max_side in (0, 64, 65):
-        encoded = encode_jpeg(data, max_side, 90)
-        assert encoded.jpeg is data
+        encoded = encode_image(data, max_side, 90)
+        assert encoded.stream is data
         assert encoded.passed_through
         assert (encoded.height, encoded.width) == (48, 64)
 
@@ -115,26 +117,40 @@ def test_jpeg_within_the_limit_is_passed_through(mode: str) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (2000, 1000), (640, 2)])
 def test_resize_to_the_longer_side(kind: str, size: tuple[int, int]) -> None:
-    encoded = encode_jpeg(as_file(blocks(*size), kind), 100, 90)
+    encoded = encode_image(as_file(blocks(*size), kind), 100, 90)
     assert not encoded.passed_through
     assert max(encoded.height, encoded.width) == 100
     assert encoded.height == max(1, round(100 * size[0] / max(size)))
-    header = jpeg.read_header(encoded.jpeg)
+    header = jpeg.read_header(encoded.stream)
     assert (header.height, header.width) == (encoded.height, encoded.width)
     if min(size) > 2:
-        assert abs(corners(jpeg.decode(encoded.jpeg)) - COLOURS).max() < 12
+        assert abs(corners(jpeg.decode(encoded.stream)) - COLOURS).max() < 12
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("size", [(301, 203), (120, 777), (1001, 900)])
+def test_resized_planes_look_like_resized_pixels(subsampling: int, size: tuple[int, int]) -> None:
+    y, x = np.mgrid[: size[0], : size[1]]
+    waves = (np.sin(x / 40), np.cos(y / 50), np.sin((x + y) / 60))
+    smooth = np.stack([128 + 100 * wave for wave in waves], 2).astype(np.uint8)
+    data = as_file(smooth, "JPEG", quality=95, subsampling=subsampling)
+    by_planes = jpeg.decode(encode_image(data, 100, 95).stream)
+    by_pixels = jpeg.decode(encode_image(jpeg.decode(data), 100, 95).stream)
+    assert by_planes.shape == by_pixels.shape
+    assert abs(by_planes.astype(int) - by_pixels).mean() < 3
 
 
 def test_resize_is_antialiased() -> None:
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 255
-    pixels_HW3 = jpeg.decode(encode_jpeg(as_file(stripes, "PNG"), 64, 95).jpeg)
-    assert abs(pixels_HW3[4:-4, 4:-4].astype(int) - 127).max() < 4
+    for data in (as_file(stripes, "PNG"), as_file(stripes, "JPEG", quality=95)):
+        pixels_HW3 = jpeg.decode(encode_image(data, 64, 95).stream)
+        assert abs(pixels_HW3[4:-4, 4:-4].astype(int) - 127).max() < 5
 
 
 def test_pixel_sums() -> None:
     pixels_HW3 = np.random.default_rng(0).integers(0, 256, (50, 30, 3)).astype(np.uint8)
-    sums = encode_jpeg(as_file(pixels_HW3, "PNG"), 0, 90).pixels
+    sums = encode_image(as_file(pixels_HW3, "PNG"), 0, 90).pixels
     sample = pixels_HW3[::8, ::8].astype(int)
     assert sums.num_pixels == 7 * 4
     assert sums.total_3 == tuple(sample.sum((0, 1)))
@@ -148,9 +164,9 @@ def test_a_harmless_warning_keeps_the_image() -> None:
     with pytest.raises(jpeg.JpegError, match="extraneous"):
         jpeg.decode(odd)
     assert abs(corners(read_rgb(odd)) - COLOURS).max() < 12
-    encoded = encode_jpeg(odd, 0, 90)
+    encoded = encode_image(odd, 0, 90)
     assert not encoded.passed_through
-    assert len(jpeg.decode(encoded.jpeg)) == 48
+    assert len(jpeg.decode(encoded.stream)) == 48
 
 
 def png_claiming(width: int, height: int) -> bytes:
@@ -190,7 +206,7 @@ UNUSABLE = {
 @pytest.mark.filterwarnings("error")
 def test_unusable_files_give_a_reason(name: str) -> None:
     data, reason = UNUSABLE[name]
-    for attempt in (lambda: read_rgb(data), lambda: encode_jpeg(data, 0, 90), lambda: encode_jpeg(data, 32, 90)):
+    for attempt in (lambda: read_rgb(data), lambda: encode_image(data, 0, 90), lambda: encode_image(data, 32, 90)):
         with pytest.raises(ImageError, match=reason) as error:
             attempt()
         assert "\n" not in str(error.value)
@@ -199,13 +215,14 @@ def test_unusable_files_give_a_reason(name: str) -> None:
 def test_a_side_too_long() -> None:
     data = as_file(np.zeros((1, 65536, 3), np.uint8), "PNG")
     with pytest.raises(ImageError, match="a side is longer than"):
-        encode_jpeg(data, 0, 90)
-    assert encode_jpeg(data, 400, 90).width == 400
+        encode_image(data, 0, 90)
+    assert encode_image(data, 400, 90).width == 400
 
 
-def test_encode_files_goes_on_after_a_failure(tmp_path: Path) -> None:
+def test_encode_samples_goes_on_after_a_failure(tmp_path: Path) -> None:
     (tmp_path / "good.jpg").write_bytes(as_file(blocks(), "JPEG"))
     (tmp_path / "bad.jpg").write_bytes(b"")
-    results = encode_files(tmp_path, ["bad.jpg", "missing.jpg", "good.jpg"], 0, 90)
+    task = [(Sample(name, 0), True) for name in ("bad.jpg", "missing.jpg", "good.jpg")]
+    results = encode_samples(FolderReader(str(tmp_path)), task, 0, 90)
     assert results[:2] == ["empty file", "No such file or directory"]
     assert results[2].passed_through  # type: ignore[union-attr]

@@ -114,3 +114,24 @@ def test_threads_do_not_disturb_each_other() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2, "L"])
+@pytest.mark.parametrize("size", [(64, 96), (63, 95), (1, 1), (17, 8)])
+def test_planes_decode_and_encode(subsampling: int | str, size: tuple[int, int]) -> None:
+    y, x = np.mgrid[: size[0], : size[1]]
+    image = Image.fromarray(np.stack([x * 2, y * 2, 128 + x * 0], 2).astype(np.uint8))
+    stream = io.BytesIO()
+    if subsampling == "L":
+        image.convert("L").save(stream, "JPEG", quality=95)
+    else:
+        image.save(stream, "JPEG", quality=95, subsampling=subsampling)
+    data = stream.getvalue()
+    planes = jpeg.decode_planes(data, jpeg.read_header(data))
+    assert planes[0].shape == size
+    assert len(planes) == (1 if subsampling == "L" else 3)
+    if subsampling in (2, "L"):
+        again = jpeg.encode_planes(planes, 95)
+        assert abs(jpeg.decode(again).astype(int) - jpeg.decode(data)).max() < 8
+    with pytest.raises(jpeg.JpegError):
+        jpeg.decode_planes(data[: len(data) // 2], jpeg.read_header(data))

@@ -22,7 +22,7 @@ def test_every_file_of_the_tree_exists():
 
 def test_every_option_shown_exists():
     known = set()
-    for path in ("fasttrain/config.py", "fasttrain/evaluate.py", "dataprep/convert.py"):
+    for path in ("fasttrain/config.py", "fasttrain/evaluate.py", "dataprep/convert.py", "dataprep/verify.py"):
         known |= {name.replace("_", "-") for name in re.findall(r"^    (\w+): ", (ROOT / path).read_text(), re.M)}
     shown = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", README)) - {"help", "nproc-per-node"}
     assert shown <= known

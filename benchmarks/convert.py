@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Compare conversion with FFCV's DatasetWriter on the same image folder.
+
+    python benchmarks/convert.py --data photos
+
+Three sides, alternately, in rounds, with the same number of worker processes: ours copying JPEGs through, ours
+shrinking to --max-side and re-encoding, and FFCV 1.0.2 doing what its users do (PIL decode,
+RGBImageField(write_mode="jpg", max_resolution=--max-side, jpeg_quality=90)). Times run from the call to the finished
+file, the start of worker processes included, imports of the parent left out. Prints a table and appends a line to
+benchmarks/results/convert.jsonl; the last line is JSON: median ratios within rounds. The folder should hold at least
+1,600 photographs, or start-up dominates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+if __package__ in (None, ""):  # run as a script from a bare checkout
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from dataprep.convert import ConvertConfig, convert, versions
+from dataprep.sources import Listing, scan_folder
+from fasttrain.cli import UserError, finish, parse
+
+RESULTS = pathlib.Path(__file__).resolve().parent / "results" / "convert.jsonl"
+PASS_THROUGH, REENCODE, FFCV = "pass-through", "re-encode", "ffcv"
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Compare conversion with FFCV's DatasetWriter: images per second, and median ratios within rounds."""
+
+    data: pathlib.Path
+    """Folder of images, a folder per class or flat."""
+    rounds: int = 5
+    """Rounds; every side runs once in each, in turn."""
+    max_side: int = 400
+    """Longer side to which the re-encoding sides shrink."""
+    workers: int = 0
+    """Worker processes of every side; 0 = one for each core this process may use."""
+
+
+class Photos:
+    """The images of a listing as FFCV's writer wants them: (PIL image, label)."""
+
+    def __init__(self, root: pathlib.Path, samples: Listing) -> None:
+        self._root, self._samples = root, samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        sample = self._samples[index]
+        return Image.open(self._root / sample.path).convert("RGB"), sample.label
+
+
+def convert_ours(config: BenchConfig, workers: int, max_side: int, out: pathlib.Path) -> float:
+    """Convert with this project; return images per second."""
+    _, images_per_sec = convert(ConvertConfig(config.data, out, max_side=max_side, workers=workers))
+    return images_per_sec
+
+
+def convert_ffcv(config: BenchConfig, workers: int, out: pathlib.Path) -> float:
+    """Convert with FFCV's writer; return images per second."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    source = scan_folder(config.data)
+    out.mkdir()
+    image = RGBImageField(write_mode="jpg", max_resolution=config.max_side, jpeg_quality=90)
+    writer = DatasetWriter(str(out / "all.beton"), {"image": image, "label": IntField()}, num_workers=workers)
+    start = time.perf_counter()
+    writer.from_indexed_dataset(Photos(source.root, source.splits["train"]), chunksize=32, shuffle_indices=True)
+    return len(source.splits["train"]) / (time.perf_counter() - start)
+
+
+def measure(config: BenchConfig) -> dict[str, list[float]]:
+    """Return the images per second of every side, by round. One unmeasured pass first fills the page cache."""
+    workers = config.workers or len(os.sched_getaffinity(0))
+    sides: dict[str, Callable[[pathlib.Path], float]] = {
+        PASS_THROUGH: functools.partial(convert_ours, config, workers, 0),
+        REENCODE: functools.partial(convert_ours, config, workers, config.max_side),
+        FFCV: functools.partial(convert_ffcv, config, workers),
+    }
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    for turn in range(config.rounds + 1):
+        for side, run in sides.items():
+            if turn == 0 and side == FFCV:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                rate = run(pathlib.Path(folder) / "out")
+            if turn:
+                rates[side].append(rate)
+                print(f"round {turn}: {side} {rate:.0f} images/s", file=sys.stderr, flush=True)
+    return rates
+
+
+def ratio(rates: dict[str, list[float]], side: str) -> float:
+    """Return the median of a side's rate over FFCV's, taken round by round."""
+    return round(statistics.median(a / b for a, b in zip(rates[side], rates[FFCV], strict=True)), 2)
+
+
+def table(rates: dict[str, list[float]]) -> str:
+    """Return the medians, extremes and ratios as text."""
+    lines = [f"{'side':<14}{'images/s':>10}{'min':>8}{'max':>8}{'x FFCV':>9}"]
+    for side, values in rates.items():
+        low, middle, high = min(values), statistics.median(values), max(values)
+        lines.append(f"{side:<14}{middle:>10.0f}{low:>8.0f}{high:>8.0f}{ratio(rates, side):>9.2f}")
+    return "\n".join(lines)
+
+
+def conditions(config: BenchConfig) -> dict[str, Any]:
+    """Return what the figures depend on: machine, versions, commit, data."""
+    import ffcv
+
+    cpus = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in cpus if line.startswith("model name")), platform.machine())
+    tools = {"ffcv": ffcv.__version__, "numpy": np.__version__, "python": platform.python_version()}
+    return {
+        "machine": {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "load": round(os.getloadavg()[0], 1)},
+        "versions": {**versions(), **tools},
+        "commit": commit(),
+        "images": len(scan_folder(config.data).splits["train"]),
+        "max_side": config.max_side,
+    }
+
+
+def commit() -> str:
+    """Return the checkout's commit, "" outside of one."""
+    with contextlib.suppress(OSError):
+        words = ("git", "rev-parse", "--short", "HEAD")
+        return subprocess.run(words, cwd=RESULTS.parents[2], capture_output=True, text=True).stdout.strip()
+    return ""
+
+
+def bench_command(config: BenchConfig) -> int:
+    """Measure, print and record; returns the exit status."""
+    if config.rounds < 1:
+        raise UserError("--rounds must be at least 1")
+    try:
+        facts = conditions(config)
+    except ImportError:
+        raise UserError("the comparison needs FFCV: pip install -e .[ffcv]") from None
+    rates = measure(config)
+    print(table(rates))
+    result = {"passthrough_vs_ffcv": ratio(rates, PASS_THROUGH), "reencode_vs_ffcv": ratio(rates, REENCODE)}
+    RESULTS.parent.mkdir(exist_ok=True)
+    with open(RESULTS, "a") as file:
+        file.write(json.dumps({**facts, "rates": rates, **result}) + "\n")
+    print(json.dumps(result), flush=True)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    return finish(lambda: bench_command(parse(BenchConfig, argv)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

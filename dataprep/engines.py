@@ -1,0 +1,122 @@
+"""Who writes the shards: worker processes of this machine, or a Ray cluster. Both give the same bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from dataprep.images import EncodedImage
+from dataprep.listing import Reader, Sample
+from dataprep.plan import PlannedShard, tasks
+from dataprep.pool import map_in_order
+from dataprep.progress import Note
+from dataprep.shards import ShardRecord, record_shard, write_images
+from fasttrain.cli import RunError, UserError
+
+Encode = Callable[[Sequence[tuple[Sample, bool]]], list[EncodedImage | str]]
+
+
+class ShardWork(NamedTuple):
+    """What is the same for all shards of a conversion."""
+
+    out: pathlib.Path
+    reader: Reader
+    encode: Encode
+    num_classes: int
+
+
+def on_this_machine(work: ShardWork, shards: list[PlannedShard], num_workers: int, note: Note) -> Iterator[ShardRecord]:
+    """Yield the records of shards: workers encode chunks of images, this process writes them in order.
+
+    While the next shard is written, a thread computes the checksum of the last.
+    """
+    chunks = map_in_order(work.encode, tasks(work.reader, shards), num_workers)
+    with contextlib.closing(chunks), ThreadPoolExecutor(1) as recorder:
+        images = itertools.chain.from_iterable(chunks)
+        last: Future[ShardRecord] | None = None
+        for planned in shards:
+            written = write_images(work.out, planned, images, work.num_classes, note)
+            if last:
+                yield last.result()
+            last = recorder.submit(record_shard, written)
+        if last:
+            yield last.result()
+
+
+def on_ray(work: ShardWork, shards: list[PlannedShard], num_workers: int, note: Note) -> Iterator[ShardRecord]:
+    """Yield the records of shards, each written by one task of a Ray cluster.
+
+    The cluster is the one that RAY_ADDRESS names, or runs on this machine, or a new one for the time of the call. Its
+    machines see source, output and this checkout under the same paths.
+
+    Raises:
+        UserError: Ray is not installed.
+        RunError: a task failed, or Ray did.
+    """
+    ray = _connect(num_workers)
+    try:
+        at_once = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        task = ray.remote(num_cpus=1)(write_shard)
+        shared = ray.put(work._replace(out=work.out.resolve()))
+        waiting, running = iter(shards), dict[Any, PlannedShard]()
+        while True:
+            for planned in itertools.islice(waiting, at_once - len(running)):
+                running[task.remote(shared, planned)] = planned
+            if not running:
+                return
+            done, _ = ray.wait(list(running))
+            record = ray.get(done[0])
+            _tell(note, running.pop(done[0]), record)
+            yield record
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, OSError):
+            raise error.cause from None
+        raise RunError(f"a task failed: {_last_line(error.cause or error)}") from None
+    except ray.exceptions.RayError as error:
+        raise RunError(f"Ray: {_last_line(error)}: run the same command again") from None
+    finally:
+        ray.shutdown()
+
+
+def write_shard(work: ShardWork, planned: PlannedShard) -> ShardRecord:
+    """Write one shard and its record within this process."""
+    images = itertools.chain.from_iterable(map(work.encode, tasks(work.reader, [planned])))
+    return record_shard(write_images(work.out, planned, images, work.num_classes, Note(lambda: None, quiet=True)))
+
+
+def _connect(num_workers: int) -> Any:  # noqa: ANN401 - a module that may be missing
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--engine ray needs Ray: pip install ray") from None
+    path = os.pathsep.join(filter(None, (str(pathlib.Path(__file__).resolve().parents[1]), os.getenv("PYTHONPATH"))))
+    options: dict[str, Any] = {
+        "runtime_env": {"env_vars": {"PYTHONPATH": path}},
+        "log_to_driver": False,
+        "logging_level": "error",
+    }
+    try:
+        ray.init(address="auto", **options)
+    except ConnectionError:
+        if os.getenv("RAY_ADDRESS"):
+            raise
+        ray.init(num_cpus=num_workers or len(os.sched_getaffinity(0)), include_dashboard=False, **options)
+    return ray
+
+
+def _tell(note: Note, planned: PlannedShard, record: ShardRecord) -> None:
+    reasons = {skip["path"]: skip["reason"] for skip in record.skipped}
+    for sample in planned.samples:
+        note(sample.path, reasons.get(sample.path))
+
+
+def _last_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+ENGINES = {"local": on_this_machine, "ray": on_ray}

@@ -1,0 +1,164 @@
+"""The layouts of an image folder, on disk or in an archive: flat, a folder per class, or `train` and `val` of these."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from dataprep.listing import IMAGE_EXTENSIONS, VAL_NAMES, Listing, Sample, SourceError
+
+
+class Tree(Protocol):
+    """Folders and the image files in them."""
+
+    @property
+    def root(self) -> str: ...
+
+    def entries(self, folder: str) -> tuple[list[str], list[Sample]]:
+        """Return the sorted names of the sub-folders and the unlabelled images directly in a folder ("" = root)."""
+
+
+class FolderTree(NamedTuple):
+    """A folder on disk; hidden entries, links to folders and files of other extensions are left out."""
+
+    root: str
+
+    def entries(self, folder: str) -> tuple[list[str], list[Sample]]:
+        folders, files = [], []
+        with os.scandir(os.path.join(self.root, folder)) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.name)
+                elif entry.name.lower().endswith(IMAGE_EXTENSIONS) and (entry.is_file() or _dangles(entry)):
+                    files.append(entry.name)
+        prefix = f"{folder}/" if folder else ""
+        return sorted(folders), [Sample(prefix + name, -1) for name in sorted(files)]
+
+
+class FolderReader(NamedTuple):
+    """Reads the files of a folder."""
+
+    root: str
+
+    def read(self, sample: Sample) -> bytes:
+        with open(os.path.join(self.root, sample.path), "rb") as file:
+            return file.read()
+
+    def size(self, sample: Sample) -> int:
+        try:
+            return os.stat(os.path.join(self.root, sample.path)).st_size
+        except OSError:  # reported by read
+            return 0
+
+
+class ArchiveTree:
+    """The folders that the member names of an archive speak of; one common root folder is looked through.
+
+    Names are only names: nothing is written under them. A name with a hidden part (`.x`, `..`) is left out.
+    """
+
+    def __init__(self, root: str, members: Listing) -> None:
+        self.root = root
+        self._members = members
+        self._folders: dict[str, tuple[set[str], list[int]]] = {"": (set(), [])}
+        for row, sample in enumerate(members):
+            folder, name = _split(sample.path)
+            if not any(part.startswith(".") for part in (*folder.split("/"), name) if part):
+                self._folder(folder)[1].append(row)
+        names, files = self._folders[""]
+        self._top = next(iter(names)) if len(names) == 1 and not files and names != {"train"} else ""
+
+    def _folder(self, folder: str) -> tuple[set[str], list[int]]:
+        if folder not in self._folders:
+            self._folders[folder] = (set(), [])
+            above, name = _split(folder)
+            self._folder(above)[0].add(name)
+        return self._folders[folder]
+
+    def entries(self, folder: str) -> tuple[list[str], list[Sample]]:
+        names, rows = self._folders["/".join(filter(None, (self._top, folder)))]
+        last = {
+            sample.path: sample for sample in map(self._members.__getitem__, rows)
+        }  # as in tar, the last one counts
+        return sorted(names), [last[path] for path in sorted(last)]
+
+
+def arrange(tree: Tree) -> tuple[tuple[str, ...], dict[str, Listing]]:
+    """Return the classes, sorted by name, and the splits of a tree.
+
+    Raises:
+        SourceError: no images, images beside class folders, or a class of the validation split that the training
+            split lacks.
+    """
+    folders = _split_folders(tree)
+    classes, train = _read_split(tree, folders["train"])
+    splits = {"train": train}
+    if "val" in folders:
+        val_classes, splits["val"] = _read_split(tree, folders["val"], classes)
+        if unknown := sorted(set(val_classes) - set(classes)):
+            raise SourceError(
+                f"{_path(tree, folders['val'])}: class {unknown[0]!r} is not in {_path(tree, folders['train'])}"
+            )
+    for split, samples in splits.items():
+        if not samples:
+            raise SourceError(f"{_path(tree, folders[split])}: no images ({', '.join(IMAGE_EXTENSIONS)})")
+    return classes, splits
+
+
+def _split(path: str) -> tuple[str, str]:
+    folder, _, name = path.rpartition("/")
+    return folder, name
+
+
+def _path(tree: Tree, folder: str) -> Path:
+    return Path(tree.root) / folder
+
+
+def _dangles(entry: os.DirEntry[str]) -> bool:
+    # Listed although it leads nowhere, so that a person learns of the missing image.
+    return entry.is_symlink() and not os.path.exists(entry.path)
+
+
+def _split_folders(tree: Tree) -> dict[str, str]:
+    """Return split name -> folder ("" = the root itself)."""
+    names, _ = tree.entries("")
+    val = next((name for name in VAL_NAMES if name in names), None)
+    if "train" in names and val:
+        return {"train": "train", "val": val}
+    return {"train": "train"} if names == ["train"] else {"train": ""}
+
+
+def _read_split(tree: Tree, folder: str, known: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Listing]:
+    """Return the classes found and the samples of one split; labels count `known`, or else what was found."""
+    names, files = tree.entries(folder)
+    found: list[str] = []
+
+    def in_classes() -> Iterator[Sample]:
+        for name in names:
+            number = len(found) if not known else known.index(name) if name in known else -1
+            images = _images_below(tree, f"{folder}/{name}" if folder else name)
+            for image in images:
+                if not found or found[-1] != name:
+                    found.append(name)
+                yield image._replace(label=number)
+
+    samples = Listing(_no_images_beside(in_classes(), files, _path(tree, folder)))
+    return tuple(found), samples if found else Listing(files)
+
+
+def _no_images_beside(samples: Iterable[Sample], files: list[Sample], where: Path) -> Iterator[Sample]:
+    for sample in samples:
+        if files:
+            raise SourceError(f"{where}: holds images beside folders of images, so classes cannot be told")
+        yield sample
+
+
+def _images_below(tree: Tree, folder: str) -> Iterator[Sample]:
+    names, files = tree.entries(folder)
+    yield from files
+    for name in names:
+        yield from _images_below(tree, f"{folder}/{name}")

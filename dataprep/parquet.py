@@ -1,0 +1,177 @@
+"""Parquet tables as a source: a column of images (bytes, or Hugging Face's struct of them) and one of labels."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dataprep.labels import number_labels, split_files
+from dataprep.listing import MAX_FILE_BYTES, Groups, Listing, Sample, Source, SourceError
+from fasttrain.cli import UserError
+
+_IMAGE_NAMES = ("image", "img", "jpg", "png", "bytes")
+_LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
+# Row groups of one file are read whole. A worker keeps those it read last, up to this many bytes of images.
+CACHE_BYTES = 1 << 28
+_MAX_GROUP_BYTES = 1 << 30
+_TYPICAL_BYTES = 1 << 17  # of an image; what each takes is not known before it is read
+
+
+def _pyarrow() -> Any:  # noqa: ANN401 - a module that may be missing
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("parquet sources need pyarrow: pip install pyarrow") from None
+    return pyarrow
+
+
+class ParquetReader(NamedTuple):
+    """Reads rows of parquet files; place = (file, row group, row in it)."""
+
+    files: tuple[str, ...]
+    column: str
+
+    def read(self, sample: Sample) -> bytes:
+        file, group, row = sample.place
+        value = _cached_group(self.files[file], group, self.column)[row].as_py()
+        if isinstance(value, dict):
+            value = value.get("bytes")
+        if value is None:
+            raise SourceError("no image bytes in this row")
+        if len(value) > MAX_FILE_BYTES:
+            raise SourceError(f"larger than {MAX_FILE_BYTES} bytes")
+        return bytes(value)
+
+    def size(self, sample: Sample) -> int:
+        return _TYPICAL_BYTES
+
+
+_groups: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
+
+
+def _cached_group(file: str, group: int, column: str) -> Any:  # noqa: ANN401 - pyarrow's chunked array
+    key = (file, group, column)
+    if key not in _groups:
+        pyarrow = _pyarrow()
+        try:
+            _groups[key] = _opened(file).read_row_group(group, columns=[column]).column(column)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise SourceError(f"damaged row group {group}: {_line(error)}") from None
+        while len(_groups) > 1 and sum(chunk.nbytes for chunk in _groups.values()) > CACHE_BYTES:
+            _groups.popitem(last=False)
+    _groups.move_to_end(key)
+    return _groups[key]
+
+
+@functools.lru_cache(maxsize=64)
+def _opened(file: str) -> Any:  # noqa: ANN401 - pyarrow's file
+    pyarrow = _pyarrow()
+    try:
+        return pyarrow.parquet.ParquetFile(file, memory_map=True)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise SourceError(f"{file}: damaged or truncated parquet file: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def parquet_files(root: Path) -> list[str]:
+    """Return the .parquet files of a folder, or of its folder `data`; or the file itself."""
+    if not root.is_dir():
+        return [str(root)]
+    return sorted(map(str, root.glob("*.parquet"))) or sorted(map(str, (root / "data").glob("*.parquet")))
+
+
+def parquet_source(root: Path) -> Source:
+    """List the rows of a file or of a folder of files; images are not read. Raises SourceError, OSError, UserError.
+
+    Row groups are read whole, so samples are shuffled among neighbours in a shuffled order of row groups.
+    """
+    files = tuple(parquet_files(root))
+    if not files:
+        raise SourceError(f"{root}: no .parquet files")
+    schema = _opened(files[0]).schema_arrow
+    column = _image_column(files[0], schema)
+    label = next((name for name in _LABEL_NAMES if name in schema.names), None)
+    splits, groups, values = {}, {}, {}
+    for split, rows in split_files(files).items():
+        groups[split] = _groups_of(files, rows, column)
+        splits[split] = Listing(_rows(files, rows))
+        if not splits[split]:
+            raise SourceError(f"{root}: no rows in the {split} split")
+        values[split] = _labels(files, rows, label)
+    classes, labels = number_labels(values, _class_names(schema, label))
+    labelled = {split: listing.labelled(labels[split]) for split, listing in splits.items()}
+    return Source(root, classes, labelled, ParquetReader(files, column), files, groups=groups)
+
+
+def _image_column(file: str, schema: Any) -> str:  # noqa: ANN401 - pyarrow's schema
+    types = _pyarrow().types
+
+    def holds_images(kind: Any) -> bool:  # noqa: ANN401 - pyarrow's type
+        if types.is_struct(kind):
+            return any(field.name == "bytes" and holds_images(field.type) for field in kind)
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+    found = [name for name in schema.names if holds_images(schema.field(name).type)]
+    if not found:
+        raise SourceError(f"{file}: no column of images (bytes, or a struct with bytes); columns: {schema.names}")
+    return next((name for name in _IMAGE_NAMES if name in found), found[0])
+
+
+def _class_names(schema: Any, label: str | None) -> list[str]:  # noqa: ANN401 - pyarrow's schema
+    """Return the names in the schema metadata that Hugging Face's datasets write; [] if there are none."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return [str(name) for name in features[label]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def _rows(files: tuple[str, ...], rows: list[int]) -> Iterator[Sample]:
+    for file in rows:
+        metadata = _opened(files[file]).metadata
+        count, name = 0, os.path.basename(files[file])
+        for group in range(metadata.num_row_groups):
+            for row in range(metadata.row_group(group).num_rows):
+                yield Sample(f"{name}/{count + row}", -1, (file, group, row))
+            count += metadata.row_group(group).num_rows
+
+
+def _groups_of(files: tuple[str, ...], rows: list[int], column: str) -> Groups:
+    counts, sizes = [], []
+    for file in rows:
+        metadata = _opened(files[file]).metadata
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            parts = (group.column(i) for i in range(group.num_columns))
+            size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
+            if size > _MAX_GROUP_BYTES:
+                raise SourceError(f"{files[file]}: row group {number} holds {size} bytes, more than {_MAX_GROUP_BYTES}")
+            counts.append(group.num_rows)
+            sizes.append(size)
+    return Groups(np.repeat(np.arange(len(counts), dtype=np.int32), counts), np.array(sizes, np.int64))
+
+
+def _labels(files: tuple[str, ...], rows: list[int], label: str | None) -> Any:  # noqa: ANN401 - array or list
+    pyarrow = _pyarrow()
+    if label is None:
+        return np.full(sum(_opened(files[file]).metadata.num_rows for file in rows), -1)
+    try:
+        columns = [_opened(files[file]).read(columns=[label]).column(label) for file in rows]
+        values = pyarrow.chunked_array([chunk for column in columns for chunk in column.chunks])
+    except (pyarrow.ArrowException, KeyError, OSError) as error:
+        raise SourceError(f"column {label!r} can't be read: {_line(error)}") from None
+    if pyarrow.types.is_integer(values.type):
+        return values.fill_null(-1).to_numpy().astype(np.int64)
+    if not pyarrow.types.is_string(values.type) and not pyarrow.types.is_large_string(values.type):
+        return np.full(len(values), -1)
+    return values.to_pylist()
