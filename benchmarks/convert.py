@@ -13,32 +13,28 @@ benchmarks/results/convert.jsonl; the last line is JSON: median ratios within ro
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import importlib.util
 import json
 import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from PIL import Image
 
 if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from dataprep.convert import ConvertConfig, convert, versions
+from benchmarks import record
+from dataprep.convert import ConvertConfig, convert
 from dataprep.sources import Listing, scan_folder
 from fasttrain.cli import UserError, finish, parse
 
-RESULTS = pathlib.Path(__file__).resolve().parent / "results" / "convert.jsonl"
 PASS_THROUGH, REENCODE, FFCV = "pass-through", "re-encode", "ffcv"
 
 
@@ -125,44 +121,17 @@ def table(rates: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
-def conditions(config: BenchConfig) -> dict[str, Any]:
-    """Return what the figures depend on: machine, versions, commit, data."""
-    import ffcv
-
-    cpus = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in cpus if line.startswith("model name")), platform.machine())
-    tools = {"ffcv": ffcv.__version__, "numpy": np.__version__, "python": platform.python_version()}
-    return {
-        "machine": {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "load": round(os.getloadavg()[0], 1)},
-        "versions": {**versions(), **tools},
-        "commit": commit(),
-        "images": len(scan_folder(config.data).splits["train"]),
-        "max_side": config.max_side,
-    }
-
-
-def commit() -> str:
-    """Return the checkout's commit, "" outside of one."""
-    with contextlib.suppress(OSError):
-        words = ("git", "rev-parse", "--short", "HEAD")
-        return subprocess.run(words, cwd=RESULTS.parents[2], capture_output=True, text=True).stdout.strip()
-    return ""
-
-
 def bench_command(config: BenchConfig) -> int:
     """Measure, print and record; returns the exit status."""
     if config.rounds < 1:
         raise UserError("--rounds must be at least 1")
-    try:
-        facts = conditions(config)
-    except ImportError:
-        raise UserError("the comparison needs FFCV: pip install -e .[ffcv]") from None
+    if importlib.util.find_spec("ffcv") is None:
+        raise UserError("the comparison needs FFCV: pip install -e .[ffcv]")
     rates = measure(config)
     print(table(rates))
     result = {"passthrough_vs_ffcv": ratio(rates, PASS_THROUGH), "reencode_vs_ffcv": ratio(rates, REENCODE)}
-    RESULTS.parent.mkdir(exist_ok=True)
-    with open(RESULTS, "a") as file:
-        file.write(json.dumps({**facts, "rates": rates, **result}) + "\n")
+    images = len(scan_folder(config.data).splits["train"])
+    record.append("convert", {"images": images, "max_side": config.max_side, "rates": rates, **result})
     print(json.dumps(result), flush=True)
     return 0
 

@@ -93,8 +93,8 @@ def read_rgb(data: bytes) -> np.ndarray:
     Raises:
         ImageError: empty, truncated, damaged, no image, or more than MAX_PIXELS pixels.
     """
-    pixels_HW3, orientation = _decode(data, _header(data), 1), _orientation(data)
-    return pixels_HW3 if orientation == 1 else np.array(_turned(Image.fromarray(pixels_HW3), orientation))
+    pixels_HW3, orientation = decode_rgb(data, jpeg_header(data), 1), exif_orientation(data)
+    return pixels_HW3 if orientation == 1 else np.array(turned(Image.fromarray(pixels_HW3), orientation))
 
 
 def encode_image(
@@ -118,7 +118,7 @@ def encode_image(
     if isinstance(content, np.ndarray):
         _check_size(*content.shape[:2])
         return _encoded(_resized(Image.fromarray(content), max_side), quality, write, measure)
-    header, orientation = _header(content), _orientation(content)
+    header, orientation = jpeg_header(content), exif_orientation(content)
     fits = header is not None and (not max_side or max(header.height, header.width) <= max_side)
     if header is not None and fits and orientation == 1:
         pixels_HW3 = _decode_strictly(content, header, 1 if measure or write != "jpeg" else _CHECK_SHRINK)
@@ -134,8 +134,8 @@ def encode_image(
             stream = jpeg.encode_planes(planes, quality)
             sums = _pixel_sums(jpeg.decode(stream)) if measure else None
             return EncodedImage(stream, planes[0].shape[0], planes[0].shape[1], False, sums)
-    image = Image.fromarray(_decode(content, header, _shrink(header, max_side)))
-    return _encoded(_resized(_turned(image, orientation), max_side), quality, write, measure)
+    image = Image.fromarray(decode_rgb(content, header, _shrink(header, max_side)))
+    return _encoded(_resized(turned(image, orientation), max_side), quality, write, measure)
 
 
 def _encoded(image: Image.Image, quality: int, write: Write, measure: bool) -> EncodedImage:
@@ -176,7 +176,7 @@ def _encode_sample(
         return str(error)
 
 
-def _header(data: bytes) -> jpeg.JpegHeader | None:
+def jpeg_header(data: bytes) -> jpeg.JpegHeader | None:
     """Return the header of a JPEG that libturbojpeg can decode to RGB; None leaves the file to Pillow."""
     if not data:
         raise ImageError("empty file")
@@ -196,7 +196,7 @@ def _check_size(height: int, width: int) -> None:
         raise ImageError(f"more than {MAX_PIXELS} pixels")
 
 
-def _decode(data: bytes, header: jpeg.JpegHeader | None, shrink: int) -> np.ndarray:
+def decode_rgb(data: bytes, header: jpeg.JpegHeader | None, shrink: int) -> np.ndarray:
     pixels_HW3 = None if header is None else _decode_strictly(data, header, shrink)
     return _decode_with_pillow(data) if pixels_HW3 is None else pixels_HW3
 
@@ -245,7 +245,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _orientation(data: bytes) -> int:
+def exif_orientation(data: bytes) -> int:
     """Return the EXIF orientation, 1 (upright) to 8."""
     # A JPEG is searched first: opening it with Pillow takes longer than decoding a small one.
     if data[:2] == b"\xff\xd8" and data.find(b"Exif\0\0", 0, _EXIF_WITHIN) < 0:
@@ -257,7 +257,7 @@ def _orientation(data: bytes) -> int:
         return 1
 
 
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
+def turned(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
 
 

@@ -1,25 +1,16 @@
 """Fixtures shared by all tests: a small labelled image folder, and the same converted."""
 
-import io
-import json
 import os
 import pathlib
 import subprocess
 import sys
-import tarfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dataprep import manifest
-
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-
-if "webdataset" not in manifest.FORMATS:
-    manifest.FORMATS = (*manifest.FORMATS, "webdataset")  # read here before it can be written
 
 
 def pytest_collection_modifyitems(items):
@@ -64,40 +55,13 @@ def shards(image_folder, tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def tar_shards(shards, tmp_path_factory) -> pathlib.Path:
-    """The samples of `shards`, in the same order, as WebDataset tars with their index files."""
-    from dataprep.beton import BetonReader
+def tar_shards(image_folder, tmp_path_factory) -> pathlib.Path:
+    """image_folder as WebDataset tars with their index files; the samples of `shards` in the same order."""
+    from dataprep.convert import main
 
-    out = tmp_path_factory.mktemp("tars")
-    record = json.loads((shards / "manifest.json").read_text())
-    record["format"] = "webdataset"
-    for shard in (shard for split in record["splits"].values() for shard in split):
-        reader = BetonReader(shards / shard["name"])
-        path = out / pathlib.Path(shard["name"]).with_suffix(".tar")
-        write_tar(path, [(reader_jpeg(reader, i), int(reader.label_N[i])) for i in range(reader.num_samples)])
-        shard |= {"name": path.name, "num_bytes": path.stat().st_size}
-    (out / "manifest.json").write_text(json.dumps(record))
+    out = tmp_path_factory.mktemp("tars") / "shards"
+    assert main([str(image_folder), str(out), "--format", "webdataset", "--shard-size", "30", "--workers", "1"]) == 0
     return out
-
-
-def reader_jpeg(reader, i: int) -> bytes:
-    start = int(reader.pointer_N[i])
-    return reader.data[start : start + int(reader.size_N[i])].tobytes()
-
-
-def write_tar(path: pathlib.Path, samples: list[tuple[bytes, int]]) -> None:
-    """A WebDataset shard of (JPEG, label), and its index as DALI's wds2idx writes it."""
-    lines = [f"v1.2 {len(samples)}"]
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for i, (jpeg, label) in enumerate(samples):
-            words = []
-            for kind, content in (("jpg", jpeg), ("cls", str(label).encode())):
-                member = tarfile.TarInfo(f"{i:06d}.{kind}")
-                member.size = len(content)
-                words.append(f"{kind} {tar.offset + tarfile.BLOCKSIZE} {member.size} {member.name}")
-                tar.addfile(member, io.BytesIO(content))
-            lines.append(" ".join(words))
-    path.with_suffix(".idx").write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture

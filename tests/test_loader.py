@@ -115,6 +115,7 @@ def test_resume_inside_an_epoch_gives_the_rest_of_it():
 
 
 def test_an_abandoned_epoch_leaves_no_thread_and_the_next_one_works():
+    before = set(threading.enumerate())
     reader = ThreadLoader(Numbers(100), Order(100, 10), 2)
     for _ in range(5):
         batches = reader.epoch(0)
@@ -124,9 +125,9 @@ def test_an_abandoned_epoch_leaves_no_thread_and_the_next_one_works():
     assert len(indices(reader.epoch(1))) == 10
     reader.close()
     deadline = time.monotonic() + 5
-    while any(t.name.startswith("decode") for t in threading.enumerate()) and time.monotonic() < deadline:
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not any(t.name.startswith("decode") for t in threading.enumerate())
+    assert not set(threading.enumerate()) - before
 
 
 def test_a_broken_sample_is_replaced_counted_and_named():

@@ -11,7 +11,8 @@ from typing import NamedTuple, cast
 import numpy as np
 from PIL import Image
 
-from dataprep import DataError, images, jpeg
+from dataprep import DataError, jpeg
+from dataprep.images import decode_rgb, exif_orientation, jpeg_header, read_rgb, turned
 from dataprep.manifest import ManifestError
 from dataprep.sources import fingerprint, scan_folder
 from fasttrain.data.stores import Encoded
@@ -54,13 +55,13 @@ class FolderStore:
 
     def read(self, index: int) -> Encoded:
         data = _read_regular(self._root / self._samples[index].path)
-        header, orientation = images._header(data), images._orientation(data)
+        header, orientation = jpeg_header(data), exif_orientation(data)
         if header is None:
-            return _pixels(images.read_rgb(data))
+            return _pixels(read_rgb(data))
         shrink = shrink_factor(header.height, header.width, self._least_side)
         if orientation != 1:
             image = Image.fromarray(_decode(data, header, shrink))
-            return _pixels(np.array(images._turned(image, orientation)))
+            return _pixels(np.array(turned(image, orientation)))
         height, width = -(-header.height // shrink), -(-header.width // shrink)
         return Encoded(height, width, _Stream(data, header, shrink))
 
@@ -86,7 +87,7 @@ def shrink_factor(height: int, width: int, least_side: int) -> int:
 
 
 def _decode(data: bytes, header: jpeg.JpegHeader, shrink: int) -> np.ndarray:
-    pixels = images._decode(data, header, shrink)
+    pixels = decode_rgb(data, header, shrink)
     if shrink > 1 and pixels.shape[:2] == (header.height, header.width):  # decoded by Pillow after a harmless warning
         return np.array(Image.fromarray(pixels).reduce(shrink))
     return pixels
