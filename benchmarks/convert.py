@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -127,11 +128,11 @@ def table(rates: dict[str, list[float]]) -> str:
 
 def conditions(config: BenchConfig) -> dict[str, Any]:
     """Return what the figures depend on: machine, versions, commit, data."""
-    import ffcv
+    import ffcv  # noqa: F401 - is it there?
 
     cpus = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in cpus if line.startswith("model name")), platform.machine())
-    tools = {"ffcv": ffcv.__version__, "numpy": np.__version__, "python": platform.python_version()}
+    tools = {"ffcv": importlib.metadata.version("ffcv"), "numpy": np.__version__, "python": platform.python_version()}
     return {
         "machine": {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "load": round(os.getloadavg()[0], 1)},
         "versions": {**versions(), **tools},
