@@ -41,6 +41,7 @@ setup(
             "tensorboard>=2.16",
             "pyarrow>=14",
             "webdataset>=0.2.100",
+            "ray>=2.30",
         ],
     },
 )
