@@ -32,7 +32,7 @@ class TrainConfig:
     """
 
     data: str
-    """Converted data set (a folder with manifest.json), or an image folder with --loader folder."""
+    """Converted data set (a folder with manifest.json), or a folder of image files."""
     run: str = ""
     """Run folder for checkpoints, metrics and report. Empty: runs/<method>-<time>."""
     preset: Literal["imagenet", "cifar10", "demo"] = "imagenet"

@@ -9,6 +9,7 @@ The file reads top to bottom: set up, the loop, the end. One step is on one scre
 
 from __future__ import annotations
 
+import os
 import pathlib
 import signal
 import sys
@@ -49,6 +50,8 @@ class StopSignal:
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
         signal.signal(number, signal.SIG_DFL)
+        if os.environ.get("RANK", "0") == "0":  # not print: the signal may have come in the middle of one
+            os.write(2, b"stopping after this step, with a checkpoint\n")
 
 
 def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:

@@ -105,7 +105,7 @@ def test_the_failed_fraction_is_a_setting(kind):
             assert len(reader.failed) >= 25
             reader.close()
         else:
-            with pytest.raises(LoaderError, match=r"can't be decoded; the last: number \d+: broken"):
+            with pytest.raises(LoaderError, match=r"can't be decoded .*; the last: number \d+: broken"):
                 list(open_loader(store, order, 2, kind, None, allowed).epoch(0))
 
 

@@ -31,7 +31,8 @@ def open_dataset(path: pathlib.Path, split: str, loader: str = "auto", view_size
     Raises DataError for a path or split that is not there, or shards that do not match their manifest.
     """
     if not path.is_dir():
-        raise ManifestError(f"{path}: no such folder")
+        found = "a file: convert it first, by dataprep/convert.py" if path.exists() else "no such folder"
+        raise ManifestError(f"{path}: {found}")
     if loader == "folder" or (loader != "ffcv" and not (path / "manifest.json").exists()):
         return FolderStore(path, split, view_size)
     manifest = Manifest.load(path)

@@ -224,7 +224,7 @@ class ThreadLoader:
             print(f"warning: {self._store.name(index)}: {error}; another takes its place", file=sys.stderr, flush=True)
         if count > max(MIN_FAILED, self._max_failed * self._asked):
             name, reason = self.failed[-1]
-            raise LoaderError(f"{count} of {self._asked} samples can't be decoded; the last: {name}: {reason}")
+            raise too_many_failed(count, self._asked, name, reason)
 
     # The consumer
 
@@ -295,3 +295,9 @@ def _take(ready: queue.Queue) -> Started | BaseException | None:
 def stalled() -> LoaderError:
     """The error of a wait that took too long."""
     return LoaderError(f"no batch for {STALL_SECONDS:.0f} s: the storage or a decoding thread hangs")
+
+
+def too_many_failed(count: int, total: int, name: str, reason: str) -> LoaderError:
+    """The error of a set with more damaged samples than --max-failed-fraction."""
+    allow = "--max-failed-fraction allows more"
+    return LoaderError(f"{count} of {total} samples can't be decoded ({allow}); the last: {name}: {reason}")

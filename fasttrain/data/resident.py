@@ -18,7 +18,15 @@ from torch import Tensor
 from dataprep import DataError
 from fasttrain.cli import UserError
 from fasttrain.data.batch import Batch
-from fasttrain.data.loader import MAX_ATTEMPTS, MAX_FAILED_FRACTION, MIN_FAILED, STALL_SECONDS, LoaderError, stalled
+from fasttrain.data.loader import (
+    MAX_ATTEMPTS,
+    MAX_FAILED_FRACTION,
+    MIN_FAILED,
+    STALL_SECONDS,
+    LoaderError,
+    stalled,
+    too_many_failed,
+)
 from fasttrain.data.order import Order
 from fasttrain.data.stores import Store
 from fasttrain.data.workers import Workers
@@ -59,9 +67,7 @@ class ResidentLoader:
             self._pool.close()
         if len(self.failed) > max(MIN_FAILED, max_failed_fraction * store.num_samples):
             name, reason = self.failed[-1]
-            raise LoaderError(
-                f"{len(self.failed)} of {store.num_samples} samples can't be decoded; the last: {name}: {reason}"
-            )
+            raise too_many_failed(len(self.failed), store.num_samples, name, reason)
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self._epoch, "step": self._next_step}
