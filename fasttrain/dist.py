@@ -94,19 +94,20 @@ def gather_rows(x_ND: Tensor) -> Tensor:
     return out_MD
 
 
-class _GatherWithGradient(torch.autograd.Function):
+class _SumOverRanks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x_ND: Tensor) -> Tensor:  # type: ignore[override]
-        return gather_rows(x_ND)
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:  # type: ignore[override]
+        total = x.contiguous().clone()
+        dist.all_reduce(total)
+        return total
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad_MD: Tensor) -> Tensor:  # type: ignore[override]
-        # Every rank computes the same loss of the same rows, so its own slice is the whole gradient of that loss;
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        # Every rank computes the same loss of the same sum, so this is that loss's whole gradient for its own part;
         # times W because DDP then divides the sum over ranks by W.
-        rows = grad_MD.shape[0] // world_size()
-        return grad_MD[dist.get_rank() * rows :][:rows] * world_size()
+        return grad * world_size()
 
 
-def gather_rows_with_gradient(x_ND: Tensor) -> Tensor:
-    """Like gather_rows, but differentiable, for a loss that every rank computes alike over the global batch."""
-    return x_ND if world_size() == 1 else _GatherWithGradient.apply(x_ND)
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of all ranks' x, differentiable, for a loss that every rank computes alike over the global batch."""
+    return x if world_size() == 1 else _SumOverRanks.apply(x)

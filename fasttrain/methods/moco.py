@@ -45,8 +45,7 @@ class MoCo(Method):
 
     def loss(self, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """q_ND, k_ND this rank's rows; k_MD the rows of all ranks."""
-        loss = similarity.info_nce(q_ND, k_ND, self.queue.keys_KD, self.config.temperature)
-        return loss, {}
+        return similarity.info_nce(q_ND, k_ND, self.queue.keys_KD, self.config.temperature), {}
 
     @torch.no_grad()
     def _keys(self, view: Tensor) -> Tensor:

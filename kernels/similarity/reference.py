@@ -13,11 +13,30 @@ import torch
 from torch import Tensor
 
 
+def readout(x_RD: Tensor, queue_KD: Tensor, temperature_R: Tensor, own: int | None) -> tuple[Tensor, Tensor]:
+    """lse_i = log Σ_j exp(x_i·Q_j/τ_i),  O_i = Σ_j softmax_j(x_i·Q_j/τ_i) Q_j; row i leaves out key own + i."""
+    s_RK = x_RD @ queue_KD.T / temperature_R[:, None]
+    if own is not None:
+        s_RK = s_RK.masked_fill(_own(len(x_RD), len(queue_KD), own, s_RK.device), -math.inf)
+    return s_RK.logsumexp(1), s_RK.softmax(1) @ queue_KD
+
+
+def _own(rows: int, keys: int, first: int, device: torch.device) -> Tensor:
+    """(rows, keys), true where key first + i is row i's own."""
+    return torch.arange(keys, device=device) == torch.arange(rows, device=device)[:, None] + first
+
+
 def info_nce(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
     """mean_i [ log(exp s⁺_i + Σ_j exp s_ij) − s⁺_i ],  s⁺_i = q_i·k_i/τ,  s_ij = q_i·Q_j/τ."""
     positive_N1 = (q_ND * k_ND).sum(1, keepdim=True) / temperature
     logits_NK1 = torch.cat([positive_N1, q_ND @ queue_KD.T / temperature], dim=1)
     return (torch.logsumexp(logits_NK1, dim=1) - positive_N1[:, 0]).mean()
+
+
+def decoupled(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
+    """mean_i [ log Σ_j exp s_ij − s⁺_i ]: InfoNCE without the positive in its denominator (arXiv 2110.06848, eq. 6)."""
+    positive_N = (q_ND * k_ND).sum(1) / temperature
+    return (torch.logsumexp(q_ND @ queue_KD.T / temperature, dim=1) - positive_N).mean()
 
 
 def batch_consistency(q_ND: Tensor, k_ND: Tensor) -> Tensor:
@@ -37,7 +56,7 @@ def queue_consistency(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature:
 def batch_uniformity(q_ND: Tensor, k_MD: Tensor, first: int, temperature: float) -> Tensor:
     """mean_i KL( U ‖ softmax_{j≠i}(q_i·k_j/τ) ) over the M−1 other images' keys; query i's own key is row first+i."""
     s_NM = q_ND @ k_MD.T / temperature
-    own_NM = torch.arange(len(k_MD), device=s_NM.device) == torch.arange(len(q_ND), device=s_NM.device)[:, None] + first
+    own_NM = _own(len(q_ND), len(k_MD), first, s_NM.device)
     negatives = len(k_MD) - 1
     lse_N = s_NM.masked_fill(own_NM, -math.inf).logsumexp(1)
     mean_N = s_NM.masked_fill(own_NM, 0).sum(1) / negatives

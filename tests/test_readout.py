@@ -1,0 +1,256 @@
+"""The readout's versions against fp64, forward and every gradient, and what else its contract promises."""
+
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kernels import similarity
+from kernels.similarity import cpu, readout, reference
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+ON_GPU = torch.cuda.is_available()
+# Triton's interpreter multiplies bf16 wrongly, so that dtype is left to a GPU.
+VERSIONS = [("cpu", torch.float32), ("cpu", torch.bfloat16), ("triton", torch.float32), ("triton", torch.float16)]
+VERSIONS += [("triton", torch.bfloat16)] if ON_GPU else []
+SIZES = [(1, 1, 8), (3, 7, 16), (17, 63, 100), (33, 257, 128), (20, 1023, 64), (5, 130, 256)]  # R, K, D
+SLACK = 4  # times the error that plain operations of the same dtype make
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """Uninitialised memory holds NaN, so that reading it shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def device_of(impl):
+    return "cuda" if impl == "triton" and ON_GPU else "cpu"
+
+
+def rows(count, dim, seed, dtype=torch.float64, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    x = F.normalize(torch.randn(count, dim, generator=generator, dtype=torch.float64), dim=1)
+    return x.to(device=device, dtype=dtype)
+
+
+def plain(x, queue, temperature, own):
+    """As eager torch computes it in the dtype given."""
+    s = x @ queue.T / temperature.to(x.dtype)[:, None]
+    if own is not None:
+        s = s.masked_fill(reference._own(len(x), len(queue), own, x.device), -math.inf)
+    return s.logsumexp(1), s.softmax(1) @ queue
+
+
+def everything(function, x, queue, temperature, own):
+    """lse, O, and the gradients of x and of the temperatures that the lse, the O and both give."""
+    results = []
+    for use_lse, use_out in ((True, False), (False, True), (True, True)):
+        x, temperature = x.detach().requires_grad_(), temperature.detach().requires_grad_()
+        lse, out = function(x, queue, temperature, own)
+        weights = [torch.linspace(-1, 2, value.numel(), device=x.device).view(value.shape) for value in (lse, out)]
+        total = 0
+        if use_lse:
+            total = total + (lse * weights[0].to(lse.dtype)).sum()
+        if use_out:
+            total = total + (out * weights[1].to(out.dtype)).sum()
+        results += torch.autograd.grad(total, (x, temperature))
+    return [value.detach().double().cpu() for value in (lse, out, *results)]
+
+
+@pytest.mark.parametrize(("impl", "dtype"), VERSIONS)
+@pytest.mark.parametrize(("r", "k", "d"), SIZES)
+@pytest.mark.parametrize("own", [None, 0])
+@pytest.mark.parametrize("temperature", [0.01, 0.2, 10.0])
+def test_values_and_gradients_against_fp64(impl, dtype, r, k, d, own, temperature):
+    if own is not None and k < max(r, 2):
+        pytest.skip("needs a key of its own for every row, and one more")
+    device = device_of(impl)
+    x, queue = rows(r, d, 1, dtype, device), rows(k, d, 2, dtype, device)
+    t = torch.linspace(temperature, 1.5 * temperature, r, dtype=torch.float32, device=device)
+    truth = everything(plain, x.double(), queue.double(), t.double(), own)
+    eager = everything(plain, x, queue, t, own)
+    ours = everything(lambda *a: readout(*a[:3], own=a[3], impl=impl), x, queue, t, own)
+    # Where plain torch happens to be exact, a rounding of the largest number is still allowed.
+    floor = torch.finfo(dtype).eps / (1 if dtype == torch.float32 else 4)
+    for name, true, close, mine in zip(("lse", "out", *"abcdef"), truth, eager, ours, strict=True):
+        allowed = SLACK * (close - true).abs().max() + floor * max(1.0, float(true.abs().max())) * 8
+        assert (mine - true).abs().max() <= allowed, name
+
+
+@pytest.mark.parametrize(("impl", "dtype"), VERSIONS)
+def test_rows_that_fill_no_tile_and_more_than_one(impl, dtype):
+    device = device_of(impl)
+    for r, k in ((0, 5), (1, 3), (cpu.ROWS + 1, 5), (2, 2 * cpu.KEYS + 1)):
+        x, queue = rows(r, 16, 1, dtype, device), rows(k, 16, 2, dtype, device)
+        lse, out = readout(x, queue, 0.5, impl=impl)
+        true_lse, true_out = plain(x.double(), queue.double(), torch.full((r,), 0.5, device=device).double(), None)
+        assert torch.allclose(lse.double(), true_lse, atol=2e-3)
+        assert torch.allclose(out.double(), true_out, atol=2e-3)
+        assert lse.dtype == out.dtype == torch.float32
+
+
+@pytest.mark.parametrize("own", [0, 3, cpu.KEYS - 1, cpu.KEYS + 5])
+@pytest.mark.parametrize("impl", ["cpu", "triton"])
+def test_own_keys_are_left_out_wherever_they_lie(impl, own):
+    device = device_of(impl)
+    queue = rows(cpu.KEYS + 30, 16, 2, torch.float32, device)
+    x = queue[own : own + 20].clone()  # its own key is by far the closest
+    lse, out = readout(x, queue, 0.05, own=own, impl=impl)
+    true_lse, true_out = plain(x.double(), queue.double(), torch.full((20,), 0.05, device=device).double(), own)
+    assert torch.allclose(lse.double(), true_lse, atol=1e-5)
+    assert torch.allclose(out.double(), true_out, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["cpu", "triton"])
+@pytest.mark.parametrize("temperature", [0.01, 10.0])
+def test_identical_rows(impl, temperature):
+    device = device_of(impl)
+    row = rows(1, 32, 1, torch.float32, device)
+    lse, out = readout(row.repeat(5, 1), row.repeat(70, 1), temperature, impl=impl)
+    assert torch.allclose(lse, torch.full_like(lse, 1 / temperature + math.log(70)), rtol=1e-6)
+    assert torch.allclose(out, row.expand_as(out), atol=1e-6)
+
+
+@pytest.mark.parametrize("impl", ["cpu", "triton"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["row", "queue"])
+def test_bad_numbers_do_not_come_out_plausible(impl, bad, where):
+    device = device_of(impl)
+    x, queue = rows(3, 16, 1, torch.float32, device), rows(300, 16, 2, torch.float32, device)
+    (x if where == "row" else queue)[1, 2] = bad
+    x.requires_grad_()
+    lse, out = readout(x, queue, 0.1, impl=impl)
+    gradient = torch.autograd.grad(lse.sum(), x)[0]
+    if where == "row":
+        assert not lse[1].isfinite()
+        assert not out[1].isfinite().any()
+        assert not gradient[1].isfinite().any()
+        assert lse[[0, 2]].isfinite().all()
+    elif math.isnan(bad):
+        assert not lse.isfinite().any()
+        assert not out.isfinite().any()
+    else:  # a similarity of minus infinity takes no part in the sum, but its 0 · inf shows in the average
+        assert not out.isfinite().all(1).any()
+
+
+@pytest.mark.parametrize("impl", ["cpu", "triton"])
+def test_the_same_from_run_to_run(impl):
+    x, queue = rows(40, 64, 1, torch.float32, device_of(impl)), rows(700, 64, 2, torch.float32, device_of(impl))
+    first, second = (readout(x, queue, 0.07, impl=impl) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+def test_a_gradient_of_lse_alone_reads_the_queue_once(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("second pass")
+
+    monkeypatch.setattr(cpu, "readout_backward", refuse)
+    x = rows(4, 16, 1).requires_grad_()
+    lse, _ = readout(x, rows(9, 16, 2), 0.1)
+    lse.sum().backward()
+    assert x.grad is not None
+    with pytest.raises(AssertionError, match="second pass"):
+        readout(x, rows(9, 16, 2), 0.1)[1].sum().backward()
+
+
+def test_the_cpu_version_holds_one_tile():
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                self.numbers = max(self.numbers, out.numel())
+            return out
+
+    x, queue, t = rows(600, 16, 1), rows(9000, 16, 2), torch.full((600,), 0.1, dtype=torch.float64)
+    with Largest() as largest:
+        lse, out = cpu.readout(x, queue, t, -1)
+        cpu.readout_backward(x, queue, t, -1, lse, out, torch.ones_like(out))
+    assert largest.numbers <= max(cpu.ROWS * cpu.KEYS, x.numel(), queue.numel())
+    assert largest.numbers < len(x) * len(queue) / 10
+
+
+def test_operators_are_registered_correctly():
+    x, queue = rows(4, 16, 1).requires_grad_(), rows(9, 16, 2)
+    t = torch.full((4,), 0.2, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(torch.ops.fasttrain.readout.default, (x, queue, t, -1, "cpu"))
+
+
+def test_compiles_without_a_graph_break():
+    q, k, queue = rows(6, 16, 1, torch.float32).requires_grad_(), rows(6, 16, 2, torch.float32), rows(40, 16, 3)
+    queue = queue.float()
+
+    def loss(q):
+        terms = similarity.queue_terms(
+            q, k, queue, 0.1, consistency_temperature=0.2, uniformity_temperature=0.1, impl="cpu"
+        )
+        return terms.contrast + terms.consistency + terms.uniformity + similarity.batch_uniformity(q, k, 0, 0.2)
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(q), loss(q), atol=1e-6)
+    assert torch.allclose(*(torch.autograd.grad(f(q), q)[0] for f in (compiled, loss)), atol=1e-6)
+
+
+def test_unavailable_versions_and_wrong_shapes_are_refused(monkeypatch):
+    from kernels.similarity import gpu
+
+    x, queue = rows(2, 4, 1, torch.float32), rows(3, 4, 2, torch.float32)
+    with pytest.raises(ValueError, match=r"'magic'; choose from: auto, reference, cpu, triton"):
+        readout(x, queue, 0.1, impl="magic")
+    with pytest.raises(ValueError, match=r"unavailable for torch.float64.*choose from"):
+        readout(x.double(), queue.double(), 0.1, impl="triton")
+    monkeypatch.setattr(gpu, "INTERPRETED", False)
+    with pytest.raises(ValueError, match=r"'triton' is unavailable .* on cpu"):
+        readout(x, queue, 0.1, impl="triton")
+    for bad in (queue[:, :3], queue.double(), queue[0]):
+        with pytest.raises(ValueError, match="must be"):
+            readout(x, bad, 0.1)
+    with pytest.raises(ValueError, match="none to compare"):
+        readout(x, queue[:0], 0.1)
+    with pytest.raises(ValueError, match="own 2"):
+        readout(x, queue, 0.1, own=2)
+    with pytest.raises(ValueError, match="temperature has shape"):
+        readout(x, queue, torch.ones(3))
+
+
+@pytest.mark.gpu
+def test_memory_stays_proportional_to_the_rows():
+    x, queue = rows(4096, 128, 1, torch.bfloat16, "cuda").requires_grad_(), rows(65536, 128, 2, torch.bfloat16, "cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    readout(x, queue, 0.2)[0].sum().backward()
+    assert torch.cuda.max_memory_allocated() - before < 16 * x.numel() * 4
+
+
+@pytest.mark.gpu
+def test_runs_inside_a_cuda_graph():
+    x, queue = rows(64, 128, 1, torch.bfloat16, "cuda"), rows(5000, 128, 2, torch.bfloat16, "cuda")
+    expected = readout(x, queue, 0.2)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = readout(x, queue, 0.2)
+    graph.replay()
+    assert torch.equal(captured[0], expected[0])
+    assert torch.equal(captured[1], expected[1])
+
+
+def test_kernels_compile_for_hopper(tmp_path):
+    """Ahead of time, in a process without the interpreter; needs no GPU."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/compile_hopper.py", "similarity"],
+        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=250, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "_part_kernel" in done.stdout
