@@ -1,7 +1,11 @@
 # Everything a person types. Each target sets up .venv by itself.
 PY := .venv/bin/python
 
-.PHONY: demo test lint install clean
+# On a machine with a GPU the checks run on whatever Python holds PyTorch there, if nothing was installed.
+GPU_PY := $(if $(wildcard .venv/ready),.venv/bin/python,python3)
+KERNEL_TESTS := tests/test_readout.py tests/test_similarity.py tests/test_augment.py
+
+.PHONY: demo test test-gpu bench-gpu lint install clean
 
 install: .venv/ready
 
@@ -14,6 +18,15 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(PY) -m pytest
+
+# The kernels' tests in every dtype, then all other tests that need a GPU.
+test-gpu:
+	$(GPU_PY) -m pytest $(KERNEL_TESTS)
+	$(GPU_PY) -m pytest -m gpu $(KERNEL_TESTS:%=--ignore=%)
+
+# Figures of one GPU, appended to benchmarks/results/.
+bench-gpu:
+	timeout 200 $(GPU_PY) benchmarks/similarity.py
 
 lint: .venv/ready
 	$(PY) -m ruff check .

@@ -20,7 +20,7 @@ def ema_update(average: nn.Module, current: nn.Module, momentum: float) -> None:
 
 
 class Queue(nn.Module):
-    """The last K keys, L2-normalised rows (K, D) in fp32; saved with the model, never read by the host."""
+    """The last K keys, L2-normalised rows (K, D); saved with the model, never read by the host."""
 
     keys_KD: Tensor
     pointer: Tensor

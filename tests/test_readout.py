@@ -172,7 +172,7 @@ def test_the_cpu_version_holds_one_tile():
                 self.numbers = max(self.numbers, out.numel())
             return out
 
-    x, queue, t = rows(600, 16, 1), rows(9000, 16, 2), torch.full((600,), 0.1, dtype=torch.float64)
+    x, queue, t = rows(600, 16, 1), rows(20000, 16, 2), torch.full((600,), 0.1, dtype=torch.float64)
     with Largest() as largest:
         lse, out = cpu.readout(x, queue, t, -1)
         cpu.readout_backward(x, queue, t, -1, lse, out, torch.ones_like(out))

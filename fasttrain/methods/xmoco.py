@@ -32,7 +32,9 @@ class XMoCo(MoCo):
             cross = similarity.gram_consistency(sums, len(k_MD)).float()
         if config.uniform == "batch":
             first = dist.get_rank() * len(q_ND) if world_size() > 1 else 0
-            uniform = similarity.batch_uniformity(q_ND, k_MD, first, config.uniform_temperature)
+            uniform = similarity.batch_uniformity(
+                q_ND, k_MD.to(self.queue.keys_KD.dtype), first, config.uniform_temperature
+            )
 
         total, terms = over_queue.contrast, {"info_nce": over_queue.contrast}
         if cross is not None:

@@ -4,8 +4,8 @@ Every loss takes `impl`: "reference" is plain torch as the formula reads (kernel
 names are versions of the `readout` that the losses are built on (kernels/similarity/readout.py), "auto" the best one
 for the tensors given. All return a scalar with autograd for the queries, in fp32 (fp64 for fp64; the reference: in the
 dtype of q_ND); keys and queue take no gradient.
-Shapes: q_ND, k_ND (N, D); k_MD (M, D); queue_KD (K, D); rows L2-normalised; temperatures > 0. The queue may be of a
-narrower dtype than the rows, which are then rounded to it for the products with it.
+Shapes: q_ND, k_ND (N, D); k_MD (M, D); queue_KD (K, D); rows L2-normalised; temperatures > 0. Queue and k_MD may be
+of a narrower dtype than the queries, which are then rounded to it for the products with them.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-ROWS, KEYS = 256, 1024  # of a tile: 1 MiB of fp32, about a core's own cache
+ROWS, KEYS = 512, 1024  # of a tile: 2 MiB of fp32, a core's own cache (measured: docs/log.md)
 
 
 def readout(x_RD: Tensor, queue_KD: Tensor, temperature_R: Tensor, own: int) -> tuple[Tensor, Tensor]:

@@ -84,7 +84,7 @@ def _uniformity(lse_N: Tensor, q_ND: Tensor, mean: Tensor, negatives: int, tempe
 
 
 def batch_uniformity(q_ND: Tensor, k_MD: Tensor, first: int, temperature: float, impl: str) -> Tensor:
-    lse_N, _ = readout(q_ND, k_MD, temperature, own=first, impl=impl)
+    lse_N, _ = readout(q_ND.to(k_MD.dtype), k_MD, temperature, own=first, impl=impl)
     k_MD = k_MD.detach().to(lse_N.dtype)
     mean_ND = (k_MD.sum(0) - k_MD[first : first + len(q_ND)]) / (len(k_MD) - 1)
     return _uniformity(lse_N, q_ND, mean_ND, len(k_MD) - 1, temperature)
