@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
 import torch
@@ -104,12 +104,11 @@ def _groups(table: ViewTable, sizes: Sequence[int]) -> dict[int, ViewTable]:
     views = table.flip_BV.shape[1]
     if len(sizes) != views:
         raise ValueError(f"{len(sizes)} sizes for {views} views")
-    names = [field.name for field in dataclasses.fields(table)]
     groups = {}
     for side in dict.fromkeys(sizes):
         chosen = [v for v in range(views) if sizes[v] == side]
-        parts = {name: torch.stack([getattr(table, name)[:, v] for v in chosen], dim=1) for name in names}
-        groups[side] = dataclasses.replace(table, **parts)
+        parts = {name: torch.stack([column[:, v] for v in chosen], 1) for name, column in vars(table).items()}
+        groups[side] = replace(table, **parts)
     return groups
 
 

@@ -22,7 +22,7 @@ _NONE = tl.constexpr(4)  # the place of contrast in the order of a view without 
 def resize_kernel(
     pixels, rows, planes, sums, out, images, views, mean_3, scale_3, SIZE: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
-    view, y, x = _tile(SIZE, TILE)
+    view, y, x = _tile(SIZE, TILE, True)
     row = rows + view * WORDS
     red, green, blue = _crop(pixels, row, y, x, SIZE)
     contrast = _contrast_place(row)
@@ -40,7 +40,7 @@ def contrast_kernel(
     rows, planes, sums, SUMS: tl.constexpr, out, images, views, mean_3, scale_3, SIZE: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
     """SUMS: a power of two, at least the tiles of a view. Planes are overwritten in place, each pixel by its reader."""
-    view, y, x = _tile(SIZE, TILE)
+    view, y, x = _tile(SIZE, TILE, False)
     row = rows + view * WORDS
     contrast = _contrast_place(row)
     if contrast != _NONE:
@@ -60,55 +60,62 @@ def contrast_kernel(
 def blur_columns_kernel(
     rows, planes, blurred, SIZE: tl.constexpr, REACH: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
-    view, y, x = _tile(SIZE, TILE)
+    view, y, x = _tile(SIZE, TILE, False)
     row = rows + view * WORDS
     radius = tl.load(row + _RADIUS)
     if radius > 0:
         at, inside = _place(view, y, x, SIZE)
         first = view.to(tl.int64) * (3 * SIZE * SIZE) + x[None, :]
-        total = _gaussian_sum(row, REACH)
+        slope, scale = _gaussian(row, radius, REACH)
         for c in tl.static_range(3):
             plane = planes + c * SIZE * SIZE
             value = tl.load(plane + at, mask=inside, other=0.0).to(tl.float32)
             for t in range(1, radius + 1):
                 before = tl.load(plane + first + _before(y, t)[:, None] * SIZE, mask=inside, other=0.0)
                 after = tl.load(plane + first + _after(y, t, SIZE)[:, None] * SIZE, mask=inside, other=0.0)
-                value += _gaussian(row, t) * (before.to(tl.float32) + after.to(tl.float32))
-            tl.store(blurred + c * SIZE * SIZE + at, (value / total).to(blurred.dtype.element_ty), mask=inside)
+                value += tl.exp(slope * t * t) * (before.to(tl.float32) + after.to(tl.float32))
+            tl.store(blurred + c * SIZE * SIZE + at, (value * scale).to(blurred.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def blur_rows_kernel(
     rows, blurred, REACH: tl.constexpr, out, images, views, mean_3, scale_3, SIZE: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
-    view, y, x = _tile(SIZE, TILE)
+    view, y, x = _tile(SIZE, TILE, True)
     row = rows + view * WORDS
     radius = tl.load(row + _RADIUS)
     if radius > 0:
         at, inside = _place(view, y, x, SIZE)
         first = view.to(tl.int64) * (3 * SIZE * SIZE) + y[:, None] * SIZE
-        total = _gaussian_sum(row, REACH)
+        slope, scale = _gaussian(row, radius, REACH)
+        solarize = (tl.load(row + _FLAGS) & _SOLARIZE) != 0
         for c in tl.static_range(3):
             plane = blurred + c * SIZE * SIZE
             value = tl.load(plane + at, mask=inside, other=0.0).to(tl.float32)
             for t in range(1, radius + 1):
                 before = tl.load(plane + first + _before(x, t)[None, :], mask=inside, other=0.0)
                 after = tl.load(plane + first + _after(x, t, SIZE)[None, :], mask=inside, other=0.0)
-                value += _gaussian(row, t) * (before.to(tl.float32) + after.to(tl.float32))
-            _write(value / total, row, out, c, view, images, views, y, x, mean_3[c], scale_3[c], SIZE)
+                value += tl.exp(slope * t * t) * (before.to(tl.float32) + after.to(tl.float32))
+            _write(value * scale, solarize, out, c, view, images, views, y, x, mean_3[c], scale_3[c], SIZE)
 
 
 # ---- where a program works
 
 
 @triton.jit
-def _tile(SIZE: tl.constexpr, TILE: tl.constexpr):
-    """This program's view, and the rows and columns of its tile (some may lie outside the view)."""
+def _tile(SIZE: tl.constexpr, TILE: tl.constexpr, ONE_EACH: tl.constexpr):
+    """This program's view, and the rows and columns of its tile (some may lie outside the view).
+
+    ONE_EACH: threads of a warp lie side by side in a row. Otherwise Triton sees that 16-bit planes can be stored eight
+    pixels a thread and lays a warp over eight rows; loads that can't be so wide would then touch eight times the lines.
+    """
     ACROSS: tl.constexpr = tl.cdiv(SIZE, TILE)
     view = tl.program_id(0) // (ACROSS * ACROSS)
     tile = tl.program_id(0) % (ACROSS * ACROSS)
     y = tile // ACROSS * TILE + tl.arange(0, TILE)
     x = tile % ACROSS * TILE + tl.arange(0, TILE)
+    if ONE_EACH:
+        x = tl.max_contiguous(x, 1)
     return view, y, x
 
 
@@ -133,22 +140,23 @@ def _hand_on(
     red, green, blue, row, planes, out, view, images, views, y, x, mean_3, scale_3, SIZE: tl.constexpr
 ):  # fmt: skip
     """What follows the colour operations: gray, then the planes for a blur, or the output."""
-    if (tl.load(row + _FLAGS) & _GRAY) != 0:
+    flags = tl.load(row + _FLAGS)
+    if (flags & _GRAY) != 0:
         red = _gray(red, green, blue)
         green = red
         blue = red
     if tl.load(row + _RADIUS) > 0:
         _store_planes(red, green, blue, planes, view, y, x, SIZE)
     else:
-        _write(red, row, out, 0, view, images, views, y, x, mean_3[0], scale_3[0], SIZE)
-        _write(green, row, out, 1, view, images, views, y, x, mean_3[1], scale_3[1], SIZE)
-        _write(blue, row, out, 2, view, images, views, y, x, mean_3[2], scale_3[2], SIZE)
+        solarize = (flags & _SOLARIZE) != 0
+        _write(red, solarize, out, 0, view, images, views, y, x, mean_3[0], scale_3[0], SIZE)
+        _write(green, solarize, out, 1, view, images, views, y, x, mean_3[1], scale_3[1], SIZE)
+        _write(blue, solarize, out, 2, view, images, views, y, x, mean_3[2], scale_3[2], SIZE)
 
 
 @triton.jit
-def _write(value, row, out, channel, view, images, views, y, x, mean, scale, SIZE: tl.constexpr):
+def _write(value, solarize, out, channel, view, images, views, y, x, mean, scale, SIZE: tl.constexpr):
     """Solarises, normalises and writes one channel of a tile."""
-    solarize = (tl.load(row + _FLAGS) & _SOLARIZE) != 0
     value = tl.where(solarize & (value >= 0.5), 1.0 - value, value)
     place = (view % views) * images + view // views
     at = (place.to(tl.int64) * (SIZE * SIZE) + y[:, None] * SIZE + x[None, :]) * 3 + channel
@@ -173,20 +181,20 @@ def _crop(pixels, row, y, x, SIZE: tl.constexpr):
     width = tl.load(row + _WIDTH)
     if (tl.load(row + _FLAGS) & _FLIP) != 0:
         x = SIZE - 1 - x
-    centre_y, support_y, first_y = _triangle(y, height, SIZE)
-    centre_x, support_x, first_x = _triangle(x, width, SIZE)
+    centre_y, slope_y, first_y = _triangle(y, height, SIZE)
+    centre_x, slope_x, first_x = _triangle(x, width, SIZE)
     red = tl.zeros((y.shape[0], x.shape[0]), dtype=tl.float32)
     green = tl.zeros_like(red)
     blue = tl.zeros_like(red)
     total_y = tl.zeros((y.shape[0],), dtype=tl.float32)
     total_x = tl.zeros((x.shape[0],), dtype=tl.float32)
     for i in range(_taps(height, SIZE)):
-        weight_y = _weight(first_y + i, height, centre_y, support_y)
+        weight_y = _weight(first_y + i, height, centre_y, slope_y)
         total_y += weight_y
         line = pixels + tl.minimum(first_y + i, height - 1) * stride
         total_x = tl.zeros_like(total_x)
         for j in range(_taps(width, SIZE)):
-            weight_x = _weight(first_x + j, width, centre_x, support_x)
+            weight_x = _weight(first_x + j, width, centre_x, slope_x)
             total_x += weight_x
             source = line[:, None] + (3 * tl.minimum(first_x + j, width - 1))[None, :]
             weight = weight_y[:, None] * weight_x[None, :]
@@ -205,18 +213,18 @@ def _taps(length, SIZE: tl.constexpr):
 
 @triton.jit
 def _triangle(place, length, SIZE: tl.constexpr):
-    """Centre and half width of the triangle over each output pixel, and the first source pixel under it."""
+    """Centre and slope of the triangle over each output pixel, and the first source pixel under it."""
     scale = length.to(tl.float32) / SIZE
     support = tl.maximum(scale, 1.0)
     # Pixels of a tile outside the view take the first one's triangle instead: what they read must exist.
     place = tl.where((place >= 0) & (place < SIZE), place, 0)
     centre = scale * (place.to(tl.float32) + 0.5)
-    return centre, support, tl.maximum(centre - support + 0.5, 0.0).to(tl.int32)
+    return centre, 1.0 / support, tl.maximum(centre - support + 0.5, 0.0).to(tl.int32)
 
 
 @triton.jit
-def _weight(tap, length, centre, support):
-    weight = 1.0 - tl.abs(tap.to(tl.float32) + 0.5 - centre) / support
+def _weight(tap, length, centre, slope):
+    weight = 1.0 - slope * tl.abs(tap.to(tl.float32) + 0.5 - centre)
     return tl.where(tap < length, tl.maximum(weight, 0.0), 0.0)
 
 
@@ -293,18 +301,16 @@ def _shade(k):
 
 
 @triton.jit
-def _gaussian(row, t):
-    """The Gaussian at distance t, not yet normalised."""
-    distance = t / tl.load(row + _SIGMA).to(tl.float32, bitcast=True)
-    return tl.exp(-0.5 * distance * distance)
+def _gaussian(row, radius, REACH: tl.constexpr):
+    """slope and scale of the weights scale · exp(slope · t²) at distances t ≤ radius; their sum is one.
 
-
-@triton.jit
-def _gaussian_sum(row, REACH: tl.constexpr):
-    """The sum of the Gaussian over the taps; REACH: a power of two, at least the side of a view."""
+    REACH: a power of two, at least the side of a view.
+    """
+    sigma = tl.load(row + _SIGMA).to(tl.float32, bitcast=True)
+    slope = tl.maximum(-0.5 / (sigma * sigma), -1e30)  # finite, as it is multiplied by zero
     t = tl.arange(0, REACH)
-    taps = tl.where(t <= tl.load(row + _RADIUS), _gaussian(row, t), 0.0)
-    return 2.0 * tl.sum(taps) - 1.0
+    one_side = tl.sum(tl.where(t <= radius, tl.exp(slope * t * t), 0.0))
+    return slope, 1.0 / (2.0 * one_side - 1.0)
 
 
 @triton.jit
