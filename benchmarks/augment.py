@@ -129,9 +129,8 @@ def compare(batches: list[Batch], size: int, dtypes: Sequence[torch.dtype]) -> d
                 here = difference(augment(*inputs, dtype=dtype), truth)
                 so_far[name] = so_far[name] + here if name in so_far else here
     for kind, by_case in found.items():
-        print(
-            f"{f'levels from the reference, {kind}':36}{'mean':>9}{'most':>9}{'over 4':>9}{'(clipped)':>11}{'all clipped':>13}"
-        )
+        title = f"levels from the reference, {kind}"
+        print(f"{title:36}{'mean':>9}{'most':>9}{'over 4':>9}{'(clipped)':>11}{'all clipped':>13}")
         for name, d in by_case.items():
             share = d.clipped / d.values
             print(f"{name:36}{d.mean:9.4f}{d.most:9.4f}{d.over:9}{d.over_clipped:11}{share:13.2%}")
