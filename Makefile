@@ -27,6 +27,7 @@ test-gpu:
 # Figures of one GPU, appended to benchmarks/results/.
 bench-gpu:
 	timeout 200 $(GPU_PY) benchmarks/similarity.py
+	timeout 200 $(GPU_PY) benchmarks/augment.py
 
 lint: .venv/ready
 	$(PY) -m ruff check .

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from fasttrain.data import Order, Store, ThreadLoader
+from fasttrain.data import Order, Store, open_loader
 from fasttrain.views import center
 from kernels.augment import augment
 
@@ -41,7 +41,7 @@ def extract(
     """
     values_NF = np.memmap(path, np.float16, "w+", shape=(store.num_samples, width))
     label_N = torch.empty(store.num_samples, dtype=torch.int64)
-    loader = ThreadLoader(store, Order(store.num_samples, batch_size, shuffle=False), workers)
+    loader = open_loader(store, Order(store.num_samples, batch_size, shuffle=False), workers, device=device)
     limit = torch.finfo(torch.float16).max
     console = Console(stderr=True)
     try:
@@ -53,7 +53,7 @@ def extract(
             table = center(batch.height_B, batch.width_B, 1.0 if size <= SMALL_VIEW else 0.875)
             views = augment(batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, size, mean, std)
             with torch.autocast(device.type, torch.bfloat16):
-                out_BF = network(views[:, 0].to(device))
+                out_BF = network(views[:, 0])
             rows = slice(step * batch_size, step * batch_size + len(batch))
             values_NF[rows] = out_BF.float().clamp(-limit, limit).half().cpu().numpy()
             label_N[rows] = batch.label_B

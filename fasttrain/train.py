@@ -34,7 +34,6 @@ from fasttrain.optim import learning_rate, make_optimizer, set_learning_rate
 from fasttrain.report import write_report
 from fasttrain.samples import write_samples
 from fasttrain.views import RECIPES, draw
-from kernels.augment import IMPLEMENTATIONS as AUGMENT_IMPLEMENTATIONS
 from kernels.augment import augment
 
 
@@ -63,9 +62,8 @@ def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
             f"--batch-size {config.batch_size} must be a multiple of the {ranks.world_size} process(es), 2 or more each"
         )
     order = Order(store.num_samples, config.batch_size, config.seed, True, ranks.rank, ranks.world_size)
-    # Whole images go to the device only where a kernel there makes views of them.
-    device = ranks.device if "triton" in AUGMENT_IMPLEMENTATIONS else None
-    return open_loader(store, order, config.workers or ranks.cores, config.loader, device, config.max_failed_fraction)
+    workers = config.workers or ranks.cores
+    return open_loader(store, order, workers, config.loader, ranks.device, config.max_failed_fraction)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -126,17 +124,17 @@ def train(config: TrainConfig) -> int:
             save_checkpoint(run / "checkpoints", state, config.keep_last)
 
     saved, stopped, epoch, lr = step, 0, step // steps_per_epoch, 0.0
-    host_views: torch.Tensor | None = None  # one buffer for all steps
+    views: torch.Tensor | None = None  # one buffer for all steps
+    views_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     try:
         while step < last_step and not stopped:
             epoch = step // steps_per_epoch
             for batch in log.timed(loader.epoch(epoch)):
                 table = draw(RECIPES[config.recipe], batch.height_B, batch.width_B, batch.index_B, config.seed, epoch)
-                host_views = augment(
+                views = augment(
                     batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, config.size, mean, std,
-                    out=host_views,
+                    dtype=views_dtype, out=views,
                 )  # fmt: skip
-                views = host_views.to(ranks.device)
                 if ranks.is_main and step == 0:
                     write_samples(run / "samples.png", batch, views, mean, std)
                 seed_step(config.seed, step, ranks.rank)

@@ -1,8 +1,10 @@
-"""The benchmark of the loader runs, ends in JSON, and keeps its figures. Other projects' sides need their packages."""
+"""The benchmarks run, end in JSON, and keep their figures. Other projects' sides need their packages."""
 
 import json
 
-from benchmarks import record
+import torch
+
+from benchmarks import augment, record
 from benchmarks.loader import main
 from dataprep.convert import main as convert
 
@@ -22,3 +24,37 @@ def test_loader_benchmark_of_our_own_sides(image_folder, tmp_path, monkeypatch, 
 def test_several_shards_are_refused(shards, capsys):
     assert main(["--data", str(shards)]) == 2
     assert "one shard" in capsys.readouterr().err
+
+
+SMALL = ("--images", "8", "--batch", "8", "--batches", "1", "--size", "32", "--rounds", "1")
+
+
+def test_augment_benchmark(image_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    assert augment.main(["--data", str(image_folder), *SMALL]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 0 < figures["most_levels"]["float32"] < 0.1
+    (line,) = (tmp_path / "augment.jsonl").read_text().splitlines()
+    assert {"commit", "machine", "versions", "seconds", "floor", "differences"} <= set(json.loads(line))
+
+
+def test_augment_benchmark_refuses_to_time_wrong_views(image_folder, tmp_path, monkeypatch, capsys):
+    right = augment.augment
+
+    def wrong(*inputs, impl="auto", **options):
+        views = right(*inputs, impl=impl, **options)
+        if impl != "reference":
+            views[0, 0, 0, 3, 3] = 0.5 if views[0, 0, 0, 3, 3] > 0.7 else 0.9
+        return views
+
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(augment, "augment", wrong)
+    assert augment.main(["--data", str(image_folder), *SMALL]) == 1
+    assert "differ from the reference" in capsys.readouterr().err
+    assert not (tmp_path / "augment.jsonl").exists()
+
+
+def test_differences_count_a_nan_and_values_that_may_have_been_clipped():
+    truth = torch.tensor([0.0, 1.0, 0.5, 0.5])
+    found = augment.difference(torch.tensor([0.1, 1.0, 0.9, torch.nan]), truth)
+    assert (found.over, found.over_clipped, found.clipped, found.values) == (3, 1, 2, 4)

@@ -27,11 +27,12 @@ def augment(
 ) -> None:
     """Writes the normalised views into out_VBSS3. Arguments as for `kernels.augment.augment`, already checked."""
     views, images, size = out_VBSS3.shape[:3]
+    mean_311, std_311 = (values.to(pixels.device)[:, None, None] for values in (mean, std))
     for b in range(images):
         offset, height, width = int(offset_B[b]), int(height_B[b]), int(width_B[b])
         image = pixels[offset : offset + height * width * 3].view(height, width, 3).permute(2, 0, 1).float() / 255
         for v in range(views):
-            view = (_view(image, table, b, v, size) - mean[:, None, None]) / std[:, None, None]
+            view = (_view(image, table, b, v, size) - mean_311) / std_311
             out_VBSS3[v, b] = view.permute(1, 2, 0)
 
 

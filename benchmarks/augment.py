@@ -1,0 +1,293 @@
+#!/usr/bin/env python3
+"""How fast views are made, beside the reference and what memory and arithmetic allow.
+
+    python benchmarks/augment.py --data OUT
+
+First the version for this device is compared with the reference on the same parameters, each operation alone and whole
+recipes; where they differ too much the command says so and ends with status 1. Then every side makes MoCo-v2 pairs from
+the same batches, in turn, so that none finds its input in a cache: CUDA events on a GPU, a clock on a CPU. Prints
+tables and appends a line to benchmarks/results/augment.jsonl; the last line of the output is JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+if __package__ in (None, ""):  # run as a script from a bare checkout
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import torch
+from torch import Tensor
+
+from benchmarks import record
+from fasttrain.cli import RunError, UserError, finish, parse
+from fasttrain.data import Batch, Order, ThreadLoader, open_dataset, pixel_statistics
+from fasttrain.views import BRIGHTNESS, CONTRAST, HUE, RECIPES, SATURATION, ViewRecipe, ViewSpec, ViewTable, draw
+from kernels.augment import DTYPES, augment
+
+LEVEL = 1 / 255  # a step of a byte
+MOST_MEAN, MOST_ANYWHERE = 1.0, 4.0  # levels a fast version may differ from the reference
+COMPARED_AT_ONCE = 16  # images
+REFERENCE_IMAGES = 8  # of a round: it takes one view at a time
+COPY_BYTES = 2**28
+PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+_ALWAYS = ViewSpec(jitter_p=1, gray_p=1, blur_p=1, solarize_p=1)
+
+
+@dataclass(frozen=True)
+class AugmentBenchmark:
+    """Check and time how views are made. The last line of the output is JSON."""
+
+    data: str
+    """Converted data set or folder of images."""
+    images: int = 64
+    """Images on which the versions are compared (the reference takes 0.1 s for each of them)."""
+    batch: int = 0
+    """Images of a timed batch; 0 = 256 on a GPU, 32 on a CPU."""
+    batches: int = 4
+    """Batches that take turns. Together they should exceed the caches."""
+    size: int = 224
+    """Side of a view in pixels."""
+    rounds: int = 7
+    """Rounds; in each, every side runs once through the batches."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far views lie from the reference's, in levels of a byte."""
+
+    mean: float
+    most: float
+    over: int  # values further than MOST_ANYWHERE, of which
+    over_clipped: int  # where the reference is 0 or 1, so that one of the two may have been clipped
+    clipped: int  # all values where it is 0 or 1
+    values: int
+
+    def __add__(self, other: Difference) -> Difference:
+        values = self.values + other.values
+        mean = (self.mean * self.values + other.mean * other.values) / values
+        over, over_clipped = self.over + other.over, self.over_clipped + other.over_clipped
+        return Difference(mean, max(self.most, other.most), over, over_clipped, self.clipped + other.clipped, values)
+
+
+def only(table: ViewTable, **kept: Tensor) -> ViewTable:
+    """The first views' crops, and of the rest what is given."""
+    drawn = {name: column[:, :1] for name, column in vars(table).items()}
+    neutral = {
+        "flip_BV": torch.zeros_like(drawn["flip_BV"]),
+        "order_BV4": torch.full_like(drawn["order_BV4"], -1),
+        "gray_BV": torch.zeros_like(drawn["gray_BV"]),
+        "sigma_BV": torch.zeros_like(drawn["sigma_BV"]),
+        "solarize_BV": torch.zeros_like(drawn["solarize_BV"]),
+    }
+    return ViewTable(**(drawn | neutral | {name: column[:, :1] for name, column in kept.items()}))
+
+
+def cases(batch: Batch) -> dict[str, ViewTable]:
+    """A table for every operation alone, always applied, and for whole recipes."""
+    sizes_and_index = (batch.height_B, batch.width_B, batch.index_B)
+    table = draw(ViewRecipe("all", (_ALWAYS,)), *sizes_and_index, seed=0, epoch=0)
+    colours = {"brightness": BRIGHTNESS, "contrast": CONTRAST, "saturation": SATURATION, "hue": HUE}
+    alone = {
+        name: only(table, order_BV4=torch.tensor([operation, -1, -1, -1], dtype=torch.int8).expand(len(batch), 1, 4))
+        for name, operation in colours.items()
+    }
+    alone |= {
+        "crop": only(table),
+        "flip": only(table, flip_BV=torch.ones_like(table.flip_BV)),
+        "gray": only(table, gray_BV=table.gray_BV),
+        "blur": only(table, sigma_BV=table.sigma_BV),
+        "solarize": only(table, solarize_BV=table.solarize_BV),
+    }
+    return alone | {name: draw(RECIPES[name], *sizes_and_index, seed=0, epoch=0) for name in ("mocov2", "mocov3")}
+
+
+def difference(ours: Tensor, truth: Tensor) -> Difference:
+    levels = (ours.float() - truth).abs() / LEVEL
+    clipped, over = (truth <= 0) | (truth >= 1), ~(levels <= MOST_ANYWHERE)  # a NaN is over
+    over_clipped = int((over & clipped).sum())
+    mean, most = float(levels.double().mean()), float(levels.max())
+    return Difference(mean, most, int(over.sum()), over_clipped, int(clipped.sum()), levels.numel())
+
+
+def compare(batches: list[Batch], size: int, dtypes: Sequence[torch.dtype]) -> dict[str, dict[str, Difference]]:
+    """The fast version's difference by output type and case. Raises RunError where it is too large."""
+    found: dict[str, dict[str, Difference]] = {str(dtype)[6:]: {} for dtype in dtypes}
+    for batch in batches:
+        for name, table in cases(batch).items():
+            inputs = (batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, size, *PLAIN)
+            truth = augment(*inputs, impl="reference")
+            for dtype, so_far in zip(dtypes, found.values(), strict=True):
+                here = difference(augment(*inputs, dtype=dtype), truth)
+                so_far[name] = so_far[name] + here if name in so_far else here
+    for kind, by_case in found.items():
+        title = f"levels from the reference, {kind}"
+        print(f"{title:36}{'mean':>9}{'most':>9}{'over 4':>9}{'(clipped)':>11}{'all clipped':>13}")
+        for name, d in by_case.items():
+            share = d.clipped / d.values
+            print(f"{name:36}{d.mean:9.4f}{d.most:9.4f}{d.over:9}{d.over_clipped:11}{share:13.2%}")
+        wrong = [name for name, d in by_case.items() if not d.mean <= MOST_MEAN or d.over > d.over_clipped]
+        if wrong:
+            raise RunError(f"{kind} views differ from the reference by too much: {', '.join(wrong)}")
+    return found
+
+
+def load(path: pathlib.Path, count: int, per_batch: int, device: torch.device) -> list[Batch]:
+    """The first `count` images in batches, each with pixels of its own on the device."""
+    store = open_dataset(path, "train")
+    if count > store.num_samples:
+        raise UserError(f"{path} has {store.num_samples} images, {count} are asked for")
+    loader = ThreadLoader(store, Order(store.num_samples, per_batch, shuffle=False), 2)
+    batches: list[Batch] = []
+    for batch in loader.epoch(0):
+        batches.append(dataclasses.replace(batch, pixels=batch.pixels.to(device, copy=True)))
+        if len(batches) * per_batch >= count:
+            break
+    loader.close()
+    return batches
+
+
+class Side:
+    """One way to make pairs: `run` goes once through its images and returns the seconds for each."""
+
+    def __init__(
+        self, batches: list[Batch], size: int, mean: tuple, std: tuple, impl: str, dtype: torch.dtype, images: int = 0
+    ) -> None:
+        """images: of each batch, the first so many; 0: all."""
+        self._batches = [_first(batch, images) if images else batch for batch in batches]
+        self._tables = [_pairs(batch) for batch in self._batches]
+        self._make = functools.partial(augment, size=size, mean=mean, std=std, impl=impl, dtype=dtype)
+        self._views: Tensor | None = None
+        self.device = self._batches[0].pixels.device
+
+    def run(self) -> float:
+        seconds = timed(self._through, self.device)
+        return seconds / sum(len(batch) for batch in self._batches)
+
+    def _through(self) -> None:
+        for b, table in zip(self._batches, self._tables, strict=True):
+            self._views = self._make(b.pixels, b.offset_B, b.height_B, b.width_B, table, out=self._views)
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    columns = {name: column if name == "pixels" else column[:count] for name, column in vars(batch).items()}
+    return Batch(**columns)
+
+
+def _pairs(batch: Batch) -> ViewTable:
+    return draw(RECIPES["mocov2"], batch.height_B, batch.width_B, batch.index_B, seed=0, epoch=1)
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call: by events on a GPU, which leave out what the host does meanwhile; else by the clock."""
+    if device.type == "cpu":
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def floor(batches: list[Batch], size: int, itemsize: int) -> dict[str, float]:
+    """Bytes and multiply-adds of a pair at the least, and the seconds those bytes take in a plain copy on this device.
+
+    Bytes: each crop read once, each view written once. Multiply-adds: both passes of the resize and of the blur, each
+    with the taps it has; the colours come on top.
+    """
+    read = adds = 0.0
+    for batch in batches:
+        table = _pairs(batch)
+        height, width = table.crop_BV4[..., 2:].double().unbind(-1)
+        taps_y, taps_x = (2 * torch.clamp(side / size, min=1) for side in (height, width))
+        blur = 2 * (2 * torch.ceil(3 * table.sigma_BV.double()) + 1) * (table.sigma_BV > 0)
+        read += float((3 * height * width).sum())
+        adds += float((3 * size * (width * taps_y + size * taps_x + size * blur)).sum())
+    images = sum(len(batch) for batch in batches)
+    moved = read / images + 2 * 3 * size * size * itemsize
+    return {"bytes": moved, "multiply_adds": adds / images, "seconds": moved / copy_rate(batches[0].pixels.device)}
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes read and written per second by a copy much larger than the caches."""
+    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    return 2 * COPY_BYTES / min(timed(lambda: target.copy_(source), device) for _ in range(5))
+
+
+def sides(batches: list[Batch], size: int, mean: tuple, std: tuple) -> dict[str, Side]:
+    """Name -> side. The reference makes few images, or it would take most of the time."""
+    images = min(REFERENCE_IMAGES, len(batches[0]))
+    on_gpu = batches[0].pixels.is_cuda
+    name = "triton" if on_gpu else "cpu"
+    made = {
+        f"{name}, fp32": Side(batches, size, mean, std, name, torch.float32),
+        f"{name}, bf16": Side(batches, size, mean, std, name, torch.bfloat16),
+        "reference": Side(batches[:1], size, mean, std, "reference", torch.float32, images),
+    }
+    if on_gpu:
+        in_memory = [dataclasses.replace(batches[0], pixels=batches[0].pixels.cpu())]
+        made["cpu, fp32"] = Side(in_memory, size, mean, std, "cpu", torch.float32)
+    return made
+
+
+def benchmark(options: AugmentBenchmark) -> int:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = device.type == "cuda"
+    data, size = pathlib.Path(options.data), options.size
+    torch.set_num_threads(1)  # the reference's operations are small; the fast version has threads of its own
+    few = min(COMPARED_AT_ONCE, options.images)
+    differences = compare(load(data, options.images, few, device), size, DTYPES)
+    per_batch = options.batch or (256 if on_gpu else 32)
+    batches = load(data, per_batch * options.batches, per_batch, device)
+    made = sides(batches, size, *pixel_statistics(data, "auto"))
+    seconds: dict[str, list[float]] = {name: [] for name in made}
+    for n in range(options.rounds + 1):
+        for name, side in made.items():
+            taken = side.run()
+            if n:  # the first compiles and warms up
+                seconds[name].append(taken)
+    least = floor(batches, size, 2)
+    fast = next(iter(made))
+    figures = {
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "most_levels": {kind: round(max(d.most for d in found.values()), 4) for kind, found in differences.items()},
+        "us_per_pair": {name: round(statistics.median(values) * 1e6, 3) for name, values in seconds.items()},
+        "floor_us_per_pair": round(least["seconds"] * 1e6, 3),
+        "vs_reference": round(statistics.median(seconds["reference"]) / statistics.median(seconds[fast]), 2),
+    }
+    show(seconds, least, per_batch)
+    compared = {kind: {n: dataclasses.asdict(d) for n, d in found.items()} for kind, found in differences.items()}
+    settings = {"size": size, "images": options.images, "batch": per_batch, "batches": options.batches}
+    record.append("augment", {**settings, **figures, "floor": least, "seconds": seconds, "differences": compared})
+    print(json.dumps(figures), flush=True)
+    return 0
+
+
+def show(seconds: dict[str, list[float]], least: dict[str, float], per_batch: int) -> None:
+    print(f"{'µs for a pair':44}{'median':>9}{'least':>9}{'most':>9}{f'ms for {per_batch}':>12}")
+    for name, values in seconds.items():
+        middle = statistics.median(values)
+        micro = (f"{x * 1e6:9.1f}" for x in (middle, min(values), max(values)))
+        print(f"{name:44}{''.join(micro)}{middle * per_batch * 1e3:12.3f}")
+    word = f"floor: {least['bytes'] / 1e6:.2f} MB copied ({least['multiply_adds'] / 1e6:.0f} M multiply-adds)"
+    print(f"{word:44}{least['seconds'] * 1e6:9.1f}{'':18}{least['seconds'] * per_batch * 1e3:12.3f}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return finish(lambda: benchmark(parse(AugmentBenchmark, argv)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
