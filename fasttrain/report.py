@@ -71,9 +71,7 @@ def write_report(run: pathlib.Path) -> pathlib.Path:
     ]
     if metrics and evaluation and evaluation["step"] != metrics[-1]["step"]:
         done, now = evaluation["step"], metrics[-1]["step"]
-        parts.append(
-            f"<p class=sub>The accuracy is that of step {done:,}; training has gone on to step {now:,} since.</p>"
-        )
+        parts.append(f"<p class=sub>The accuracy is that of step {done:,}; training has gone on to step {now:,}.</p>")
     if metrics:
         curves = _curves(metrics) + ([_curve("kNN top-1 while training, %", *knn)] if knn[0] else [])
         parts.append(f"<h2>Curves</h2><div class=curves>{''.join(curves)}</div>")

@@ -163,7 +163,7 @@ def train(config: TrainConfig) -> int:
         )  # fmt: skip
 
     def save(at_any_rate: bool) -> None:
-        """Write a checkpoint; but, unless at any rate, not while steps are being skipped: it might push out good ones."""
+        """Write a checkpoint; unless at any rate, not while steps are being skipped: it might push out good ones."""
         log.flush(step, epoch, lr)
         if log.skips.too_many(step):
             raise not_finite(run, config, store.num_samples, log.skips, step)
