@@ -73,8 +73,8 @@ class TrainConfig:
     """Smaller side of a view at first; it grows to --size over three quarters of the epochs. 0: --size throughout."""
 
     optimizer: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
-    """lars for batches of thousands, adamw for vision transformers; lamb needs NVIDIA's apex and a GPU. Sets defaults:
-    lars --lr 0.6 --weight-decay 1e-6; adamw 1.5e-4, 0.1; lamb 1e-3, 0.01."""
+    """lars for batches of thousands, adamw for vision transformers, lamb by NVIDIA's apex. Each sets defaults for --lr
+    and --weight-decay: lars 0.6 and 1e-6, adamw 1.5e-4 and 0.1, lamb 1e-3 and 0.01."""
     lr: float = 0.03
     """Peak learning rate at this batch size (defaults are for 256; scale in proportion); falls to 0 along a cosine."""
     weight_decay: float = 1e-4
@@ -93,11 +93,11 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU when there is one."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile the networks: minutes at the start, faster steps. auto: on a GPU."""
+    """torch.compile the networks: a minute or more at the start, faster steps. auto: on a GPU; a CPU gains nothing."""
     cuda_graph: bool = False
     """Also replay the compiled networks as CUDA graphs, for steps that are bound by launches."""
     checkpoint_activations: bool = False
-    """Keep only the inputs of the encoder's stages, compute the rest again in backward: less memory, a third slower."""
+    """Keep only the inputs of the encoder's stages, compute the rest again in backward: less memory, a fifth slower."""
 
     dim: int = 128
     """Width of queries and keys."""

@@ -201,7 +201,7 @@ def train(config: TrainConfig) -> int:
                     sizes = batch.height_B, batch.width_B
                     table = draw(RECIPES[config.recipe], *sizes, batch.index_B, config.seed, epoch)
                     host_views = augment(batch.pixels, batch.offset_B, *sizes, table, size, mean, std, out=host_views)
-                    views = host_views.to(ranks.device)
+                views = host_views.to(ranks.device)
                 if ranks.is_main and step == 0:
                     write_samples(run / "samples.png", batch, views, mean, std)
                 seed_step(config.seed, step, ranks.rank)

@@ -293,7 +293,7 @@ def test_a_compiled_run_can_be_continued_without_compiling(shards, tmp_path):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
 def test_a_step_never_waits_for_the_gpu(optimizer, precision):
-    config = dataclasses.replace(SMALL, optimizer=optimizer, precision=precision, clip_norm=1.0, batch_norm="plain")
+    config = dataclasses.replace(SMALL, optimizer=optimizer, precision=precision, clip_norm=1.0)
     ranks = Ranks("cuda")
     method = methods.channels_last(make_method(config), ranks.device)
     step = TrainStep(method, config, ranks)

@@ -54,7 +54,8 @@ class MoCo(Method):
         key and query are normalised with different groups."""
         if self.config.batch_norm != "split":
             return self._embed(self.key_projector(self.key_encoder(view)))
-        shuffle_N = torch.randperm(view.shape[0]).to(view.device)  # drawn on the CPU: the same on every backend
+        # drawn on the CPU, the same on every backend, and pinned, so that the host does not wait for the copy
+        shuffle_N = torch.randperm(view.shape[0], pin_memory=view.is_cuda).to(view.device, non_blocking=True)
         shuffled = view[shuffle_N].contiguous(memory_format=torch.channels_last)
         k_ND = self._embed(self.key_projector(self.key_encoder(shuffled)))
         return torch.empty_like(k_ND).index_copy_(0, shuffle_N, k_ND)
