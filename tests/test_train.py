@@ -145,6 +145,7 @@ def test_two_processes_train_and_stop_together(shards, tmp_path):
     run = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
     words = [str(ROOT / "fasttrain/train.py"), "--data", str(shards), "--run", str(run), *SMALL]
+    words += ["--accumulate", "2", "--knn-every", "2", "--optimizer", "lars"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for more in (["--max-steps", "5"], []):
         process = subprocess.run(
@@ -153,6 +154,7 @@ def test_two_processes_train_and_stop_together(shards, tmp_path):
         assert process.returncode == 0, process.stderr
     assert final_state(run)["step"] == 16
     assert "continuing" in process.stderr
+    assert load_checkpoint(run / "checkpoints" / "best.pt")["step"] in (8, 16)
     assert [entry["step"] for entry in read_metrics(run / "metrics.jsonl")][-1] == 16
 
 
