@@ -55,3 +55,30 @@ def convert_batch_norm(module: nn.Module, kind: str) -> nn.Module:
             else:
                 convert_batch_norm(child, kind)
     return module
+
+
+class RunningStatistics:
+    """The running statistics of every batch norm in a module, so that a step that is skipped can take its own back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._buffers = [
+            buffer
+            for child in module.modules()
+            for buffer in (child._buffers.get("running_mean"), child._buffers.get("running_var"))
+            if buffer is not None
+        ]
+        self._saved = self._flat()
+
+    def save(self) -> None:
+        """Remember them as they are now."""
+        self._saved = self._flat()
+
+    @torch.no_grad()
+    def keep_if(self, good: Tensor) -> None:
+        """Put back what was saved unless `good` (0-dim bool on the device)."""
+        if self._buffers:
+            chosen = torch.where(good, self._flat(), self._saved).split([b.numel() for b in self._buffers])
+            torch._foreach_copy_(self._buffers, list(chosen))
+
+    def _flat(self) -> Tensor:
+        return torch.cat([buffer.flatten() for buffer in self._buffers] or [torch.empty(0)])

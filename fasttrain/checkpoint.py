@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import sys
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from fasttrain.cli import RunError
 
 FORMAT = 1
+BEST = "best.pt"
 
 
 class CheckpointError(RunError):
@@ -50,6 +52,24 @@ def save_checkpoint(folder: pathlib.Path, state: dict, keep_last: int) -> pathli
         for old in saved_checkpoints(folder)[keep_last:]:
             old.unlink(missing_ok=True)
     return path
+
+
+def keep_best(folder: pathlib.Path, step: int) -> None:
+    """Let best.pt be the checkpoint of a step. It stays when that one is deleted, and is never the newest.
+
+    A hard link where the file system has them, else a copy; atomic either way. Raises CheckpointError.
+    """
+    temporary = folder / "best.tmp"
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(checkpoint_path(folder, step), temporary)
+        except OSError:
+            shutil.copyfile(checkpoint_path(folder, step), temporary)
+        os.replace(temporary, folder / BEST)
+        _flush_folder(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder / BEST} can't be written: {error}") from error
 
 
 def _flush_folder(folder: pathlib.Path) -> None:

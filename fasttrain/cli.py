@@ -64,9 +64,16 @@ def _one_line(boxed: str) -> str:
         elif line:
             parts[-1].append(line)
     message, *others = parts if framed else parts[1:] or parts  # a plain box has its title as the first part
-    suggestion = next((part for part in others if part and part[0].startswith("Perhaps you meant")), [])
-    names = [line.split()[0] for line in suggestion if line.startswith("--")]
-    return " ".join(message) + (f"; did you mean {' or '.join(names)}?" if names else "")
+    suggestions = [part for part in others if part and part[0].startswith(("Perhaps you meant", "Arguments similar"))]
+    names = [line.split()[0] for part in suggestions for line in part if line.startswith("--")]
+    return _options_only(" ".join(message)) + (f"; did you mean {' or '.join(names)}?" if names else "")
+
+
+def _options_only(message: str) -> str:
+    """tyro lists the values of unknown options among them: "Unrecognized options: --gpu, 1"."""
+    title, colon, words = message.partition("Unrecognized options: ")
+    options = [word for word in words.split(", ") if word.startswith("-")]
+    return f"{title}{colon}{', '.join(options)}" if options else message
 
 
 def fail(message: str) -> None:

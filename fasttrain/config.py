@@ -12,15 +12,21 @@ from fasttrain.cli import UserError
 # Options that do not change what is computed: a run may be continued with other values of these.
 FREE_OPTIONS = [
     "data", "run", "preset", "loader", "workers", "max_failed_fraction", "device", "max_steps", "checkpoint_every",
-    "keep_last", "log_every", "tensorboard", "fresh",
+    "keep_last", "log_every", "tensorboard", "fresh", "knn_every", "compile", "cuda_graph", "checkpoint_activations",
 ]  # fmt: skip
 ABOVE_ZERO = [
     "epochs", "batch_size", "size", "dim", "queue_size", "checkpoint_every", "log_every", "lr", "temperature",
-    "cross_temperature", "uniform_temperature",
+    "cross_temperature", "uniform_temperature", "accumulate",
 ]  # fmt: skip
 NOT_NEGATIVE = [
     "max_steps", "workers", "weight_decay", "warmup_epochs", "cross_weight", "uniform_weight", "keep_last", "seed",
+    "start_size", "clip_norm", "knn_every",
 ]  # fmt: skip
+# Peak learning rate at a batch of 256 and weight decay: MoCo's, MoCo v3's for its ResNet and its ViT, apex's own.
+OPTIMIZERS: dict[str, dict[str, float]] = {
+    "sgd": {}, "lars": {"lr": 0.6, "weight_decay": 1e-6}, "adamw": {"lr": 1.5e-4, "weight_decay": 0.1},
+    "lamb": {"lr": 1e-3, "weight_decay": 0.01},
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,20 +68,36 @@ class TrainConfig:
     recipe: Literal["mocov1", "mocov2", "mocov3", "cifar"] = "mocov2"
     """Augmentation recipe of the two views."""
     size: int = 224
-    """Side of a view in pixels."""
+    """Side of a view in pixels, in training and evaluation."""
+    start_size: int = 0
+    """Smaller side of a view at first; it grows to --size over three quarters of the epochs. 0: --size throughout."""
 
+    optimizer: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
+    """lars for batches of thousands, adamw for vision transformers, lamb by NVIDIA's apex. Each sets defaults for --lr
+    and --weight-decay: lars 0.6 and 1e-6, adamw 1.5e-4 and 0.1, lamb 1e-3 and 0.01."""
     lr: float = 0.03
-    """Peak learning rate of SGD at this batch size; falls to 0 along a cosine."""
+    """Peak learning rate at this batch size (defaults are for 256; scale in proportion); falls to 0 along a cosine."""
     weight_decay: float = 1e-4
-    """L2 penalty of SGD."""
+    """Weight decay; all optimizers but sgd leave biases and norms without."""
+    accumulate: int = 1
+    """Micro-batches a process's share of the batch is cut into, for memory. Batch norm and the loss's batch terms then
+    see one micro-batch; the queue takes the keys of all after the step."""
+    clip_norm: float = 0.0
+    """Gradients of a larger norm are scaled down to this. 0: never."""
     warmup_epochs: float = 0.0
     """Epochs of linear learning-rate warm-up."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """bf16: autocast, weights and losses stay in fp32."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """bf16, fp16: autocast, weights and losses stay in fp32; fp16 scales the loss so that small gradients survive."""
     batch_norm: Literal["split", "sync", "plain"] = "split"
     """split: statistics over groups of 32 images, keys shuffled between groups; sync: over all processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU when there is one."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile the networks: a minute or more at the start, faster steps. auto: on a GPU; a CPU gains nothing."""
+    cuda_graph: bool = False
+    """Also replay the compiled networks as CUDA graphs, for steps that are bound by launches."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of the encoder's stages, compute the rest again in backward: less memory, a fifth slower."""
 
     dim: int = 128
     """Width of queries and keys."""
@@ -105,6 +127,8 @@ class TrainConfig:
     """Steps between checkpoints; one is always written at the end and on SIGTERM or SIGINT."""
     keep_last: int = 3
     """Checkpoints kept; older ones are deleted once a newer one is safely on disk. 0: keep all."""
+    knn_every: int = 0
+    """Epochs between evaluations by kNN on the val split; the best is kept as checkpoints/best.pt. 0: never."""
     log_every: int = 20
     """Steps between entries of metrics.jsonl."""
     tensorboard: bool = False
@@ -128,14 +152,16 @@ PRESETS: dict[str, dict] = {
 
 
 def parse_config(argv: list[str]) -> TrainConfig:
-    """Read the command line; a --preset replaces the defaults first. Raises SystemExit and UserError."""
+    """Read the command line; --preset, then --optimizer, replace defaults first. Raises SystemExit and UserError."""
     import tyro
 
     from fasttrain.cli import parse
 
     words = [word for argument in argv for word in argument.split("=", 1)]
-    preset = words[words.index("--preset") + 1] if "--preset" in words[:-1] else "imagenet"
-    defaults = TrainConfig(data=tyro.MISSING, **PRESETS.get(preset, {}))
+    preset, optimizer = (
+        words[words.index(name) + 1] if name in words[:-1] else "" for name in ("--preset", "--optimizer")
+    )
+    defaults = TrainConfig(data=tyro.MISSING, **{**PRESETS.get(preset, {}), **OPTIMIZERS.get(optimizer, {})})
     config = parse(TrainConfig, argv, defaults)
     check(config)
     return config
@@ -153,6 +179,8 @@ def check(config: TrainConfig) -> None:
         raise UserError(f"--ema must be at least 0 and below 1, not {config.ema}")
     if not 0 <= config.max_failed_fraction <= 1:
         raise UserError(f"--max-failed-fraction must lie between 0 and 1, not {config.max_failed_fraction}")
+    if config.start_size > config.size:
+        raise UserError(f"--start-size {config.start_size} is larger than --size {config.size}")
     if config.warmup_epochs >= config.epochs:
         raise UserError(f"--warmup-epochs {config.warmup_epochs} leaves nothing of --epochs {config.epochs}")
 

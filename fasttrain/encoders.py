@@ -54,7 +54,7 @@ def make_encoder(arch: str, size: int, cifar_stem: bool = False) -> tuple[nn.Mod
             raise UserError(f"--cifar-stem is for torchvision ResNets, not {arch!r}")
         encoder.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         encoder.maxpool = nn.Identity()  # type: ignore[assignment]
-    return encoder, _feature_width(encoder, arch, size)
+    return encoder, feature_width(encoder, arch, size)
 
 
 def _torchvision_encoder(arch: str) -> nn.Module:
@@ -72,8 +72,8 @@ def _torchvision_encoder(arch: str) -> nn.Module:
 
 
 @torch.no_grad()
-def _feature_width(encoder: nn.Module, arch: str, size: int) -> int:
-    """Width of the features, found by a forward pass in evaluation mode."""
+def feature_width(encoder: nn.Module, arch: str, size: int) -> int:
+    """Width of the features for views of a size, by a forward pass in evaluation mode. Raises UserError if it fails."""
     try:
         features = encoder.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:

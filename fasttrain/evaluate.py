@@ -18,15 +18,15 @@ from typing import Literal
 if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-import numpy as np
 from torch import nn
 
 from fasttrain import run_folder
+from fasttrain.checkpoint import BEST, load_checkpoint
 from fasttrain.cli import UserError, finish, parse
-from fasttrain.config import load_config
-from fasttrain.data import Store, open_dataset, pixel_statistics
+from fasttrain.config import TrainConfig, load_config
+from fasttrain.data import pixel_statistics
 from fasttrain.dist import Ranks
-from fasttrain.features import extract
+from fasttrain.features import extract, open_labelled
 from fasttrain.knn import knn_accuracy
 from fasttrain.linear_probe import linear_accuracy
 from fasttrain.methods import channels_last, make_method
@@ -55,6 +55,8 @@ class EvaluateConfig:
     """Temperature of the neighbours' votes, exp(similarity / temperature)."""
     features: Literal["encoder", "projection"] = "encoder"
     """What is compared: the encoder's output, or the projection head's (as MoCo's CIFAR-10 notebook does)."""
+    best: bool = False
+    """Evaluate checkpoints/best.pt, the best by training's --knn-every, instead of the newest checkpoint."""
     untrained: bool = False
     """Also evaluate the same network with the weights it started from; those figures end in _untrained."""
     batch_size: int = 256
@@ -65,13 +67,18 @@ class EvaluateConfig:
     """auto: a GPU when there is one."""
 
 
-def open_labelled(path: pathlib.Path, loader: str, view_size: int) -> tuple[Store, Store]:
-    """The train and val splits. Raises UserError unless every image has a label."""
-    train, val = (open_dataset(path, split, loader, view_size) for split in ("train", "val"))
-    labelled = [(store.labels(np.arange(store.num_samples)) >= 0).all() for store in (train, val)]
-    if not train.classes or not all(labelled):
-        raise UserError(f"{path} has images without labels; kNN and the linear probe need a class folder for each")
-    return train, val
+def read_state(run: pathlib.Path, config: TrainConfig, best: bool) -> dict:
+    """The newest checkpoint of a run, or its best. Raises UserError where there is none, and says how to get one."""
+    path = run / "checkpoints" / BEST
+    if best and not path.exists():
+        raise UserError(f"{run} has no {BEST}: train with --knn-every, for one epoch of that many at least")
+    state = load_checkpoint(path) if best else run_folder.newest_state(run)
+    if state is None:
+        raise UserError(
+            f"{run} has no checkpoint yet: training writes one every {config.checkpoint_every} steps, at its end, and "
+            "when it is told to stop; if it has failed, its last line said why: run the same command again"
+        )
+    return state
 
 
 def evaluate(options: EvaluateConfig) -> int:
@@ -83,9 +90,7 @@ def evaluate(options: EvaluateConfig) -> int:
     data = pathlib.Path(options.data or config.data)
     train, val = open_labelled(data, config.loader if str(data) == config.data else "auto", config.size)
     mean, std = pixel_statistics(pathlib.Path(config.data), config.loader)
-    state = run_folder.newest_state(run)
-    if state is None:
-        raise UserError(f"{run} has no checkpoint yet")
+    state = read_state(run, config, options.best)
     ranks = Ranks(options.device)
     device = ranks.device
     method = make_method(config)

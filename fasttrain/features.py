@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from fasttrain.data import Order, Store, open_loader
+from fasttrain.cli import UserError
+from fasttrain.data import Order, Store, open_dataset, open_loader
+from fasttrain.data.stores import Encoded
 from fasttrain.views import center
 from kernels.augment import augment
 
@@ -28,6 +31,34 @@ class Features:
     def rows(self, index: slice | np.ndarray, device: torch.device) -> torch.Tensor:
         """Rows in fp32 on a device."""
         return torch.from_numpy(np.ascontiguousarray(self.values_NF[index])).to(device).float()
+
+
+class Part:
+    """Evenly spaced samples of a store, `most` at most: all classes of sorted files are among them in proportion."""
+
+    def __init__(self, store: Store, most: int) -> None:
+        self.num_samples = min(most, store.num_samples)
+        self.classes, self.fingerprint = store.classes, store.fingerprint
+        self.write = store.write
+        self._store, self._index = store, np.linspace(0, store.num_samples - 1, self.num_samples).astype(np.int64)
+
+    def labels(self, index_N: np.ndarray) -> np.ndarray:
+        return self._store.labels(self._index[index_N])
+
+    def read(self, index: int) -> Encoded:
+        return self._store.read(int(self._index[index]))
+
+    def name(self, index: int) -> str:
+        return self._store.name(int(self._index[index]))
+
+
+def open_labelled(path: pathlib.Path, loader: str, view_size: int, most: int = sys.maxsize) -> tuple[Part, Part]:
+    """The train and val splits, `most` samples of each. Raises UserError unless every one of these has a label."""
+    train, val = (Part(open_dataset(path, split, loader, view_size), most) for split in ("train", "val"))
+    labelled = [(part.labels(np.arange(part.num_samples)) >= 0).all() for part in (train, val)]
+    if not train.classes or not all(labelled):
+        raise UserError(f"{path} has images without labels; kNN and the linear probe need a class folder for each")
+    return train, val
 
 
 @torch.no_grad()

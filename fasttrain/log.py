@@ -1,9 +1,9 @@
-"""What a run tells: a progress bar or plain lines, metrics.jsonl, TensorBoard, and the picture of augmented pairs."""
+"""What a run tells: a progress bar or plain lines, metrics.jsonl, TensorBoard."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import pathlib
 import sys
 import time
@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from fasttrain.cli import RunError, UserError
+from fasttrain.cli import UserError
+from fasttrain.health import MEMORY, Health, Skips
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -25,22 +26,28 @@ PLAIN_SECONDS = 10.0  # between lines where there is no terminal
 
 
 class TrainLog:
-    """Collects a run's figures without waiting for the device, and reads them every `every` steps.
+    """Collects a run's figures without waiting for the device, and writes them every `every` steps.
 
-    A step's terms stay on the device until they are read; the data wait is measured where batches are taken.
+    A step's terms stay on the device and are summed there. On a GPU the sums are copied to the host behind the steps
+    that are under way, and written once they have arrived.
     """
 
     def __init__(
-        self, run: pathlib.Path, step: int, total_steps: int, every: int, batch_size: int, tensorboard: bool
-    ) -> None:
+        self, run: pathlib.Path, step: int, total_steps: int, every: int, batch_size: int, tensorboard: bool,
+        device: torch.device, workers: int,
+    ) -> None:  # fmt: skip
         """step: the step the run starts from; later lines of an earlier attempt are removed from metrics.jsonl."""
         _keep_until(run / "metrics.jsonl", step)
         self._file = open(run / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 - closed in close()
         self._every, self._batch_size, self._total = every, batch_size, total_steps
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
-        self._waited = 0.0
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+        self._skips_3 = torch.tensor(Skips())
+        self._pending: _Pending | None = None
+        self._steps, self._seconds = 0, {"data": 0.0, "views": 0.0}
         self._began = self._printed = time.monotonic()
+        self._health = Health(device, workers)
+        self.skips = Skips()  # as last read
         self._writer = _tensorboard(run) if tensorboard else None
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
@@ -54,56 +61,104 @@ class TrainLog:
         """Pass batches on, counting the time spent waiting for each."""
         iterator = iter(batches)
         while True:
-            began = time.monotonic()
             try:
-                item = next(iterator)
+                with self.time("data"):
+                    item = next(iterator)
             except StopIteration:
                 return
-            self._waited += time.monotonic() - began
             yield item
 
-    def step(self, step: int, epoch: int, lr: float, terms: dict[str, Tensor]) -> None:
-        """Count a finished step (1 for the first). Raises RunError when a loss read now is not finite."""
-        for name, term in terms.items():
-            self._sums[name] = self._sums[name] + term if name in self._sums else term.clone()
+    @contextlib.contextmanager
+    def time(self, side: str) -> Iterator[None]:
+        """Count the host's time in here to a side of the input: "data" (waiting for the loader) or "views"."""
+        began = time.monotonic()
+        yield
+        self._seconds[side] += time.monotonic() - began
+
+    def step(self, step: int, epoch: int, lr: float, terms: dict[str, Tensor], skips_3: Tensor) -> None:
+        """Count a finished step (1 for the first). terms and skips_3 (see step.Skips) are on the device."""
+        values = torch.stack([*terms.values(), terms["loss"].new_ones(())]).double()
+        taken = torch.where(skips_3[1] == 0, values, 0.0)  # a skipped step's terms need not be numbers
+        self._sums = taken if self._sums is None else self._sums + taken
+        self._names, self._skips_3 = list(terms), skips_3
         self._steps += 1
         if self._bar:
             self._bar.update(self._task, completed=step)
         if step % self._every == 0 or step == self._total:
-            self.flush(step, epoch, lr)
+            self._ask(step, epoch, lr)
+        if self._pending and self._pending.arrived():
+            self._write()
 
     def flush(self, step: int, epoch: int, lr: float) -> None:
-        """Read the terms summed since the last time and write them everywhere."""
-        if not self._steps:
-            return
-        values = torch.stack([term.float() for term in self._sums.values()]).tolist()  # the one wait for the device
-        means = {name: value / self._steps for name, value in zip(self._sums, values, strict=True)}
+        """Read what was summed since the last time and write it everywhere; `skips` is then that of this step."""
+        if self._steps:
+            self._ask(step, epoch, lr)
+        if self._pending:
+            self._write()
+
+    def event(self, step: int, epoch: int, seconds: float, **figures: float) -> None:
+        """Write figures that are not a step's, a line of their own; the seconds they took are no training time."""
+        self._began += seconds
+        self._record({"step": step, "epoch": epoch, **figures})
+        self.say(", ".join(f"{name} {value:.2f}" for name, value in figures.items()) + f" at step {step}")
+
+    def say(self, text: str) -> None:
+        """One line on the terminal or in the log, above the progress bar if there is one."""
+        if self._bar:
+            self._console.print(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _ask(self, step: int, epoch: int, lr: float) -> None:
+        """Start the way of the sums to the host."""
+        if self._pending:  # not arrived for a whole interval
+            self._write()
         now = time.monotonic()
-        seconds = now - self._began
-        entry = {
-            "step": step, "epoch": epoch, **means, "lr": lr,
-            "images_per_sec": self._steps * self._batch_size / seconds, "data_wait": self._waited / seconds,
+        seconds = max(now - self._began, 1e-9)
+        assert self._sums is not None
+        figures = {
+            "images_per_sec": self._steps * self._batch_size / seconds,
+            **{name: self._seconds[side] / seconds for side, name in (("data", "data_wait"), ("views", "views_time"))},
+            **self._health.memory(),
         }  # fmt: skip
-        self._sums, self._steps, self._waited, self._began = {}, 0, 0.0, now
+        values = torch.cat([self._sums, self._skips_3.double()])
+        self._pending = _Pending(values, {"step": step, "epoch": epoch}, self._names, {"lr": lr, **figures})
+        self._sums, self._steps, self._began = None, 0, now
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+
+    def _write(self) -> None:
+        """Write the entry whose values are on their way, once they are here."""
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        *sums, count, total, in_a_row, last = pending.read()
+        self.skips = Skips(int(total), int(in_a_row), int(last))
+        means = {name: value / count if count else None for name, value in zip(pending.names, sums, strict=True)}
+        entry = {**pending.place, **means, **pending.figures, "skipped": self.skips.total}
+        self._record(entry)
+        self._show(entry, means)
+        if hint := self._health.hint(entry):
+            self.say(hint)
+
+    def _record(self, entry: dict) -> None:
         self._file.write(json.dumps(entry) + "\n")
         for name, value in entry.items():
-            if self._writer and name != "step":
-                self._writer.add_scalar(name, value, step)
-        self._show(entry, means, now)
-        if not all(math.isfinite(value) for value in means.values()):
-            raise RunError(f"the loss is not finite at step {step} ({means}); lower --lr, or try --precision fp32")
+            if self._writer and name != "step" and value is not None:
+                self._writer.add_scalar(name, value, entry["step"])
 
-    def _show(self, entry: dict, means: dict[str, float], now: float) -> None:
-        terms = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+    def _show(self, entry: dict, means: dict[str, float | None]) -> None:
+        terms = " ".join(f"{name} {value:.4f}" for name, value in means.items() if value is not None)
         rates = f"{entry['images_per_sec']:.0f} images/s, {100 * entry['data_wait']:.0f}% waiting for data"
-        text = f"epoch {entry['epoch']} {terms} lr {entry['lr']:.4f} {rates}"
+        skipped = f", {entry['skipped']} steps skipped" if entry["skipped"] else ""
+        memory = ", ".join(f"{entry[name]:.1f} {text}" for name, text in MEMORY.items() if name in entry)
+        text = f"epoch {entry['epoch']} {terms} lr {entry['lr']:.4g} {rates}, {memory}{skipped}"
+        now = time.monotonic()
         if self._bar:
             self._bar.update(self._task, description=text)
         elif now - self._printed > PLAIN_SECONDS or entry["step"] == self._total:
             self._printed = now
             left = (self._total - entry["step"]) * self._batch_size / entry["images_per_sec"]
             clock = f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}"
-            print(f"step {entry['step']}/{self._total} {text}, {clock} left", file=sys.stderr, flush=True)
+            self.say(f"step {entry['step']}/{self._total} {text}, {clock} left")
 
     def close(self) -> None:
         if self._bar:
@@ -113,13 +168,37 @@ class TrainLog:
         self._file.close()
 
 
+class _Pending:
+    """An entry whose values are on their way from the device."""
+
+    def __init__(self, values: Tensor, place: dict, names: list[str], figures: dict) -> None:
+        self.place, self.names, self.figures = place, names, figures
+        self._event = torch.cuda.Event() if values.is_cuda else None
+        if self._event is None:
+            self._host = values
+        else:
+            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._host.copy_(values, non_blocking=True)
+            self._event.record()
+
+    def arrived(self) -> bool:
+        return self._event is None or self._event.query()
+
+    def read(self) -> list[float]:
+        """The values; waits for those that are not here yet."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.tolist()
+
+
 class SilentLog(TrainLog):
     """What every rank but the first uses: passes batches on and tells nothing."""
 
     def __init__(self) -> None:
-        self._waited = 0.0
+        self._seconds = {"data": 0.0, "views": 0.0}
+        self.skips = Skips()
 
-    def step(self, step: int, epoch: int, lr: float, terms: dict[str, Tensor]) -> None:
+    def step(self, step: int, epoch: int, lr: float, terms: dict[str, Tensor], skips_3: Tensor) -> None:
         pass
 
     def flush(self, step: int, epoch: int, lr: float) -> None:

@@ -10,6 +10,7 @@ import base64
 import html
 import io
 import json
+import math
 import pathlib
 import sys
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from fasttrain.cli import UserError, finish, parse
+from fasttrain.health import MEMORY
 from fasttrain.log import read_metrics
 
 SUBTITLE = ("method", "arch", "data")
-NOT_TERMS = {"step", "epoch", "lr", "images_per_sec", "data_wait"}
+NOT_TERMS = {"step", "epoch", "lr", "images_per_sec", "data_wait", "views_time", "skipped", *MEMORY}
 STYLE = """
 :root { color-scheme: light; --ink: #1c2733; --soft: #5d6b7a; --line: #e3e8ee; --accent: #1f6feb; }
 body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink);
@@ -59,7 +61,7 @@ def write_report(run: pathlib.Path) -> pathlib.Path:
     if not (run / "config.json").is_file():
         raise UserError(f"{run} is not a run folder (no config.json)")
     record = json.loads((run / "config.json").read_text())
-    metrics = read_metrics(run / "metrics.jsonl")
+    metrics, knn = _entries(run)
     evaluation = _read_evaluation(run)
     config, environment = record["config"], record["environment"]
     parts = [
@@ -67,8 +69,12 @@ def write_report(run: pathlib.Path) -> pathlib.Path:
         f"<p class=sub>{html.escape(' · '.join([*(config[n] for n in SUBTITLE), environment['machine']]))}</p>",
         f"<div class=cards>{''.join(_card(*card) for card in _headlines(metrics, evaluation))}</div>",
     ]
+    if metrics and evaluation and evaluation["step"] != metrics[-1]["step"]:
+        done, now = evaluation["step"], metrics[-1]["step"]
+        parts.append(f"<p class=sub>The accuracy is that of step {done:,}; training has gone on to step {now:,}.</p>")
     if metrics:
-        parts.append(f"<h2>Curves</h2><div class=curves>{''.join(_curves(metrics))}</div>")
+        curves = _curves(metrics) + ([_curve("kNN top-1 while training, %", *knn)] if knn[0] else [])
+        parts.append(f"<h2>Curves</h2><div class=curves>{''.join(curves)}</div>")
     if (run / "samples.png").exists():
         picture = base64.b64encode((run / "samples.png").read_bytes()).decode()
         parts.append(
@@ -97,6 +103,14 @@ def _read_evaluation(run: pathlib.Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def _entries(run: pathlib.Path) -> tuple[list[dict], tuple[list[int], list[float]]]:
+    """The entries of training, and the steps and values of kNN accuracy measured during it."""
+    entries = read_metrics(run / "metrics.jsonl")
+    knn = [entry for entry in entries if "knn_top1" in entry]
+    training = [entry for entry in entries if "images_per_sec" in entry]
+    return training, ([entry["step"] for entry in knn], [entry["knn_top1"] for entry in knn])
+
+
 def throughput(metrics: list[dict]) -> float:
     """Median images/s of a run's entries, the first left out (it includes start-up) when there are others."""
     rates = sorted(entry["images_per_sec"] for entry in metrics[1:] or metrics)
@@ -114,7 +128,8 @@ def _headlines(metrics: list[dict], evaluation: dict) -> list[tuple[str, str]]:
     if metrics:
         last = metrics[-1]
         cards += [(f"{throughput(metrics):,.0f}", "images per second"), (f"{last['step']:,}", "steps")]
-        cards += [(f"{last['loss']:.3f}", "last loss")]
+        cards += [(f"{last['loss']:.3f}", "last loss")] if last["loss"] is not None else []
+        cards += [(f"{last['skipped']:,}", "steps skipped, not finite")] if last.get("skipped") else []
     return cards
 
 
@@ -128,10 +143,12 @@ def _curves(metrics: list[dict]) -> list[str]:
     titles = {"lr": "learning rate", "images_per_sec": "images per second", "data_wait": "waiting for data, % of time"}
     scale = {"data_wait": 100.0}
     steps = [entry["step"] for entry in metrics]
-    return [
-        _curve(titles.get(name, name.replace("_", " ")), steps, [e[name] * scale.get(name, 1.0) for e in metrics])
-        for name in [*terms, *titles]
-    ]
+    curves = []
+    for name in [*terms, *titles]:
+        # None: every step of the entry was skipped
+        values = [math.nan if e[name] is None else e[name] * scale.get(name, 1.0) for e in metrics]
+        curves.append(_curve(titles.get(name, name.replace("_", " ")), steps, values))
+    return curves
 
 
 def _curve(title: str, steps: list[int], values: list[float]) -> str:
@@ -145,8 +162,9 @@ def _curve(title: str, steps: list[int], values: list[float]) -> str:
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
-    if min(values) >= 0:
-        axes.set_ylim(bottom=0, top=max(max(values) * 1.08, 1e-9))
+    numbers = [value for value in values if not math.isnan(value)]
+    if numbers and min(numbers) >= 0:
+        axes.set_ylim(bottom=0, top=max(max(numbers) * 1.08, 1e-9))
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg")
     svg = drawn.getvalue()
@@ -157,7 +175,7 @@ def summary(run: pathlib.Path) -> dict:
     """A run's figures in one flat object, as the command prints it last."""
     evaluation = _read_evaluation(run)
     figures = {name: value for name, value in evaluation.items() if name != "settings"}
-    rate = throughput(read_metrics(run / "metrics.jsonl"))
+    rate = throughput(_entries(run)[0])
     return {**figures, "images_per_sec": round(rate, 1), "report": str(run / "report.html")}
 
 

@@ -9,32 +9,40 @@ The file reads top to bottom: set up, the loop, the end. One step is on one scre
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import signal
 import sys
+import time
 from types import FrameType
 
 if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from fasttrain import run_folder
-from fasttrain.checkpoint import save_checkpoint
-from fasttrain.cli import UserError, finish
+from fasttrain.checkpoint import keep_best, save_checkpoint, saved_checkpoints
+from fasttrain.cli import RunError, UserError, finish
 from fasttrain.config import TrainConfig, as_dict, differences, parse_config
 from fasttrain.data import Loader, Order, Store, open_dataset, open_loader, pixel_statistics
 from fasttrain.dist import Ranks
+from fasttrain.encoders import feature_width
+from fasttrain.health import Skips
 from fasttrain.log import SilentLog, TrainLog
-from fasttrain.methods import channels_last, make_method
-from fasttrain.optim import learning_rate, make_optimizer, set_learning_rate
+from fasttrain.methods import AUTOCAST, Method, channels_last, make_method
+from fasttrain.monitor import KnnMonitor
+from fasttrain.optim import learning_rate
+from fasttrain.recompute import checkpoint_activations
 from fasttrain.report import write_report
 from fasttrain.samples import write_samples
+from fasttrain.step import TrainStep, compile_networks
 from fasttrain.views import RECIPES, draw
 from kernels.augment import augment
+
+GROWING = 0.75  # part of the epochs in which views grow to their final size
+NAMED = 8  # samples in an error line
 
 
 class StopSignal:
@@ -57,13 +65,56 @@ def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
     """The samples in their seeded order. Raises UserError for a batch that can't be."""
     if config.batch_size > store.num_samples:
         raise UserError(f"--batch-size {config.batch_size} is larger than the data set ({store.num_samples} images)")
+    parts = ranks.world_size * config.accumulate
     if config.batch_size % ranks.world_size or config.batch_size // ranks.world_size < 2:
         raise UserError(
             f"--batch-size {config.batch_size} must be a multiple of the {ranks.world_size} process(es), 2 or more each"
         )
+    if config.batch_size // ranks.world_size % config.accumulate or config.batch_size < 2 * parts:
+        raise UserError(
+            f"--batch-size {config.batch_size} can't be cut into {parts} equal parts (--accumulate) of 2 or more"
+        )
     order = Order(store.num_samples, config.batch_size, config.seed, True, ranks.rank, ranks.world_size)
     workers = config.workers or ranks.cores
     return open_loader(store, order, workers, config.loader, ranks.device, config.max_failed_fraction)
+
+
+def make_networks(config: TrainConfig, device: torch.device) -> Method:
+    """The method on its device, its networks as the options have them run. Raises UserError for what can't be."""
+    method = make_method(config)
+    if config.start_size:
+        feature_width(method.encoder, config.arch, config.start_size)
+    if config.checkpoint_activations:
+        checkpoint_activations(method.encoder)
+    compile_networks(method, config, device)
+    return channels_last(method, device)
+
+
+def view_size(epoch: int, config: TrainConfig) -> int:
+    """Side of an epoch's views: from --start-size linearly to --size, reached after GROWING of the epochs.
+
+    In steps of an encoder's total stride, so that no size wastes pixels.
+    """
+    stride = 32 if config.size > 64 else 8
+    progress = min(1.0, epoch / (GROWING * config.epochs)) if config.start_size else 1.0
+    missing = (config.size - config.start_size) * (1 - progress)
+    return max(config.start_size, config.size - round(missing / stride) * stride)
+
+
+def not_finite(run: pathlib.Path, config: TrainConfig, num_samples: int, skips: Skips, step: int) -> RunError:
+    """The error of too many skipped steps. The last one's samples are written to RUN/not-finite.json."""
+    order = Order(num_samples, config.batch_size, config.seed)
+    epoch, place = divmod(skips.last, order.steps_per_epoch)
+    samples = order.step(order.epoch(epoch), place).tolist()
+    record = run / "not-finite.json"
+    record.write_text(json.dumps({"step": skips.last + 1, "epoch": epoch, "samples": samples}) + "\n")
+    good = next(iter(saved_checkpoints(run / "checkpoints")), "none yet")
+    named = ", ".join(map(str, samples[:NAMED])) + (f", … (all in {record})" if len(samples) > NAMED else "")
+    return RunError(
+        f"the loss or its gradients were not finite in {skips.total} of {step} steps, {skips.in_a_row} in a row, the "
+        f"last at step {skips.last + 1} with samples {named}; the last good checkpoint: {good}; lower --lr, or try "
+        "--precision fp32"
+    )
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -75,85 +126,100 @@ def train(config: TrainConfig) -> int:
     """Train to the end of the schedule, --max-steps or a signal; returns the exit status."""
     stop = StopSignal()
     ranks = Ranks(config.device)
-    method = channels_last(make_method(config), ranks.device)
-    optimizer = make_optimizer(method, config.lr, config.weight_decay)
+    method = make_networks(config, ranks.device)
+    update = TrainStep(method, config, ranks)
     store = open_dataset(pathlib.Path(config.data), "train", config.loader, config.size)
     loader = make_loader(store, config, ranks)
     mean, std = pixel_statistics(pathlib.Path(config.data), config.loader)
+    monitor = KnnMonitor(config, ranks.device, config.workers or ranks.cores) if config.knn_every else None
 
     run = pathlib.Path(str(ranks.share(str(run_folder.run_path(config)))))
     claim = run_folder.prepare(run, config) if ranks.is_main else None
     ranks.wait()
-    step = 0
+    step, best = 0, {"step": 0, "knn_top1": -1.0}
     if state := run_folder.newest_state(run):
         if changed := differences(state["config"], config):
             raise UserError(f"the newest checkpoint of {run} has other settings: {'; '.join(changed)}")
         if state["data"] != store.fingerprint:
             raise UserError(f"{run} was begun with other images, or in another order, than those of {config.data}")
-        step = state["step"]
+        step, best = state["step"], state["best"]
         method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
+        update.load_state_dict(state)
         loader.load_state_dict(state["loader"])
         if ranks.is_main:
+            if best["step"] == step:  # it may have ended before it could
+                keep_best(run / "checkpoints", step)
             print(f"continuing {run} from step {step}", file=sys.stderr, flush=True)
     steps_per_epoch = loader.steps_per_epoch
     schedule = config.epochs * steps_per_epoch, int(config.warmup_epochs * steps_per_epoch), config.lr
     last_step = min(schedule[0], config.max_steps or schedule[0])
-    model: nn.Module = method
-    if ranks.world_size > 1:
-        model = DistributedDataParallel(
-            method, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
-        )
-    log = (
-        TrainLog(run, step, last_step, config.log_every, config.batch_size, config.tensorboard)
-        if ranks.is_main
-        else SilentLog()
-    )
+    log: TrainLog = SilentLog()
+    if ranks.is_main:
+        log = TrainLog(
+            run, step, last_step, config.log_every, config.batch_size, config.tensorboard, ranks.device,
+            config.workers or ranks.cores,
+        )  # fmt: skip
 
-    def save() -> None:
-        log.flush(step, epoch, lr)  # a loss that is not finite stops the run here, before it is saved
-        if ranks.is_main:
+    def save(at_any_rate: bool) -> None:
+        """Write a checkpoint; unless at any rate, not while steps are being skipped: it might push out good ones."""
+        log.flush(step, epoch, lr)
+        if log.skips.too_many(step):
+            raise not_finite(run, config, store.num_samples, log.skips, step)
+        if ranks.is_main and (at_any_rate or not log.skips.in_a_row):
             state = {
-                "step": step,
-                "config": as_dict(config),
-                "data": store.fingerprint,
-                "method": method.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "loader": loader.state_dict(),
-            }
+                "step": step, "config": as_dict(config), "data": store.fingerprint, "method": method.state_dict(),
+                **update.state_dict(), "loader": loader.state_dict(), "best": best,
+            }  # fmt: skip
             save_checkpoint(run / "checkpoints", state, config.keep_last)
 
-    saved, stopped, epoch, lr = step, 0, step // steps_per_epoch, 0.0
+    def monitored() -> bool:
+        """Evaluate by kNN; is this the best step so far?"""
+        nonlocal best
+        if monitor is None or not ranks.is_main:
+            return False
+        log.flush(step, epoch, lr)
+        began = time.monotonic()
+        figures = {"knn_top1": round(monitor(method, run), 2)}
+        log.event(step, epoch, time.monotonic() - began, **figures)
+        if figures["knn_top1"] <= best["knn_top1"]:
+            return False
+        best = {"step": step, **figures}
+        return True
+
+    stopped, epoch, lr = 0, step // steps_per_epoch, 0.0
     views: torch.Tensor | None = None  # one buffer for all steps
-    views_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    views_dtype = AUTOCAST.get(config.precision, torch.float32)
     try:
         while step < last_step and not stopped:
             epoch = step // steps_per_epoch
+            size = view_size(epoch, config)
+            if views is not None and views.shape[-1] != size:
+                views = None
             for batch in log.timed(loader.epoch(epoch)):
-                table = draw(RECIPES[config.recipe], batch.height_B, batch.width_B, batch.index_B, config.seed, epoch)
-                views = augment(
-                    batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, config.size, mean, std,
-                    dtype=views_dtype, out=views,
-                )  # fmt: skip
+                with log.time("views"):
+                    sizes = batch.height_B, batch.width_B
+                    table = draw(RECIPES[config.recipe], *sizes, batch.index_B, config.seed, epoch)
+                    views = augment(
+                        batch.pixels, batch.offset_B, *sizes, table, size, mean, std, dtype=views_dtype, out=views
+                    )
                 if ranks.is_main and step == 0:
                     write_samples(run / "samples.png", batch, views, mean, std)
                 seed_step(config.seed, step, ranks.rank)
-                with torch.autocast(ranks.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                    loss, terms = model(views)
-                loss.backward()
                 lr = learning_rate(step, *schedule)
-                set_learning_rate(optimizer, lr)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                method.after_step()
+                terms = update(views, step, lr)
                 step += 1
 
-                log.step(step, epoch, lr, terms)
+                log.step(step, epoch, lr, terms, update.skips_3)
+                if log.skips.too_many(step):
+                    raise not_finite(run, config, store.num_samples, log.skips, step)
                 stopped = ranks.agree(stop.received)
-                if stopped or step == last_step or step % config.checkpoint_every == 0:
-                    save()
-                    saved = step
-                if stopped or step == last_step:
+                is_best = monitor is not None and step % (config.knn_every * steps_per_epoch) == 0 and monitored()
+                ends = bool(stopped) or step == last_step
+                if ends or is_best or step % config.checkpoint_every == 0:
+                    save(at_any_rate=ends or is_best)
+                if is_best:
+                    keep_best(run / "checkpoints", step)
+                if ends:
                     break
     finally:
         loader.close()
@@ -163,7 +229,7 @@ def train(config: TrainConfig) -> int:
     if ranks.is_main:
         write_report(run)
         done = f"stopped by {signal.Signals(stopped).name}" if stopped else "done"
-        print(f"{done} at step {saved}; {run / 'report.html'}", file=sys.stderr, flush=True)
+        print(f"{done} at step {step}; {run / 'report.html'}", file=sys.stderr, flush=True)
     ranks.close()
     return 128 + stopped if stopped else 0
 

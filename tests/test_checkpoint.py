@@ -9,7 +9,14 @@ import pytest
 import torch
 from conftest import ROOT
 
-from fasttrain.checkpoint import CheckpointError, load_checkpoint, load_newest, save_checkpoint, saved_checkpoints
+from fasttrain.checkpoint import (
+    CheckpointError,
+    keep_best,
+    load_checkpoint,
+    load_newest,
+    save_checkpoint,
+    saved_checkpoints,
+)  # fmt: skip
 
 
 def state(step):
@@ -22,6 +29,21 @@ def test_newest_is_loaded_and_old_ones_go(tmp_path):
     assert [p.name for p in saved_checkpoints(tmp_path)] == ["step-000002000.pt", "step-000000015.pt"]
     assert load_newest(tmp_path)["step"] == 2000
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_best_outlives_its_step_and_is_never_the_newest(tmp_path, monkeypatch):
+    for step, link in ((1, os.link), (2, None)):  # None: a file system without hard links
+        save_checkpoint(tmp_path, state(step), 1)
+        if link is None:
+            monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError(1, "no links")))
+        keep_best(tmp_path, step)
+        save_checkpoint(tmp_path, state(step + 10), 1)
+        assert load_checkpoint(tmp_path / "best.pt")["step"] == step
+        assert load_newest(tmp_path)["step"] == step + 10
+        (tmp_path / f"step-{step + 10:09d}.pt").unlink()
+    assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
+    with pytest.raises(CheckpointError, match=r"best.pt can't be written"):
+        keep_best(tmp_path, 99)
 
 
 def test_keep_all(tmp_path):

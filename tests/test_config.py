@@ -19,6 +19,9 @@ def test_defaults_and_presets():
     ("words", "message"),
     [
         (["--data", "x", "--batchsize", "3"], "Unrecognized options: --batchsize.*did you mean --batch-size"),
+        (["--data", "x", "--gpu", "1", "--fast"], "Unrecognized options: --gpu, --fast "),
+        (["--data", "x", "--gpu", "1", "--batchsize", "3"], "options: --gpu, --batchsize; did you mean --batch-size"),
+        (["--data", "x", "stray"], "Unrecognized options: stray"),
         ([], "--data"),
         (["--data", "x", "--lr", "fast"], "--lr"),
         (["--data", "x", "--preset", "huge"], "--preset"),
@@ -44,11 +47,22 @@ def test_bad_command_lines_are_one_line_and_status_2(words, message, capsys):
         (["--ema", "1"], "--ema must be"),
         (["--cross-weight", "-1"], "--cross-weight must not be negative"),
         (["--warmup-epochs", "200"], "leaves nothing"),
+        (["--accumulate", "0"], "--accumulate must be above 0"),
+        (["--clip-norm", "-1"], "--clip-norm must not be negative"),
+        (["--start-size", "256"], "--start-size 256 is larger than --size 224"),
     ],
 )
 def test_values_no_run_could_use(words, message):
     with pytest.raises(UserError, match=message):
         parse_config(["--data", "x", *words])
+
+
+def test_an_optimizer_brings_its_defaults():
+    """MoCo v3's for LARS and AdamW; what is typed counts more, in any order."""
+    config = parse_config(["--data", "x", "--optimizer", "lars"])
+    assert (config.lr, config.weight_decay) == (0.6, 1e-6)
+    config = parse_config(["--lr", "0.001", "--data=x", "--preset=cifar10", "--optimizer=adamw"])
+    assert (config.lr, config.weight_decay, config.batch_size) == (0.001, 0.1, 512)
 
 
 def test_help_names_every_option(capsys):

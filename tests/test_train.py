@@ -1,5 +1,6 @@
 """Training as a user runs it: resume, signals, several processes, and bad input."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -20,8 +21,9 @@ from PIL import Image
 from dataprep.beton import BetonReader
 from fasttrain import run_folder
 from fasttrain.checkpoint import load_checkpoint, saved_checkpoints
+from fasttrain.config import TrainConfig
 from fasttrain.log import read_metrics
-from fasttrain.train import main
+from fasttrain.train import main, view_size
 
 SMALL = [
     "--arch", "small", "--size", "16", "--batch-size", "16", "--queue-size", "100", "--dim", "16", "--epochs", "4",
@@ -69,7 +71,7 @@ def test_a_finished_run_holds_everything(uninterrupted):
     assert [entry["step"] for entry in metrics] == list(range(2, 17, 2))
     names = {"loss"} if method == "moco" else {"loss", "info_nce", "cross", "uniform"}
     for entry in metrics:
-        assert names | {"epoch", "lr", "images_per_sec", "data_wait"} <= set(entry)
+        assert names | {"epoch", "lr", "images_per_sec", "data_wait", "views_time", "rss_gib", "skipped"} <= set(entry)
         assert 0 <= entry["data_wait"] <= 1
     page = (run / "report.html").read_text()
     assert "data:image/png;base64," in page
@@ -143,6 +145,7 @@ def test_two_processes_train_and_stop_together(shards, tmp_path):
     run = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
     words = [str(ROOT / "fasttrain/train.py"), "--data", str(shards), "--run", str(run), *SMALL]
+    words += ["--accumulate", "2", "--knn-every", "2", "--optimizer", "lars"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for more in (["--max-steps", "5"], []):
         process = subprocess.run(
@@ -151,6 +154,7 @@ def test_two_processes_train_and_stop_together(shards, tmp_path):
         assert process.returncode == 0, process.stderr
     assert final_state(run)["step"] == 16
     assert "continuing" in process.stderr
+    assert load_checkpoint(run / "checkpoints" / "best.pt")["step"] in (8, 16)
     assert [entry["step"] for entry in read_metrics(run / "metrics.jsonl")][-1] == 16
 
 
@@ -229,10 +233,46 @@ def test_full_disk_stops_with_the_last_good_checkpoint_kept(shards, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(shards, tmp_path, capsys):
     run = tmp_path / "run"
-    assert train(shards, run, "--lr", "1e30", "--checkpoint-every", 1, "--keep-last", 0) == 1
-    assert "the loss is not finite at step" in capsys.readouterr().err
+    assert train(shards, run, "--lr", "1e30", "--checkpoint-every", 1, "--keep-last", 0, "--epochs", 10) == 1
+    assert "the loss or its gradients were not finite in 20 of" in capsys.readouterr().err
     for path in saved_checkpoints(run / "checkpoints"):
         assert load_checkpoint(path)["step"] < 4
+
+
+def test_views_grow_by_the_epoch_in_steps_an_encoder_likes():
+    config = TrainConfig(data="", epochs=100, size=224, start_size=128)
+    sizes = [view_size(epoch, config) for epoch in range(100)]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {128, 160, 192, 224}
+    assert sizes[75:] == [224] * 25
+    assert sizes[0] == 128
+    assert {view_size(e, dataclasses.replace(config, start_size=0)) for e in range(100)} == {224}
+    assert view_size(0, dataclasses.replace(config, start_size=100)) == 100
+    small = dataclasses.replace(config, size=32, start_size=16)
+    assert {view_size(e, small) for e in range(100)} == {16, 24, 32}
+
+
+def test_evaluating_a_run_without_a_checkpoint_says_what_to_do(shards, tmp_path, run_command):
+    run = tmp_path / "run"
+    assert train(shards, run, "--max-steps", 1) == 0
+    for path in saved_checkpoints(run / "checkpoints"):
+        path.unlink()
+    process = run_command("fasttrain/evaluate.py", run, "--data", shards)
+    assert process.returncode == 2
+    assert "no checkpoint yet: training writes one every 1000 steps" in one_line(process)
+    process = run_command("fasttrain/evaluate.py", run, "--data", shards, "--best")
+    assert process.returncode == 2
+    assert "has no best.pt: train with --knn-every" in one_line(process)
+
+
+def test_a_report_says_when_training_has_gone_on_since_the_evaluation(shards, tmp_path, run_command):
+    run = tmp_path / "run"
+    assert train(shards, run, "--max-steps", 2) == 0
+    assert run_command("fasttrain/evaluate.py", run, "--data", shards, "--knn").returncode == 0
+    stale = "The accuracy is that of step 2; training has gone on to step 4"
+    assert stale not in (run / "report.html").read_text()
+    assert train(shards, run, "--max-steps", 4) == 0
+    assert stale in (run / "report.html").read_text()
 
 
 def test_evaluate_and_report_as_a_user(uninterrupted, shards, run_command):

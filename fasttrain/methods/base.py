@@ -23,6 +23,10 @@ class Method(nn.Module):
         """views (B, 2, 3, S, S), channels-last → scalar loss in fp32 and its detached scalar terms by name."""
         raise NotImplementedError
 
-    def after_step(self) -> None:
-        """What follows the optimizer's step: momentum encoder, queue."""
+    def after_step(self, good: Tensor | None = None) -> None:
+        """What follows the optimizer's step, once for all micro-batches that forward has seen: momentum encoder, queue.
+
+        good: 0-dim bool on the device, false where the step was skipped because its gradients were not finite: then
+        nothing may change, and the host must not look. None: true.
+        """
         raise NotImplementedError

@@ -31,7 +31,7 @@ class MoCo(Method):
         self.key_encoder = momentum_copy(self.encoder)
         self.key_projector = momentum_copy(self.projector)
         self.queue = Queue(config.queue_size, config.dim)
-        self._new_keys_MD: Tensor | None = None
+        self._new_keys: list[Tensor] = []  # (M, D) of every micro-batch of the step
 
     def forward(self, views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """views (B, 2, 3, S, S) → scalar loss in fp32, and its detached terms."""
@@ -40,7 +40,7 @@ class MoCo(Method):
         with torch.autocast(q_ND.device.type, enabled=False):
             k_MD = gather_rows(k_ND)
             loss, terms = self.loss(q_ND, k_ND, k_MD)
-        self._new_keys_MD = k_MD
+        self._new_keys.append(k_MD)
         return loss, {"loss": loss.detach(), **terms}
 
     def loss(self, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -53,7 +53,8 @@ class MoCo(Method):
         key and query are normalised with different groups."""
         if self.config.batch_norm != "split":
             return self._embed(self.key_projector(self.key_encoder(view)))
-        shuffle_N = torch.randperm(view.shape[0]).to(view.device)  # drawn on the CPU: the same on every backend
+        # drawn on the CPU, the same on every backend, and pinned, so that the host does not wait for the copy
+        shuffle_N = torch.randperm(view.shape[0], pin_memory=view.is_cuda).to(view.device, non_blocking=True)
         shuffled = view[shuffle_N].contiguous(memory_format=torch.channels_last)
         k_ND = self._embed(self.key_projector(self.key_encoder(shuffled)))
         return torch.empty_like(k_ND).index_copy_(0, shuffle_N, k_ND)
@@ -63,10 +64,10 @@ class MoCo(Method):
         return F.normalize(out_ND.float(), dim=1)
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def after_step(self, good: Tensor | None = None) -> None:
         """Move the key encoder and take the step's keys into the queue."""
-        ema_update(self.key_encoder, self.encoder, self.config.ema)
-        ema_update(self.key_projector, self.projector, self.config.ema)
-        if self._new_keys_MD is not None:
-            self.queue.enqueue(self._new_keys_MD)
-            self._new_keys_MD = None
+        ema_update(self.key_encoder, self.encoder, self.config.ema, good)
+        ema_update(self.key_projector, self.projector, self.config.ema, good)
+        if self._new_keys:
+            self.queue.enqueue(torch.cat(self._new_keys), good)
+            self._new_keys = []

@@ -1,0 +1,61 @@
+"""How a run is doing, as its own process can tell: memory, skipped steps, what to change when it waits for input."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import psutil
+import torch
+
+MAX_SKIPPED = 20  # steps in a row; fp16 may need some while it looks for its scale, 2^16 at first and halved each time
+MAX_SKIPPED_PART = 0.05  # of all steps, beyond MAX_SKIPPED
+WAIT = 0.10  # of the time; more than that is worth a line
+HINT_SECONDS = 600.0  # between such lines
+MEMORY = {"rss_gib": "GiB of memory", "gpu_gib": "GiB of the GPU's"}
+ADVICE = {
+    "data_wait": "the step waits for decoding; give more --workers (now {workers}, with {cores} cores here), convert "
+    "with a smaller --max-side, or use --loader resident if all pixels fit in memory",
+    "views_time": "the step waits for views made on the CPU; give each process more cores, or a smaller --size",
+}
+
+
+class Skips(NamedTuple):
+    """Steps that were skipped: in all, in a row until now, and the number of the last one (the first step is 0)."""
+
+    total: int = 0
+    in_a_row: int = 0
+    last: int = -1
+
+    def too_many(self, steps: int) -> bool:
+        """After so many steps, does it make sense to go on?"""
+        return self.in_a_row >= MAX_SKIPPED or self.total > MAX_SKIPPED + MAX_SKIPPED_PART * steps
+
+
+class Health:
+    """Memory of this process and its device; advice on the input."""
+
+    def __init__(self, device: torch.device, workers: int) -> None:
+        self._device, self._workers, self._process = device, workers, psutil.Process()
+        self._sides = ["data_wait"] if device.type == "cpu" else list(ADVICE)  # on a CPU, views are part of the work
+        self._entries, self._last_hint = 0, -HINT_SECONDS
+
+    def memory(self) -> dict[str, float]:
+        """rss_gib: resident memory of this process, mapped shards included; gpu_gib: the most it held on its GPU."""
+        figures = {"rss_gib": self._process.memory_info().rss / 2**30}
+        if self._device.type == "cuda":
+            figures["gpu_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
+        return figures
+
+    def hint(self, entry: dict) -> str:
+        """What to change when more than WAIT of an entry's time was spent on a side of the input, or "".
+
+        The first entry of a process, which holds its start, says nothing, nor is the same said again for HINT_SECONDS.
+        """
+        self._entries += 1
+        side = max(self._sides, key=lambda name: entry[name])
+        if self._entries == 1 or entry[side] <= WAIT or time.monotonic() - self._last_hint < HINT_SECONDS:
+            return ""
+        self._last_hint = time.monotonic()
+        cores = len(self._process.cpu_affinity() or [0])
+        return f"{100 * entry[side]:.0f}% of the time {ADVICE[side].format(workers=self._workers, cores=cores)}"

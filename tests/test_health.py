@@ -1,0 +1,85 @@
+"""What a run says of itself: skipped steps, memory, advice, and means that leave skipped steps out."""
+
+import pytest
+import torch
+
+from fasttrain.health import Health, Skips
+from fasttrain.log import TrainLog, read_metrics
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def entry(data_wait=0.0, views_time=0.0):
+    return {"data_wait": data_wait, "views_time": views_time}
+
+
+@pytest.mark.parametrize(
+    ("skips", "steps", "too_many"),
+    [
+        (Skips(19, 19, 30), 31, False), (Skips(20, 20, 30), 31, True), (Skips(69, 1, 999), 1000, False),
+        (Skips(71, 1, 999), 1000, True), (Skips(), 0, False),
+    ],
+)  # fmt: skip
+def test_when_it_makes_no_sense_to_go_on(skips, steps, too_many):
+    assert skips.too_many(steps) == too_many
+
+
+def test_advice_names_the_side_and_what_to_change():
+    health_of_gpu = Health(GPU, workers=3)
+    assert health_of_gpu.hint(entry(0.9)) == ""  # the first entry holds the start of the process
+    hint = health_of_gpu.hint(entry(0.35, 0.2))
+    assert hint.startswith("35% of the time the step waits for decoding")
+    assert "--workers (now 3" in hint
+    assert "--loader resident" in hint
+    assert health_of_gpu.hint(entry(0.35, 0.2)) == ""  # said a moment ago
+
+
+def test_views_are_a_wait_on_a_gpu_and_work_on_a_cpu():
+    for device, text in ((GPU, "40% of the time the step waits for views"), (CPU, "")):
+        advisor = Health(device, 1)
+        advisor.hint(entry())
+        assert advisor.hint(entry(0.05, 0.4)).startswith(text)
+        assert bool(text) == (device is GPU)
+    advisor = Health(CPU, 1)
+    advisor.hint(entry())
+    assert advisor.hint(entry(0.1, 0.4)) == ""
+
+
+def test_memory_of_this_process():
+    block = torch.ones(2**27)  # 0.5 GiB, written to
+    figure = Health(CPU, 1).memory()["rss_gib"]
+    assert figure > 0.5
+    assert len(block) == 2**27
+
+
+def test_means_leave_skipped_steps_out(tmp_path):
+    log = TrainLog(tmp_path, 0, 100, 4, 10, False, CPU, 1)
+    skipped = {1: Skips(1, 1, 1), 2: Skips(2, 2, 2)}
+    for step in range(4):
+        terms = {"loss": torch.tensor(float("nan") if step in skipped else 10.0 + step), "part": torch.tensor(step / 2)}
+        state = skipped.get(step, Skips(2 * (step > 2), 0, 2))
+        log.step(step + 1, 0, 0.1, terms, torch.tensor(state))
+    log.event(4, 0, 0.0, knn_top1=50.0)
+    log.close()
+    first, second = read_metrics(tmp_path / "metrics.jsonl")
+    assert (first["step"], first["loss"], first["part"], first["skipped"]) == (4, 11.5, 0.75, 2)
+    assert log.skips == Skips(2, 0, 2)
+    assert second == {"step": 4, "epoch": 0, "knn_top1": 50.0}
+
+
+def test_time_of_an_evaluation_is_no_training_time(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("fasttrain.log.time.monotonic", lambda: now[0])
+    log = TrainLog(tmp_path, 0, 100, 2, 10, False, CPU, 1)
+    one = {"loss": torch.tensor(1.0)}
+    now[0] += 3.0
+    log.step(1, 0, 0.1, one, torch.tensor(Skips()))
+    now[0] += 50.0
+    log.event(1, 0, 50.0, knn_top1=1.0)
+    with log.time("data"):
+        now[0] += 1.0
+    log.step(2, 0, 0.1, one, torch.tensor(Skips()))
+    log.close()
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    assert last["images_per_sec"] == pytest.approx(20 / 4)
+    assert last["data_wait"] == pytest.approx(1 / 4)

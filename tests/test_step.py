@@ -1,0 +1,306 @@
+"""The training step: what its options may change and what not, and steps that must change nothing."""
+
+import dataclasses
+import json
+import os
+import random
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from test_train import equal, final_state, train
+from torch import nn
+
+from fasttrain import health, methods
+from fasttrain.cli import UserError
+from fasttrain.config import TrainConfig
+from fasttrain.dist import Ranks
+from fasttrain.log import read_metrics
+from fasttrain.methods import make_method
+from fasttrain.methods.moco import MoCo
+from fasttrain.step import TrainStep, compile_networks
+
+SMALL = TrainConfig(data="", arch="small", size=16, queue_size=40, dim=8, batch_size=8, precision="fp32", method="moco")
+
+
+def views(count=8, seed=0):
+    return torch.randn(count, 2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def make(**changes):
+    config = dataclasses.replace(SMALL, **changes)
+    method = make_method(config)
+    step = TrainStep(method, config, Ranks("cpu"))
+    step._scaler.load_state_dict({**step._scaler.state_dict(), "scale": 64.0} if config.precision == "fp16" else {})
+    return method, step
+
+
+def make_without_norm(**changes):
+    """A method whose images do not meet in a batch norm, so that cutting a batch changes nothing."""
+    config = dataclasses.replace(SMALL, batch_norm="plain", **changes)
+    torch.manual_seed(0)
+    method = MoCo(nn.Sequential(nn.Flatten(), nn.Linear(768, 12), nn.ReLU()), 12, config)
+    return method, TrainStep(method, config, Ranks("cpu"))
+
+
+def whole_state(method, step):
+    """Copies of everything a step may change; but num_batches_tracked, which only counts."""
+    state = {name: v.clone() for name, v in method.state_dict().items() if "num_batches_tracked" not in name}
+    optimizer = step.optimizer.state_dict()
+    return {"method": state, "optimizer": {i: dict(s) for i, s in optimizer["state"].items()}}
+
+
+def snapshot(state):
+    return json.loads(json.dumps(state, default=lambda tensor: [str(tensor.dtype), tensor.flatten().tolist()]))
+
+
+# Every set of options goes on exactly where it stopped
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--optimizer lars --lr 5 --clip-norm 1",
+        "--optimizer adamw --precision fp16 --accumulate 2",
+        "--method moco --batch-norm plain --checkpoint-activations --start-size 8 --size 24 --knn-every 1",
+    ],
+)
+def test_resume_is_bit_identical(shards, tmp_path, options):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(shards, whole, *options.split()) == 0
+    stop = random.randrange(1, 16)
+    assert train(shards, run, *options.split(), "--max-steps", stop) == 0
+    assert train(shards, run, *options.split()) == 0
+    assert equal(final_state(whole), final_state(run)) == [], f"stopped at {stop}"
+
+
+def test_recomputed_activations_end_with_the_same_weights(shards, tmp_path):
+    for name, more in (("with", ["--checkpoint-activations"]), ("without", [])):
+        assert train(shards, tmp_path / name, "--max-steps", 6, *more) == 0
+    assert equal(final_state(tmp_path / "with"), final_state(tmp_path / "without")) == []
+
+
+# Micro-batches and clipping
+
+
+def test_micro_batches_add_up_to_the_batch():
+    outcomes = []
+    for parts in (1, 2, 4):
+        method, step = make_without_norm(accumulate=parts)
+        terms = [step(views(8, n), n, 0.1)["loss"] for n in range(3)]
+        outcomes.append((torch.stack(terms), *method.state_dict().values()))
+    for other in outcomes[1:]:
+        for a, b in zip(outcomes[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_that_can_t_be_cut_is_refused(shards, tmp_path, capsys):
+    assert train(shards, tmp_path / "run", "--accumulate", 3) == 2
+    assert "--batch-size 16 can't be cut into 3 equal parts (--accumulate)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_gradients_are_clipped_at_their_true_size(precision):
+    """SGD's first step moves the weights by lr times the gradient, whatever factor the loss was scaled by."""
+    lengths = {}
+    for clip_norm in (0.0, 1e-3, 1e3):
+        method, step = make_without_norm(clip_norm=clip_norm, precision=precision, weight_decay=0.0)
+        before = nn.utils.parameters_to_vector(method.encoder.parameters()).detach().clone(), method.projector
+        start = torch.cat([before[0], nn.utils.parameters_to_vector(before[1].parameters()).detach()])
+        step(views(), 0, 1.0)
+        end = nn.utils.parameters_to_vector([*method.encoder.parameters(), *method.projector.parameters()])
+        lengths[clip_norm] = float((end - start).norm().detach())
+    assert lengths[0.0] > 0.01
+    assert lengths[1e-3] == pytest.approx(1e-3, rel=1e-2)
+    assert lengths[1e3] == pytest.approx(lengths[0.0], rel=1e-3)
+
+
+# Steps whose gradients are not finite
+
+
+@pytest.mark.parametrize("bad_first", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_norm": "split"}, {"batch_norm": "plain", "optimizer": "adamw"}, {"optimizer": "lars", "accumulate": 2},
+        {"precision": "fp16", "clip_norm": 1.0}, {"precision": "bf16", "method": "xmoco"},
+    ],
+)  # fmt: skip
+def test_a_bad_step_changes_nothing(changes, bad_first):
+    """Every weight, statistic and key stays to the bit, and the step after it is as if it had not been."""
+    method, step = make(**changes)
+    twin, twin_step = make(**changes)
+    if not bad_first:
+        for m in (step, twin_step):
+            torch.manual_seed(1)
+            m(views(), 0, 0.1)
+    before = snapshot(whole_state(method, step)["method"])
+    bad = views(seed=1)
+    bad[3, 1, 0, 2, 2] = float("nan") if bad_first else float("inf")
+    step(bad, 5, 0.1)
+    assert snapshot(whole_state(method, step)["method"]) == before
+    assert step.skips_3.tolist() == [1, 1, 5]
+    if "precision" not in changes:  # the scale of fp16 rightly differs
+        for m in (step, twin_step):
+            torch.manual_seed(2)
+            m(views(seed=2), 6, 0.1)
+        assert equal(whole_state(method, step), whole_state(twin, twin_step)) == []
+        assert step.skips_3.tolist() == [1, 0, 5]
+
+
+def test_fp16_halves_its_scale_and_goes_on():
+    method, step = make(precision="fp16", batch_norm="plain")
+    step._scaler.load_state_dict({**step._scaler.state_dict(), "scale": 2.0**40})  # every gradient overflows at first
+    weight = next(method.encoder.parameters())
+    before = weight.detach().clone()
+    number = 0
+    while torch.equal(weight, before):
+        step(views(), number, 0.1)
+        number += 1
+        assert number < 40
+    total, in_a_row, last = step.skips_3.tolist()
+    assert (total, in_a_row, last) == (number - 1, 0, number - 2)
+    assert step._scaler.state_dict()["scale"] == 2.0 ** (40 - total)
+
+
+def _bad_on_one_rank(rank, folder):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=(folder / "port").read_text())
+    ranks = Ranks("cpu")
+    config = dataclasses.replace(SMALL, batch_norm="plain", accumulate=2)
+    torch.manual_seed(0)
+    method = MoCo(nn.Sequential(nn.Flatten(), nn.Linear(768, 12), nn.ReLU()), 12, config)
+    step = TrainStep(method, config, ranks)
+    states = [snapshot(method.state_dict())]
+    for number in range(4):
+        batch = views(8, number)[4 * rank : 4 * rank + 4].clone()
+        if number == 2 and rank == 1:
+            batch[0] = float("nan")
+        step(batch, number, 0.1)
+        states.append(snapshot(method.state_dict()))
+    (folder / f"rank{rank}.json").write_text(json.dumps([states, step.skips_3.tolist()]))
+    ranks.close()
+
+
+def test_ranks_accumulate_as_one_process_does_and_skip_together(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (tmp_path / "port").write_text(str(free.getsockname()[1]))
+    mp.spawn(_bad_on_one_rank, (tmp_path,), nprocs=2)
+    (states, skips), other = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert [states, skips] == other
+    assert skips == [1, 0, 2]
+    assert states[3] == states[2] != states[1]
+    assert states[4] != states[3]
+    # One process over the same batches. A rank's micro-batches lie apart in it, so the queue's order differs.
+    method, step = make_without_norm()
+    for number in (0, 1):
+        step(views(8, number), number, 0.1)
+    for name, value in method.state_dict().items():
+        if not name.startswith("queue"):
+            torch.testing.assert_close(torch.tensor(states[2][name][1]), value.flatten(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def nan_at(monkeypatch):
+    """Views that hold a NaN at some steps of a run."""
+    from fasttrain import train as module
+
+    def damage(steps):
+        calls, augment = iter(range(10_000)), module.augment
+
+        def damaged(*arguments, **options):
+            out = augment(*arguments, **options)
+            if next(calls) in steps:
+                out[0, 0, 0, 0, 0] = float("nan")
+            return out
+
+        monkeypatch.setattr(module, "augment", damaged)
+
+    return damage
+
+
+def test_a_run_goes_on_after_a_bad_step(shards, tmp_path, nan_at, capsys):
+    nan_at({5, 8, 9})
+    run = tmp_path / "run"
+    assert train(shards, run) == 0
+    entries = read_metrics(run / "metrics.jsonl")
+    assert [entry["skipped"] for entry in entries] == [0, 0, 1, 1, 3, 3, 3, 3]
+    assert [entry["step"] for entry in entries if entry["loss"] is None] == [10]  # both its steps were skipped
+    assert "3 steps skipped" in capsys.readouterr().err
+    assert final_state(run)["skips"].tolist() == [3, 0, 9]
+    assert "steps skipped" in (run / "report.html").read_text()
+    state = final_state(run)
+    assert all(value.isfinite().all() for value in state["method"].values())
+
+
+def test_too_many_bad_steps_end_the_run(shards, tmp_path, nan_at, monkeypatch, capsys):
+    """With the step, the samples and the last checkpoint from before them, which none written meanwhile pushes out."""
+    monkeypatch.setattr(health, "MAX_SKIPPED", 5)
+    nan_at(set(range(6, 1000)))
+    run = tmp_path / "run"
+    assert train(shards, run, "--checkpoint-every", 1, "--keep-last", 2, "--log-every", 1) == 1
+    error = next(line for line in capsys.readouterr().err.splitlines() if ": error: " in line)
+    assert "not finite in 5 of 11 steps, 5 in a row, the last at step 11 with samples" in error
+    assert "step-000000006.pt" in error
+    record = json.loads((run / "not-finite.json").read_text())
+    assert (record["step"], record["epoch"], len(set(record["samples"]))) == (11, 2, 16)
+    assert str(record["samples"][0]) in error
+    assert final_state(run)["step"] == 6
+
+
+# Compiling
+
+
+def test_compile_in_place_keeps_the_names_of_a_method_s_state(monkeypatch):
+    method = make_method(SMALL)
+    names, compiled = list(method.state_dict()), []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
+    compile_networks(method, dataclasses.replace(SMALL, compile="on"), torch.device("cpu"))
+    assert list(method.state_dict()) == names
+    assert [m for m, _ in compiled] == [method.encoder, method.projector, method.key_encoder, method.key_projector]
+    compiled.clear()
+    compile_networks(method, SMALL, torch.device("cpu"))
+    assert not compiled
+
+
+def test_cuda_graph_without_a_gpu_is_refused():
+    with pytest.raises(UserError, match="--cuda-graph needs a GPU"):
+        compile_networks(make_method(SMALL), dataclasses.replace(SMALL, cuda_graph=True), torch.device("cpu"))
+
+
+def test_compile_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
+        compile_networks(make_method(SMALL), dataclasses.replace(SMALL, compile="on"), torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_a_compiled_run_can_be_continued_without_compiling(shards, tmp_path):
+    run = tmp_path / "run"
+    assert train(shards, run, "--compile", "on", "--max-steps", 3) == 0
+    assert train(shards, run, "--compile", "off", "--max-steps", 6) == 0
+    assert final_state(run)["step"] == 6
+    assert not any("_orig_mod" in name for name in final_state(run)["method"])
+
+
+# No wait for the device
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
+def test_a_step_never_waits_for_the_gpu(optimizer, precision):
+    config = dataclasses.replace(SMALL, optimizer=optimizer, precision=precision, clip_norm=1.0)
+    ranks = Ranks("cuda")
+    method = methods.channels_last(make_method(config), ranks.device)
+    step = TrainStep(method, config, ranks)
+    batch = views().to(ranks.device)
+    step(batch, 0, 0.1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(batch, 1, 0.1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
