@@ -19,15 +19,14 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from fasttrain import run_folder
 from fasttrain.checkpoint import save_checkpoint
 from fasttrain.cli import UserError, finish
 from fasttrain.config import TrainConfig, as_dict, differences, parse_config
 from fasttrain.data import Loader, Order, Store, open_dataset, open_loader, pixel_statistics
-from fasttrain.dist import Ranks
+from fasttrain.dist import Ranks, data_parallel
+from fasttrain.faults import explained
 from fasttrain.log import SilentLog, TrainLog
 from fasttrain.methods import channels_last, make_method
 from fasttrain.optim import learning_rate, make_optimizer, set_learning_rate
@@ -39,17 +38,23 @@ from kernels.augment import augment
 
 
 class StopSignal:
-    """Remembers SIGTERM or SIGINT until the step is finished; a second one ends the process at once."""
+    """Remembers SIGTERM, SIGINT or SIGUSR1 until the step is finished; a second SIGINT ends the process at once.
+
+    Launchers repeat the other two (a scheduler signals torchrun, torchrun its processes), so those only count once.
+    """
 
     received = 0
 
     def __init__(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+        if self.received:
+            return
         self.received = number
-        signal.signal(number, signal.SIG_DFL)
         if os.environ.get("RANK", "0") == "0":  # not print: the signal may have come in the middle of one
             os.write(2, b"stopping after this step, with a checkpoint\n")
 
@@ -73,6 +78,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**63)
 
 
+@explained
 def train(config: TrainConfig) -> int:
     """Train to the end of the schedule, --max-steps or a signal; returns the exit status."""
     stop = StopSignal()
@@ -101,11 +107,7 @@ def train(config: TrainConfig) -> int:
     steps_per_epoch = loader.steps_per_epoch
     schedule = config.epochs * steps_per_epoch, int(config.warmup_epochs * steps_per_epoch), config.lr
     last_step = min(schedule[0], config.max_steps or schedule[0])
-    model: nn.Module = method
-    if ranks.world_size > 1:
-        model = DistributedDataParallel(
-            method, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
-        )
+    model = data_parallel(method)
     log = (
         TrainLog(run, step, last_step, config.log_every, config.batch_size, config.tensorboard)
         if ranks.is_main
@@ -150,7 +152,7 @@ def train(config: TrainConfig) -> int:
                 method.after_step()
                 step += 1
 
-                log.step(step, epoch, lr, terms)
+                log.step(step, epoch, lr, ranks.mean(terms))
                 stopped = ranks.agree(stop.received)
                 if stopped or step == last_step or step % config.checkpoint_every == 0:
                     save()
