@@ -13,6 +13,8 @@ fi
 # torchrun hands on to its processes only the signals named here, and kills them this many seconds later.
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-90}
+# A machine that joins a restarted job waits for an address that is published only once, unless each round has a new one.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # train.py itself takes the cores of its process
 export PET_NPROC_PER_NODE
 exec "${PYTHON:-python3}" -m torch.distributed.run -- fasttrain/train.py "$@"
