@@ -1,7 +1,7 @@
 # Everything a person types. Each target sets up .venv by itself.
 PY := .venv/bin/python
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-multinode lint install clean
 
 install: .venv/ready
 
@@ -15,10 +15,17 @@ demo: .venv/ready
 test: .venv/ready
 	$(PY) -m pytest
 
+# Training on two machines, and the death and return of one: two network namespaces. Part of `make test` as well.
+test-multinode: .venv/ready
+	$(PY) -m pytest tests/test_multinode.py -rs
+
 lint: .venv/ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	.venv/bin/shellcheck install.sh .ci/run runs/*.sh runs/slurm.sbatch
+	.venv/bin/yamllint --strict compose.yaml runs/kubernetes.yaml
+	[ ! -x .venv/bin/hadolint ] || .venv/bin/hadolint Dockerfile
 
 clean:
 	rm -rf .venv data/demo data/demo-shards runs/demo
