@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 
 import pytest
 from launch import ENDLESS, final_state, launcher, started, train, wait_for_step
@@ -106,8 +107,18 @@ def test_a_job_ends_when_a_machine_dies_and_goes_on_from_its_checkpoint(cable, s
     assert final_state(run)["step"] == step + 2
 
 
+def stop(run, jobs, logs):
+    """SIGUSR1 to every machine's torchrun, as Slurm does: all ranks save and end, and are not restarted."""
+    for job in jobs:
+        job.send_signal(signal.SIGUSR1)
+    for job, log in zip(jobs, logs, strict=True):
+        assert job.wait(SECONDS) != 0
+        assert "closing signal SIGUSR1" in log.read_text()  # there was a rank, not only a torchrun that waits
+    assert f"stopped by SIGUSR1 at step {final_state(run)['step']};" in "".join(log.read_text() for log in logs)
+
+
 def test_a_machine_that_died_may_come_back(cable, shards, tmp_path):
-    """With a restart left, the survivor waits for the other to be started again, and both go on from the checkpoint."""
+    """With a restart left, the survivor waits for the other to be started again; both go on from the checkpoint."""
     run, logs = tmp_path / "run", [tmp_path / name for name in "012"]
     restarts = {"PET_MAX_RESTARTS": 2}
     with side(0, shards, run, logs[0], *ENDLESS, **elastic(0), **restarts) as a:
@@ -117,13 +128,24 @@ def test_a_machine_that_died_may_come_back(cable, shards, tmp_path):
         step = final_state(run)["step"]
         with side(1, shards, run, logs[2], *ENDLESS, **elastic(1), **restarts) as b:
             wait_for_step(run, step + 4, a, b, seconds=SECONDS)
-            for job in (a, b):
-                job.send_signal(signal.SIGUSR1)
+            stop(run, (a, b), (logs[0], logs[2]))
+    assert logs[0].read_text().count(f"continuing {run} from step ") == 1
 
-            assert a.wait(SECONDS) != 0
-            assert b.wait(SECONDS) != 0
 
-    text = logs[0].read_text()
-    assert f"continuing {run} from step " in text
-    assert "stopped by SIGUSR1" in text + logs[2].read_text()
-    assert final_state(run)["step"] >= step + 4
+def test_machines_leave_and_join_an_elastic_job(cable, shards, tmp_path):
+    """From one to two machines: the survivor goes on alone, and with the other once that has come back."""
+    run, logs = tmp_path / "run", [tmp_path / name for name in "012"]
+    sizes = {"PET_NNODES": "1:2", "PET_MAX_RESTARTS": 2}
+    with side(0, shards, run, logs[0], *ENDLESS, **elastic(0), **sizes) as a:
+        with side(1, shards, run, logs[1], *ENDLESS, **elastic(1), **sizes) as b:
+            wait_for_step(run, 4, a, b)
+            kill(b)
+        alone = wait_for_step(run, final_state(run)["step"] + 4, a, seconds=SECONDS)
+        with side(1, shards, run, logs[2], *ENDLESS, **elastic(1), **sizes) as b:
+            deadline = time.monotonic() + SECONDS
+            while logs[0].read_text().count("continuing") < 2 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            together = wait_for_step(run, alone + 4, a, b, seconds=SECONDS)
+            wait_for_step(run, together + 4, a, b, seconds=SECONDS)
+            stop(run, (a, b), (logs[0], logs[2]))
+    assert logs[0].read_text().count("stopped by SIGTERM") == 1  # nothing was lost when the other joined
