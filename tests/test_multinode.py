@@ -57,13 +57,8 @@ def cable():
 def side(place, shards, run, log, *more, **variables):
     """One machine's torchrun (place 0 or 1), in its namespace, as a context: see launch.started."""
     words = ["ip", "netns", "exec", NAMES[place], *launcher(shards, run, "--device", "cpu", *more)]
-    common = {
-        "PET_NNODES": 2,
-        "PET_NPROC_PER_NODE": 1,
-        "PET_LOCAL_ADDR": ADDRESSES[place],
-        "GLOO_SOCKET_IFNAME": "eth0",
-    }
-    return started(words, log, **common, **variables)
+    own = {"PET_LOCAL_ADDR": ADDRESSES[place], "GLOO_SOCKET_IFNAME": "eth0"}
+    return started(words, log, **{"PET_NNODES": 2, "PET_NPROC_PER_NODE": 1, **own, **variables})
 
 
 def static(place):
