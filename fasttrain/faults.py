@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import os
 import re
+import sys
 import textwrap
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
-from fasttrain.cli import RunError
+from fasttrain.cli import EXIT_FAILURE, RunError
 from fasttrain.config import TrainConfig
 
-# What torch says, in a RuntimeError without a type of its own, when memory of the host or a gloo connection fails.
+# What torch says, in errors without a type of their own, when memory of the host or a connection (gloo, NCCL) fails.
 HOST_MEMORY = re.compile(r"DefaultCPUAllocator|can't allocate memory")
-CONNECTION = re.compile(r"gloo|Connection (closed|reset|refused)|Broken pipe")
+CONNECTION = re.compile(r"gloo|Connection (closed|reset|refused)|Broken pipe|ncclRemoteError")
 
 
 def explained(train: Callable[[TrainConfig], int]) -> Callable[[TrainConfig], int]:
@@ -32,7 +35,9 @@ def explained(train: Callable[[TrainConfig], int]) -> Callable[[TrainConfig], in
         except RuntimeError as error:
             if HOST_MEMORY.search(str(error)):
                 raise RunError(_out_of_memory("main", config, error)) from error
-            if isinstance(error, dist.DistError) or (dist.is_initialized() and CONNECTION.search(str(error))):
+            lost = isinstance(error, dist.DistNetworkError | dist.DistStoreError) or CONNECTION.search(str(error))
+            if lost and dist.is_initialized():
+                atexit.register(_end_at_once)
                 raise RunError(_lost_process(error)) from error
             raise
 
@@ -50,6 +55,13 @@ def _lost_process(error: BaseException) -> str:
         "lost another process of this job, whose own error tells more if it could write one; the same command "
         f"continues from the newest checkpoint: {_begin(error)}"
     )
+
+
+def _end_at_once() -> None:
+    """End the process before torch's own clean-up, which waits for collectives on the GPU that can't finish any more."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_FAILURE)
 
 
 def _begin(error: BaseException) -> str:

@@ -10,9 +10,10 @@ if [ -z "${PET_NPROC_PER_NODE:-}" ]; then
   if nvidia-smi -L >/dev/null 2>&1; then PET_NPROC_PER_NODE=gpu; fi
 fi
 [ -n "${PET_RDZV_ENDPOINT:-}${PET_MASTER_ADDR:-}" ] || export PET_STANDALONE=1
-# torchrun hands on to its processes only the signals named here, and kills them this many seconds later.
+# torchrun hands on to its processes only the signals named here, and kills them this many seconds later: long enough for
+# a checkpoint, and a job that lost a process still ends within a minute.
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-90}
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-45}
 # A machine that joins a restarted job waits for an address that is published only once, unless each round has a new one.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # train.py itself takes the cores of its process
