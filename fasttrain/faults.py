@@ -58,7 +58,7 @@ def _lost_process(error: BaseException) -> str:
 
 
 def _end_at_once() -> None:
-    """End the process before torch's own clean-up, which waits for collectives on the GPU that can't finish any more."""
+    """End the process before torch's own clean-up, which waits for collectives on the GPU that can never finish."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(EXIT_FAILURE)

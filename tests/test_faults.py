@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 
 import psutil
 import pytest
@@ -178,6 +179,7 @@ def test_a_signal_that_is_repeated_still_leaves_a_checkpoint(shards, tmp_path):
         before = wait_for_step(run, 4, process)
         for _ in range(5):
             process.send_signal(signal.SIGUSR1)
+            time.sleep(0.03)  # so that each is delivered
         assert process.wait(60) == 128 + signal.SIGUSR1
     assert "stopped by SIGUSR1" in log.read_text()
     assert final_state(run)["step"] >= before

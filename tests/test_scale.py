@@ -1,5 +1,6 @@
 """The same training on one process and on many: losses, weights, sample order, cores."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import torch
 from conftest import ROOT
 from launch import environment, final_state, launcher, train
 
+from fasttrain import dist
 from fasttrain.affinity import share_of
 from fasttrain.log import read_metrics
 
@@ -59,6 +61,23 @@ def test_a_run_goes_on_with_another_number_of_ranks(one_rank, shards, tmp_path):
     assert ours["loader"] == theirs["loader"]
     for name, value in theirs["method"].items():
         assert torch.allclose(ours["method"][name].float(), value.float(), rtol=0, atol=TOLERANCE), name
+
+
+@pytest.mark.parametrize("name", ["forward_sync_buffers", "broadcast_buffers"])
+def test_buffers_are_not_sent_in_a_step_under_either_name_of_that_option(monkeypatch, name):
+    """torch 2.13 renamed it; with neither, DDP would send the queue at every step."""
+    given = {}
+
+    class Parallel(torch.nn.Module):
+        def __init__(self, module, gradient_as_bucket_view, static_graph, **options):
+            given.update(options)
+
+    place = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+    monkeypatch.setattr(Parallel.__init__, "__signature__", inspect.Signature([place]), raising=False)
+    monkeypatch.setattr(dist, "DistributedDataParallel", Parallel)
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    dist.data_parallel(torch.nn.Linear(1, 1))
+    assert given == {name: False}
 
 
 def machine(folder, packages, cores, threads):
