@@ -1,12 +1,27 @@
-# The slim CPU image: the same install script as `make`.
-#     docker build -t fasttrain . && docker run --rm -v "$PWD/data:/data" fasttrain python fasttrain/train.py --data /data/shards
-FROM python:3.11-slim-bookworm
+# Two images from the same install script that `make` runs (compose.yaml builds and starts them on one machine):
+#     docker build --target cpu -t fasttrain:cpu .
+#     docker build --target gpu -t fasttrain:gpu --build-arg GPU_BASE=<image> .
+# GPU_BASE: NVIDIA's PyTorch container image, of the release that fits your driver. Its PyTorch, apex and DALI are used.
+ARG GPU_BASE=give-nvidias-pytorch-image-as-gpu-base
+
+FROM ${GPU_BASE} AS gpu
 WORKDIR /opt/fasttrain
 COPY install.sh setup.py pyproject.toml constraints.txt README.md ./
 COPY dataprep dataprep
 COPY fasttrain fasttrain
 COPY kernels kernels
 COPY runs runs
-RUN EXTRAS=ffcv,tensorboard bash install.sh && rm -rf /root/.cache /var/lib/apt/lists/*
+RUN BASE_PACKAGES=1 EXTRAS=ffcv,parquet,tensorboard bash install.sh && rm -rf /root/.cache /var/lib/apt/lists/*
 ENV PATH="/opt/fasttrain/.venv/bin:$PATH"
-CMD ["python", "fasttrain/train.py", "--help"]
+CMD ["bash", "runs/torchrun.sh", "--help"]
+
+FROM python:3.11-slim-bookworm AS cpu
+WORKDIR /opt/fasttrain
+COPY install.sh setup.py pyproject.toml constraints.txt README.md ./
+COPY dataprep dataprep
+COPY fasttrain fasttrain
+COPY kernels kernels
+COPY runs runs
+RUN EXTRAS=ffcv,parquet,tensorboard bash install.sh && rm -rf /root/.cache /var/lib/apt/lists/*
+ENV PATH="/opt/fasttrain/.venv/bin:$PATH"
+CMD ["bash", "runs/torchrun.sh", "--help"]

@@ -5,7 +5,7 @@ PY := .venv/bin/python
 GPU_PY := $(if $(wildcard .venv/ready),.venv/bin/python,python3)
 KERNEL_TESTS := tests/test_readout.py tests/test_similarity.py tests/test_augment.py
 
-.PHONY: demo test test-gpu bench-gpu lint install clean
+.PHONY: demo test test-gpu test-multinode bench-gpu lint install clean
 
 install: .venv/ready
 
@@ -29,10 +29,17 @@ bench-gpu:
 	timeout 200 $(GPU_PY) benchmarks/similarity.py
 	timeout 200 $(GPU_PY) benchmarks/augment.py
 
+# Training on two machines, and the death and return of one: two network namespaces. Part of `make test` as well.
+test-multinode: .venv/ready
+	$(PY) -m pytest tests/test_multinode.py -rs
+
 lint: .venv/ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	.venv/bin/shellcheck install.sh .ci/run runs/*.sh runs/slurm.sbatch
+	.venv/bin/yamllint --strict compose.yaml runs/kubernetes.yaml
+	[ ! -x .venv/bin/hadolint ] || .venv/bin/hadolint Dockerfile
 
 clean:
 	rm -rf .venv data/demo data/demo-shards runs/demo

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv with everything in it: the system packages that FFCV builds against, then the project and its extras.
-# Used by `make`, CI and the Dockerfile alike. PYTHON chooses the interpreter, EXTRAS the extras.
+# Used by `make`, CI and the Dockerfile alike. PYTHON chooses the interpreter, EXTRAS the extras. BASE_PACKAGES=1 uses the
+# interpreter's own packages, in their versions, where it has them (the PyTorch of a vendor's image).
 set -euo pipefail
 cd "$(dirname "$0")"
 python=${PYTHON:-python3}
@@ -30,6 +31,8 @@ if command -v dpkg-query >/dev/null; then
   fi
 fi
 
-[ -x .venv/bin/python ] || "$python" -m venv .venv
-.venv/bin/pip install -q --disable-pip-version-check -c constraints.txt -e ".[$extras]"
+venv=() versions=(-c constraints.txt)
+[ -z "${BASE_PACKAGES:-}" ] || venv=(--system-site-packages) versions=()
+[ -x .venv/bin/python ] || "$python" -m venv "${venv[@]}" .venv
+.venv/bin/pip install -q --disable-pip-version-check "${versions[@]}" -e ".[$extras]"
 touch .venv/ready

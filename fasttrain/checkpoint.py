@@ -48,9 +48,9 @@ def save_checkpoint(folder: pathlib.Path, state: dict, keep_last: int) -> pathli
         temporary.unlink(missing_ok=True)
         good = next(iter(saved_checkpoints(folder)), "none yet")
         raise CheckpointError(f"checkpoint {path} can't be written: {error}; the last good one: {good}") from error
-    if keep_last:
-        for old in saved_checkpoints(folder)[keep_last:]:
-            old.unlink(missing_ok=True)
+    too_old = saved_checkpoints(folder)[keep_last:] if keep_last else []
+    for useless in (*too_old, *folder.glob("step-*.tmp")):  # the latter: of a process that was killed while saving
+        useless.unlink(missing_ok=True)
     return path
 
 

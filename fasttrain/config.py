@@ -33,8 +33,8 @@ OPTIMIZERS: dict[str, dict[str, float]] = {
 class TrainConfig:
     """Pre-train an image encoder with MoCo or XMoCo.
 
-    The same command on an existing run folder continues from its newest good checkpoint. Exit status: 0 done;
-    143 stopped by SIGTERM and 130 by SIGINT after writing a checkpoint; 2 bad input; 1 anything else.
+    The same command on an existing run folder continues from its newest good checkpoint. Exit status: 0 done; stopped
+    by a signal after writing a checkpoint: 143 SIGTERM, 138 SIGUSR1, 130 SIGINT; 2 bad input; 1 anything else.
     """
 
     data: str
@@ -124,7 +124,7 @@ class TrainConfig:
     """xmoco: temperature of the distribution that should be uniform."""
 
     checkpoint_every: int = 1000
-    """Steps between checkpoints; one is always written at the end and on SIGTERM or SIGINT."""
+    """Steps between checkpoints; one is always written at the end and on SIGTERM, SIGUSR1 or SIGINT."""
     keep_last: int = 3
     """Checkpoints kept; older ones are deleted once a newer one is safely on disk. 0: keep all."""
     knn_every: int = 0

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
+import socket
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from fasttrain.affinity import share_of
 from fasttrain.cli import UserError
 
 TIMEOUT = datetime.timedelta(minutes=10)  # a rank that waits longer for another gives up with an error
@@ -27,20 +30,38 @@ class Ranks:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: no GPU is visible to PyTorch here; use --device cpu or auto")
         self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local_rank, local_world_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
         on_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"
         self.device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
         self._control: Any = None
         self._pending: tuple[Any, Tensor] | None = None
-        self.cores = max(1, len(psutil.Process().cpu_affinity() or [0]) // local_world_size)
         if on_gpu:
+            if local_rank >= torch.cuda.device_count():
+                raise UserError(
+                    f"process {local_rank + 1} of this machine has no GPU ({torch.cuda.device_count()} visible); "
+                    "start one process for each GPU"
+                )
             torch.cuda.set_device(self.device)
-        else:
-            torch.set_num_threads(self.cores)  # torch's own choice leaves out hyper-threads: 1.6x slower on two of them
         if self.world_size > 1:
             backend = "cuda:nccl,cpu:gloo" if on_gpu else "gloo"
             dist.init_process_group(backend, timeout=TIMEOUT)
             self._control = dist.new_group(backend="gloo", timeout=TIMEOUT)  # flags cross it without a GPU sync
+            self._take_cores()
+        self.cores = len(os.sched_getaffinity(0))
+        if not on_gpu:
+            torch.set_num_threads(self.cores)  # torch's own choice leaves out hyper-threads: 1.6x slower on two of them
+
+    def _take_cores(self) -> None:
+        """Keep this process, and every thread it starts from now on, on its own share of the machine's cores.
+
+        Ranks of one machine that may use the same cores share them out; a rank that was given cores of its own (by
+        torchrun's --numa-binding, a scheduler or numactl) keeps those.
+        """
+        mine = socket.gethostname(), frozenset(os.sched_getaffinity(0))
+        all_W: list[Any] = [None] * self.world_size
+        dist.all_gather_object(all_W, mine, group=self._control)
+        sharers = [rank for rank, other in enumerate(all_W) if other == mine]
+        os.sched_setaffinity(0, share_of(set(mine[1]), sharers.index(self.rank), len(sharers)))
 
     @property
     def is_main(self) -> bool:
@@ -63,6 +84,14 @@ class Ranks:
         self._pending = dist.all_reduce(value, dist.ReduceOp.MAX, group=self._control, async_op=True), value
         return answer
 
+    def mean(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each scalar's mean over all ranks, fp32, on the device; every rank names the same terms in the same order."""
+        if self.world_size == 1:
+            return terms
+        values = torch.stack([term.float() for term in terms.values()])
+        dist.all_reduce(values)
+        return dict(zip(terms, values / self.world_size, strict=True))
+
     def share(self, value: object) -> object:
         """Rank 0's `value`, on every rank (any object that pickles)."""
         if self.world_size == 1:
@@ -81,8 +110,26 @@ class Ranks:
             dist.destroy_process_group()
 
 
+def data_parallel(module: nn.Module, static_graph: bool) -> nn.Module:
+    """The module with gradients averaged over all ranks; on one process the module itself.
+
+    Buffers (queue, running statistics) are the same or local on every rank by construction, so none is sent in a step.
+    static_graph: every backward averages gradients; with some that do not, torch trips over itself (pytorch#143580).
+    """
+    if world_size() == 1:
+        return module
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # the name until 2.13
+    options: dict[str, Any] = {buffers: False}
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=static_graph, **options)
+
+
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+# its name until torch 2.13
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def gather_rows(x_ND: Tensor) -> Tensor:
@@ -90,7 +137,7 @@ def gather_rows(x_ND: Tensor) -> Tensor:
     if world_size() == 1:
         return x_ND.detach()
     out_MD = x_ND.new_empty(world_size() * x_ND.shape[0], x_ND.shape[1])
-    dist.all_gather_into_tensor(out_MD, x_ND.detach().contiguous())
+    _all_gather(out_MD, x_ND.detach().contiguous())
     return out_MD
 
 

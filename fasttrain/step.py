@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fasttrain.batch_norm import RunningStatistics
 from fasttrain.cli import UserError
 from fasttrain.config import TrainConfig
-from fasttrain.dist import Ranks
+from fasttrain.dist import Ranks, data_parallel
 from fasttrain.health import Skips
 from fasttrain.methods import AUTOCAST, Method
 from fasttrain.optim import make_optimizer, set_learning_rate, take_step
@@ -29,10 +29,7 @@ class TrainStep:
         """method: on the ranks' device. Raises UserError for a missing optimizer package."""
         self.optimizer = make_optimizer(config.optimizer, method, config.lr, config.weight_decay)
         self.skips_3 = torch.tensor(Skips(), device=ranks.device)  # never read by the host here
-        self._method, self._model = (
-            method,
-            _data_parallel(method, config.accumulate) if ranks.world_size > 1 else method,
-        )
+        self._method, self._model = method, data_parallel(method, static_graph=config.accumulate == 1)
         self._scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
         self._autocast = ranks.device.type, AUTOCAST.get(config.precision)
         self._accumulate, self._clip_norm, self._cuda_graph = config.accumulate, config.clip_norm, config.cuda_graph
@@ -81,14 +78,6 @@ class TrainStep:
         self.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self.skips_3 = state["skips"].to(self.skips_3.device)
-
-
-def _data_parallel(method: Method, accumulate: int) -> DistributedDataParallel:
-    # Buffers are not broadcast: the queue is the same on every rank. With a static graph, backward passes that are not
-    # synchronised trip an assertion in torch (pytorch/pytorch#143580).
-    return DistributedDataParallel(
-        method, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=accumulate == 1
-    )
 
 
 def compile_networks(method: Method, config: TrainConfig, device: torch.device) -> None:

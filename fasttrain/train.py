@@ -29,6 +29,7 @@ from fasttrain.config import TrainConfig, as_dict, differences, parse_config
 from fasttrain.data import Loader, Order, Store, open_dataset, open_loader, pixel_statistics
 from fasttrain.dist import Ranks
 from fasttrain.encoders import feature_width
+from fasttrain.faults import explained
 from fasttrain.health import Skips
 from fasttrain.log import SilentLog, TrainLog
 from fasttrain.methods import AUTOCAST, Method, channels_last, make_method
@@ -46,17 +47,23 @@ NAMED = 8  # samples in an error line
 
 
 class StopSignal:
-    """Remembers SIGTERM or SIGINT until the step is finished; a second one ends the process at once."""
+    """Remembers SIGTERM, SIGINT or SIGUSR1 until the step is finished; a second SIGINT ends the process at once.
+
+    Launchers repeat the other two (a scheduler signals torchrun, torchrun its processes), so those only count once.
+    """
 
     received = 0
 
     def __init__(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+        if self.received:
+            return
         self.received = number
-        signal.signal(number, signal.SIG_DFL)
         if os.environ.get("RANK", "0") == "0":  # not print: the signal may have come in the middle of one
             os.write(2, b"stopping after this step, with a checkpoint\n")
 
@@ -122,6 +129,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**63)
 
 
+@explained
 def train(config: TrainConfig) -> int:
     """Train to the end of the schedule, --max-steps or a signal; returns the exit status."""
     stop = StopSignal()
@@ -209,7 +217,7 @@ def train(config: TrainConfig) -> int:
                 terms = update(views, step, lr)
                 step += 1
 
-                log.step(step, epoch, lr, terms, update.skips_3)
+                log.step(step, epoch, lr, ranks.mean(terms), update.skips_3)
                 if log.skips.too_many(step):
                     raise not_finite(run, config, store.num_samples, log.skips, step)
                 stopped = ranks.agree(stop.received)

@@ -12,10 +12,10 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
-import torch
 from conftest import ROOT, one_line
+from launch import TINY as SMALL
+from launch import equal, final_state, train
 from PIL import Image
 
 from dataprep.beton import BetonReader
@@ -23,34 +23,7 @@ from fasttrain import run_folder
 from fasttrain.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.config import TrainConfig
 from fasttrain.log import read_metrics
-from fasttrain.train import main, view_size
-
-SMALL = [
-    "--arch", "small", "--size", "16", "--batch-size", "16", "--queue-size", "100", "--dim", "16", "--epochs", "4",
-    "--lr", "0.05", "--log-every", "2",
-]  # fmt: skip
-
-
-def train(data, run, *more):
-    return main(["--data", str(data), "--run", str(run), *SMALL, *map(str, more)])
-
-
-def final_state(run):
-    return load_checkpoint(saved_checkpoints(run / "checkpoints")[0])
-
-
-def equal(a, b, path=""):
-    """Every difference between two nested states, bit for bit."""
-    if isinstance(a, torch.Tensor):
-        same = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
-        return [] if same else [path]
-    if isinstance(a, dict):
-        if set(a) != set(b):
-            return [f"{path}: {set(a) ^ set(b)}"]
-        return [difference for key in a for difference in equal(a[key], b[key], f"{path}/{key}")]
-    if isinstance(a, list | tuple):
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in equal(x, y, f"{path}/{i}")]
-    return [] if a == b or path.startswith("/config/") else [f"{path}: {a} {b}"]
+from fasttrain.train import view_size
 
 
 @pytest.fixture(scope="module", params=["moco", "xmoco"])
@@ -290,31 +263,6 @@ def test_evaluate_and_report_as_a_user(uninterrupted, shards, run_command):
     assert last["images_per_sec"] > 0
     assert "kNN top-1" in (run / "report.html").read_text()
     assert not list(run.glob("features-*"))
-
-
-def test_killing_one_rank_ends_the_job_and_it_can_be_continued(shards, tmp_path):
-    run = tmp_path / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
-    words = [str(ROOT / "fasttrain/train.py"), "--data", str(shards), "--run", str(run), *SMALL]
-    words += ["--epochs", "5000", "--checkpoint-every", "5"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    job = subprocess.Popen([*torchrun, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    try:
-        deadline = time.monotonic() + 120
-        while not saved_checkpoints(run / "checkpoints") and time.monotonic() < deadline and job.poll() is None:
-            time.sleep(0.1)
-        ranks = [child for child in psutil.Process(job.pid).children() if "train.py" in " ".join(child.cmdline())]
-        assert len(ranks) == 2
-        ranks[1].send_signal(signal.SIGKILL)
-        assert job.wait(timeout=60) != 0
-        psutil.wait_procs(ranks, timeout=10)
-        assert not any(rank.is_running() for rank in ranks)
-    finally:
-        job.kill()
-    step = final_state(run)["step"]
-    more = ["--epochs", "5000", "--checkpoint-every", "5", "--max-steps", step + 2]
-    assert train(shards, run, *more) == 0
-    assert final_state(run)["step"] == step + 2
 
 
 def test_resident_and_thread_loader_end_with_the_same_weights(uninterrupted, shards, tmp_path):

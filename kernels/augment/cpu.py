@@ -66,8 +66,8 @@ def augment(
 
 
 def _threads() -> int:
-    """The cores this process may use, shared with the machine's other ranks (as torchrun counts them)."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """The cores this process may use (each rank of a machine keeps to its own: fasttrain/dist.py)."""
+    return len(os.sched_getaffinity(0))
 
 
 def _arrays(*tensors: Tensor) -> Arrays:

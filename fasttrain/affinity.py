@@ -1,0 +1,35 @@
+"""Which of a machine's cores each of its processes uses."""
+
+from __future__ import annotations
+
+import pathlib
+
+TOPOLOGY = pathlib.Path("/sys/devices/system/cpu")
+
+
+def share_of(cpus: set[int], place: int, sharers: int, topology: pathlib.Path = TOPOLOGY) -> set[int]:
+    """The cpus (numbers of hardware threads) of one process out of `sharers` that may all use `cpus`; place from 0.
+
+    Neighbouring places get neighbouring cores, so a process stays on one socket where it can. Hyper-threads of a core
+    stay together while there are cores enough; with more processes than hardware threads, several get the same one.
+    """
+    units = _cores(cpus, topology)
+    if sharers > len(units):
+        units = [[cpu] for core in units for cpu in core]
+    if sharers > len(units):
+        return set(units[place % len(units)])
+    first, end = (len(units) * edge // sharers for edge in (place, place + 1))
+    return {cpu for unit in units[first:end] for cpu in unit}
+
+
+def _cores(cpus: set[int], topology: pathlib.Path) -> list[list[int]]:
+    """`cpus` grouped by physical core, in the order of sockets and cores; where /sys does not tell, each is a core."""
+    cores: dict[tuple[int, str], list[int]] = {}
+    for cpu in sorted(cpus):
+        folder = topology / f"cpu{cpu}" / "topology"
+        try:
+            core = int((folder / "physical_package_id").read_text()), (folder / "thread_siblings_list").read_text()
+        except (OSError, ValueError):
+            core = 0, f"{cpu}"
+        cores.setdefault(core, []).append(cpu)
+    return [cores[core] for core in sorted(cores, key=lambda core: (core[0], cores[core][0]))]

@@ -1,0 +1,141 @@
+"""The same training on one process and on many: losses, weights, sample order, cores."""
+
+import inspect
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from launch import environment, final_state, launcher, train
+
+from fasttrain import dist
+from fasttrain.affinity import share_of
+from fasttrain.log import read_metrics
+
+# Batch statistics are the one thing that depends on how many images a process holds, so this encoder has none, and
+# arithmetic is in fp32. What is left is the order in which floating-point sums are taken.
+EXACT = ["--arch", "squeezenet1_1", "--size", "32", "--batch-norm", "plain", "--precision", "fp32", "--log-every", "1"]
+STEPS = 6
+TOLERANCE = 1e-5  # of a loss of 3 to 5, after up to STEPS steps; 1e-6 was seen
+
+
+def losses(run):
+    entries = read_metrics(run / "metrics.jsonl")
+    assert [entry["step"] for entry in entries] == list(range(1, STEPS + 1))
+    return torch.tensor([[v for k, v in e.items() if k in ("loss", "info_nce", "cross", "uniform")] for e in entries])
+
+
+def on_ranks(count, shards, run, *more):
+    words = launcher(shards, run, *EXACT, "--device", "cpu", *more)
+    job = subprocess.run(words, capture_output=True, text=True, timeout=250, env=environment(PET_NPROC_PER_NODE=count))
+    assert job.returncode == 0, job.stderr
+    return job.stderr
+
+
+@pytest.fixture(scope="module")
+def one_rank(shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("one") / "run"
+    assert train(shards, run, *EXACT, "--max-steps", STEPS) == 0
+    return run
+
+
+def test_two_ranks_have_the_losses_of_one(one_rank, shards, tmp_path):
+    on_ranks(2, shards, tmp_path / "run", "--max-steps", STEPS)
+    assert torch.allclose(losses(tmp_path / "run"), losses(one_rank), rtol=0, atol=TOLERANCE)
+    # a wrong share of the batch, or a queue filled in another order, would be far outside
+    other = tmp_path / "other"
+    assert train(shards, other, *EXACT, "--max-steps", STEPS, "--seed", 1) == 0
+    assert (losses(other) - losses(one_rank)).abs().max() > 500 * TOLERANCE
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(one_rank, shards, tmp_path):
+    """Four ranks, then one: the samples, the queue and the losses are those of one rank all the way."""
+    run = tmp_path / "run"
+    errors = on_ranks(4, shards, run, "--max-steps", STEPS // 2)
+    assert "Warning" not in errors
+    assert train(shards, run, *EXACT, "--max-steps", STEPS) == 0
+    assert torch.allclose(losses(run), losses(one_rank), rtol=0, atol=TOLERANCE)
+    ours, theirs = final_state(run), final_state(one_rank)
+    assert ours["loader"] == theirs["loader"]
+    for name, value in theirs["method"].items():
+        assert torch.allclose(ours["method"][name].float(), value.float(), rtol=0, atol=TOLERANCE), name
+
+
+@pytest.mark.parametrize("name", ["forward_sync_buffers", "broadcast_buffers"])
+def test_buffers_are_not_sent_in_a_step_under_either_name_of_that_option(monkeypatch, name):
+    """torch 2.13 renamed it; with neither, DDP would send the queue at every step."""
+    given = {}
+
+    class Parallel(torch.nn.Module):
+        def __init__(self, module, gradient_as_bucket_view, static_graph, **options):
+            given.update(options)
+
+    place = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+    monkeypatch.setattr(Parallel.__init__, "__signature__", inspect.Signature([place]), raising=False)
+    monkeypatch.setattr(dist, "DistributedDataParallel", Parallel)
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    dist.data_parallel(torch.nn.Linear(1, 1), static_graph=True)
+    assert given == {name: False}
+
+
+def machine(folder, packages, cores, threads):
+    """A /sys tree of a machine whose hyper-threads are numbered as Linux does: first all cores, then their siblings."""
+    total = packages * cores
+    for cpu in range(total * threads):
+        topology = folder / f"cpu{cpu}" / "topology"
+        topology.mkdir(parents=True)
+        core = cpu % total
+        (topology / "physical_package_id").write_text(f"{core // cores}\n")
+        siblings = ",".join(str(core + total * thread) for thread in range(threads))
+        (topology / "thread_siblings_list").write_text(siblings + "\n")
+    return set(range(total * threads))
+
+
+def test_ranks_share_the_cores_and_keep_hyper_threads_together(tmp_path):
+    cpus = machine(tmp_path, 2, 4, 2)
+    assert [share_of(cpus, rank, 4, tmp_path) for rank in range(4)] == [
+        {0, 1, 8, 9}, {2, 3, 10, 11}, {4, 5, 12, 13}, {6, 7, 14, 15},
+    ]  # fmt: skip
+    assert share_of(cpus, 0, 1, tmp_path) == cpus
+    assert share_of({2, 3, 10, 11}, 1, 2, tmp_path) == {3, 11}  # a container that may use some of them
+
+
+@pytest.mark.parametrize("sharers", [1, 3, 5, 8, 9, 16, 20])
+def test_every_core_is_used_and_nobody_is_without(tmp_path, sharers):
+    cpus = machine(tmp_path, 2, 4, 2)
+    shares = [share_of(cpus, rank, sharers, tmp_path) for rank in range(sharers)]
+    assert all(shares)
+    assert set().union(*shares) == cpus
+    if sharers <= len(cpus):
+        assert sum(map(len, shares)) == len(cpus)
+
+
+def test_cores_are_shared_where_the_machine_does_not_tell_its_topology(tmp_path):
+    assert [share_of({1, 4, 6, 7}, rank, 2, tmp_path) for rank in range(2)] == [{1, 4}, {6, 7}]
+
+
+RANK = """
+import os
+from fasttrain.dist import Ranks
+ranks = Ranks("cpu")
+line = f"{ranks.rank} {ranks.cores} {sorted(os.sched_getaffinity(0))}\\n"
+os.write(1, line.encode())  # at once: the other rank writes there too
+ranks.close()
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two hardware threads")
+def test_ranks_of_a_machine_keep_to_their_own_cores(tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    job = subprocess.run(
+        [*words, tmp_path / "rank.py"], capture_output=True, text=True, timeout=100,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert job.returncode == 0, job.stderr
+    cores = os.sched_getaffinity(0)
+    shares = [share_of(cores, place, 2) for place in range(2)]
+    expected = [f"{rank} {len(share)} {sorted(share)}" for rank, share in enumerate(shares)]
+    assert sorted(job.stdout.splitlines()) == expected
