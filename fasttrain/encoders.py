@@ -25,15 +25,15 @@ class _Block(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        out = torch.relu_(self.bn1(self.conv1(x)))
+        return torch.relu_(self.bn2(self.conv2(out)).add_(self.shortcut(x)))
 
 
 class Small(nn.Sequential):
     """A ResNet of one basic block a stage, for views of about 32 px: (N, 3, S, S) → (N, 256)."""
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 256)) -> None:
-        stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
+        stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
         pairs = zip((widths[0], *widths), widths, strict=False)
         blocks = [_Block(before, width, 1 if i == 0 else 2) for i, (before, width) in enumerate(pairs)]
         super().__init__(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
