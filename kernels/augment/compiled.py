@@ -35,7 +35,7 @@ Arrays = tuple[np.ndarray, ...]
 # The numpy error model leaves out the check of every division, which would keep loops from being vectorised.
 _compiled = numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
 
-_ZERO, _HALF, _ONE, _TWO, _FOUR, _SIX = (np.float32(x) for x in (0, 0.5, 1, 2, 4, 6))
+_ZERO, _HALF, _ONE, _TWO, _THREE, _FOUR, _SIX = (np.float32(x) for x in (0, 0.5, 1, 2, 3, 4, 6))
 _RED, _GREEN, _BLUE = (np.float32(x) for x in (0.2989, 0.587, 0.114))  # torchvision's weights of rgb_to_grayscale
 LANES = 16  # rows of a band, values of a vector: one register of AVX-512, a few of others
 TILE = 512  # columns of a band that are mixed and turned at once, so that they stay in the first-level cache
@@ -258,11 +258,12 @@ def make_views(
     pixels, offset_B, width_B = source
     crop_BV4, flip_BV, order_BV4, strength_BV4, gray_BV, sigma_BV, solarize_BV = table
     size, taps, radius = most
-    view, other, weights, strip, band, padded, kernel = scratch
+    view, weights, strip, band, padded, kernel = scratch
     pitch = -(-size // LANES) * LANES
     plane, views = size * pitch, flip_BV.shape[1]
     weights = weights[: 2 * size * taps].reshape(2, size, taps)
     spans = np.empty((2, 2, size), dtype=np.int64)
+    at_C = np.empty(3, dtype=np.int64)  # where the plane of each colour starts
     starts = np.empty(2 * radius + 1, dtype=np.uint64)
     rows = np.empty(3 * max(size, LANES), dtype=np.uint64)
     for item in range(first, last):
@@ -272,15 +273,18 @@ def make_views(
         height, width = crop_BV4[b, v, 2], crop_BV4[b, v, 3]
         _resize(pixels, at, stride, height, width, flip_BV[b, v], weights, spans, strip, band, pitch, view)
         _recolour(order_BV4[b, v], strength_BV4[b, v], gray_BV[b, v], size, pitch, view)
-        planes = 1 if gray_BV[b, v] else 3  # of a gray view, one stands for all three
-        if sigma_BV[b, v] > 0:
-            for c in range(planes):
-                of = slice(c * plane, (c + 1) * plane)
-                _blur(view[of], sigma_BV[b, v], size, pitch, kernel, padded, starts, other[of])
-            view, other = other, view
-        if solarize_BV[b, v]:
-            _solarize(view[: planes * plane])
-        _write(view, planes, size, pitch, rows, scale, streamed, out_VBX[v, b])
+        colours = 1 if gray_BV[b, v] else 3  # one plane stands for all of a gray view
+        spare = 3 * plane
+        for c in range(colours):
+            at_C[c] = c * plane
+            if sigma_BV[b, v] > 0:
+                unblurred, blurred = view[at_C[c] : at_C[c] + plane], view[spare : spare + plane]
+                _blur(unblurred, sigma_BV[b, v], size, pitch, kernel, padded, starts, blurred)
+                at_C[c], spare = spare, at_C[c]
+            if solarize_BV[b, v]:
+                _solarize(view[at_C[c] : at_C[c] + plane])
+        at_C[colours:] = at_C[0]
+        _write(view, at_C, size, pitch, rows, scale, streamed, out_VBX[v, b])
 
 
 @_compiled
@@ -458,7 +462,11 @@ def _saturate(red: Array, green: Array, blue: Array, factor: np.float32) -> None
 
 @_compiled
 def _turn_hue(red: Array, green: Array, blue: Array, turn: np.float32) -> None:
-    """Turns the hue of HSV colours. Hues here count six to the circle; gray pixels have none and stay as they are."""
+    """Turns the hue of HSV colours. Hues here count six to the circle; gray pixels have none and stay as they are.
+
+    How far a channel lies below the highest one, in units of the chroma, is a trapezoid of the hue, centred on the
+    channel's complement (red's on 3) or, seen the other way, on the channel itself (green's on 2, blue's on 4).
+    """
     for i in range(red.size):
         r, g, b = red[i], green[i], blue[i]
         high = max(r, g, b)
@@ -466,20 +474,10 @@ def _turn_hue(red: Array, green: Array, blue: Array, turn: np.float32) -> None:
         inverse = _ONE / (chroma if chroma > _ZERO else _ONE)
         hue = (g - b) * inverse if high == r else ((b - r) * inverse + _TWO if high == g else (r - g) * inverse + _FOUR)
         hue += _SIX * turn
-        red[i] = high - chroma * _shade(hue + np.float32(5))
-        green[i] = high - chroma * _shade(hue + np.float32(3))
-        blue[i] = high - chroma * _shade(hue + _ONE)
-
-
-@_compiled
-def _shade(k: np.float32) -> np.float32:
-    """How far a channel lies below the highest one, in units of the chroma.
-
-    That is max(0, min(k, 4 - k, 1)), with k modulo 6 the hue's distance from the channel's own place on the circle (the
-    branch-free form of HSV to RGB).
-    """
-    k = k - _SIX * np.floor(k / _SIX)
-    return _unit(min(k, _FOUR - k))
+        hue -= _SIX * np.floor(hue / _SIX)
+        red[i] = high - chroma * _unit(_TWO - abs(hue - _THREE))
+        green[i] = high - chroma * _unit(abs(hue - _TWO) - _ONE)
+        blue[i] = high - chroma * _unit(abs(hue - _FOUR) - _ONE)
 
 
 @_compiled
@@ -541,7 +539,7 @@ def _solarize(values: Array) -> None:
 
 @_compiled
 def _write(
-    view: Array, planes: int, size: int, pitch: int, rows: Array, scale: Arrays, streamed: bool, out: Array
+    view: Array, at_C: Array, size: int, pitch: int, rows: Array, scale: Arrays, streamed: bool, out: Array
 ) -> None:
     """Turns the planes back, interleaves and normalises them, and writes them to out.
 
@@ -553,7 +551,7 @@ def _write(
     length = 3 * side
     whole = out if size >= LANES else np.empty(length * side, out.dtype)
     for k in range(length):
-        rows[k] = min(k // 3, size - 1) * pitch + (k % 3 * size * pitch if planes == 3 else 0)
+        rows[k] = at_C[k % 3] + min(k // 3, size - 1) * pitch
     for block_y in range(0, side, LANES):
         y = min(block_y, side - LANES)  # the last blocks overlap others where the size is no multiple of theirs
         for block_k in range(0, length, LANES):

@@ -48,7 +48,7 @@ def augment(
     radius = math.ceil(3 * float(table.sigma_BV.max())) if images else 0
     pitch = _rounded(size)
     sizes = {
-        "view": 3 * size * pitch, "other": 3 * size * pitch, "weights": 2 * size * taps, "strip": LANES * TILE,
+        "view": 4 * size * pitch, "weights": 2 * size * taps, "strip": LANES * TILE,
         "band": LANES * (3 * longest + TILE), "padded": pitch + 2 * _rounded(radius), "kernel": radius + 1,
     }  # fmt: skip
     source = _arrays(pixels, offset_B, width_B)
