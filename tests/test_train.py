@@ -258,7 +258,8 @@ def test_killing_one_rank_ends_the_job_and_it_can_be_continued(shards, tmp_path)
     words = [str(ROOT / "fasttrain/train.py"), "--data", str(shards), "--run", str(run), *SMALL]
     words += ["--epochs", "5000", "--checkpoint-every", "5"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    job = subprocess.Popen([*torchrun, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    with open(tmp_path / "errors", "w") as errors:
+        job = subprocess.Popen([*torchrun, *words], stdout=subprocess.DEVNULL, stderr=errors, env=environment)
     try:
         deadline = time.monotonic() + 120
         while not saved_checkpoints(run / "checkpoints") and time.monotonic() < deadline and job.poll() is None:
@@ -269,6 +270,7 @@ def test_killing_one_rank_ends_the_job_and_it_can_be_continued(shards, tmp_path)
         assert job.wait(timeout=60) != 0
         psutil.wait_procs(ranks, timeout=10)
         assert not any(rank.is_running() for rank in ranks)
+        assert f"Signal 9 (SIGKILL) received by PID {ranks[1].pid}" in (tmp_path / "errors").read_text()
     finally:
         job.kill()
     step = final_state(run)["step"]
