@@ -88,17 +88,25 @@ class _Decompressor(threading.local):
             library.tjDecompress2,
             library.tjGetErrorStr2,
         )
-        self.owner = _Handle()
-        self.handle = self.owner.address
+        self._renew()
         self.width, self.height = ctypes.c_int(), ctypes.c_int()
         self.subsampling, self.colorspace = ctypes.c_int(), ctypes.c_int()
         # The order of the function's arguments: width, height, subsampling, colour space.
         fields = (self.width, self.height, self.subsampling, self.colorspace)
         self.fields = tuple(ctypes.addressof(field) for field in fields)
 
+    def _renew(self) -> None:
+        self.owner = _Handle()
+        self.handle = self.owner.address
+
     def error(self) -> JpegError:
-        """Return the error of the last call as an exception."""
+        """Return the error of the last call as an exception.
+
+        After some errors in a header (one without SOS, for example) a decompressor takes the next stream, sound as it
+        may be, for the rest of that header. So it is not used again.
+        """
         text: bytes = self.message(self.handle)
+        self._renew()
         return JpegError(text.decode("ascii", "replace").strip())
 
 

@@ -33,7 +33,8 @@ class Small(nn.Sequential):
     """A ResNet of one basic block a stage, for views of about 32 px: (N, 3, S, S) → (N, 256)."""
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 256)) -> None:
-        stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
+        convolution = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        stem = nn.Sequential(convolution, nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True))
         pairs = zip((widths[0], *widths), widths, strict=False)
         blocks = [_Block(before, width, 1 if i == 0 else 2) for i, (before, width) in enumerate(pairs)]
         super().__init__(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -20,7 +20,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as T
 
 from fasttrain.views import BRIGHTNESS, CONTRAST, HUE, RECIPES, SATURATION, ViewTable, center, draw
-from kernels.augment import augment, cpu, gpu
+from kernels.augment import augment, compiled, cpu, gpu
 
 SHAPES = ((50, 70), (33, 21), (128, 96), (1, 40), (57, 1))  # of the ragged batch's images
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -324,11 +324,40 @@ def test_kernels_compile_for_hopper(tmp_path):
         assert shared <= 16384
 
 
-def test_one_specialisation_serves_all():
+def test_one_specialisation_serves_all_batches_of_a_dtype():
+    known = []
     for count, size in ((1, 8), (5, 17)):
         batch = ragged(count)
         augment(*batch, draw(RECIPES["cifar"], *batch[2:], torch.arange(count), 0, 0), size, *PLAIN, impl="cpu")
-    assert len(cpu._make_views.signatures) == 1
+        known.append(len(compiled.make_views.signatures))
+    assert 1 <= known[0] == known[1] <= 3
+
+
+@pytest.mark.parametrize("size", [8, 20, 32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_compiled_16_bit_output_is_the_nearest(size, dtype):
+    batch = ragged()
+    table = draw(RECIPES["mocov3"], *batch[2:], torch.arange(len(SHAPES)), seed=0, epoch=0)
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    full, half = (torch.full((2, len(SHAPES), size, size, 3), torch.nan, dtype=kind) for kind in (torch.float32, dtype))
+    for out in (full, half):
+        cpu.augment(*batch, table, mean, std, out)
+    assert torch.equal(half, full.to(dtype))
+
+
+def test_output_at_any_address():
+    """Aligned outputs are written past the caches, others are not."""
+    batch = ragged()
+    table = draw(RECIPES["mocov2"], *batch[2:], torch.arange(len(SHAPES)), seed=0, epoch=0)
+    memory = torch.full((len(SHAPES) * 2 * 32 * 32 * 3 + 32,), torch.nan)
+    aligned = -memory.data_ptr() % 64 // 4
+    views = []
+    for start in (aligned, aligned + 1):
+        out_VBSS3 = memory[start : start + len(memory) - 32].view(2, len(SHAPES), 32, 32, 3)
+        cpu.augment(*batch, table, torch.tensor(MEAN), torch.tensor(STD), out_VBSS3)
+        views.append(out_VBSS3.clone())
+    assert torch.isfinite(views[0]).all()
+    assert torch.equal(*views)
 
 
 # ---- the public function
@@ -410,7 +439,5 @@ def test_other_impossible_tables_and_batches():
 
 
 def test_as_many_threads_as_cores_may_be_used(monkeypatch):
-    from kernels.augment import cpu
-
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {2, 3, 5})
     assert cpu._threads() == 3

@@ -135,3 +135,16 @@ def test_planes_decode_and_encode(subsampling: int | str, size: tuple[int, int])
         assert abs(jpeg.decode(again).astype(int) - jpeg.decode(data)).max() < 8
     with pytest.raises(jpeg.JpegError):
         jpeg.decode_planes(data[: len(data) // 2], jpeg.read_header(data))
+
+
+def test_a_stream_without_pixels_leaves_the_next_one_alone() -> None:
+    """libturbojpeg went on with the damaged header where the next stream began, and found "no image" in that."""
+    data = as_jpeg(picture(20, 30))
+    at = data.index(b"\xff\xda")
+    for call in (jpeg.read_header, lambda stream: decode_into(stream, 20, 30)):
+        with pytest.raises(jpeg.JpegError, match="SOS"):
+            call(data[:at] + b"\xff\xd9" + data[at + 2 :])
+        assert jpeg.read_header(data)[:2] == (20, 30)
+        with pytest.raises(jpeg.JpegError, match="SOS"):
+            call(data[:at] + b"\xff\xd9" + data[at + 2 :])
+        np.testing.assert_array_equal(decode_into(data, 20, 30), jpeg.decode(data))

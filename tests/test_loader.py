@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from dataprep import DataError
+from dataprep.beton import BetonReader
 from dataprep.images import read_rgb
-from fasttrain.data import LoaderError, Order, ThreadLoader, loader, open_dataset
+from dataprep.verify import main as verify
+from fasttrain.data import LoaderError, Order, ThreadLoader, open_dataset, stall
 from fasttrain.data.stores import Encoded
 
 
@@ -164,15 +166,67 @@ def test_an_unexpected_error_of_a_worker_is_raised_where_batches_are_asked_for()
     reader.close()
 
 
-def test_a_hanging_worker_is_an_error_not_a_hang(monkeypatch):
-    monkeypatch.setattr(loader, "STALL_SECONDS", 0.5)
+@pytest.mark.parametrize("where", ["read", "write", "a replacement"])
+def test_a_hanging_worker_is_named_and_then_an_error(monkeypatch, capfd, where):
+    monkeypatch.setattr(stall, "WARN_SECONDS", 0.2)
+    monkeypatch.setattr(stall, "STALL_SECONDS", 1.0)
     release = threading.Event()
-    reader = ThreadLoader(Numbers(100, slow=release), Order(100, 10), 2)
-    began = time.monotonic()
-    with pytest.raises(LoaderError, match="hangs"):
-        next(reader.epoch(0))
-    assert time.monotonic() - began < 10
+    store = Numbers(100, broken=[7] if where == "a replacement" else ())
+    hanging = Order(100, 10).substitute(0, 7, 1) if where == "a replacement" else 7
+    read, write = store.read, store.write
+
+    def hang_at(index):
+        if index == hanging:
+            release.wait()
+
+    if where == "read":
+        store.read = lambda index: (hang_at(index), read(index))[1]
+    else:
+        store.write = lambda sample, address: (hang_at(sample.content), write(sample, address))
+    reader = ThreadLoader(store, Order(100, 10), 2)
+    ended = threading.Event()
+
+    def train():
+        with pytest.raises(LoaderError, match=f"no sample for 1 s: .* hangs, at number {hanging}"):
+            list(reader.epoch(0))
+        ended.set()
+
+    threading.Thread(target=train, daemon=True).start()
+    assert ended.wait(30)
+    assert f"(the run ends after 1), at number {hanging}\n" in capfd.readouterr().err
     release.set()
+    reader.close()
+
+
+@pytest.mark.parametrize("method", ["read", "write"])
+def test_storage_may_be_slower_than_any_limit_as_long_as_it_moves(monkeypatch, method):
+    monkeypatch.setattr(stall, "WARN_SECONDS", 0.3)
+    monkeypatch.setattr(stall, "STALL_SECONDS", 0.6)
+    store = Numbers(40)
+    call = getattr(store, method)
+    setattr(store, method, lambda *rest: (time.sleep(0.05), call(*rest))[1])
+    reader = ThreadLoader(store, Order(40, 40), 1)  # one batch: two seconds
+    assert [len(batch) for batch in reader.epoch(0)] == [40]
+    reader.close()
+
+
+def test_a_slow_training_step_is_no_stall(monkeypatch, capfd):
+    monkeypatch.setattr(stall, "WARN_SECONDS", 0.1)
+    monkeypatch.setattr(stall, "STALL_SECONDS", 0.3)
+    reader = ThreadLoader(Numbers(60), Order(60, 10), 2)
+    for _ in reader.epoch(0):
+        time.sleep(0.4)
+    assert "no sample for" not in capfd.readouterr().err
+    reader.close()
+
+
+def test_a_workers_own_timeout_is_its_error_not_a_stall():
+    """A network file system answers with ETIMEDOUT, which Python raises as the TimeoutError of a wait."""
+    store = Numbers(20)
+    store.write = lambda sample, address: (_ for _ in ()).throw(TimeoutError("the server does not answer"))
+    reader = ThreadLoader(store, Order(20, 10), 2)
+    with pytest.raises(TimeoutError, match="does not answer"):
+        list(reader.epoch(0))
     reader.close()
 
 
@@ -190,7 +244,7 @@ def test_corrupt_jpeg_inside_a_shard(shards, tmp_path):
     reader.close()
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "replaced"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "replaced", "other content"])
 def test_shards_that_do_not_match_the_manifest_are_refused(shards, tmp_path, damage):
     data = tmp_path / "data"
     shutil.copytree(shards, data)
@@ -199,10 +253,33 @@ def test_shards_that_do_not_match_the_manifest_are_refused(shards, tmp_path, dam
         first.unlink()
     elif damage == "truncated":
         first.write_bytes(first.read_bytes()[:-100])
+    elif damage == "other content":  # of the same size
+        first.write_bytes(np.random.default_rng(0).bytes(first.stat().st_size))
     else:
         shutil.copy(sorted(data.glob("train-*.beton"))[-1], second)
     with pytest.raises(DataError, match=r"train-0000\d\.beton"):
         open_dataset(data, "train")
+
+
+def test_other_content_in_a_shard_of_the_same_size_harms_no_other_image(shards, tmp_path):
+    """Only its checksum tells at once, and verify.py compares that; here, the one image that is none is replaced."""
+    data = tmp_path / "data"
+    shutil.copytree(shards, data)
+    path = data / "train-00000.beton"
+    expected = [(i, px.tobytes()) for batch in unshuffled(data) for i, _, px in images(batch)]
+    content = bytearray(path.read_bytes())
+    reader = BetonReader(path)
+    place, size = int(reader.pointer_N[3]), int(reader.size_N[3])
+    content[place : place + size] = content[place : place + size].replace(b"\xff\xda", b"\xff\xfe", 1)
+    path.write_bytes(content)
+    found = [(i, px.tobytes()) for batch in unshuffled(data) for i, _, px in images(batch)]
+    assert [a == b for a, b in zip(expected, found, strict=True)].count(False) == 1
+    assert verify([str(data)]) == 1
+
+
+def unshuffled(data):
+    store = open_dataset(data, "train")
+    return ThreadLoader(store, Order(store.num_samples, 12, shuffle=False), 1).epoch(0)
 
 
 def test_what_is_not_there_is_a_clear_error(image_folder, shards, tmp_path):

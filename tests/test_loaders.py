@@ -20,7 +20,7 @@ from dataprep.beton import BetonReader
 from dataprep.images import read_rgb
 from dataprep.tarshards import TarShardWriter
 from fasttrain.cli import UserError
-from fasttrain.data import LoaderError, Order, ThreadLoader, loader, open_dataset, open_loader, resident
+from fasttrain.data import LoaderError, Order, ThreadLoader, loader, open_dataset, open_loader, resident, stall
 from fasttrain.data.folder_store import FolderStore, shrink_factor
 from fasttrain.data.prefetch import prefetched, used_pixels
 
@@ -134,7 +134,7 @@ def test_resident_raises_what_a_worker_raises(method, error):
 
 
 def test_resident_does_not_hang_with_its_storage(monkeypatch):
-    monkeypatch.setattr(resident, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(stall, "STALL_SECONDS", 0.5)
     release = threading.Event()
     with pytest.raises(LoaderError, match="hangs"):
         open_loader(Numbers(50, slow=release), Order(50, 10), 2, "resident")
@@ -336,6 +336,13 @@ def test_importing_the_loader_leaves_slow_packages_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_importing_the_loader_leaves_garbage_collection_as_it_was(collecting):
+    code = f"import gc; gc.{'enable' if collecting else 'disable'}(); import fasttrain.data; print(gc.isenabled())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.strip() == str(collecting), done.stderr
 
 
 def test_a_slow_consumer_gets_batches_that_stay_as_they_are():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from fasttrain import torch_start  # noqa: F401, before all that imports torch
+
+# isort: split
 import pathlib
 
 import torch
@@ -9,9 +12,10 @@ import torch
 from dataprep.manifest import Manifest, ManifestError
 from fasttrain.data.batch import Batch
 from fasttrain.data.folder_store import FolderStore
-from fasttrain.data.loader import MAX_FAILED_FRACTION, Loader, LoaderError, ThreadLoader
+from fasttrain.data.loader import MAX_FAILED_FRACTION, Loader, ThreadLoader
 from fasttrain.data.order import Order
 from fasttrain.data.prefetch import prefetched
+from fasttrain.data.stall import LoaderError
 from fasttrain.data.stores import ShardStore, Store
 from fasttrain.data.tar_store import TarStore
 

@@ -78,7 +78,7 @@ class DaliLoader(ThreadLoader):
         if event := self._last_use.pop(buffer.data_ptr(), None):
             event.synchronize()
         streams = [self._streams.jpeg(sample.encoded) for sample in placed]
-        if all(looks_sound(stream) for stream in streams) and self._decode_with_dali(buffer, placed, streams):
+        if self._all_sound(placed, streams) and self._decode_with_dali(buffer, placed, streams):
             return []
         host = buffer if buffer.device.type == "cpu" else torch.empty(len(buffer), dtype=torch.uint8)
         failed = self._write(host, placed, list(range(len(placed))))
@@ -86,6 +86,16 @@ class DaliLoader(ThreadLoader):
             buffer.copy_(host)
             torch.cuda.current_stream(buffer.device).synchronize()
         return failed
+
+    def _all_sound(self, placed: list[Placed], streams: list[np.ndarray]) -> bool:
+        """Also what reads the streams' pages in, sample by sample, so that slow storage is seen to move."""
+        for sample, stream in zip(placed, streams, strict=True):
+            self._watch.begin(sample.number)
+            sound = looks_sound(stream)
+            self._watch.end()
+            if not sound:
+                return False
+        return True
 
     def _decode_with_dali(self, buffer: Tensor, placed: list[Placed], streams: list[np.ndarray]) -> bool:
         """False when DALI refuses a stream, or decodes one to another size than its header states."""

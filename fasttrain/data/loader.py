@@ -2,7 +2,8 @@
 
 A planner thread walks the epoch's order. For each step it has the pool read the samples' sizes, lays them out in a free
 buffer, and has the pool decode into it. The decoder releases the GIL, so plain threads reach its own speed. Every wait
-has a limit, a worker's exception is raised where the batch is asked for, and buffers are made once and used again.
+ends when nothing moves any more (stall.py), a worker's exception is raised where the batch is asked for, and buffers
+are made once and used again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
-from concurrent.futures import TimeoutError as FutureTimeout
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,22 +21,17 @@ import torch
 from torch import Tensor
 
 from dataprep import DataError
-from fasttrain.cli import RunError
 from fasttrain.data.batch import Batch
 from fasttrain.data.order import Order
+from fasttrain.data.stall import STALL_SECONDS, LoaderError, Watch, poll_seconds
 from fasttrain.data.stores import Encoded, Store
 from fasttrain.data.workers import Workers
 
 AHEAD = 3  # batches decoded ahead of the one in use
-STALL_SECONDS = 120.0  # no batch for this long is an error: storage or a worker hangs
 MAX_FAILED_FRACTION = 0.01  # of the samples asked for so far; above it training stops
 MIN_FAILED = 10  # … but not for fewer failures than this
 NAMED_FAILURES = 20  # are printed; all are counted
 MAX_ATTEMPTS = 20
-
-
-class LoaderError(RunError):
-    """Decoding fails too often, or has stopped."""
 
 
 class Loader(Protocol):
@@ -98,7 +93,7 @@ class ThreadLoader:
         self._free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         for _ in range(AHEAD + 1):
             self._free.put(self._new_buffer(1))
-        self._lock = threading.Lock()
+        self._lock, self._watch = threading.Lock(), Watch(store.name)
         self._stop = threading.Event()
 
     def state_dict(self) -> dict[str, int]:
@@ -112,7 +107,7 @@ class ThreadLoader:
     def epoch(self, n: int) -> Iterator[Batch]:
         """The batches of epoch n from the position on (its start, unless load_state_dict set one inside it).
 
-        Raises LoaderError when too many samples fail or none arrives for STALL_SECONDS, and whatever a worker raised.
+        Raises LoaderError when too many samples fail or none is done for STALL_SECONDS, and whatever a worker raised.
         """
         if n != self._epoch:
             self._epoch, self._next_step = n, 0
@@ -121,7 +116,7 @@ class ThreadLoader:
         planner = threading.Thread(target=self._plan, args=(n, self._next_step, ready, stop), daemon=True)
         planner.start()
         try:
-            while (item := _take(ready)) is not None:
+            while (item := self._take(ready)) is not None:
                 if isinstance(item, BaseException):
                     raise item
                 try:
@@ -132,7 +127,7 @@ class ThreadLoader:
             self._epoch, self._next_step = n + 1, 0
         finally:
             stop.set()
-            planner.join(timeout=STALL_SECONDS)
+            planner.join(timeout=0 if self._watch.stalled else STALL_SECONDS)
             while not ready.empty():
                 if isinstance(item := ready.get(), Started):
                     self._give_back(item)
@@ -155,8 +150,6 @@ class ThreadLoader:
                     self._give_back(item)
                     return
             _put(ready, None, stop)
-        except FutureTimeout:
-            _put(ready, stalled(), stop)
         except BaseException as error:  # raised again where the batch is asked for
             _put(ready, error, stop)
 
@@ -164,7 +157,7 @@ class ThreadLoader:
         """Lay a batch out and start decoding it; None when the epoch was abandoned."""
         chunks = [chunk.tolist() for chunk in np.array_split(index_B, min(len(index_B), self._parts))]
         reads = [self._pool.submit(self._read, epoch, chunk) for chunk in chunks]
-        samples = [sample for read in reads for sample in read.result(STALL_SECONDS)]
+        samples = [sample for read in reads for sample in self._watch.result(read)]
         offset_B = np.cumsum([0] + [sample.height * sample.width * 3 for _, sample in samples])
         buffer = self._free_buffer(int(offset_B[-1]), stop)
         if buffer is None:
@@ -199,20 +192,26 @@ class ThreadLoader:
     def _read_or_substitute(self, epoch: int, index: int, attempt: int = 0) -> tuple[int, Encoded]:
         while True:
             chosen = self._order.substitute(epoch, index, attempt) if attempt else index
+            self._watch.begin(chosen)
             try:
                 return chosen, self._store.read(chosen)
             except (DataError, OSError) as error:
                 self._report(chosen, error)
+            finally:
+                self._watch.end()
             attempt += 1
 
     def _write(self, buffer: Tensor, placed: list[Placed], places: list[int]) -> list[Failed]:
         """Decode some of the batch's samples into its buffer (in host memory)."""
         failed, base = [], buffer.data_ptr()
         for place in places:
+            self._watch.begin(placed[place].number)
             try:
                 self._store.write(placed[place].encoded, base + placed[place].offset)
             except DataError as error:
                 failed.append(Failed(place, error))
+            finally:
+                self._watch.end()
         return failed
 
     def _report(self, index: int, error: Exception) -> None:
@@ -228,17 +227,21 @@ class ThreadLoader:
 
     # The consumer
 
+    def _take(self, ready: queue.Queue) -> Started | BaseException | None:
+        since = time.monotonic()
+        while True:
+            try:
+                return ready.get(timeout=poll_seconds())
+            except queue.Empty:
+                self._watch.check(since)
+
     def _finish(self, epoch: int, item: Started) -> Batch:
         """Wait for the decoders, put other samples in place of failed ones, and wrap the buffer."""
         pixels, placed, futures = item
-        deadline = time.monotonic() + STALL_SECONDS
         self._asked += len(placed)
         failed: list[Failed] = []
         for future in futures:  # all of them, before anything is copied: they write into the buffer
-            try:
-                failed += future.result(max(0.0, deadline - time.monotonic()))
-            except FutureTimeout:
-                raise stalled() from None
+            failed += self._watch.result(future)
         for place, error in failed:
             self._report(placed[place].number, error)
             pixels = self._replace(epoch, pixels, placed, place)
@@ -254,23 +257,27 @@ class ThreadLoader:
 
     def _replace(self, epoch: int, pixels: Tensor, placed: list[Placed], place: int) -> Tensor:
         """Decode another sample behind all others, in a copy of the buffer (its size may differ), for a failed one."""
+        decoded = self._pool.submit(self._decode_substitute, epoch, placed[place].number)
+        index, encoded, image = self._watch.result(decoded)
+        placed[place] = Placed(index, encoded, len(pixels))
+        return torch.cat([pixels, image.to(pixels.device)])
+
+    def _decode_substitute(self, epoch: int, number: int) -> tuple[int, Encoded, Tensor]:
+        """A worker's: the first sample that can be decoded, of those that the order puts in place of this one."""
         for attempt in range(1, MAX_ATTEMPTS):
-            index, encoded = self._read_or_substitute(epoch, placed[place].number, attempt)
+            index, encoded = self._read_or_substitute(epoch, number, attempt)
             image = torch.empty(encoded.height * encoded.width * 3, dtype=torch.uint8)
-            try:
-                self._store.write(encoded, image.data_ptr())
-            except DataError as error:
-                self._report(index, error)
-                continue
-            placed[place] = Placed(index, encoded, len(pixels))
-            return torch.cat([pixels, image.to(pixels.device)])
-        raise LoaderError(f"no sample could be decoded in place of {self._store.name(placed[place].number)}")
+            placed = Placed(index, encoded, 0)
+            if not (failed := self._write(image, [placed], [0])):
+                return index, encoded, image
+            self._report(index, failed[0].error)
+        raise LoaderError(f"no sample could be decoded in place of {self._store.name(number)}")
 
     def _give_back(self, item: Started) -> None:
         """Take the buffer of a batch back once no worker writes into it; never, if one hangs."""
         for future in item.futures:
             future.cancel()
-        if not wait(item.futures, STALL_SECONDS).not_done:
+        if not wait(item.futures, 0 if self._watch.stalled else STALL_SECONDS).not_done:
             self._free.put(item.buffer)
 
 
@@ -283,18 +290,6 @@ def _put(ready: queue.Queue, item: object, stop: threading.Event) -> bool:
         except queue.Full:
             continue
     return False
-
-
-def _take(ready: queue.Queue) -> Started | BaseException | None:
-    try:
-        return ready.get(timeout=STALL_SECONDS)
-    except queue.Empty:
-        raise stalled() from None
-
-
-def stalled() -> LoaderError:
-    """The error of a wait that took too long."""
-    return LoaderError(f"no batch for {STALL_SECONDS:.0f} s: the storage or a decoding thread hangs")
 
 
 def too_many_failed(count: int, total: int, name: str, reason: str) -> LoaderError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import TimeoutError as FutureTimeout
 
 import numpy as np
 import psutil
@@ -18,16 +17,9 @@ from torch import Tensor
 from dataprep import DataError
 from fasttrain.cli import UserError
 from fasttrain.data.batch import Batch
-from fasttrain.data.loader import (
-    MAX_ATTEMPTS,
-    MAX_FAILED_FRACTION,
-    MIN_FAILED,
-    STALL_SECONDS,
-    LoaderError,
-    stalled,
-    too_many_failed,
-)
+from fasttrain.data.loader import MAX_ATTEMPTS, MAX_FAILED_FRACTION, MIN_FAILED, too_many_failed
 from fasttrain.data.order import Order
+from fasttrain.data.stall import LoaderError, Watch
 from fasttrain.data.stores import Store
 from fasttrain.data.workers import Workers
 
@@ -55,7 +47,7 @@ class ResidentLoader:
         self._label_N = torch.from_numpy(store.labels(np.arange(store.num_samples)))
         self._height_N, self._width_N = (torch.zeros(store.num_samples, dtype=torch.int32) for _ in range(2))
         self._sound_N = np.ones(store.num_samples, dtype=bool)
-        self._pool = Workers(workers)
+        self._pool, self._watch = Workers(workers), Watch(store.name)
         try:
             self._over(range(store.num_samples), self._measure)
             size_N = self._height_N.long() * self._width_N.long() * 3
@@ -111,18 +103,18 @@ class ResidentLoader:
 
         def run(task: Sequence[int]) -> None:
             for index in task:
+                self._watch.begin(index)
                 try:
                     call(index)
                 except (DataError, OSError) as error:
                     self._sound_N[index] = False
                     self.failed.append((self._store.name(index), str(error)))
+                finally:
+                    self._watch.end()
 
         futures = [self._pool.submit(run, samples[at : at + _TASK]) for at in range(0, len(samples), _TASK)]
         for future in futures:
-            try:
-                future.result(STALL_SECONDS)
-            except FutureTimeout:
-                raise stalled() from None
+            self._watch.result(future)
 
     def _measure(self, index: int) -> None:
         encoded = self._store.read(index)

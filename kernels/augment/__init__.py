@@ -140,20 +140,10 @@ def _implementation(impl: str, device: str) -> Callable[..., None]:
         if device == "cuda" or (device == "cpu" and gpu.INTERPRETED):
             return gpu.augment
     elif device == "cpu":
-        return _cpu
+        from kernels.augment import cpu
+
+        return cpu.augment
     raise ValueError(f"impl {impl!r} is unavailable for tensors on {device}: choose auto or reference")
-
-
-def _cpu(*inputs: object) -> None:
-    """The compiled version, which writes float32, and a conversion where the output has another type."""
-    from kernels.augment import cpu
-
-    *arguments, out_VBSS3 = inputs
-    assert isinstance(out_VBSS3, Tensor)
-    made = out_VBSS3 if out_VBSS3.dtype == torch.float32 else torch.empty_like(out_VBSS3, dtype=torch.float32)
-    cpu.augment(*arguments, made)  # type: ignore[arg-type, call-arg]
-    if made is not out_VBSS3:
-        out_VBSS3.copy_(made)
 
 
 def _check(pixels: Tensor, offset_B: Tensor, height_B: Tensor, width_B: Tensor, table: ViewTable, size: int) -> None:
