@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fasttrain.affinity import share_of
 from fasttrain.cli import UserError
+from fasttrain.memory import keep_freed_memory
 
 TIMEOUT = datetime.timedelta(minutes=10)  # a rank that waits longer for another gives up with an error
 
@@ -49,6 +50,7 @@ class Ranks:
             self._take_cores()
         self.cores = len(os.sched_getaffinity(0))
         if not on_gpu:
+            keep_freed_memory()
             torch.set_num_threads(self.cores)  # torch's own choice leaves out hyper-threads: 1.6x slower on two of them
 
     def _take_cores(self) -> None:

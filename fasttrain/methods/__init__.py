@@ -6,6 +6,7 @@ import torch
 
 from fasttrain.cli import UserError
 from fasttrain.config import TrainConfig
+from fasttrain.convolution import convert_convolutions
 from fasttrain.encoders import make_encoder
 from fasttrain.methods.base import Method
 from fasttrain.methods.moco import MoCo
@@ -37,4 +38,6 @@ def channels_last(method: Method, device: torch.device) -> Method:
         for module in method.modules():
             if isinstance(module, Queue):
                 module.keys_KD = module.keys_KD.to(AUTOCAST[method.config.precision])
+    if device.type == "cpu" and method.config.precision == "bf16":
+        convert_convolutions(method.encoder)
     return method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

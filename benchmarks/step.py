@@ -1,0 +1,144 @@
+#!/usr/bin/env python3
+"""The training step beside the loops that people run today, on views that are there and on loaded ones.
+
+    python benchmarks/step.py --data OUT
+
+OUT: a converted data set (.beton), of photographs for ResNet-50 at 224 px, of small images for the cases at 32 px;
+without it only steps on ready-made views are timed. Every side has a process of its own, set up as its users have it;
+every round runs some steps of each, one side after the other; medians over the rounds count. All sides train the same
+network with MoCo: same batch, queue and view size. Prints a table, appends a line to benchmarks/results/step.jsonl; the
+last line of the output is JSON, its ratios the smallest over the cases.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import Literal
+
+if __package__ in (None, ""):  # run as a script from a bare checkout
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import record
+from benchmarks.loader_peers import extract
+from benchmarks.similarity import speeds
+from benchmarks.step_sides import Case, Round, Side
+from fasttrain.cli import finish, parse
+from fasttrain.encoders import make_encoder
+
+PEERS = ("moco fp32", "moco amp", "channels-last amp")
+CASES = {
+    case.name: case
+    for case in (
+        Case("small", "small", False, 32, 128, 4096, "linear", steps=6),
+        Case("resnet18", "resnet18", True, 32, 128, 4096, "linear", steps=2),  # MoCo's CIFAR-10 network
+        Case("resnet18-imagenet-stem", "resnet18", False, 32, 128, 4096, "linear", steps=6),
+        Case("resnet18-gpu", "resnet18", True, 32, 512, 4096, "linear", steps=30),
+        Case("resnet50", "resnet50", False, 224, 256, 65536, "mlp", steps=10),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time the training step beside a MoCo loop in fp32, with AMP, and with AMP in channels-last."""
+
+    data: str = ""
+    """Converted data set for the steps on loaded images. Empty: only steps on ready-made views."""
+    case: Literal["auto", "small", "resnet18", "resnet18-imagenet-stem", "resnet18-gpu", "resnet50"] = "auto"
+    """auto: small and resnet18 on a CPU, resnet50 on a GPU."""
+    rounds: int = 5
+    """Rounds; each runs every side once. Medians over them count."""
+
+
+def flops(case: Case) -> float:
+    """Operations of one step: the query network's forward and backward (twice as much), the key network's forward."""
+    encoder, _ = make_encoder(case.arch, case.size, case.cifar_stem)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        encoder(torch.zeros(1, 3, case.size, case.size).expand(2, -1, -1, -1))
+    return 4 * counter.get_total_flops() / 2 * case.batch_size
+
+
+def rounds_of(
+    case: Case, data: pathlib.Path | None, folder: pathlib.Path | None, rounds: int
+) -> dict[str, list[Round]]:
+    sides = {name: Side(name, case, data, folder) for name in ("ours", *PEERS)}
+    try:
+        for side in sides.values():
+            side.run(case.steps)  # compiles, fills buffers
+        found: dict[str, list[Round]] = {name: [] for name in sides}
+        for _ in range(rounds):
+            for name, side in sides.items():
+                found[name].append(side.run(case.steps))
+        return found
+    finally:
+        for side in sides.values():
+            side.close()
+
+
+def show(case: Case, kind: str, found: dict[str, list[Round]], peak: float) -> dict[str, object]:
+    """Prints the table of one case and kind of views; returns its figures."""
+    medians = {name: statistics.median(r.seconds for r in rounds) for name, rounds in found.items()}
+    print(f"\n{case.name}, {case.size} px, batch {case.batch_size}, queue {case.queue_size}, {kind} views")
+    for name, median in medians.items():
+        spread = (max(r.seconds for r in found[name]) - min(r.seconds for r in found[name])) / median
+        rate = flops(case) / median
+        print(
+            f"  {name:18} {case.batch_size / median:9.1f} images/s ±{spread:.0%}, {median / medians['ours']:5.2f} of "
+            f"ours' time, {rate / 1e12:.3f} TFLOP/s ({rate / peak:.0%} of a large product's), "
+            f"{found[name][-1].memory / 2**30:.2f} GiB"
+        )
+    parts = {part: statistics.median(r.parts.get(part, 0.0) for r in found["ours"]) for part in found["ours"][0].parts}
+    inside = sum(parts.get(part, 0.0) for part in ("query forward", "key forward", "loss"))
+    parts["backward"] = parts.pop("forward and backward") - inside
+    parts["rest"] = medians["ours"] - sum(parts.values())
+    print("  ours: " + ", ".join(f"{part} {1e3 * seconds:.2f} ms" for part, seconds in parts.items()))
+    keys = ("vs_moco_fp32", "vs_moco_amp", "vs_channels_last_amp")
+    return {
+        "images_per_sec": case.batch_size / medians["ours"], "share_of_peak": flops(case) / medians["ours"] / peak,
+        "ms_by_part": {part: 1e3 * seconds for part, seconds in parts.items()},
+        "gib": {name: rounds[-1].memory / 2**30 for name, rounds in found.items()},
+        **{key: medians[name] / medians["ours"] for key, name in zip(keys, PEERS, strict=True)},
+    }  # fmt: skip
+
+
+def measure(options: Options) -> int:
+    on_gpu = torch.cuda.is_available()
+    automatic = ("resnet50",) if on_gpu else ("small", "resnet18")
+    names = automatic if options.case == "auto" else (options.case,)
+    peak, _ = speeds(on_gpu, torch.bfloat16)
+    kinds: dict[str, dict[str, dict]] = {"synthetic": {}, "loaded": {}}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        if options.data:
+            extract(pathlib.Path(options.data), folder)
+        for name in names:
+            case = CASES[name]
+            kinds["synthetic"][name] = show(case, "ready-made", rounds_of(case, None, None, options.rounds), peak)
+            if options.data:
+                found = rounds_of(case, pathlib.Path(options.data), folder, options.rounds)
+                kinds["loaded"][name] = show(case, "loaded", found, peak)
+    figures: dict[str, object] = {
+        key: min(case[key] for case in kinds["synthetic"].values())
+        for key in ("vs_moco_fp32", "vs_moco_amp", "vs_channels_last_amp", "images_per_sec")
+    }
+    if options.data:
+        figures["loaded_vs_synthetic"] = min(
+            kinds["loaded"][name]["images_per_sec"] / kinds["synthetic"][name]["images_per_sec"] for name in names
+        )
+    figures |= {"device": torch.cuda.get_device_name() if on_gpu else "cpu", **kinds}
+    record.append("step", figures)
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(finish(lambda: measure(parse(Options, sys.argv[1:]))))

@@ -1,0 +1,225 @@
+"""The sides of the step benchmark, each in a process of its own: threads, allocator and graphs are each side's own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import pathlib
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+WORKERS = 2  # of a peer's DataLoader on a CPU; MoCo's own default on a GPU is 32, all cores at most
+TIMEOUT = 500  # seconds that a side may take for one round, compiling included
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained: all sides the same network, batch, queue and image size."""
+
+    name: str
+    arch: str
+    cifar_stem: bool
+    size: int
+    batch_size: int
+    queue_size: int
+    head: Literal["mlp", "linear"]
+    steps: int  # of a round
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a side reports of some steps."""
+
+    seconds: float
+    parts: dict[str, float]  # seconds of a step
+    memory: float  # most bytes so far: of the device, or of the process on a CPU
+
+
+Steps = Callable[[int], None]
+
+
+class Side:
+    """A process that runs steps of one side when asked to."""
+
+    def __init__(self, name: str, case: Case, data: pathlib.Path | None, folder: pathlib.Path | None) -> None:
+        """name: "ours", "moco fp32", "moco amp" or "channels-last amp"; data, folder: shards, and their images as
+        files; None for views that are made once."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, name, case, data, folder), daemon=False)
+        self._process.start()
+        theirs.close()
+
+    def run(self, steps: int) -> Round:
+        self._pipe.send(steps)
+        if not self._pipe.poll(TIMEOUT):
+            raise RuntimeError(f"a side of the benchmark did nothing for {TIMEOUT} s")
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join(10)
+        self._process.kill()
+
+
+def _serve(pipe: Connection, name: str, case: Case, data: pathlib.Path | None, folder: pathlib.Path | None) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parts = Parts(device)
+    run = _ours(case, data, device, parts) if name == "ours" else _peer(name, case, folder, device)
+    with contextlib.suppress(EOFError):
+        while True:
+            steps = pipe.recv()
+            parts.clear()
+            _wait(device)
+            start = time.perf_counter()
+            run(steps)
+            _wait(device)
+            pipe.send(Round((time.perf_counter() - start) / steps, parts.seconds(steps), _memory(device)))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Parts:
+    """Time by part of a step, between marks on the device: nothing waits for it while steps run."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._marks: list[tuple[str, object, object]] = []
+
+    def clear(self) -> None:
+        self._marks.clear()
+
+    def _now(self) -> object:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = self._now()
+        yield
+        self._marks.append((name, start, self._now()))
+
+    def wrap(self, name: str, function: Any) -> Any:  # noqa: ANN401 a module calls as a function does
+        @functools.wraps(function)
+        def timed(*args: object, **kwargs: object) -> object:
+            with self.part(name):
+                return function(*args, **kwargs)
+
+        return timed
+
+    def seconds(self, steps: int) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        for name, start, end in self._marks:
+            took = start.elapsed_time(end) / 1000 if self._on_gpu else end - start  # type: ignore[attr-defined, operator]
+            totals[name] = totals.get(name, 0.0) + took / steps
+        return totals
+
+
+def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Parts) -> Steps:
+    """The training step of fasttrain/train.py, its parts wrapped from outside."""
+    from fasttrain.config import TrainConfig
+    from fasttrain.data import Order, open_dataset, open_loader, pixel_statistics
+    from fasttrain.dist import Ranks
+    from fasttrain.methods import AUTOCAST
+    from fasttrain.step import TrainStep
+    from fasttrain.train import make_networks
+    from fasttrain.views import RECIPES, draw
+    from kernels.augment import augment
+
+    config = TrainConfig(
+        data=str(data), method="moco", arch=case.arch, cifar_stem=case.cifar_stem, size=case.size, recipe="mocov1",
+        batch_size=case.batch_size, queue_size=case.queue_size, head=case.head, loader="auto",
+    )  # fmt: skip
+    ranks = Ranks("auto")
+    method = make_networks(config, device)
+    for name, network in method.named_children():
+        if name in ("encoder", "projector"):
+            network.forward = parts.wrap("query forward", network.forward)  # type: ignore[method-assign]
+    method._keys = parts.wrap("key forward", method._keys)  # type: ignore[assignment]
+    method.loss = parts.wrap("loss", method.loss)  # type: ignore[assignment]
+    method.after_step = parts.wrap("EMA, queue", method.after_step)  # type: ignore[method-assign]
+    update = TrainStep(method, config, ranks)
+    update._forward_backward = parts.wrap("forward and backward", update._forward_backward)  # type: ignore[method-assign]
+    update.optimizer.step = parts.wrap("optimizer", update.optimizer.step)  # type: ignore[method-assign]
+    dtype, count = AUTOCAST["bf16"], 0
+
+    if data is None:
+        made = torch.randn(2, case.batch_size, case.size, case.size, 3, device=device).to(dtype).permute(1, 0, 4, 2, 3)
+
+        def synthetic(steps: int) -> None:
+            for _ in range(steps):
+                update(made, 0, config.lr)
+
+        return synthetic
+
+    store = open_dataset(data, "train")
+    loader = open_loader(store, Order(store.num_samples, case.batch_size), ranks.cores, "auto", device)
+    mean, std = pixel_statistics(data, "auto")
+
+    def epochs() -> Iterator[tuple[int, object]]:
+        epoch = 0
+        while True:
+            for batch in loader.epoch(epoch):
+                yield epoch, batch
+            epoch += 1
+
+    batches, views = epochs(), None
+
+    def loaded(steps: int) -> None:
+        nonlocal views, count
+        for _ in range(steps):
+            with parts.part("data wait"):
+                epoch, batch = next(batches)
+            with parts.part("views"):
+                sizes = batch.height_B, batch.width_B  # type: ignore[attr-defined]
+                table = draw(RECIPES["mocov1"], *sizes, batch.index_B, 0, epoch)  # type: ignore[attr-defined]
+                views = augment(
+                    batch.pixels, batch.offset_B, *sizes, table, case.size, mean, std, dtype=dtype, out=views  # type: ignore[attr-defined]
+                )  # fmt: skip
+            update(views, count, config.lr)
+            count += 1
+
+    return loaded
+
+
+def _peer(name: str, case: Case, folder: pathlib.Path | None, device: torch.device) -> Steps:
+    from benchmarks.step_peers import MoCoLoop, Recipe, loaded_views
+    from fasttrain.encoders import make_encoder
+    from fasttrain.methods.moco import make_projector
+
+    encoder, width = make_encoder(case.arch, case.size, case.cifar_stem)
+    network = nn.Sequential(encoder, make_projector(width, 128, case.head))
+    recipe = Recipe(dim=128, queue_size=case.queue_size, ema=0.999, temperature=0.2, lr=0.03, weight_decay=1e-4)
+    loop = MoCoLoop(network, recipe, device, amp="amp" in name, channels_last="channels-last" in name)
+    pairs: Iterator[tuple[Tensor, Tensor]]
+    if folder is None:
+        made = torch.randn(2, case.batch_size, 3, case.size, case.size, device=device)
+        pairs = iter(lambda: (made[0], made[1]), None)
+    else:
+        pairs = loaded_views(folder, case.size, case.batch_size, WORKERS, device)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            loop.step(*next(pairs))
+
+    return run
