@@ -35,7 +35,7 @@ def on_this_machine(work: ShardWork, shards: list[PlannedShard], num_workers: in
 
     While the next shard is written, a thread computes the checksum of the last.
     """
-    chunks = map_in_order(work.encode, tasks(work.reader, shards), num_workers)
+    chunks = map_in_order(work.encode, tasks(work.reader, shards), num_workers, threads=not os.getenv('NOTHREADS'))
     with contextlib.closing(chunks), ThreadPoolExecutor(1) as recorder:
         images = itertools.chain.from_iterable(chunks)
         last: Future[ShardRecord] | None = None

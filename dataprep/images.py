@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeVar
@@ -11,8 +10,9 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dataprep import DataError, jpeg
+from dataprep import DataError, huffman, jpeg
 from dataprep.listing import Reader, Sample
+from dataprep.resize import resize_plane
 
 # The size from which Pillow refuses to decode, too: a small file that claims more is an attack or a mistake.
 MAX_PIXELS = 178_956_970
@@ -121,6 +121,8 @@ def encode_image(
     header, orientation = jpeg_header(content), exif_orientation(content)
     fits = header is not None and (not max_side or max(header.height, header.width) <= max_side)
     if header is not None and fits and orientation == 1:
+        if write == "jpeg" and not measure and huffman.is_sound(content):
+            return EncodedImage(content, header.height, header.width, True, None)
         pixels_HW3 = _decode_strictly(content, header, 1 if measure or write != "jpeg" else _CHECK_SHRINK)
         if pixels_HW3 is not None:
             if write == "raw" or (write == "smart" and pixels_HW3.nbytes <= SMART_FACTOR * len(content)):
@@ -288,19 +290,13 @@ def _resized_planes(planes: list[np.ndarray], subsampling: int, max_side: int) -
     """
     height, width = planes[0].shape
     new_width, new_height = _fitting((width, height), max_side)
-    resized = [Image.fromarray(planes[0]).resize((new_width, new_height), _FILTER)]
+    resized = [resize_plane(planes[0], new_height, new_width)]
     if block := jpeg.SAMPLE_SIZE[subsampling]:
-        half = (new_width + 1) // 2, (new_height + 1) // 2
+        half_height, half_width = (new_height + 1) // 2, (new_width + 1) // 2
         # What half covers, in samples of the source: where a new side is odd, a little more than the image.
-        covered = width / block[0] * 2 * half[0] / new_width, height / block[1] * 2 * half[1] / new_height
-        resized += [_covering(plane, covered).resize(half, _FILTER, (0, 0, *covered), 1.0) for plane in planes[1:]]
-    return [np.asarray(image) for image in resized]
-
-
-def _covering(plane: np.ndarray, size: tuple[float, float]) -> Image.Image:
-    """Return a plane with its last row and column repeated up to a width and height, where it is smaller."""
-    more_H, more_W = (max(0, math.ceil(wanted) - side) for wanted, side in zip(size[::-1], plane.shape, strict=True))
-    return Image.fromarray(np.pad(plane, ((0, more_H), (0, more_W)), "edge") if more_H or more_W else plane)
+        covered = height / block[1] * 2 * half_height / new_height, width / block[0] * 2 * half_width / new_width
+        resized += [resize_plane(plane, half_height, half_width, covered) for plane in planes[1:]]
+    return resized
 
 
 def _pixel_sums(pixels_HW3: np.ndarray) -> PixelSums:

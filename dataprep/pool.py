@@ -9,7 +9,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import TypeVar
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 def map_in_order(
-    function: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int = 0
+    function: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int = 0, threads: bool = False
 ) -> Generator[Result, None, None]:
     """Yield function(task) of every task, in the order of the tasks, computed by worker processes.
 
@@ -37,7 +37,7 @@ def map_in_order(
         RunError: a worker was killed. Whatever function raises is raised here, too.
     """
     num_workers = num_workers or len(os.sched_getaffinity(0))
-    with _worker_pool(num_workers) as pool:
+    with (_thread_pool if threads else _worker_pool)(num_workers) as pool:
         pending: deque[Future[Result]] = deque()
         for task in tasks:
             pending.append(_submit(pool, function, task))
@@ -60,7 +60,16 @@ def _worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _submit(pool: ProcessPoolExecutor, function: Callable[[Task], Result], task: Task) -> Future[Result]:
+@contextlib.contextmanager
+def _thread_pool(num_workers: int) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(num_workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: Executor, function: Callable[[Task], Result], task: Task) -> Future[Result]:
     # Workers start here and inherit the blocked signal, so that Ctrl-C reaches this process alone.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
