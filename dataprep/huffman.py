@@ -8,14 +8,16 @@ found sound; of any other, and of a damaged one, libjpeg-turbo is asked. Form an
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numba
 import numpy as np
 
 Array = np.ndarray
+Number = Any  # an int; numba has signed and unsigned ones, which must not be mixed
 _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
-# Bits that index a table. Twice 2^11 entries for luminance and for colour stay in a first-level cache that two threads share.
+# Bits that index a table: with 13 the tables of two threads leave the first-level cache that they share.
 _BITS = 12
 _ENTRIES = 1 << _BITS
 # An entry of a table: how many bits it takes, and from _ADVANCE on by how many coefficients it advances; _END_OF_BLOCK
@@ -23,13 +25,14 @@ _ENTRIES = 1 << _BITS
 _LENGTH, _ADVANCE, _END_OF_BLOCK, _CODE_LENGTH = 63, 6, 64, 13
 _UNKNOWN = 127 << _ADVANCE
 _BLOCK = 64
-# A block takes at most 64 times 16 + 15 bits: so far a damaged stream may be read beyond its end before that is noticed.
+# Within a block a damaged stream may be read beyond its end: by 64 codes of 16 bits with 15 more each at most.
 _PADDING = 512
 # Larger differences than 8-bit samples can have, and sums of so many of them, could overflow in libjpeg.
 _MAX_DC_BITS, _MAX_BLOCKS = 11, 1 << 20
 _MAX_MCU_BLOCKS = 10
 _SOI, _EOI, _SOS, _DHT, _DQT, _DRI, _COM, _RST0 = 0xD8, 0xD9, 0xDA, 0xC4, 0xDB, 0xDD, 0xFE, 0xD0
-_SOF0, _SOF1, _APP0, _APP15 = 0xC0, 0xC1, 0xE0, 0xEF
+_SOF0, _SOF1, _APP0, _APP14, _APP15 = 0xC0, 0xC1, 0xE0, 0xEE, 0xEF
+_JFIF, _ADOBE = np.frombuffer(b"JFIF\0", np.uint8), np.frombuffer(b"Adobe", np.uint8)
 
 _thread = threading.local()
 
@@ -59,7 +62,10 @@ def _is_sound(data: Array, scan: Array) -> bool:
     blocks = 0
     for c in range(components):
         dc, ac = frame[c, 3], frame[c, 4]
-        if not (_singles(count[0, dc], symbol[0, dc], True, first[0, c]) and _singles(count[1, ac], symbol[1, ac], False, first[1, c])):
+        if not (
+            _singles(count[0, dc], symbol[0, dc], True, first[0, c])
+            and _singles(count[1, ac], symbol[1, ac], False, first[1, c])
+        ):
             return False
         _join(first[0, c], first[1, c], table[0, c])
         _join(first[1, c], first[1, c], table[1, c])
@@ -91,13 +97,16 @@ def _is_sound(data: Array, scan: Array) -> bool:
 
 
 @_compiled
-def _headers(data: Array, frame: Array, count: Array, symbol: Array) -> tuple[int, int, int, int, int]:
+def _headers(data: Array, frame: Array, count: Array, symbol: Array) -> tuple[Number, Number, Number, Number, Number]:
     """Read all segments before the scan; return components, height, width, restart interval, and where the scan starts.
 
     The last is 0 for a stream that is not of the common form.
     """
     no = (0, 0, 0, 0, 0)
-    components = height = width = interval = 0
+    components: Number = 0
+    height: Number = 0
+    width: Number = 0
+    interval: Number = 0
     quantised = np.zeros(4, np.bool_)
     ids = np.zeros(3, np.uint8)
     if data.size < 4 or data[0] != 0xFF or data[1] != _SOI:
@@ -123,8 +132,14 @@ def _headers(data: Array, frame: Array, count: Array, symbol: Array) -> tuple[in
         elif marker == _DHT:
             if not _read_tables(body, count, symbol):
                 return no
-        elif marker == _SOF0 or marker == _SOF1:
-            if components or body.size < 6 or body[0] != 8 or (body[5] != 1 and body[5] != 3) or body.size != 6 + 3 * body[5]:
+        elif marker in (_SOF0, _SOF1):
+            if (
+                components
+                or body.size < 6
+                or body[0] != 8
+                or (body[5] != 1 and body[5] != 3)
+                or body.size != 6 + 3 * body[5]
+            ):
                 return no
             components = np.int64(body[5])
             height, width = (np.int64(body[1]) << 8) + body[2], (np.int64(body[3]) << 8) + body[4]
@@ -147,9 +162,20 @@ def _headers(data: Array, frame: Array, count: Array, symbol: Array) -> tuple[in
             if body[body.size - 3] != 0 or body[body.size - 2] != 63 or body[body.size - 1] != 0:
                 return no
             return components, height, width, interval, at
-        elif not (_APP0 <= marker <= _APP15 or marker == _COM):
+        elif marker == _APP0:  # libjpeg warns of versions and colours that it does not know
+            if _begins(body, _JFIF) and body.size > 5 and body[5] != 1:
+                return no
+        elif marker == _APP14:
+            if _begins(body, _ADOBE) and body.size > 11 and body[11] > 1:
+                return no
+        elif not (_APP0 < marker <= _APP15 or marker == _COM):
             return no
     return no
+
+
+@_compiled
+def _begins(body: Array, name: Array) -> bool:
+    return body.size >= name.size and bool((body[: name.size] == name).all())
 
 
 @_compiled
@@ -159,7 +185,8 @@ def _read_tables(body: Array, count: Array, symbol: Array) -> bool:
         kind, number = body[i] >> 4, body[i] & 15
         if kind > 1 or number > 3 or i + 17 > body.size:
             return False
-        total, code = 0, 0
+        total: Number = 0
+        code: Number = 0
         count[kind, number, 0] = 1
         for length in range(1, 17):
             count[kind, number, length] = body[i + length]
@@ -195,7 +222,7 @@ def _singles(count: Array, symbol: Array, dc: bool, entry: Array) -> bool:
 
 
 @_compiled
-def _entry(symbol: int, length: int, dc: bool) -> int:
+def _entry(symbol: Number, length: Number, dc: bool) -> Number:
     size, run = symbol & 15, symbol >> 4
     if dc:
         advance = 1
@@ -208,7 +235,7 @@ def _entry(symbol: int, length: int, dc: bool) -> int:
 
 @_compiled
 def _join(first: Array, following: Array, table: Array) -> None:
-    """Fill a table with the entries of one, and with the symbol after each where its code lies within the index, too."""
+    """Fill a table with the entries of another, and the symbol after each where its code lies within the index, too."""
     for i in range(_ENTRIES):
         entry = np.int64(first[i])
         used = entry & _LENGTH
@@ -221,8 +248,8 @@ def _join(first: Array, following: Array, table: Array) -> None:
 
 
 @_compiled
-def _unstuffed(data: Array, at: int, scan: Array) -> tuple[int, int]:
-    """Copy entropy-coded bytes up to the next marker, without the zeros stuffed after 0xFF; return how many, and where."""
+def _unstuffed(data: Array, at: Number, scan: Array) -> tuple[Number, Number]:
+    """Copy coded bytes up to the next marker, without the zeros stuffed after 0xFF; return how many, and its place."""
     size = np.uint64(0)
     at, end = np.uint64(at), np.uint64(data.size)
     one, block = np.uint64(1), np.uint64(64)
@@ -255,13 +282,13 @@ def _unstuffed(data: Array, at: int, scan: Array) -> tuple[int, int]:
 
 
 @_compiled
-def _pad(scan: Array, size: int) -> None:
+def _pad(scan: Array, size: Number) -> None:
     for j in range(np.uint64(_PADDING)):
         scan[size + j] = 0
 
 
 @_compiled
-def _word(scan: Array, at: int) -> int:
+def _word(scan: Array, at: Number) -> Number:
     """Return eight bytes as a big-endian number; LLVM makes one load of it."""
     word = np.uint64(0)
     for j in range(8):
@@ -271,7 +298,7 @@ def _word(scan: Array, at: int) -> int:
 
 @_compiled
 def _segment(
-    scan: Array, size: int, units: int, plan: Array, frame: Array, count: Array, symbol: Array, table: Array
+    scan: Array, size: Number, units: Number, plan: Array, frame: Array, count: Array, symbol: Array, table: Array
 ) -> bool:
     """Walk the blocks of a segment without restarts; false unless exactly all of its bytes are used.
 
@@ -325,8 +352,8 @@ def _segment(
 
 @_compiled
 def _finish_block(
-    scan: Array, place: int, k: int, dc_count: Array, dc_symbol: Array, ac_count: Array, ac_symbol: Array
-) -> int:
+    scan: Array, place: Number, k: Number, dc_count: Array, dc_symbol: Array, ac_count: Array, ac_symbol: Array
+) -> Number:
     """Walk the rest of a block symbol by symbol; return the place in bits after it, -1 for an invalid one."""
     place, k = np.int64(place), np.int64(k)
     while k < _BLOCK:
@@ -344,7 +371,7 @@ def _finish_block(
 
 
 @_compiled
-def _code(word: int, count: Array, symbol: Array) -> tuple[int, int]:
+def _code(word: Number, count: Array, symbol: Array) -> tuple[Number, Number]:
     """Return the length of the code that 16 bits begin with, and its symbol; length 0 if there is none."""
     first, s = 0, 0
     for length in range(1, 17):

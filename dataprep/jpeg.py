@@ -97,8 +97,13 @@ class _Decompressor(threading.local):
         self.fields = tuple(ctypes.addressof(field) for field in fields)
 
     def error(self) -> JpegError:
-        """Return the error of the last call as an exception."""
+        """Return the error of the last call as an exception, and take a new decompressor.
+
+        After some damaged tables, libjpeg-turbo 2.1.5 refuses every later image, too ("Bogus Huffman table").
+        """
         text: bytes = self.message(self.handle)
+        self.owner = _Handle()
+        self.handle = self.owner.address
         return JpegError(text.decode("ascii", "replace").strip())
 
 

@@ -1,4 +1,4 @@
-"""Work shared among processes: a few tasks ahead, results in order, and no process left behind, however it ends."""
+"""Work shared among processes or threads: a few tasks ahead, results in order, nothing left behind, however it ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 def map_in_order(
     function: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int = 0, threads: bool = False
 ) -> Generator[Result, None, None]:
-    """Yield function(task) of every task, in the order of the tasks, computed by worker processes.
+    """Yield function(task) of every task, in the order of the tasks, computed by worker processes or threads.
 
     Tasks are drawn only a few ahead of the results, so that any number of them fits in memory. Closing the generator
     ends the workers once their current task is done.
@@ -32,6 +32,7 @@ def map_in_order(
         function: called in the workers; it, the tasks and the results must be picklable.
         tasks: one task each; worth a worker's while from some milliseconds on.
         num_workers: 0 = one for each core this process may use.
+        threads: for a function that rarely holds the interpreter lock; nothing needs to be picklable then.
 
     Raises:
         RunError: a worker was killed. Whatever function raises is raised here, too.

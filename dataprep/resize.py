@@ -7,12 +7,13 @@ a windowed sinc one output pixel wide on either side, nearly as sharp as bicubic
 from __future__ import annotations
 
 import functools
-import math
+from typing import Any
 
 import numba
 import numpy as np
 
 Array = np.ndarray
+Number = Any  # in compiled code: signed or unsigned
 _compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 # Weights are whole multiples of 1 / _ONE. Twice multiplied, a sample has 8 + 11 + 11 bits: it fits in 32.
@@ -65,7 +66,7 @@ def _filter(length: int, covered: float, size: int) -> tuple[Array, Array]:
 
 @_compiled
 def _resize(plane_HW: Array, top_N: Array, down_TN: Array, left_M: Array, along_TM: Array, out_NM: Array) -> None:
-    """The sums along a row are unrolled: nearly all photographs are shrunk by less than half, by three inputs or four."""
+    """The sums along a row are unrolled: most photographs are shrunk by less than half, from three inputs or four."""
     # Unsigned offsets: numba checks signed ones for wrapping, which keeps loops from being vectorised.
     width, outputs = np.uint64(plane_HW.shape[1]), np.uint64(out_NM.shape[1])
     one, two = np.uint64(1), np.uint64(2)
@@ -87,7 +88,7 @@ def _resize(plane_HW: Array, top_N: Array, down_TN: Array, left_M: Array, along_
 
 
 @_compiled
-def _add_row(plane_W: Array, weight: int, first: bool, width: int, row: Array) -> None:
+def _add_row(plane_W: Array, weight: Number, first: bool, width: Number, row: Array) -> None:
     if first:
         for x in range(width):
             row[x] = weight * np.int32(plane_W[x])

@@ -76,6 +76,8 @@ def recognise(path: Path) -> str:
             return "cifar"
         if any(path.glob("*.tar")):
             return "webdataset"
+        if any(path.glob("*.beton")):
+            raise SourceError(f"{path}: holds .beton shards, which are no source: convert what they were made from")
         return "parquet" if parquet_files(path) else "folder"
     if path.suffix.lower() == ".tar" and path.is_file():
         return "webdataset" if looks_like_samples(str(path)) else "tar"
@@ -129,7 +131,8 @@ def shuffled_splits(source: Source, val_fraction: float, seed: int) -> dict[str,
     for split, samples in parts.items():
         if not samples:
             raise SourceError(
-                f"{source.root}: setting apart {val_fraction} of the images leaves none for the split {split!r}"
+                f"{source.root}: setting apart {val_fraction} of each class, rounded to whole images,"
+                f" leaves none for the split {split!r}"
             )
     return parts
 
