@@ -59,6 +59,7 @@ class BetonWriter(ShardWriter):
         self._file.seek(pointer)
         self._file.write(stream)
         self._end = pointer + len(stream)
+        self._hand_over(self._end)
         mode = MODE_RAW if raw else MODE_JPG
         self._samples[self.num_samples] = ((mode, width, height, pointer), label)
         self._allocations[self.num_samples] = (self.num_samples, pointer, len(stream))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -10,6 +11,12 @@ from types import TracebackType
 from typing import TypeVar
 
 from dataprep.manifest import temporary_path
+
+_HAND_OVER_BYTES = 1 << 24
+_SYNC_FILE_RANGE_WRITE = 2  # of Linux' fcntl.h: start, and wait for nothing; other systems lack the call
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 
 Writer = TypeVar("Writer", bound="ShardWriter")
 
@@ -28,6 +35,7 @@ class ShardWriter(ABC):
         self._path = Path(path)
         self._temporary = temporary_path(self._path)
         self.num_samples = 0
+        self._handed_over = 0
         self._file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by finish or discard
 
     @abstractmethod
@@ -48,6 +56,12 @@ class ShardWriter(ABC):
     @abstractmethod
     def finish(self) -> None:
         """Write what is left, make everything durable, and give the file its name."""
+
+    def _hand_over(self, num_bytes: int) -> None:
+        """Have the system start to write a file of so many bytes to the disk: less to wait for at the end."""
+        if _sync_file_range is not None and num_bytes >= self._handed_over + _HAND_OVER_BYTES:
+            self._handed_over = num_bytes
+            _sync_file_range(self._file.fileno(), 0, 0, _SYNC_FILE_RANGE_WRITE)
 
     def discard(self) -> None:
         """Remove the temporary file."""

@@ -117,7 +117,7 @@ def _state(path: str, times: bool) -> str:
 def shuffled_splits(source: Source, val_fraction: float, seed: int) -> dict[str, Listing]:
     """Shuffle each split; with val_fraction, set apart that part of every class as "val" (rounded to whole images).
 
-    Samples that are read in groups are shuffled within windows of shuffled groups that fit a worker's cache.
+    Samples that are read in groups are shuffled within windows of shuffled groups that fit a process's cache.
     Raises SourceError if the source has a val split already, or the fraction leaves a split without images.
     """
     splits = {split: _shuffled(samples, seed, source.groups.get(split)) for split, samples in source.splits.items()}

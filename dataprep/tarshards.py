@@ -42,6 +42,7 @@ class TarShardWriter(ShardWriter):
         components = (("jpg", stream), ("cls", str(label).encode("ascii")))
         self._lines.append(" ".join(self._member(key, extension, content) for extension, content in components))
         self.num_samples += 1
+        self._hand_over(self._file.tell())
 
     def _member(self, key: str, extension: str, content: bytes) -> str:
         header = tarfile.TarInfo(f"{key}.{extension}")  # owner 0, time 0, mode 0644

@@ -18,7 +18,9 @@ from PIL import Image
 
 from dataprep import convert, jpeg, resume
 from dataprep.beton import BetonReader
+from dataprep.listing import Listing, Sample
 from dataprep.manifest import Manifest, ManifestError
+from dataprep.plan import plan_shards
 from dataprep.sources import fingerprint, scan_folder
 from fasttrain.cli import RunError
 
@@ -173,6 +175,17 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path: Path) -> None:
     again = command(source, tmp_path / "out", "--shard-size", 6)
     assert again.returncode == 3
     assert summary_of(again.stdout) == {**summary, "images_per_sec": 0.0}
+
+
+def test_how_many_images_are_measured() -> None:
+    def measured(count: int) -> int:
+        plan = plan_shards({"train": Listing(Sample(str(i), -1) for i in range(count))}, count, "ffcv")
+        return -(-count // plan[0].measure_every)
+
+    assert [measured(count) for count in (1, 256, 300)] == [1, 256, 300]
+    assert measured(3200) == 267
+    assert measured(64_000) == 2000
+    assert measured(400_000) == 10_000
 
 
 def test_a_shard_without_usable_images_is_left_out(tmp_path: Path) -> None:
