@@ -3,12 +3,12 @@
 
     python benchmarks/convert.py --data photos
 
-Three sides, alternately, in rounds, with the same number of worker processes: ours copying JPEGs through, ours
-shrinking to --max-side and re-encoding, and FFCV 1.0.2 doing what its users do (PIL decode,
+Three sides, alternately, in rounds, with the same number of workers (our threads, FFCV's processes): ours copying JPEGs
+through, ours shrinking to --max-side and re-encoding, and FFCV 1.0.2 doing what its users do (PIL decode,
 RGBImageField(write_mode="jpg", max_resolution=--max-side, jpeg_quality=90)). Times run from the call to the finished
-file, the start of worker processes included, imports of the parent left out. Prints a table and appends a line to
-benchmarks/results/convert.jsonl; the last line is JSON: median ratios within rounds. The folder should hold at least
-1,600 photographs, or start-up dominates.
+file, the start of workers included; imports are left out, and the compiling of numba code, which is kept on disk.
+Prints a table and appends a line to benchmarks/results/convert.jsonl; the last line is JSON: median ratios within
+rounds. The folder should hold at least 1,600 photographs, or start-up dominates.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class BenchConfig:
     max_side: int = 400
     """Longer side to which the re-encoding sides shrink."""
     workers: int = 0
-    """Worker processes of every side; 0 = one for each core this process may use."""
+    """Workers of every side; 0 = one for each core this process may use."""
 
 
 class Photos:

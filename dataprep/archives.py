@@ -28,9 +28,10 @@ def _opened(path: str) -> BinaryIO:
 
 def read_range(path: str, offset: int, size: int) -> bytes:
     """Return size bytes of a file from offset on; SourceError if it ends before, OSError if it can't be read."""
-    data = os.pread(_opened(path).fileno(), size, offset)
+    file = _opened(path)  # held, or another thread's use of the cache could close it meanwhile
+    data = os.pread(file.fileno(), size, offset)
     while len(data) < size:
-        more = os.pread(_opened(path).fileno(), size - len(data), offset + len(data))
+        more = os.pread(file.fileno(), size - len(data), offset + len(data))
         if not more:
             raise SourceError("truncated archive")
         data += more

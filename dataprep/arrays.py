@@ -1,6 +1,6 @@
 """Arrays as a source: CIFAR-10 and CIFAR-100 batches (Python and binary version) and .npz files.
 
-Uncompressed arrays are mapped into memory; pickles and compressed arrays are unpacked in every worker, up to
+Uncompressed arrays are mapped into memory; pickles and compressed arrays are unpacked once in every process, up to
 MAX_UNPACKED_BYTES.
 """
 

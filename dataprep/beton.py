@@ -9,15 +9,14 @@ ffcv/memory_allocator.py of FFCV 1.0.2; its fields are `image` (RGBImageField) a
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from dataprep import DataError
-from dataprep.manifest import publish, temporary_path
+from dataprep.manifest import publish
+from dataprep.shard_writer import ShardWriter
 
 VERSION = 2
 MIN_PAGE_SIZE = 1 << 23  # FFCV's default; a larger sample doubles it until it fits
@@ -40,44 +39,27 @@ class BetonError(DataError):
     """The file is no sound .beton file with the fields `image` and `label`; the text is one line."""
 
 
-class BetonWriter:
-    """Writes one file, sample by sample, holding one sample in memory; its bytes depend on the samples alone.
-
-    The file has a temporary name in the same folder until `finish`; as a context manager it finishes at the end of
-    the block, and removes the temporary file if the block raises or wrote no sample (FFCV cannot load an empty file).
-    """
+class BetonWriter(ShardWriter):
+    """Writes one .beton file, holding one sample in memory."""
 
     def __init__(self, path: str | os.PathLike[str], max_samples: int) -> None:
         """Open the temporary file, with room for the metadata of max_samples samples."""
-        self._path = Path(path)
-        self._temporary = temporary_path(self._path)
+        super().__init__(path)
         self._samples = np.zeros(max_samples, SAMPLE)
         self._allocations = np.zeros(max_samples, ALLOCATION)
         self._end = _METADATA_START + self._samples.nbytes
         self._page_size = MIN_PAGE_SIZE
-        self.num_samples = 0
-        self._file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by finish or discard
         self._file.seek(self._end)
 
     def write(self, stream: bytes, height: int, width: int, label: int, raw: bool = False) -> None:
-        """Append one sample.
-
-        Args:
-            stream: a JPEG, or if raw the height * width * 3 bytes of its RGB pixels.
-            height: its height in pixels, at most 65535.
-            width: its width in pixels, at most 65535.
-            label: index of its class, -1 for none.
-
-        Raises:
-            ValueError: more samples than max_samples, or a stream that no page can hold.
-            OSError: the disk is full, or failed.
-        """
+        """Append one sample, as ShardWriter says; ValueError also for more than max_samples."""
         if self.num_samples == len(self._samples):
             raise ValueError(f"{self._path}: more than the {self.num_samples} samples announced")
         pointer = self._place(len(stream))
         self._file.seek(pointer)
         self._file.write(stream)
         self._end = pointer + len(stream)
+        self._hand_over(self._end)
         mode = MODE_RAW if raw else MODE_JPG
         self._samples[self.num_samples] = ((mode, width, height, pointer), label)
         self._allocations[self.num_samples] = (self.num_samples, pointer, len(stream))
@@ -106,24 +88,6 @@ class BetonWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         publish(self._temporary, self._path)
-
-    def discard(self) -> None:
-        """Remove the temporary file."""
-        with contextlib.suppress(OSError):  # closing writes what is buffered, which fails again on a full disk
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-    def __enter__(self) -> BetonWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None and self.num_samples:
-                self.finish()
-        finally:
-            self.discard()
 
 
 class BetonReader:

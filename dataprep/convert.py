@@ -3,9 +3,9 @@
 
     python dataprep/convert.py SOURCE OUT --max-side 400
 
-Worker processes encode small chunks of images; this process writes the shards in order, so that all cores are busy
-even with one shard, and memory holds only the listing and the chunks under way. The shards are a pure function of the
-source and the settings. Each finished shard is renamed into place and then recorded beside it, so a conversion killed
+Threads encode small chunks of images; the main one writes the shards in order, so that all cores are busy even with
+one shard, and memory holds only the listing and the chunks under way. The shards are a pure function of the source and
+the settings. Each finished shard is renamed into place and then recorded beside it, so a conversion killed
 at any moment continues when the same command is run again; `manifest.json` is written last.
 """
 
@@ -71,11 +71,11 @@ class ConvertConfig:
     shard_size: int = 4096
     """Images per shard."""
     workers: int = 0
-    """Worker processes, with ray shards at a time; 0 = one for each core this process, or the cluster, may use."""
+    """Threads, with ray shards at a time; 0 = one for each core this process, or the cluster, may use."""
     engine: Literal["local", "ray"] = "local"
     """Where the work is done; ray = on a Ray cluster, whose machines see SOURCE and OUT under the same paths."""
     val_fraction: float = 0.0
-    """Fraction of the images, the same in every class, to set apart as the validation split of a source without one."""
+    """Fraction of each class, rounded to whole images, to set apart as the validation split of a source without one."""
     seed: int = 0
     """Seed of the order in which images are written, and of the choice of validation images."""
 
@@ -156,10 +156,9 @@ def complete(
     records: dict[str, ShardRecord],
     settings: dict[str, Any],
 ) -> Manifest:
-    """Write the manifest and remove the records; UserError if no image of a split of the source could be read."""
-    names = by_split(plan)
-    for split in source.splits:
-        group = [records[name] for name in names[split]]
+    """Write the manifest and remove the records; UserError if no image of a split could be read."""
+    for split, names in by_split(plan).items():
+        group = [records[name] for name in names]
         if not any(record.shard.num_samples for record in group):
             clear_state(out, records)
             first = group[0].skipped[0]
@@ -207,6 +206,7 @@ def summary(manifest: Manifest, images_per_sec: float) -> dict[str, Any]:
     return {
         "images": sum(shard.num_samples for shard in shards),
         "skipped": {"count": len(manifest.skipped), "reasons": dict(sorted(reasons.items()))},
+        "classes": len(manifest.classes),
         "shards": len(shards),
         "bytes": sum(file.num_bytes for shard in shards for file in shard.files()),
         "images_per_sec": round(images_per_sec, 1),

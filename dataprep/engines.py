@@ -1,4 +1,4 @@
-"""Who writes the shards: worker processes of this machine, or a Ray cluster. Both give the same bytes."""
+"""Who writes the shards: threads of this process, or a Ray cluster. Both give the same bytes."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ class ShardWork(NamedTuple):
 
 
 def on_this_machine(work: ShardWork, shards: list[PlannedShard], num_workers: int, note: Note) -> Iterator[ShardRecord]:
-    """Yield the records of shards: workers encode chunks of images, this process writes them in order.
+    """Yield the records of shards: threads encode chunks of images, this one writes them in order.
 
-    While the next shard is written, a thread computes the checksum of the last.
+    Decoding, checking, resizing and encoding release the interpreter lock, and nothing is handed from process to
+    process. While the next shard is written, a thread computes the checksum of the last.
     """
-    chunks = map_in_order(work.encode, tasks(work.reader, shards), num_workers)
+    chunks = map_in_order(work.encode, tasks(work.reader, shards), num_workers, threads=True)
     with contextlib.closing(chunks), ThreadPoolExecutor(1) as recorder:
         images = itertools.chain.from_iterable(chunks)
         last: Future[ShardRecord] | None = None

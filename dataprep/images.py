@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeVar
@@ -22,6 +21,7 @@ MAX_SIDE = 65500
 _STATISTICS_STEP = 8
 # EXIF is the first or second segment of a JPEG, and each has 64 KiB at most.
 _EXIF_WITHIN = 1 << 17
+_EXIF, _START_OF_SCAN = b"Exif\0\0", b"\xda"
 # Decoding to 1/8 reads the whole stream and finds the same damage, but saves most of the arithmetic.
 _CHECK_SHRINK = 8
 
@@ -121,6 +121,8 @@ def encode_image(
     header, orientation = jpeg_header(content), exif_orientation(content)
     fits = header is not None and (not max_side or max(header.height, header.width) <= max_side)
     if header is not None and fits and orientation == 1:
+        if write == "jpeg" and not measure and _is_sound(content):
+            return EncodedImage(content, header.height, header.width, True, None)
         pixels_HW3 = _decode_strictly(content, header, 1 if measure or write != "jpeg" else _CHECK_SHRINK)
         if pixels_HW3 is not None:
             if write == "raw" or (write == "smart" and pixels_HW3.nbytes <= SMART_FACTOR * len(content)):
@@ -206,6 +208,12 @@ def _decode_strictly(data: bytes, header: jpeg.JpegHeader, shrink: int) -> np.nd
     return _sound(lambda: jpeg.decode(data, header, shrink))
 
 
+def _is_sound(stream: bytes) -> bool:
+    from dataprep.huffman import is_sound  # here: loaders use this module, too, and start faster without numba
+
+    return is_sound(stream)
+
+
 def _sound(decode: Callable[[], Decoded]) -> Decoded | None:
     """Return what is decoded, None after a harmless warning; ImageError for damaged data."""
     try:
@@ -248,13 +256,25 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 def exif_orientation(data: bytes) -> int:
     """Return the EXIF orientation, 1 (upright) to 8."""
     # A JPEG is searched first: opening it with Pillow takes longer than decoding a small one.
-    if data[:2] == b"\xff\xd8" and data.find(b"Exif\0\0", 0, _EXIF_WITHIN) < 0:
+    if data[:2] == b"\xff\xd8" and not _has_exif(data):
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # broken metadata of any kind leaves the pixels as they are
         return 1
+
+
+def _has_exif(jpeg_data: bytes) -> bool:
+    """Whether a JPEG has a segment of EXIF before its pixels."""
+    at = 2
+    while jpeg_data[at : at + 1] == b"\xff":
+        if jpeg_data[at + 1 : at + 2] == _START_OF_SCAN:
+            return False
+        if jpeg_data.startswith(_EXIF, at + 4):
+            return True
+        at += 2 + max(2, int.from_bytes(jpeg_data[at + 2 : at + 4], "big"))
+    return jpeg_data.find(_EXIF, 0, _EXIF_WITHIN) >= 0  # odd bytes between segments
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
@@ -286,21 +306,17 @@ def _resized_planes(planes: list[np.ndarray], subsampling: int, max_side: int) -
 
     Whole blocks of colour are averaged first, as every encoder does that halves them.
     """
+    from dataprep.resize import resize_plane  # here: see _is_sound
+
     height, width = planes[0].shape
     new_width, new_height = _fitting((width, height), max_side)
-    resized = [Image.fromarray(planes[0]).resize((new_width, new_height), _FILTER)]
+    resized = [resize_plane(planes[0], new_height, new_width)]
     if block := jpeg.SAMPLE_SIZE[subsampling]:
-        half = (new_width + 1) // 2, (new_height + 1) // 2
+        half_height, half_width = (new_height + 1) // 2, (new_width + 1) // 2
         # What half covers, in samples of the source: where a new side is odd, a little more than the image.
-        covered = width / block[0] * 2 * half[0] / new_width, height / block[1] * 2 * half[1] / new_height
-        resized += [_covering(plane, covered).resize(half, _FILTER, (0, 0, *covered), 1.0) for plane in planes[1:]]
-    return [np.asarray(image) for image in resized]
-
-
-def _covering(plane: np.ndarray, size: tuple[float, float]) -> Image.Image:
-    """Return a plane with its last row and column repeated up to a width and height, where it is smaller."""
-    more_H, more_W = (max(0, math.ceil(wanted) - side) for wanted, side in zip(size[::-1], plane.shape, strict=True))
-    return Image.fromarray(np.pad(plane, ((0, more_H), (0, more_W)), "edge") if more_H or more_W else plane)
+        covered = height / block[1] * 2 * half_height / new_height, width / block[0] * 2 * half_width / new_width
+        resized += [resize_plane(plane, half_height, half_width, covered) for plane in planes[1:]]
+    return resized
 
 
 def _pixel_sums(pixels_HW3: np.ndarray) -> PixelSums:

@@ -100,10 +100,10 @@ class _Decompressor(threading.local):
         self.handle = self.owner.address
 
     def error(self) -> JpegError:
-        """Return the error of the last call as an exception.
+        """Return the error of the last call as an exception, and take a new decompressor.
 
-        After some errors in a header (one without SOS, for example) a decompressor takes the next stream, sound as it
-        may be, for the rest of that header. So it is not used again.
+        After some errors in a header a decompressor takes the next stream, sound as it may be, for the rest of that
+        header, and after some damaged tables libjpeg-turbo 2.1.5 refuses every later image ("Bogus Huffman table").
         """
         text: bytes = self.message(self.handle)
         self._renew()

@@ -34,7 +34,7 @@ class Sample(NamedTuple):
 
 
 class Reader(Protocol):
-    """Reads the samples of one source; sent to the worker processes, so it holds no open file when pickled."""
+    """Reads the samples of one source, in several threads at once; sent to Ray's workers, so it holds no open file."""
 
     def read(self, sample: Sample) -> bytes | np.ndarray:
         """Return the bytes of an image file, or pixels (H, W, 3) uint8; OSError or DataError if it can't be read."""

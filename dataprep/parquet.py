@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from fasttrain.cli import UserError
 
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "bytes")
 _LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
-# Row groups of one file are read whole. A worker keeps those it read last, up to this many bytes of images.
+# Row groups of one file are read whole. A process keeps those it read last, up to this many bytes of images.
 CACHE_BYTES = 1 << 28
 _MAX_GROUP_BYTES = 1 << 30
 _TYPICAL_BYTES = 1 << 17  # of an image; what each takes is not known before it is read
@@ -54,20 +55,22 @@ class ParquetReader(NamedTuple):
 
 
 _groups: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
+_groups_lock = threading.Lock()
 
 
 def _cached_group(file: str, group: int, column: str) -> Any:  # noqa: ANN401 - pyarrow's chunked array
     key = (file, group, column)
-    if key not in _groups:
-        pyarrow = _pyarrow()
-        try:
-            _groups[key] = _opened(file).read_row_group(group, columns=[column]).column(column)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise SourceError(f"damaged row group {group}: {_line(error)}") from None
-        while len(_groups) > 1 and sum(chunk.nbytes for chunk in _groups.values()) > CACHE_BYTES:
-            _groups.popitem(last=False)
-    _groups.move_to_end(key)
-    return _groups[key]
+    with _groups_lock:  # reading, too, so that no two threads read one group
+        if key not in _groups:
+            pyarrow = _pyarrow()
+            try:
+                _groups[key] = _opened(file).read_row_group(group, columns=[column]).column(column)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise SourceError(f"damaged row group {group}: {_line(error)}") from None
+            while len(_groups) > 1 and sum(chunk.nbytes for chunk in _groups.values()) > CACHE_BYTES:
+                _groups.popitem(last=False)
+        _groups.move_to_end(key)
+        return _groups[key]
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,27 +9,36 @@ from dataprep.listing import Listing, Reader, Sample
 from dataprep.manifest import EXTENSION
 
 TASK_IMAGES, TASK_BYTES = 64, 1 << 23  # a worker's task ends at whichever comes first
-# Every image of a shard with fewer samples is measured for the pixel statistics, of others every 8th.
-MEASURE_ALL, MEASURE_EVERY = 512, 8
+# Of how many images of a split the pixels are measured, evenly spaced: one in MEASURED_PART within these limits.
+MEASURED_PART, MEASURED_AT_LEAST, MEASURED_AT_MOST = 32, 256, 10_000
 
 
 class PlannedShard(NamedTuple):
-    """One shard to write: file name, split, and the samples in order."""
+    """One shard to write: file name, split, the samples in order, and of one in how many the pixels are measured."""
 
     name: str
     split: str
     samples: Sequence[Sample]
+    measure_every: int
 
 
 def plan_shards(splits: dict[str, Listing], shard_size: int, format: str) -> list[PlannedShard]:
     """Cut each split into shards `<split>-<5 digits>` of a format of the manifest."""
     return [
         PlannedShard(
-            f"{split}-{start // shard_size:05d}{EXTENSION[format]}", split, samples[start : start + shard_size]
+            f"{split}-{start // shard_size:05d}{EXTENSION[format]}",
+            split,
+            samples[start : start + shard_size],
+            _measure_every(len(samples)),
         )
         for split, samples in splits.items()
         for start in range(0, len(samples), shard_size)
     ]
+
+
+def _measure_every(count: int) -> int:
+    measured = min(max(count // MEASURED_PART, MEASURED_AT_LEAST), MEASURED_AT_MOST)
+    return max(1, count // measured)
 
 
 def by_split(plan: list[PlannedShard]) -> dict[str, list[str]]:
@@ -46,11 +55,10 @@ def tasks(reader: Reader, shards: Sequence[PlannedShard]) -> Iterator[list[tuple
     Each sample comes with whether to measure its pixels.
     """
     for shard in shards:
-        every = 1 if len(shard.samples) < MEASURE_ALL else MEASURE_EVERY
         task: list[tuple[Sample, bool]] = []
         num_bytes = 0
         for i, sample in enumerate(shard.samples):
-            task.append((sample, i % every == 0))
+            task.append((sample, i % shard.measure_every == 0))
             num_bytes += reader.size(sample)
             if len(task) == TASK_IMAGES or num_bytes >= TASK_BYTES:
                 yield task

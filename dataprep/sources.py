@@ -76,6 +76,8 @@ def recognise(path: Path) -> str:
             return "cifar"
         if any(path.glob("*.tar")):
             return "webdataset"
+        if any(path.glob("*.beton")):
+            raise SourceError(f"{path}: holds .beton shards, which are no source: convert what they were made from")
         return "parquet" if parquet_files(path) else "folder"
     if path.suffix.lower() == ".tar" and path.is_file():
         return "webdataset" if looks_like_samples(str(path)) else "tar"
@@ -115,7 +117,7 @@ def _state(path: str, times: bool) -> str:
 def shuffled_splits(source: Source, val_fraction: float, seed: int) -> dict[str, Listing]:
     """Shuffle each split; with val_fraction, set apart that part of every class as "val" (rounded to whole images).
 
-    Samples that are read in groups are shuffled within windows of shuffled groups that fit a worker's cache.
+    Samples that are read in groups are shuffled within windows of shuffled groups that fit a process's cache.
     Raises SourceError if the source has a val split already, or the fraction leaves a split without images.
     """
     splits = {split: _shuffled(samples, seed, source.groups.get(split)) for split, samples in source.splits.items()}
@@ -129,7 +131,8 @@ def shuffled_splits(source: Source, val_fraction: float, seed: int) -> dict[str,
     for split, samples in parts.items():
         if not samples:
             raise SourceError(
-                f"{source.root}: setting apart {val_fraction} of the images leaves none for the split {split!r}"
+                f"{source.root}: setting apart {val_fraction} of each class, rounded to whole images,"
+                f" leaves none for the split {split!r}"
             )
     return parts
 

@@ -6,14 +6,13 @@ extension, offset of the data, size and name of every component (wds2idx of DALI
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tarfile
 from pathlib import Path
-from types import TracebackType
 
 from dataprep import DataError
 from dataprep.manifest import publish, temporary_path
+from dataprep.shard_writer import ShardWriter
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
 _INDEX_VERSION = "v1.2"
@@ -28,18 +27,12 @@ def index_path(path: Path) -> Path:
     return path.with_suffix(".idx")
 
 
-class TarShardWriter:
-    """Writes one shard and its index under temporary names until `finish`; see BetonWriter, whose door it shares."""
+class TarShardWriter(ShardWriter):
+    """Writes one .tar shard and its index."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
-        self._temporary = temporary_path(self._path)
+        super().__init__(path)
         self._lines: list[str] = []
-        self._file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by finish or discard
-
-    @property
-    def num_samples(self) -> int:
-        return len(self._lines)
 
     def write(self, stream: bytes, height: int, width: int, label: int, raw: bool = False) -> None:
         """Append one sample, a JPEG of any size; ValueError for raw pixels. Raises OSError when the disk is full."""
@@ -48,6 +41,8 @@ class TarShardWriter:
         key = f"{self._path.stem}-{self.num_samples:07d}"
         components = (("jpg", stream), ("cls", str(label).encode("ascii")))
         self._lines.append(" ".join(self._member(key, extension, content) for extension, content in components))
+        self.num_samples += 1
+        self._hand_over(self._file.tell())
 
     def _member(self, key: str, extension: str, content: bytes) -> str:
         header = tarfile.TarInfo(f"{key}.{extension}")  # owner 0, time 0, mode 0644
@@ -74,22 +69,8 @@ class TarShardWriter:
 
     def discard(self) -> None:
         """Remove the temporary files."""
-        with contextlib.suppress(OSError):  # closing writes what is buffered, which fails again on a full disk
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        super().discard()
         temporary_path(index_path(self._path)).unlink(missing_ok=True)
-
-    def __enter__(self) -> TarShardWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None and self.num_samples:
-                self.finish()
-        finally:
-            self.discard()
 
 
 def read_index(path: Path) -> list[dict[str, tuple[int, int]]]:

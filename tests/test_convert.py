@@ -1,6 +1,7 @@
 """dataprep/convert.py as a person uses it: layouts, resuming, refusals, failures, and the same bytes every time."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import resource
@@ -17,7 +18,9 @@ from PIL import Image
 
 from dataprep import convert, jpeg, resume
 from dataprep.beton import BetonReader
+from dataprep.listing import Listing, Sample
 from dataprep.manifest import Manifest, ManifestError
+from dataprep.plan import plan_shards
 from dataprep.sources import fingerprint, scan_folder
 from fasttrain.cli import RunError
 
@@ -67,6 +70,7 @@ def test_convert_as_typed(source: Path, tmp_path: Path) -> None:
     summary = summary_of(done.stdout)
     assert summary["images"] == 24
     assert summary["shards"] == 3
+    assert summary["classes"] == 2
     assert summary["skipped"] == {"count": 0, "reasons": {}}
     assert summary["images_per_sec"] > 0
     manifest = Manifest.load(tmp_path / "out")
@@ -173,6 +177,17 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path: Path) -> None:
     assert summary_of(again.stdout) == {**summary, "images_per_sec": 0.0}
 
 
+def test_how_many_images_are_measured() -> None:
+    def measured(count: int) -> int:
+        plan = plan_shards({"train": Listing(Sample(str(i), -1) for i in range(count))}, count, "ffcv")
+        return -(-count // plan[0].measure_every)
+
+    assert [measured(count) for count in (1, 256, 300)] == [1, 256, 300]
+    assert measured(3200) == 267
+    assert measured(64_000) == 2000
+    assert measured(400_000) == 10_000
+
+
 def test_a_shard_without_usable_images_is_left_out(tmp_path: Path) -> None:
     source = make_images(tmp_path / "source", 1, 3)
     (source / "class0" / "empty.jpg").write_bytes(b"")
@@ -188,6 +203,30 @@ def test_no_usable_image_at_all(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert run(tmp_path / "source", tmp_path / "out", "--workers", 1) == 2
     assert "no image of the train split can be read; the first is a.jpg: empty file" in capfd.readouterr().err
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_validation_split_without_usable_images(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_images(tmp_path / "split" / "train", 1, 2)
+    (tmp_path / "split" / "val" / "class0").mkdir(parents=True)
+    (tmp_path / "split" / "val" / "class0" / "bad.jpg").write_bytes(b"")
+    assert run(tmp_path / "split", tmp_path / "out", "--workers", 1) == 2
+    assert "no image of the val split can be read; the first is val/class0/bad.jpg" in capfd.readouterr().err
+    source = make_images(tmp_path / "source", 1, 3)
+    for path in source.glob("*/*.jpg"):
+        path.write_bytes(b"")
+    Image.new("RGB", (8, 8)).save(source / "class0" / "good.jpg")
+    # One of the halves is without the one image that can be read.
+    assert run(source, tmp_path / "halves", "--val-fraction", 0.5, "--workers", 1) == 2
+    assert "split can be read; the first is class0/00" in capfd.readouterr().err
+
+
+def test_its_own_output_as_source(source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(source, tmp_path / "out", "--workers", 1) == 0
+    capfd.readouterr()
+    assert run(tmp_path / "out", tmp_path / "again") == 2
+    error = capfd.readouterr().err
+    assert "holds .beton shards, which are no source" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_run_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -291,12 +330,12 @@ def whole_conversion(slow_source: Path, tmp_path_factory: pytest.TempPathFactory
     return out
 
 
-def start_and_signal(source: Path, out: Path, number: signal.Signals) -> subprocess.Popen:
+def start_and_signal(source: Path, out: Path, number: signal.Signals, *options: object) -> subprocess.Popen:
     """Start the command in a session of its own and send it a signal once the first shard is recorded."""
-    script = typed(source, out, *SLOW_OPTIONS)
+    script = typed(source, out, *SLOW_OPTIONS, *options)
     process = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 60
-    while not (out / "train-00000.beton.json").exists():
+    while not list(out.glob("train-0000?.*.json")):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.005)
@@ -342,6 +381,26 @@ def test_a_conversion_continues(slow_source: Path, whole_conversion: Path, tmp_p
     assert contents(out) == contents(whole_conversion)
 
 
+def test_killed_tar_shards_continue(slow_source: Path, tmp_path: Path) -> None:
+    tars = ("--format", "webdataset")
+    assert run(slow_source, tmp_path / "whole", *SLOW_OPTIONS, *tars) == 0
+    start_and_signal(slow_source, tmp_path / "out", signal.SIGKILL, *tars)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    finished = (tmp_path / "out" / "train-00000.tar").stat().st_mtime_ns
+    assert run(slow_source, tmp_path / "out", *SLOW_OPTIONS, *tars) == 0
+    assert (tmp_path / "out" / "train-00000.tar").stat().st_mtime_ns == finished, "a finished shard is kept"
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_a_killed_ray_driver_continues(slow_source: Path, whole_conversion: Path, tmp_path: Path) -> None:
+    start_and_signal(slow_source, tmp_path / "out", signal.SIGKILL, "--engine", "ray")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert run(slow_source, tmp_path / "out", *SLOW_OPTIONS, "--engine", "ray") == 0
+    assert contents(tmp_path / "out") == contents(whole_conversion)
+
+
 def test_full_disk(slow_source: Path, whole_conversion: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     sizes = [path.stat().st_size for path in sorted(whole_conversion.glob("*.beton"))]
@@ -358,28 +417,6 @@ def test_full_disk(slow_source: Path, whole_conversion: Path, tmp_path: Path) ->
     assert [path.name for path in out.iterdir()] == ["conversion.json"]
     assert run(slow_source, out, *SLOW_OPTIONS) == 0
     assert contents(out) == contents(whole_conversion)
-
-
-def test_a_dead_worker_ends_the_conversion(slow_source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    script = [
-        sys.executable,
-        str(ROOT / "dataprep" / "convert.py"),
-        str(slow_source),
-        str(out),
-        *map(str, SLOW_OPTIONS),
-    ]
-    process = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-    while not (out / "train-00000.beton.json").exists():
-        assert process.poll() is None
-        time.sleep(0.005)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    worker = next(c for c in children if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text())
-    os.kill(int(worker), signal.SIGKILL)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "a worker process died" in error.decode()
-    assert "Traceback" not in error.decode()
 
 
 def test_two_conversions_into_one_folder(source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -98,6 +98,17 @@ def test_a_failure_does_not_spoil_the_next_image() -> None:
     np.testing.assert_array_equal(jpeg.decode(data), expected)
 
 
+def test_a_damaged_table_does_not_spoil_the_next_image() -> None:
+    data = as_jpeg(picture(50, 50))
+    for table in (at for at in range(len(data)) if data[at : at + 2] == b"\xff\xc4"):
+        for length in range(16):
+            changed = bytearray(data)
+            changed[table + 5 + length] ^= 8
+            with pytest.raises(jpeg.JpegError):
+                jpeg.decode(bytes(changed))
+            jpeg.decode(data)
+
+
 def test_threads_do_not_disturb_each_other() -> None:
     data = [as_jpeg(picture(60 + i, 80 + i, i)) for i in range(8)]
     expected = [jpeg.decode(d) for d in data]

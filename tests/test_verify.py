@@ -1,6 +1,7 @@
 """dataprep/verify.py: every kind of damage is named, and nothing else is."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from conftest import make_images, one_line
 from dataprep import convert, verify
 from dataprep.beton import BetonReader
 from dataprep.manifest import Manifest
+from dataprep.pool import map_in_order
 from dataprep.shards import checksum
+from fasttrain.cli import RunError
 
 OPTIONS = ("--shard-size", "10", "--workers", "2")
 
@@ -149,3 +152,8 @@ def test_as_typed(run_command, tmp_path: Path, sound: Path) -> None:
 def test_manifest_names_the_index(sound: Path) -> None:
     shards = Manifest.load(sound).splits["train"]
     assert all((shard.index is None) == shard.name.endswith(".beton") for shard in shards)
+
+
+def test_a_dead_worker_is_an_error() -> None:
+    with pytest.raises(RunError, match="a worker process died"):
+        list(map_in_order(os._exit, [1], 1))
