@@ -1,98 +1,123 @@
 #!/usr/bin/env python3
-"""Compiles every Triton kernel for Hopper (sm_90) ahead of time, which needs no GPU, and prints what each one takes.
+"""Compiles the Triton kernels for Hopper (sm_90) without a GPU, and prints what a program of each takes.
 
-python benchmarks/compile_hopper.py similarity
+    python benchmarks/compile_hopper.py similarity augment
+
+A kernel is compiled as a call on a GPU would have it, from the call's own arguments, by the ptxas that comes with
+Triton; nothing is launched. A line of JSON each: kernel, label, registers of a thread, bytes of its stack (spills),
+bytes of shared memory.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-HOPPER = GPUTarget("cuda", 90, 32)
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A function of Triton's, as it is launched."""
-
-    label: str
-    function: Any
-    types: dict[str, str]  # of arguments; others are fp32 pointers (names ending in _ptr) and 32-bit numbers
-    constants: dict[str, Any]
-    options: dict[str, Any]
+Report = Callable[[str], None]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def similarity() -> Iterator[Kernel]:
-    import torch
+class _Hopper:
+    """Stands in for the driver of a GPU."""
 
-    from kernels.similarity import gpu
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
 
-    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")):
-        types = {"x_ptr": f"*{name}", "queue_ptr": f"*{name}", "grad_ptr": f"*{name}"}
-        for rows in (16, 256, 4096):
-            tiles = gpu.tiles_for(rows, 128, dtype.itemsize)
-            constants = {
-                "D": 128, "BLOCK_D": 128, "BLOCK_R": tiles.rows, "BLOCK_K": tiles.keys, "OWN": False, "EVEN": True,
-                "PRODUCTS": gpu._products(dtype),
-            }  # fmt: skip
-            options = {"num_warps": tiles.warps, "num_stages": tiles.stages, "maxnreg": tiles.registers or None}
-            yield Kernel(f"{name} rows {rows}", gpu._part_kernel, types, constants, options)
-            if not tiles.registers:
-                yield Kernel(f"{name} rows {rows}", gpu._backward_kernel, types, constants, options)
-    constants = {"D": 128, "BLOCK_D": 128, "BLOCK_P": 64}
-    yield Kernel("64 parts", gpu._combine_kernel, {}, constants, {"num_warps": 4})
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
 
 
-KERNELS = {"similarity": similarity}
+class _Compiled:
+    """Stands in for a kernel: where it would be launched, it is compiled and reported."""
+
+    label = ""
+
+    def __init__(self, kernel: Any) -> None:  # noqa: ANN401 Triton's functions have no public type
+        self._kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def call(*arguments: object, **constants: object) -> None:
+            made = self._kernel.warmup(*arguments, grid=grid, **constants)
+            registers, stack = _resources(made.asm["cubin"])
+            print(json.dumps([made.metadata.name, _Compiled.label, registers, stack, made.metadata.shared]), flush=True)
+
+        return call
 
 
-def compile_kernel(kernel: Kernel) -> str:
-    """Compiles one; returns a line on registers, spills and shared memory."""
-    function = kernel.function
-    names = [name for name in function.arg_names if name not in kernel.constants]
-    signature = {name: kernel.types.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
-    signature |= dict.fromkeys(kernel.constants, "constexpr")
-    # As at a launch: addresses that torch allocates are multiples of 16 bytes.
-    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if name.endswith("_ptr")}
-    source = ASTSource(function, signature, kernel.constants, attributes)
-    compiled = triton.compile(source, target=HOPPER, options=kernel.options)
-    taken = f"{_resources(compiled.asm['cubin'])}, shared {compiled.metadata.shared} B"
-    return f"{function.__name__:18} {kernel.label:16} {taken}"
-
-
-def _resources(cubin: bytes) -> str:
-    """Registers and spills of a program, as cuobjdump or the cubin's own notes tell; "?" where neither is at hand."""
-    tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    if not tool.exists():
-        return "registers ?"
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers of a thread and bytes of its stack."""
+    tool = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=False)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout + done.stderr)
-    return f"registers {found[1]}, stack {found[2]} B" if found else "registers ?"
+        done = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    words = dict(word.split(":", 1) for word in done.stdout.split() if ":" in word)
+    return int(words["REG"]), int(words["STACK"])
 
 
-def main() -> int:
-    for name in sys.argv[1:] or KERNELS:
-        for kernel in KERNELS[name]():
-            print(compile_kernel(kernel), flush=True)
+def _stand_in(gpu: ModuleType) -> None:
+    """Have a kernel module take tensors on the CPU, and compile what it would launch."""
+    gpu.INTERPRETED = True  # type: ignore[attr-defined]
+    for name, value in list(vars(gpu).items()):
+        if name.endswith("_kernel"):
+            setattr(gpu, name, _Compiled(value))
+
+
+def similarity() -> None:
+    from kernels.similarity import gpu, readout
+
+    _stand_in(gpu)
+    gpu._multiprocessors = lambda _device: 132  # type: ignore[assignment]
+    for dtype in DTYPES:
+        for rows in (16, 256, 4096):
+            _Compiled.label = f"{dtype} rows {rows}"
+            x_RD = torch.zeros(rows, 128, dtype=dtype, requires_grad=True)
+            _, out_RD = readout(x_RD, torch.zeros(65536, 128, dtype=dtype), 0.2, impl="triton")
+            out_RD.sum().backward()  # of O: the gradient of lse needs no kernel
+
+
+def augment() -> None:
+    from fasttrain.views import RECIPES, draw
+    from kernels.augment import augment, gpu
+
+    _stand_in(gpu)
+    for count, dtype in ((5, torch.float32), (5, torch.bfloat16), (5, torch.float16), (1, torch.bfloat16)):
+        _Compiled.label = f"{dtype} batch {count}"
+        height_B, width_B = (torch.full((count,), side, dtype=torch.int32) for side in (300, 400))
+        offset_B = torch.arange(count) * 300 * 400 * 3
+        pixels = torch.zeros(count * 300 * 400 * 3, dtype=torch.uint8)
+        table = draw(RECIPES["mocov3"], height_B, width_B, torch.arange(count), seed=1, epoch=0)
+        plain = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        augment(pixels, offset_B, height_B, width_B, table, 224, *plain, impl="triton", dtype=dtype)
+
+
+KERNELS = {"similarity": similarity, "augment": augment}
+
+
+def main(names: list[str]) -> int:
+    triton.runtime.driver.set_active(_Hopper())
+    for name in names or KERNELS:
+        KERNELS[name]()
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -110,6 +110,9 @@ class TrainConfig:
     temperature: float = 0.2
     """Temperature of InfoNCE."""
 
+    decoupled: bool = False
+    """Leave a query's own key out of InfoNCE's denominator: the decoupled contrastive loss (arXiv 2110.06848)."""
+
     cross: Literal["batch", "queue", "none"] = "batch"
     """xmoco: keep similarities between views over the batch's pairs, or each image's similarities to the queue."""
     cross_weight: float = 1.0

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: a small labelled image folder, and the same converted."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -89,3 +90,14 @@ def one_line(process: subprocess.CompletedProcess) -> str:
     errors = [line for line in lines if ": error: " in line]
     assert len(errors) == 1, process.stderr
     return errors[0]
+
+
+def compiled_for_hopper(kernels: str, cache: pathlib.Path) -> dict[tuple[str, str], tuple[int, int, int]]:
+    """Registers, bytes of stack and of shared memory by kernel and label, of one folder's Triton kernels on sm_90."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/compile_hopper.py", kernels], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "TRITON_CACHE_DIR": str(cache)}, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {(name, label): tuple(taken) for name, label, *taken in lines}

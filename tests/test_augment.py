@@ -5,17 +5,15 @@ Without a GPU the Triton kernels run in Triton's interpreter (tests/conftest.py)
 
 import io
 import itertools
-import json
 import os
 import pathlib
-import subprocess
-import sys
 import tarfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import compiled_for_hopper
 from PIL import Image
 from torchvision.transforms.v2 import functional as T
 
@@ -271,54 +269,11 @@ def test_nothing_waits_for_the_gpu():
         torch.cuda.set_sync_debug_mode("default")
 
 
-# A process of its own, without the interpreter: the kernels are compiled as a call on a GPU would, from the call's own
-# arguments, by the ptxas that comes with Triton; nothing is launched.
-COMPILE = """
-import json, os, pathlib, subprocess, sys, tempfile
-import torch, triton
-from triton.backends.compiler import GPUTarget
-sys.path.insert(0, "tests")
-
-class Hopper:
-    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
-    get_current_device = get_current_stream = lambda self, *_: 0
-
-class Compiled:
-    def __init__(self, kernel): self.kernel = kernel
-    def __getitem__(self, grid): return lambda *arguments: report(self.kernel.warmup(*arguments, grid=grid))
-
-def report(made):
-    tool = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
-        file.flush()
-        done = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    words = dict(word.split(":", 1) for word in done.stdout.split() if ":" in word)
-    print(json.dumps([made.metadata.name, str(dtype), int(words["REG"]), int(words["STACK"]), made.metadata.shared]))
-
-triton.runtime.driver.set_active(Hopper())
-from kernels.augment import gpu
-gpu.INTERPRETED = True  # takes tensors on the CPU
-for name in ("resize_kernel", "contrast_kernel", "blur_columns_kernel", "blur_rows_kernel"):
-    setattr(gpu, name, Compiled(getattr(gpu, name)))
-from test_augment import MEAN, RECIPES, STD, augment, draw, ragged
-for count, dtype in ((5, torch.float32), (5, torch.bfloat16), (5, torch.float16), (1, torch.bfloat16)):
-    batch = ragged(count)
-    table = draw(RECIPES["mocov3"], *batch[2:], torch.arange(count), seed=1, epoch=0)
-    augment(*batch, table, 224, MEAN, STD, impl="triton", dtype=dtype)
-"""
-
-
 def test_kernels_compile_for_hopper(tmp_path):
     """Registers fit five blocks of 128 threads to a multiprocessor, and next to nothing is spilled."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-c", COMPILE]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    kernels = [json.loads(line) for line in done.stdout.splitlines()]
+    kernels = compiled_for_hopper("augment", tmp_path)
     assert len(kernels) == 16
-    for name, dtype, registers, stack, shared in kernels:
-        print(f"{name} {dtype}: {registers} registers, {stack} bytes of stack, {shared} of shared memory")
+    for registers, stack, shared in kernels.values():
         assert registers <= 65536 // (128 * 5)
         assert stack <= 16
         assert shared <= 16384

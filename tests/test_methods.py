@@ -59,6 +59,20 @@ def test_keys_and_queries_of_an_image_are_normalised_in_different_groups():
     assert (q - k).abs().max() > 1e-3  # the weights are equal, the views are equal: only the groups differ
 
 
+@pytest.mark.parametrize("method", ["moco", "xmoco"])
+def test_decoupled_changes_the_contrast_alone(method):
+    q, k = F.normalize(torch.randn(2, 8, 8), dim=2)
+    losses = []
+    for decoupled in (False, True):
+        config = dataclasses.replace(SMALL, method=method, decoupled=decoupled, cross_weight=0, uniform_weight=0)
+        model = make_method(config)
+        losses.append(model.loss(q, k, k)[0])
+    queue = model.queue.keys_KD
+    assert torch.allclose(losses[0], similarity.info_nce(q, k, queue, SMALL.temperature))
+    assert torch.allclose(losses[1], similarity.decoupled(q, k, queue, SMALL.temperature))
+    assert losses[1] < losses[0]
+
+
 @pytest.mark.parametrize("cross", ["batch", "queue", "none"])
 @pytest.mark.parametrize("uniform", ["batch", "queue", "none"])
 def test_xmoco_is_the_weighted_sum_of_its_terms(cross, uniform):

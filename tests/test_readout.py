@@ -1,20 +1,16 @@
 """The readout's versions against fp64, forward and every gradient, and what else its contract promises."""
 
 import math
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 import torch
+from conftest import compiled_for_hopper
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import similarity
 from kernels.similarity import cpu, readout, reference
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 ON_GPU = torch.cuda.is_available()
 # Triton's interpreter multiplies bf16 wrongly, so that dtype is left to a GPU.
 VERSIONS = [("cpu", torch.float32), ("cpu", torch.bfloat16), ("triton", torch.float32), ("triton", torch.float16)]
@@ -246,11 +242,13 @@ def test_runs_inside_a_cuda_graph():
 
 
 def test_kernels_compile_for_hopper(tmp_path):
-    """Ahead of time, in a process without the interpreter; needs no GPU."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks/compile_hopper.py", "similarity"],
-        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=250, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "_part_kernel" in done.stdout
+    """Nothing is spilled, and two programs fit a multiprocessor's registers and shared memory wherever speed counts."""
+    kernels = compiled_for_hopper("similarity", tmp_path)
+    assert {name for name, _ in kernels} == {"_part_kernel", "_combine_kernel", "_backward_kernel"}
+    assert len(kernels) == 27
+    for (name, label), (registers, stack, shared) in kernels.items():
+        assert stack == 0, (name, label)
+        if "bfloat16" in label:
+            threads = 256 if name == "_part_kernel" and label.endswith("4096") else 128
+            assert 2 * threads * registers <= 65536
+            assert 2 * shared <= 227 * 1024

@@ -45,7 +45,9 @@ class MoCo(Method):
 
     def loss(self, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """q_ND, k_ND this rank's rows; k_MD the rows of all ranks."""
-        return similarity.info_nce(q_ND, k_ND, self.queue.keys_KD, self.config.temperature), {}
+        config = self.config
+        contrast = similarity.decoupled if config.decoupled else similarity.info_nce
+        return contrast(q_ND, k_ND, self.queue.keys_KD, config.temperature), {}
 
     @torch.no_grad()
     def _keys(self, view: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class XMoCo(MoCo):
             q_ND, k_ND, self.queue.keys_KD, config.temperature,
             consistency_temperature=config.cross_temperature if config.cross == "queue" else None,
             uniformity_temperature=config.uniform_temperature if config.uniform == "queue" else None,
+            decoupled=config.decoupled,
         )  # fmt: skip
         cross, uniform = over_queue.consistency, over_queue.uniformity
         if config.cross == "batch":
