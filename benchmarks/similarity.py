@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import multiprocessing
 import pathlib
 import statistics
 import sys
@@ -35,6 +36,7 @@ from kernels import similarity
 
 TAU = 0.2  # of all three terms, as in the presets
 DIM = 128
+MEMORY_ROWS = 4096  # at which memory is compared, with a queue of 65,536
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 Inputs = tuple[Tensor, Tensor, Tensor]  # q, k, queue
 Run = Callable[[int], None]  # takes the number of the call
@@ -216,14 +218,44 @@ def speeds(on_gpu: bool, dtype: torch.dtype) -> tuple[float, float]:
 
 
 def peak_memory(side: Loss, inputs: list[Inputs]) -> int:
-    """Bytes allocated beyond the inputs at the worst moment of a forward and backward; GPU only."""
-    torch.cuda.synchronize()
+    """Bytes beyond the inputs at the worst moment of a forward and backward: allocated on a GPU, resident on a CPU."""
+    on_gpu = inputs[0][0].is_cuda
     inputs[0][0].grad = None
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = _resident("VmRSS")
     once(side, inputs, 0)
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    if on_gpu:
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    return _resident("VmHWM") - before
+
+
+def _resident(name: str) -> int:
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def memory_alone(name: str) -> int:
+    """peak_memory of "ours" or "eager" at the largest size, for a process that has held nothing before."""
+    inputs = make_inputs(MEMORY_ROWS, 65536, "cpu", torch.float32)[:1]
+    side = {"ours": ours, "eager": eager}[name]
+    once(side, [tuple(x[:64].detach().requires_grad_(i == 0) for i, x in enumerate(inputs[0]))], 0)  # type: ignore[list-item]
+    return peak_memory(side, inputs)
+
+
+def memory_on_cpu() -> dict[str, float]:
+    """GiB of ours and of eager, each in a process of its own, and their ratio."""
+    figures = {}
+    for name in ("ours", "eager"):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            figures[f"gib_{name}_{MEMORY_ROWS}"] = pool.apply_async(memory_alone, (name,)).get(300) / 2**30
+    ratio = figures[f"gib_ours_{MEMORY_ROWS}"] / figures[f"gib_eager_{MEMORY_ROWS}"]
+    return {**figures, f"memory_of_eager_{MEMORY_ROWS}": ratio}
 
 
 def measure_batch(n: int, keys: int, dtype: torch.dtype, options: Options, floor: float) -> dict[str, object]:
@@ -267,6 +299,9 @@ def measure(options: Options) -> int:
     for n in batches:
         floor = max(4 * 2 * n * keys * DIM / operations, keys * DIM * dtype.itemsize / bandwidth)
         figures |= measure_batch(n, keys, dtype, options, floor)
+    if not on_gpu:
+        figures |= memory_on_cpu()
+        print(f"memory at N {MEMORY_ROWS}, K 65536, of eager's: {figures[f'memory_of_eager_{MEMORY_ROWS}']:.4f}")
     record.append("similarity", figures)
     print(json.dumps(figures))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Literal
 
 from fasttrain.cli import UserError
@@ -20,7 +21,7 @@ ABOVE_ZERO = [
 ]  # fmt: skip
 NOT_NEGATIVE = [
     "max_steps", "workers", "weight_decay", "warmup_epochs", "cross_weight", "uniform_weight", "keep_last", "seed",
-    "start_size", "clip_norm", "knn_every",
+    "clip_norm", "knn_every",
 ]  # fmt: skip
 # Peak learning rate at a batch of 256 and weight decay: MoCo's, MoCo v3's for its ResNet and its ViT, apex's own.
 OPTIMIZERS: dict[str, dict[str, float]] = {
@@ -69,8 +70,9 @@ class TrainConfig:
     """Augmentation recipe of the two views."""
     size: int = 224
     """Side of a view in pixels, in training and evaluation."""
-    start_size: int = 0
-    """Smaller side of a view at first; it grows to --size over three quarters of the epochs. 0: --size throughout."""
+    resolution: str = ""
+    """Views that grow, such as 128:224: their side at first, and the --size that they reach after three quarters of the
+    epochs. Empty: --size throughout."""
 
     optimizer: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
     """lars for batches of thousands, adamw for vision transformers, lamb by NVIDIA's apex. Each sets defaults for --lr
@@ -139,6 +141,11 @@ class TrainConfig:
     fresh: bool = False
     """Start over: an existing run folder is moved aside first."""
 
+    @property
+    def start_size(self) -> int:
+        """Side of the first epoch's views."""
+        return _sides(self.resolution)[0] if self.resolution else self.size
+
 
 PRESETS: dict[str, dict] = {
     "imagenet": {},
@@ -166,8 +173,18 @@ def parse_config(argv: list[str]) -> TrainConfig:
     )
     defaults = TrainConfig(data=tyro.MISSING, **{**PRESETS.get(preset, {}), **OPTIMIZERS.get(optimizer, {})})
     config = parse(TrainConfig, argv, defaults)
+    if config.resolution:
+        config = dataclasses.replace(config, size=_sides(config.resolution)[1])
     check(config)
     return config
+
+
+def _sides(resolution: str) -> tuple[int, int]:
+    """First and final side of a --resolution."""
+    found = re.fullmatch(r"(\d+):(\d+)", resolution)
+    if not found or not 0 < int(found[1]) <= int(found[2]):
+        raise UserError(f"--resolution {resolution!r} is not two sides of views such as 128:224, the smaller first")
+    return int(found[1]), int(found[2])
 
 
 def check(config: TrainConfig) -> None:
@@ -182,8 +199,6 @@ def check(config: TrainConfig) -> None:
         raise UserError(f"--ema must be at least 0 and below 1, not {config.ema}")
     if not 0 <= config.max_failed_fraction <= 1:
         raise UserError(f"--max-failed-fraction must lie between 0 and 1, not {config.max_failed_fraction}")
-    if config.start_size > config.size:
-        raise UserError(f"--start-size {config.start_size} is larger than --size {config.size}")
     if config.warmup_epochs >= config.epochs:
         raise UserError(f"--warmup-epochs {config.warmup_epochs} leaves nothing of --epochs {config.epochs}")
 

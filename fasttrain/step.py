@@ -93,7 +93,7 @@ def compile_networks(method: Method, config: TrainConfig, device: torch.device) 
     wanted = config.compile == "on" or (config.compile == "auto" and device.type == "cuda" and compiler)
     if config.cuda_graph and (device.type != "cuda" or not wanted or config.accumulate > 1):
         raise UserError("--cuda-graph needs a GPU, --compile on or auto (with a C compiler), and --accumulate 1")
-    if wanted:  # every network, at every size of views (--start-size), counts towards one limit; beyond it runs eagerly
+    if wanted:  # every network, at every size of views (--resolution), counts towards one limit; beyond it runs eagerly
         torch._dynamo.config.recompile_limit = 64
     for name, network in method.named_children():
         recomputed = config.checkpoint_activations and name == "encoder"

@@ -89,7 +89,7 @@ def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
 def make_networks(config: TrainConfig, device: torch.device) -> Method:
     """The method on its device, its networks as the options have them run. Raises UserError for what can't be."""
     method = make_method(config)
-    if config.start_size:
+    if config.resolution:
         feature_width(method.encoder, config.arch, config.start_size)
     if config.checkpoint_activations:
         checkpoint_activations(method.encoder)
@@ -98,12 +98,12 @@ def make_networks(config: TrainConfig, device: torch.device) -> Method:
 
 
 def view_size(epoch: int, config: TrainConfig) -> int:
-    """Side of an epoch's views: from --start-size linearly to --size, reached after GROWING of the epochs.
+    """Side of an epoch's views: from the first of --resolution linearly to --size, reached after GROWING of the epochs.
 
     In steps of an encoder's total stride, so that no size wastes pixels.
     """
     stride = 32 if config.size > 64 else 8
-    progress = min(1.0, epoch / (GROWING * config.epochs)) if config.start_size else 1.0
+    progress = min(1.0, epoch / (GROWING * config.epochs))
     missing = (config.size - config.start_size) * (1 - progress)
     return max(config.start_size, config.size - round(missing / stride) * stride)
 

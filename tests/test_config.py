@@ -49,7 +49,7 @@ def test_bad_command_lines_are_one_line_and_status_2(words, message, capsys):
         (["--warmup-epochs", "200"], "leaves nothing"),
         (["--accumulate", "0"], "--accumulate must be above 0"),
         (["--clip-norm", "-1"], "--clip-norm must not be negative"),
-        (["--start-size", "256"], "--start-size 256 is larger than --size 224"),
+        (["--resolution", "256:224"], "--resolution '256:224' is not two sides of views such as 128:224"),
     ],
 )
 def test_values_no_run_could_use(words, message):
@@ -78,3 +78,9 @@ def test_differences_are_of_what_changes_the_result():
     saved = as_dict(TrainConfig(data="x", workers=3))
     assert differences(saved, TrainConfig(data="y", workers=1, max_steps=9)) == []
     assert differences(saved, TrainConfig(data="x", lr=0.5)) == ["--lr was 0.03, now 0.5"]
+
+
+def test_a_resolution_sets_the_first_and_the_final_side():
+    config = parse_config(["--data", "x", "--resolution", "96:160"])
+    assert (config.start_size, config.size) == (96, 160)
+    assert parse_config(["--data", "x"]).start_size == 224

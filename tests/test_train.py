@@ -213,15 +213,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(shards, tmp_
 
 
 def test_views_grow_by_the_epoch_in_steps_an_encoder_likes():
-    config = TrainConfig(data="", epochs=100, size=224, start_size=128)
+    config = TrainConfig(data="", epochs=100, size=224, resolution="128:224")
     sizes = [view_size(epoch, config) for epoch in range(100)]
     assert sizes == sorted(sizes)
     assert set(sizes) == {128, 160, 192, 224}
     assert sizes[75:] == [224] * 25
     assert sizes[0] == 128
-    assert {view_size(e, dataclasses.replace(config, start_size=0)) for e in range(100)} == {224}
-    assert view_size(0, dataclasses.replace(config, start_size=100)) == 100
-    small = dataclasses.replace(config, size=32, start_size=16)
+    assert {view_size(e, dataclasses.replace(config, resolution="")) for e in range(100)} == {224}
+    assert view_size(0, dataclasses.replace(config, resolution="100:224")) == 100
+    small = dataclasses.replace(config, size=32, resolution="16:32")
     assert {view_size(e, small) for e in range(100)} == {16, 24, 32}
 
 
