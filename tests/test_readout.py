@@ -74,10 +74,11 @@ def test_values_and_gradients_against_fp64(impl, dtype, r, k, d, own, temperatur
     truth = everything(plain, x.double(), queue.double(), t.double(), own)
     eager = everything(plain, x, queue, t, own)
     ours = everything(lambda *a: readout(*a[:3], own=a[3], impl=impl), x, queue, t, own)
-    # Where plain torch happens to be exact, a rounding of the largest number is still allowed.
-    floor = torch.finfo(dtype).eps / (1 if dtype == torch.float32 else 4)
+    # Where plain torch happens to be exact, roundings of the largest number are still allowed; in fp32 also those of an
+    # exponent, which is as large as 1/τ.
+    floor = torch.finfo(dtype).eps * (max(8, 2 / temperature) if dtype == torch.float32 else 2)
     for name, true, close, mine in zip(("lse", "out", *"abcdef"), truth, eager, ours, strict=True):
-        allowed = SLACK * (close - true).abs().max() + floor * max(1.0, float(true.abs().max())) * 8
+        allowed = SLACK * (close - true).abs().max() + floor * max(1.0, float(true.abs().max()))
         assert (mine - true).abs().max() <= allowed, name
 
 
