@@ -44,7 +44,7 @@ def contrast_kernel(
     row = rows + view * WORDS
     contrast = _contrast_place(row)
     if contrast != _NONE:
-        TILES: tl.constexpr = tl.cdiv(SIZE, TILE) * tl.cdiv(SIZE, TILE)
+        TILES: tl.constexpr = ((SIZE + TILE - 1) // TILE) * ((SIZE + TILE - 1) // TILE)
         i = tl.arange(0, SUMS)
         level = tl.sum(tl.load(sums + view * TILES + i, mask=i < TILES, other=0.0)) / (SIZE * SIZE)
         at, inside = _place(view, y, x, SIZE)
@@ -109,7 +109,7 @@ def _tile(SIZE: tl.constexpr, TILE: tl.constexpr, ONE_EACH: tl.constexpr):
     ONE_EACH: threads of a warp lie side by side in a row. Otherwise Triton sees that 16-bit planes can be stored eight
     pixels a thread and lays a warp over eight rows; loads that can't be so wide would then touch eight times the lines.
     """
-    ACROSS: tl.constexpr = tl.cdiv(SIZE, TILE)
+    ACROSS: tl.constexpr = (SIZE + TILE - 1) // TILE  # Triton 3.6 has no tl.cdiv of constants
     view = tl.program_id(0) // (ACROSS * ACROSS)
     tile = tl.program_id(0) % (ACROSS * ACROSS)
     y = tile // ACROSS * TILE + tl.arange(0, TILE)
