@@ -41,8 +41,10 @@ class _SplitBatchNorm(nn.Module):
         groups = max(1, round(x.shape[0] / GROUP_SIZE))
         momentum = self.momentum / groups  # so that all groups together move the running statistics once
         running = self.running_mean, self.running_var
-        if groups == 1:
-            return F.batch_norm(x, *running, self.weight, self.bias, True, momentum, self.eps)
+        if groups == 1 or torch.compiler.is_compiling():  # a compiler makes its own of the plain form
+            arguments = *running, self.weight, self.bias, True, momentum, self.eps
+            out = [F.batch_norm(group, *arguments) for group in x.tensor_split(groups)]
+            return out[0] if groups == 1 else torch.cat(out)
         return _NormaliseGroups.apply(x, self.weight, self.bias, *running, groups, momentum, self.eps)
 
 

@@ -1,5 +1,8 @@
 """Split batch norm: each group by its own statistics in training, running ones in evaluation."""
 
+import shutil
+
+import pytest
 import torch
 from torch import nn
 
@@ -50,3 +53,37 @@ def test_conversion_keeps_names_and_layout():
     assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
     x = torch.randn(70, 3, 6, 6).to(memory_format=torch.channels_last)
     assert network(x).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("count", [2 * GROUP_SIZE, 2 * GROUP_SIZE + 5])
+def test_groups_in_place_are_the_groups_one_by_one(count):
+    plain, split = layers()
+    x = torch.randn(count, 3, 5, 5).to(memory_format=torch.channels_last)
+    values = []
+    for forward in (split, lambda x: torch.cat([plain(group) for group in x.tensor_split(2)])):
+        x = x.detach().requires_grad_()
+        out = forward(x)
+        layer = split if forward is split else plain
+        values.append((out, *torch.autograd.grad(out.square().sum() + out.sum(), (x, layer.weight, layer.bias))))
+    for ours, expected in zip(*values, strict=True):
+        assert torch.allclose(ours, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+def test_a_compiled_network_computes_the_same():
+    torch.manual_seed(0)
+    values = []
+    x = torch.randn(3 * GROUP_SIZE, 3, 6, 6).to(memory_format=torch.channels_last)
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        network = convert_batch_norm(
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)), "split"
+        )
+        if compiled:
+            network.compile(dynamic=False)
+        out = network(x)
+        out.square().sum().backward()
+        values.append((out, *(p.grad for p in network.parameters()), network[1].running_mean, network[1].running_var))
+    for ours, expected in zip(*values, strict=True):
+        assert torch.allclose(ours, expected, atol=1e-3)
