@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import pathlib
 
@@ -32,5 +31,4 @@ def keep_freed_memory() -> None:
         if line.endswith("[heap]"):
             first, last = (int(address, 16) for address in line.split()[0].split("-"))
             first, last = -(-first // _PAGE) * _PAGE, last // _PAGE * _PAGE
-            with contextlib.suppress(AttributeError):
-                libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(max(0, last - first)), _MADV_HUGEPAGE)
+            libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(max(0, last - first)), _MADV_HUGEPAGE)

@@ -46,8 +46,8 @@ class MoCo(Method):
     def loss(self, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """q_ND, k_ND this rank's rows; k_MD the rows of all ranks."""
         config = self.config
-        contrast = similarity.decoupled if config.decoupled else similarity.info_nce
-        return contrast(q_ND, k_ND, self.queue.keys_KD, config.temperature), {}
+        terms = similarity.queue_terms(q_ND, k_ND, self.queue.keys_KD, config.temperature, decoupled=config.decoupled)
+        return terms.contrast, {}
 
     @torch.no_grad()
     def _keys(self, view: Tensor) -> Tensor:
