@@ -8,7 +8,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -16,12 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from fasttrain.cli import UserError
+from fasttrain.data import Batch
 from fasttrain.health import MEMORY, Health, Skips
+from fasttrain.waits import BatchClock, Wait, seconds_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-Item = TypeVar("Item")
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
 
 
@@ -44,7 +45,8 @@ class TrainLog:
         self._sums: Tensor | None = None
         self._skips_3 = torch.tensor(Skips())
         self._pending: _Pending | None = None
-        self._steps, self._seconds = 0, {"data": 0.0, "views": 0.0}
+        self._steps, self._views_s = 0, 0.0
+        self._clock = BatchClock(device)
         self._began = self._printed = time.monotonic()
         self._health = Health(device, workers)
         self.skips = Skips()  # as last read
@@ -57,23 +59,16 @@ class TrainLog:
             self._task = self._bar.add_task("step", total=total_steps, completed=step)
             self._bar.start()
 
-    def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """Pass batches on, counting the time spent waiting for each."""
-        iterator = iter(batches)
-        while True:
-            try:
-                with self.time("data"):
-                    item = next(iterator)
-            except StopIteration:
-                return
-            yield item
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass batches on, counting the time that the steps wait for each."""
+        return self._clock.timed(batches)
 
     @contextlib.contextmanager
-    def time(self, side: str) -> Iterator[None]:
-        """Count the host's time in here to a side of the input: "data" (waiting for the loader) or "views"."""
+    def making_views(self) -> Iterator[None]:
+        """Count the host's time in here to the views."""
         began = time.monotonic()
         yield
-        self._seconds[side] += time.monotonic() - began
+        self._views_s += time.monotonic() - began
 
     def step(self, step: int, epoch: int, lr: float, terms: dict[str, Tensor], skips_3: Tensor) -> None:
         """Count a finished step (1 for the first). terms and skips_3 (see step.Skips) are on the device."""
@@ -117,14 +112,15 @@ class TrainLog:
         seconds = max(now - self._began, 1e-9)
         assert self._sums is not None
         figures = {
+            "lr": lr,
             "images_per_sec": self._steps * self._batch_size / seconds,
-            **{name: self._seconds[side] / seconds for side, name in (("data", "data_wait"), ("views", "views_time"))},
+            "views_time": self._views_s / seconds,
             **self._health.memory(),
-        }  # fmt: skip
+        }
         values = torch.cat([self._sums, self._skips_3.double()])
-        self._pending = _Pending(values, {"step": step, "epoch": epoch}, self._names, {"lr": lr, **figures})
-        self._sums, self._steps, self._began = None, 0, now
-        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        place = {"step": step, "epoch": epoch}
+        self._pending = _Pending(values, place, self._names, figures, self._clock.take(), seconds)
+        self._sums, self._steps, self._began, self._views_s = None, 0, now, 0.0
 
     def _write(self) -> None:
         """Write the entry whose values are on their way, once they are here."""
@@ -133,7 +129,7 @@ class TrainLog:
         *sums, count, total, in_a_row, last = pending.read()
         self.skips = Skips(int(total), int(in_a_row), int(last))
         means = {name: value / count if count else None for name, value in zip(pending.names, sums, strict=True)}
-        entry = {**pending.place, **means, **pending.figures, "skipped": self.skips.total}
+        entry = {**pending.place, **means, **pending.figures, **pending.waited(), "skipped": self.skips.total}
         self._record(entry)
         self._show(entry, means)
         if hint := self._health.hint(entry):
@@ -171,8 +167,12 @@ class TrainLog:
 class _Pending:
     """An entry whose values are on their way from the device."""
 
-    def __init__(self, values: Tensor, place: dict, names: list[str], figures: dict) -> None:
+    def __init__(
+        self, values: Tensor, place: dict, names: list[str], figures: dict, waits: list[Wait], seconds: float
+    ) -> None:
+        """waits: for the batches of the entry's steps, which took so many seconds."""
         self.place, self.names, self.figures = place, names, figures
+        self._waits, self._seconds = waits, seconds
         self._event = torch.cuda.Event() if values.is_cuda else None
         if self._event is None:
             self._host = values
@@ -190,13 +190,21 @@ class _Pending:
             self._event.synchronize()
         return self._host.tolist()
 
+    def waited(self) -> dict[str, float]:
+        """Shares of the time, once read: data_wait for batches, and transfer_wait, a part of it, for their copy."""
+        data, transfer = seconds_of(self._waits)
+        return {"data_wait": data / self._seconds, "transfer_wait": transfer / self._seconds}
+
 
 class SilentLog(TrainLog):
     """What every rank but the first uses: passes batches on and tells nothing."""
 
     def __init__(self) -> None:
-        self._seconds = {"data": 0.0, "views": 0.0}
+        self._views_s = 0.0
         self.skips = Skips()
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        return iter(batches)
 
     def step(self, step: int, epoch: int, lr: float, terms: dict[str, Tensor], skips_3: Tensor) -> None:
         pass
