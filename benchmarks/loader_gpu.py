@@ -106,8 +106,7 @@ class _Loop:
         for batch in itertools.islice(self._batches, steps):
             self._step(batch)
         torch.cuda.synchronize()
-        waited, _ = seconds_of(self._clock.take())
-        return waited / (time.perf_counter() - began)
+        return seconds_of(self._clock.take()).data / (time.perf_counter() - began)
 
     def _step(self, batch: Batch) -> None:
         sizes = batch.height_B, batch.width_B

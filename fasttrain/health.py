@@ -18,7 +18,8 @@ ADVICE = {
     "with a smaller --max-side, or use --loader resident if all pixels fit in memory",
     "transfer": "the step waits for images on their way to the GPU; convert with a smaller --max-side, use --loader "
     "resident if all pixels fit in the GPU's memory, or keep other processes off the PCIe link",
-    "views": "the step waits for views made on the CPU; give each process more cores, or a smaller --size",
+    "views": "the step waits for views to be made; use a smaller --size, a --recipe with less in it, or give each "
+    "process more cores: they draw the parameters",
 }
 
 

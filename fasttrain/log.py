@@ -18,7 +18,7 @@ from torch import Tensor
 from fasttrain.cli import UserError
 from fasttrain.data import Batch
 from fasttrain.health import MEMORY, Health, Skips
-from fasttrain.waits import BatchClock, Wait, seconds_of
+from fasttrain.waits import BatchClock, Marks, seconds_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -45,8 +45,7 @@ class TrainLog:
         self._sums: Tensor | None = None
         self._skips_3 = torch.tensor(Skips())
         self._pending: _Pending | None = None
-        self._steps, self._views_s = 0, 0.0
-        self._clock = BatchClock(device)
+        self._steps, self._clock = 0, BatchClock(device)
         self._began = self._printed = time.monotonic()
         self._health = Health(device, workers)
         self.skips = Skips()  # as last read
@@ -63,12 +62,9 @@ class TrainLog:
         """Pass batches on, counting the time that the steps wait for each."""
         return self._clock.timed(batches)
 
-    @contextlib.contextmanager
-    def making_views(self) -> Iterator[None]:
-        """Count the host's time in here to the views."""
-        began = time.monotonic()
-        yield
-        self._views_s += time.monotonic() - began
+    def making_views(self) -> contextlib.AbstractContextManager[None]:
+        """Count the time of what is done in it to the views."""
+        return self._clock.making_views()
 
     def step(self, step: int, epoch: int, lr: float, terms: dict[str, Tensor], skips_3: Tensor) -> None:
         """Count a finished step (1 for the first). terms and skips_3 (see step.Skips) are on the device."""
@@ -114,13 +110,12 @@ class TrainLog:
         figures = {
             "lr": lr,
             "images_per_sec": self._steps * self._batch_size / seconds,
-            "views_time": self._views_s / seconds,
             **self._health.memory(),
         }
         values = torch.cat([self._sums, self._skips_3.double()])
         place = {"step": step, "epoch": epoch}
         self._pending = _Pending(values, place, self._names, figures, self._clock.take(), seconds)
-        self._sums, self._steps, self._began, self._views_s = None, 0, now, 0.0
+        self._sums, self._steps, self._began = None, 0, now
 
     def _write(self) -> None:
         """Write the entry whose values are on their way, once they are here."""
@@ -129,7 +124,7 @@ class TrainLog:
         *sums, count, total, in_a_row, last = pending.read()
         self.skips = Skips(int(total), int(in_a_row), int(last))
         means = {name: value / count if count else None for name, value in zip(pending.names, sums, strict=True)}
-        entry = {**pending.place, **means, **pending.figures, **pending.waited(), "skipped": self.skips.total}
+        entry = {**pending.place, **means, **pending.figures, **pending.shares(), "skipped": self.skips.total}
         self._record(entry)
         self._show(entry, means)
         if hint := self._health.hint(entry):
@@ -168,11 +163,11 @@ class _Pending:
     """An entry whose values are on their way from the device."""
 
     def __init__(
-        self, values: Tensor, place: dict, names: list[str], figures: dict, waits: list[Wait], seconds: float
+        self, values: Tensor, place: dict, names: list[str], figures: dict, marks: Marks, seconds: float
     ) -> None:
-        """waits: for the batches of the entry's steps, which took so many seconds."""
+        """marks: of the entry's steps, which took so many seconds."""
         self.place, self.names, self.figures = place, names, figures
-        self._waits, self._seconds = waits, seconds
+        self._marks, self._seconds = marks, seconds
         self._event = torch.cuda.Event() if values.is_cuda else None
         if self._event is None:
             self._host = values
@@ -190,18 +185,20 @@ class _Pending:
             self._event.synchronize()
         return self._host.tolist()
 
-    def waited(self) -> dict[str, float]:
-        """Shares of the time, once read: data_wait for batches, and transfer_wait, a part of it, for their copy."""
-        data, transfer = seconds_of(self._waits)
-        return {"data_wait": data / self._seconds, "transfer_wait": transfer / self._seconds}
+    def shares(self) -> dict[str, float]:
+        """Of the time, once read: data_wait for batches, transfer_wait, a part of it, for their copy, views_time."""
+        names = ("data_wait", "transfer_wait", "views_time")
+        return {name: s / self._seconds for name, s in zip(names, seconds_of(self._marks), strict=True)}
 
 
 class SilentLog(TrainLog):
     """What every rank but the first uses: passes batches on and tells nothing."""
 
     def __init__(self) -> None:
-        self._views_s = 0.0
         self.skips = Skips()
+
+    def making_views(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         return iter(batches)

@@ -1,4 +1,4 @@
-"""How long the steps wait for their batches, and how much of that is for the copy to the GPU.
+"""How long the steps wait for their batches, how much of that is for the copy to the GPU, and how long views take.
 
 On a GPU the host runs ahead of the steps it has queued, and waits for them in the loader (prefetch.py) without a loss:
 its clock can't tell. So marks are left in the stream of the steps, where a batch is asked for and where it is handed
@@ -7,6 +7,7 @@ over. What passes between the two there is time in which the GPU had nothing to 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -26,11 +27,26 @@ class Wait(NamedTuple):
     given: Mark
 
 
+class Marks(NamedTuple):
+    """Those of some steps: around their batches, and around the making of their views."""
+
+    waits: list[Wait]
+    views: list[tuple[Mark, Mark]]
+
+
+class Seconds(NamedTuple):
+    """Waited for batches, of these for the copy to the GPU; and taken by the views."""
+
+    data: float
+    transfer: float
+    views: float
+
+
 class BatchClock:
-    """Leaves the marks around batches."""
+    """Leaves the marks."""
 
     def __init__(self, device: torch.device) -> None:
-        self._on_gpu, self._waits = device.type == "cuda", list[Wait]()
+        self._on_gpu, self._marks = device.type == "cuda", Marks([], [])
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Pass batches on, each between two marks."""
@@ -40,12 +56,19 @@ class BatchClock:
             batch = next(iterator, None)
             if batch is None:
                 return
-            self._waits.append(Wait(asked, batch.arrived, self._mark()))
+            self._marks.waits.append(Wait(asked, batch.arrived, self._mark()))
             yield batch
 
-    def take(self) -> list[Wait]:
-        """The waits since the last time."""
-        taken, self._waits = self._waits, []
+    @contextlib.contextmanager
+    def making_views(self) -> Iterator[None]:
+        """Count the time in here to the views; a GPU's includes that in which it waits for the host to go on."""
+        began = self._mark()
+        yield
+        self._marks.views.append((began, self._mark()))
+
+    def take(self) -> Marks:
+        """The marks since the last time."""
+        taken, self._marks = self._marks, Marks([], [])
         return taken
 
     def _mark(self) -> Mark:
@@ -56,15 +79,15 @@ class BatchClock:
         return event
 
 
-def seconds_of(waits: list[Wait]) -> tuple[float, float]:
-    """Seconds waited in all, and of these for the copy. What the stream was given after the marks must have begun."""
+def seconds_of(marks: Marks) -> Seconds:
+    """What lies between marks; on a GPU what the stream was given after them must have begun."""
     total = transfer = 0.0
-    for wait in waits:
+    for wait in marks.waits:
         whole = _between(wait.asked, wait.given)
         total += whole
         if wait.arrived is not None:  # before `asked`, if the copy ended while the step before was running
             transfer += min(whole, max(0.0, _between(wait.asked, wait.arrived)))
-    return total, transfer
+    return Seconds(total, transfer, sum(_between(*pair) for pair in marks.views))
 
 
 def _between(first: Mark, second: Mark) -> float:

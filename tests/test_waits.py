@@ -137,9 +137,25 @@ def test_on_a_cpu_the_host_waits_itself(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: machine.now)
     loader, clock = Decoded(machine), BatchClock(CPU)
     assert len(list(clock.timed(loader.epoch(0)))) == STEPS
-    waits = clock.take()
-    assert seconds_of(waits) == (pytest.approx(loader.waited), 0.0)
-    assert seconds_of(clock.take()) == (0.0, 0.0)
+    with clock.making_views():
+        machine.now += 0.25
+    assert seconds_of(clock.take()) == (pytest.approx(loader.waited), 0.0, pytest.approx(0.25))
+    assert seconds_of(clock.take()) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("queued", "host", "kernels", "expected"),
+    [(1.0, 0.3, 0.1, 0.1), (0.0, 0.3, 0.1, 0.4)],  # the GPU has work meanwhile, or waits for the host
+)
+def test_views_take_what_keeps_the_gpu_from_the_step(queued, host, kernels, expected, monkeypatch):
+    machine = Machine(0.0, 0.0, 0.0)
+    machine.patch(monkeypatch)
+    clock = BatchClock(GPU)
+    machine.stream.work(queued)
+    with clock.making_views():
+        machine.now += host
+        machine.stream.work(kernels)
+    assert seconds_of(clock.take()).views == pytest.approx(expected)
 
 
 @pytest.mark.gpu
@@ -153,7 +169,7 @@ def test_waits_of_a_gpu(slow, waits):
     for _ in clock.timed(loader.epoch(0)):
         torch.cuda._sleep(50_000_000 if slow == "step" else 1_000_000)  # clock cycles: some 30 ms, or less than one
     torch.cuda.synchronize()
-    data, transfer = (part / (time.monotonic() - began) for part in seconds_of(clock.take()))
+    data, transfer, _ = (part / (time.monotonic() - began) for part in seconds_of(clock.take()))
     assert data > 0.5 if waits else data < 0.2
     assert transfer < 0.2
     loader.close()
