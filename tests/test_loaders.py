@@ -86,11 +86,12 @@ def damaged(tar_shards, folder, damage):
 def test_a_damaged_stream_is_named_and_replaced_alike_by_every_loader(tar_shards, tmp_path, kind, damage, capfd):
     path = damaged(tar_shards, tmp_path / "data", damage)
     expected = contents(make(path, "auto").epoch(0))
+    capfd.readouterr()
     reader = make(path, kind, max_failed_fraction=0.0)  # ten failures are always borne
     assert contents(reader.epoch(0)) == expected
+    assert "sample 5 of" in capfd.readouterr().err
     assert contents(reader.epoch(1)) == contents(make(path, "auto").epoch(1))
     assert {name for name, _ in reader.failed} <= {f"sample 5 of {path / 'train-00000.tar'}"}
-    assert "sample 5 of" in capfd.readouterr().err
     reader.close()
 
 
@@ -218,15 +219,20 @@ def test_a_tar_replaced_by_one_of_the_same_size_gives_no_wrong_picture(tar_shard
         list(make(data, "auto").epoch(0))
 
 
-def test_labels_that_are_no_number_are_an_error(tar_shards, tmp_path):
+@pytest.mark.parametrize("kind", ["auto", "resident"])
+def test_a_label_that_is_no_number_makes_a_bad_sample(tar_shards, tmp_path, kind, capfd):
     data = tmp_path / "data"
     shutil.copytree(tar_shards, data)
     line = (data / "train-00000.idx").read_text().splitlines()[3].split()
     with open(data / "train-00000.tar", "r+b") as file:
         file.seek(int(line[5]))
         file.write(b"x")
+    batches = [images(batch) for batch in make(data, kind).epoch(0)]
+    assert 2 not in {index for batch in batches for index, _, _ in batch}
+    assert "sample 2 of" in (errors := capfd.readouterr().err)
+    assert "its .cls is no number; another takes its place" in errors
     with pytest.raises(DataError, match=r"sample 2 of .*no number"):
-        list(make(data, "auto").epoch(0))
+        open_dataset(data, "train").labels(np.arange(5))
 
 
 # Plain files

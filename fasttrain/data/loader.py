@@ -219,8 +219,7 @@ class ThreadLoader:
         with self._lock:
             self.failed.append((self._store.name(index), str(error)))
             count = len(self.failed)
-        if count <= NAMED_FAILURES:
-            print(f"warning: {self._store.name(index)}: {error}; another takes its place", file=sys.stderr, flush=True)
+        warn_of_failed(count, self._store.name(index), str(error))
         if count > max(MIN_FAILED, self._max_failed * self._asked):
             name, reason = self.failed[-1]
             raise too_many_failed(count, self._asked, name, reason)
@@ -290,6 +289,13 @@ def _put(ready: queue.Queue, item: object, stop: threading.Event) -> bool:
         except queue.Full:
             continue
     return False
+
+
+def warn_of_failed(count: int, name: str, reason: str) -> None:
+    """Name the count-th sample that can't be decoded, up to a number of them."""
+    if count <= NAMED_FAILURES:
+        last = "; more of them are only counted" if count == NAMED_FAILURES else ""
+        print(f"warning: {name}: {reason}; another takes its place{last}", file=sys.stderr, flush=True)
 
 
 def too_many_failed(count: int, total: int, name: str, reason: str) -> LoaderError:

@@ -17,7 +17,7 @@ from torch import Tensor
 from dataprep import DataError
 from fasttrain.cli import UserError
 from fasttrain.data.batch import Batch
-from fasttrain.data.loader import MAX_ATTEMPTS, MAX_FAILED_FRACTION, MIN_FAILED, too_many_failed
+from fasttrain.data.loader import MAX_ATTEMPTS, MAX_FAILED_FRACTION, MIN_FAILED, too_many_failed, warn_of_failed
 from fasttrain.data.order import Order
 from fasttrain.data.stall import LoaderError, Watch
 from fasttrain.data.stores import Store
@@ -44,12 +44,14 @@ class ResidentLoader:
         self.num_samples, self.steps_per_epoch = store.num_samples, order.steps_per_epoch
         self.failed: list[tuple[str, str]] = []  # (sample, reason) of every sample that others stand in for
         self._store, self._order, self._epoch, self._next_step = store, order, 0, 0
-        self._label_N = torch.from_numpy(store.labels(np.arange(store.num_samples)))
+        self._label_N = torch.full((store.num_samples,), -1)
         self._height_N, self._width_N = (torch.zeros(store.num_samples, dtype=torch.int32) for _ in range(2))
         self._sound_N = np.ones(store.num_samples, dtype=bool)
         self._pool, self._watch = Workers(workers), Watch(store.name)
         try:
             self._over(range(store.num_samples), self._measure)
+            readable_N = np.flatnonzero(self._sound_N)
+            self._label_N[readable_N] = torch.from_numpy(store.labels(readable_N))
             size_N = self._height_N.long() * self._width_N.long() * 3
             self._offset_N = size_N.cumsum(0) - size_N
             self._pixels = _room(int(size_N.sum()), device)
@@ -109,6 +111,7 @@ class ResidentLoader:
                 except (DataError, OSError) as error:
                     self._sound_N[index] = False
                     self.failed.append((self._store.name(index), str(error)))
+                    warn_of_failed(len(self.failed), *self.failed[-1])
                 finally:
                     self._watch.end()
 
