@@ -1,6 +1,7 @@
 """Every loader gives the same samples at the same step; what each of them adds; and what happens on faults."""
 
 import builtins
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from test_loader import Numbers, images, indices
 
 from dataprep import DataError
 from dataprep.beton import BetonReader
+from dataprep.convert import main as convert
 from dataprep.images import read_rgb
 from dataprep.tarshards import TarShardWriter
 from fasttrain.cli import UserError
@@ -43,6 +45,15 @@ KINDS += [pytest.param(data, "dali", marks=needs_dali) for data in ("tar_shards"
 def make(path, kind, order=None, **more):
     store = open_dataset(path, "train", kind)
     return open_loader(store, order or Order(store.num_samples, 16, seed=4), 2, kind, **more)
+
+
+def without_glimpses(data):
+    """Make a manifest what older versions wrote."""
+    manifest = json.loads((data / "manifest.json").read_text())
+    for shards in manifest["splits"].values():
+        for shard in shards:
+            del shard["glimpses"]
+    (data / "manifest.json").write_text(json.dumps(manifest))
 
 
 def contents(batches):
@@ -200,10 +211,13 @@ def test_tar_shards_that_do_not_match_are_refused(tar_shards, tmp_path, change, 
         open_dataset(data, "train")
 
 
-def test_a_tar_replaced_by_one_of_the_same_size_gives_no_wrong_picture(tar_shards, shards, tmp_path):
-    """The index still has the old places: what lies there now is no JPEG or one that is complete and its own."""
+@pytest.mark.parametrize("known", [True, False])
+def test_a_tar_replaced_by_one_of_the_same_size_gives_no_wrong_picture(tar_shards, shards, tmp_path, known):
+    """Of a set that was made without glimpses only the index has the old places, where no JPEG lies now."""
     data = tmp_path / "data"
     shutil.copytree(tar_shards, data)
+    if not known:
+        without_glimpses(data)
     reader = BetonReader(shards / "train-00000.beton")
     order = list(range(reader.num_samples))[::-1]
     index = (data / "train-00000.idx").read_text()
@@ -215,7 +229,7 @@ def test_a_tar_replaced_by_one_of_the_same_size_gives_no_wrong_picture(tar_shard
             writer.write(stream, int(reader.height_N[i]), int(reader.width_N[i]), 0)
     (data / "train-00000.idx").write_text(index)
     assert (data / "train-00000.tar").stat().st_size == size
-    with pytest.raises(LoaderError, match="can't be decoded"):
+    with pytest.raises(DataError if known else LoaderError, match="another file" if known else "can't be decoded"):
         list(make(data, "auto").epoch(0))
 
 
@@ -358,3 +372,23 @@ def test_a_slow_consumer_gets_batches_that_stay_as_they_are():
         assert all((pixels == index % 251).all() for index, _, pixels in images(batch))
     assert loader.AHEAD >= 1
     reader.close()
+
+
+@pytest.mark.parametrize("write", ["jpeg", "raw"])
+def test_shards_of_the_same_size_that_changed_places_are_refused(tmp_path, write):
+    """Raw images without labels give shards whose sizes and tables are all alike."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "source").mkdir()
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(tmp_path / "source" / f"{i}.png")
+    data = tmp_path / "data"
+    assert convert([str(tmp_path / "source"), str(data), "--shard-size", "4", "--write", write, "--workers", "1"]) == 0
+    first, second = sorted(data.glob("*.beton"))
+    first.rename(data / "x")
+    second.rename(first)
+    (data / "x").rename(second)
+    with pytest.raises(DataError, match=r"another file|the manifest says"):
+        open_dataset(data, "train")
+    if write == "raw":
+        without_glimpses(data)
+        assert open_dataset(data, "train").num_samples == 8  # size and tables say nothing
