@@ -11,7 +11,7 @@ from conftest import ROOT
 from launch import environment, final_state, launcher, train
 
 from fasttrain import dist
-from fasttrain.affinity import share_of
+from fasttrain.affinity import share_of, usable_cores
 from fasttrain.log import read_metrics
 
 # Batch statistics are the one thing that depends on how many images a process holds, so this encoder has none, and
@@ -170,6 +170,14 @@ def test_every_core_is_used_and_nobody_is_without(tmp_path, sharers):
 
 def test_cores_are_shared_where_the_machine_does_not_tell_its_topology(tmp_path):
     assert [share_of({1, 4, 6, 7}, rank, 2, tmp_path) for rank in range(2)] == [{1, 4}, {6, 7}]
+
+
+def test_a_containers_part_of_the_cores_counts(tmp_path):
+    cores, limit = len(os.sched_getaffinity(0)), tmp_path / "cpu.max"
+    assert usable_cores(limit) == cores  # no such file
+    for text, expected in (("max 100000", cores), ("100000 100000", 1), ("110000 100000", 2), ("20000 100000", 1)):
+        limit.write_text(text + "\n")
+        assert usable_cores(limit) == min(cores, expected)
 
 
 RANK = """
