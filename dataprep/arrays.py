@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dataprep.archives import read_range
-from dataprep.labels import number_labels
+from dataprep.labels import Labels, number_labels, whole_numbers
 from dataprep.listing import VAL_NAMES, Listing, Sample, Source, SourceError
 
 MAX_UNPACKED_BYTES = 1 << 31
@@ -265,11 +265,22 @@ def _npz_rows(path: Path, name: str, number: int) -> list[Sample]:
     return [Sample(f"{name}/{i}", -1, (number, i)) for i in range(len(values))]
 
 
-def _npz_labels(path: Path, name: str | None, count: int) -> np.ndarray:
+def _npz_labels(path: Path, name: str | None, count: int) -> Labels | np.ndarray:
     """Return the labels; -1 where there are none, or several for an image."""
-    values = npz_array(str(path), name) if name else np.full(count, -1)
+    if name is None:
+        return np.full(count, -1)
+    values = npz_array(str(path), name)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if len(values) != count:
         raise SourceError(f"{path}: {count} images, but {len(values)} labels in {name}")
-    return np.array(values) if values.ndim == 1 else np.full(count, -1)
+    if values.ndim != 1:
+        return np.full(count, -1)
+    if values.dtype.kind in "US":
+        return Labels(values.astype(str).tolist())
+    if values.dtype.kind not in "buif":
+        raise SourceError(f"{path}: {name} is {values.dtype}: neither whole numbers nor text")
+    try:
+        return whole_numbers(values)
+    except SourceError as error:
+        raise SourceError(f"{path}: {name}: {error}") from None

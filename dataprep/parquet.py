@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataprep.labels import number_labels, split_files
+from dataprep.labels import Labels, number_labels, split_files, whole_numbers
 from dataprep.listing import MAX_FILE_BYTES, Groups, Listing, Sample, Source, SourceError
 from fasttrain.cli import UserError
 
@@ -22,6 +22,7 @@ _LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
 # Row groups of one file are read whole. A process keeps those it read last, up to this many bytes of images.
 CACHE_BYTES = 1 << 28
 _MAX_GROUP_BYTES = 1 << 30
+_LABELS_AT_ONCE = 1 << 14
 _TYPICAL_BYTES = 1 << 17  # of an image; what each takes is not known before it is read
 
 
@@ -74,10 +75,10 @@ def _cached_group(file: str, group: int, column: str) -> Any:  # noqa: ANN401 - 
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(file: str) -> Any:  # noqa: ANN401 - pyarrow's file
+def _opened(file: str, as_dictionary: str | None = None) -> Any:  # noqa: ANN401 - pyarrow's file
     pyarrow = _pyarrow()
     try:
-        return pyarrow.parquet.ParquetFile(file, memory_map=True)
+        return pyarrow.parquet.ParquetFile(file, memory_map=True, read_dictionary=as_dictionary and [as_dictionary])
     except (pyarrow.ArrowException, OSError) as error:
         raise SourceError(f"{file}: damaged or truncated parquet file: {_line(error)}") from None
 
@@ -164,17 +165,49 @@ def _groups_of(files: tuple[str, ...], rows: list[int], column: str) -> Groups:
     return Groups(np.repeat(np.arange(len(counts), dtype=np.int32), counts), np.array(sizes, np.int64))
 
 
-def _labels(files: tuple[str, ...], rows: list[int], label: str | None) -> Any:  # noqa: ANN401 - array or list
-    pyarrow = _pyarrow()
+def _labels(files: tuple[str, ...], rows: list[int], label: str | None) -> Labels | np.ndarray:
+    """Return the labels of files; SourceError names a column that can't be read or holds no labels."""
     if label is None:
         return np.full(sum(_opened(files[file]).metadata.num_rows for file in rows), -1)
+    texts, numbers = Labels(), []
     try:
-        columns = [_opened(files[file]).read(columns=[label]).column(label) for file in rows]
-        values = pyarrow.chunked_array([chunk for column in columns for chunk in column.chunks])
-    except (pyarrow.ArrowException, KeyError, OSError) as error:
+        for column in _label_columns(files, rows, label):
+            if _is_text(column.type):
+                _add_texts(texts, column)
+            else:
+                numbers.append(_as_numbers(column))
+    except (_pyarrow().ArrowException, KeyError, OSError, SourceError) as error:
         raise SourceError(f"column {label!r} can't be read: {_line(error)}") from None
-    if pyarrow.types.is_integer(values.type):
-        return values.fill_null(-1).to_numpy().astype(np.int64)
-    if not pyarrow.types.is_string(values.type) and not pyarrow.types.is_large_string(values.type):
-        return np.full(len(values), -1)
-    return values.to_pylist()
+    return np.concatenate(numbers) if numbers else texts
+
+
+def _label_columns(files: tuple[str, ...], rows: list[int], label: str) -> Iterator[Any]:
+    """Yield arrays of labels, text as pyarrow's dictionary arrays: a text that many rows share is decoded once."""
+    for file in rows:
+        opened = _opened(files[file], label if _is_text(_opened(files[file]).schema_arrow.field(label).type) else None)
+        for batch in opened.iter_batches(batch_size=_LABELS_AT_ONCE, columns=[label]):
+            yield batch.column(0)
+
+
+def _is_text(kind: Any) -> bool:  # noqa: ANN401 - pyarrow's type
+    types = _pyarrow().types
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def _add_texts(texts: Labels, column: Any) -> None:  # noqa: ANN401 - pyarrow's dictionary array
+    names = column.dictionary.to_pylist()
+    index_N = column.indices.cast(_pyarrow().int64()).fill_null(len(names)).to_numpy()
+    texts.extend([*names, None], index_N)
+
+
+def _as_numbers(column: Any) -> np.ndarray:  # noqa: ANN401 - pyarrow's array
+    pyarrow, kind = _pyarrow(), column.type
+    if pyarrow.types.is_dictionary(kind):
+        return _as_numbers(column.dictionary_decode())
+    if pyarrow.types.is_floating(kind):
+        return whole_numbers(column.cast(pyarrow.float64()).fill_null(-1).to_numpy())
+    if pyarrow.types.is_integer(kind) or pyarrow.types.is_boolean(kind) or pyarrow.types.is_null(kind):
+        return column.cast(pyarrow.int64()).fill_null(-1).to_numpy()
+    raise SourceError(f"it holds {kind}, neither whole numbers nor text")
