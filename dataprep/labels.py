@@ -29,6 +29,9 @@ class Labels:
         for value in values:
             self.append(value)
 
+    def __len__(self) -> int:
+        return len(self._row_of_each)
+
     def append(self, value: Value) -> None:
         """Add the label of one image; SourceError for more than MAX_NAMES_BYTES of different texts."""
         self._row_of_each.append(self._row(value))

@@ -336,9 +336,39 @@ def test_parquet_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert source.classes == ("a", "b")
     with pytest.raises(SourceError, match="no image bytes"):
         source.reader.read(source.splits["train"][1])
-    monkeypatch.setattr(parquet, "_MAX_GROUP_BYTES", 10)
+    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 10)
     with pytest.raises(SourceError, match="row group 0 holds"):
         open_source(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize("layout", ["huggingface", "binary"])
+def test_rows_that_share_a_value_are_no_bomb(tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    image = pa.DictionaryArray.from_arrays(np.zeros(800, np.int32), pa.array([os.urandom(1 << 20)]))
+    if layout == "huggingface":
+        image = pa.StructArray.from_arrays([image, pa.nulls(800, pa.string())], ["bytes", "path"])
+    label = pa.DictionaryArray.from_arrays(np.zeros(800, np.int32), ["long" * (1 << 18)])
+    table = pa.table({"image": image, "label": label})
+    pq.write_table(table, tmp_path / "a.parquet", store_schema=False)  # without, it is read as a table of plain bytes
+    assert (tmp_path / "a.parquet").stat().st_size < 3 << 20
+    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 32 << 20)
+    before = pa.default_memory_pool().max_memory()
+    source = open_source(tmp_path / "a.parquet")
+    assert len(source.classes[0]) == 1 << 20
+    for sample in source.splits["train"][:3]:
+        with pytest.raises(SourceError, match="row group 0 takes more than 33554432 bytes in memory"):
+            source.reader.read(sample)
+        monkeypatch.setattr(parquet, "_decoded", None)  # the others know without decoding again
+    assert pa.default_memory_pool().max_memory() < before + (64 << 20)
+
+
+def test_a_table_of_more_rows_than_bytes(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"image": pa.nulls(1 << 16, pa.binary())}), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match="more rows than bytes"):
+        open_source(tmp_path / "a.parquet")
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.uint8)
