@@ -1,5 +1,6 @@
 """Every kind of source: the same images come out of each; damage, links and bombs do not get in."""
 
+import codecs
 import io
 import json
 import os
@@ -430,6 +431,49 @@ def test_a_pickle_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SourceError, match="damaged pickle"):
         open_source(tmp_path / "c")
     assert not (tmp_path / "evil").exists()
+
+
+class Call:
+    """Pickled as a call of a function with these arguments."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+def doubled(times: int) -> object:
+    return Call(codecs.encode, doubled(times - 1) if times else b"text", "hex")
+
+
+TEXT = "x" * 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (doubled(20), "encodes as 'hex'"),
+        ([Call(codecs.encode, TEXT, "latin1") for _ in range(100)], "unpacks to much more than its size"),
+        (Call(np.ndarray, (1 << 30,)), "damaged pickle"),
+        ([np.arange(5 + i, dtype=">i4") for i in range(5)], "more than 4 arrays"),
+        (Call(np.int64(1).__reduce__()[0], np.dtype("V100000000"), b"x"), "a number of 100000000 bytes"),
+    ],
+)
+def test_a_pickle_is_no_bomb(tmp_path: Path, content: object, message: str) -> None:
+    (tmp_path / "a").write_bytes(pickle.dumps({"data": content}, protocol=2))
+    with pytest.raises(SourceError, match=message):
+        arrays.load_pickle(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickled_arrays(tmp_path: Path, protocol: int) -> None:
+    content = {"data": ROWS, "labels": [np.int64(3), np.uint8(4), 5], "names": np.array(["a", "b"])}
+    (tmp_path / "a").write_bytes(pickle.dumps(content, protocol))
+    loaded = arrays.load_pickle(str(tmp_path / "a"))
+    np.testing.assert_array_equal(loaded["data"], ROWS)
+    assert loaded["labels"] == [3, 4, 5]
+    assert loaded["names"].tolist() == ["a", "b"]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
