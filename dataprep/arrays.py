@@ -12,44 +12,76 @@ import pickle
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from dataprep.archives import read_range
-from dataprep.labels import number_labels
+from dataprep.labels import Labels, number_labels, whole_numbers
 from dataprep.listing import VAL_NAMES, Listing, Sample, Source, SourceError
 
 MAX_UNPACKED_BYTES = 1 << 31
+_NUMPY_MODULES = {"numpy", *(f"numpy.{c}.{part}" for c in ("core", "_core") for part in ("multiarray", "numeric"))}
 _CIFAR_SIDE = 32
 _CIFAR_PIXELS = 3 * _CIFAR_SIDE * _CIFAR_SIDE
-# What pickled numpy arrays and scalars name; anything else in a pickle could run code.
-_HARMLESS = {("_codecs", "encode")} | {
-    (module, name)
-    for module in ("numpy", *(f"numpy.{c}.{part}" for c in ("core", "_core") for part in ("multiarray", "numeric")))
-    for name in ("_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer")
-}  # fmt: skip
+_MAX_PICKLED_ARRAYS, _MAX_SCALAR_BYTES = 4, 16
 
 
 class _ArrayUnpickler(pickle.Unpickler):
+    """Calls only what pickled arrays and numbers need, and only so that the result is about as large as the pickle.
+
+    A few bytes may ask for any call again, on the same data: texts are encoded up to the size of the pickle, and there
+    is a limit to the number of arrays.
+    """
+
+    def __init__(self, file: BinaryIO, num_bytes: int) -> None:
+        """num_bytes: the size of the pickle."""
+        super().__init__(file, encoding="bytes")
+        self._bytes_left, self._arrays_left = num_bytes, _MAX_PICKLED_ARRAYS
+
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - as the overridden method
-        if (module, name) not in _HARMLESS:
+        if (module, name) == ("_codecs", "encode"):
+            return self._encoded
+        if module not in _NUMPY_MODULES or name not in ("_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"):
             raise SourceError(f"the pickle names {module}.{name}, which no array needs: not loaded")
-        return super().find_class(module, name)
+        if name == "ndarray":
+            return "ndarray"  # it is but an argument of _reconstruct
+        return {"_reconstruct": self._array, "scalar": self._scalar}.get(name) or super().find_class(module, name)
+
+    def _encoded(self, text: str, codec: str) -> bytes:
+        if codec != "latin1":
+            raise SourceError(f"the pickle encodes as {codec!r}, which no array needs: not loaded")
+        self._bytes_left -= len(text)
+        if self._bytes_left < 0:
+            raise SourceError("the pickle unpacks to much more than its size: not loaded")
+        return text.encode("latin1")
+
+    def _array(self, *_: object) -> np.ndarray:
+        self._arrays_left -= 1
+        if self._arrays_left < 0:
+            raise SourceError(f"the pickle holds more than {_MAX_PICKLED_ARRAYS} arrays: not loaded")
+        return np.ndarray((0,), np.uint8)  # the pickle fills it
+
+    @staticmethod
+    def _scalar(kind: np.dtype, content: bytes) -> np.generic:
+        if kind.itemsize > _MAX_SCALAR_BYTES:
+            raise SourceError(f"the pickle holds a number of {kind.itemsize} bytes: not loaded")
+        return np.frombuffer(content, kind)[0]
 
 
 def load_pickle(path: str) -> dict[str, Any]:
     """Load a pickled dictionary of arrays, lists and text; its keys as str.
 
     Raises:
-        SourceError: larger than MAX_UNPACKED_BYTES, damaged, or it names anything that arrays do not need.
+        SourceError: larger than MAX_UNPACKED_BYTES, damaged, or it does anything that arrays do not need.
         OSError: it can't be read.
     """
-    if Path(path).stat().st_size > MAX_UNPACKED_BYTES:
+    size = Path(path).stat().st_size
+    if size > MAX_UNPACKED_BYTES:
         raise SourceError(f"{path}: larger than {MAX_UNPACKED_BYTES} bytes")
     try:
         with open(path, "rb") as file:
-            content = _ArrayUnpickler(file, encoding="bytes").load()
+            content = _ArrayUnpickler(file, size).load()
         return {_text(key): value for key, value in content.items()}
     except SourceError as error:
         raise SourceError(f"{path}: {error}") from None
@@ -265,11 +297,22 @@ def _npz_rows(path: Path, name: str, number: int) -> list[Sample]:
     return [Sample(f"{name}/{i}", -1, (number, i)) for i in range(len(values))]
 
 
-def _npz_labels(path: Path, name: str | None, count: int) -> np.ndarray:
+def _npz_labels(path: Path, name: str | None, count: int) -> Labels | np.ndarray:
     """Return the labels; -1 where there are none, or several for an image."""
-    values = npz_array(str(path), name) if name else np.full(count, -1)
+    if name is None:
+        return np.full(count, -1)
+    values = npz_array(str(path), name)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if len(values) != count:
         raise SourceError(f"{path}: {count} images, but {len(values)} labels in {name}")
-    return np.array(values) if values.ndim == 1 else np.full(count, -1)
+    if values.ndim != 1:
+        return np.full(count, -1)
+    if values.dtype.kind in "US":
+        return Labels(values.astype(str).tolist())
+    if values.dtype.kind not in "buif":
+        raise SourceError(f"{path}: {name} is {values.dtype}: neither whole numbers nor text")
+    try:
+        return whole_numbers(values)
+    except SourceError as error:
+        raise SourceError(f"{path}: {name}: {error}") from None

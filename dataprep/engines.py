@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from dataprep.images import EncodedImage
 from dataprep.listing import Reader, Sample
 from dataprep.plan import PlannedShard, tasks
-from dataprep.pool import map_in_order
 from dataprep.progress import Note
 from dataprep.shards import ShardRecord, record_shard, write_images
+from dataprep.streams import stream_in_order
+from dataprep.watch import Watch, WatchedReader
 from fasttrain.cli import RunError, UserError
 from fasttrain.memory import keep_freed_memory
 
-Encode = Callable[[Sequence[tuple[Sample, bool]]], list[EncodedImage | str]]
+Encode = Callable[[Reader, Sequence[tuple[Sample, bool]]], Iterable[EncodedImage | str]]
 
 
 class ShardWork(NamedTuple):
@@ -29,6 +31,7 @@ class ShardWork(NamedTuple):
     reader: Reader
     encode: Encode
     num_classes: int
+    raw: bool
 
 
 def on_this_machine(work: ShardWork, shards: list[PlannedShard], num_workers: int, note: Note) -> Iterator[ShardRecord]:
@@ -39,17 +42,27 @@ def on_this_machine(work: ShardWork, shards: list[PlannedShard], num_workers: in
     used again: mapping fresh memory costs more than reading a file into it.
     """
     keep_freed_memory()
-    chunks = map_in_order(work.encode, tasks(work.reader, shards), num_workers, threads=True)
-    with contextlib.closing(chunks), ThreadPoolExecutor(1) as recorder:
-        images = itertools.chain.from_iterable(chunks)
+    reader = WatchedReader(work.reader)
+    portions = tasks(reader, shards, work.raw)
+    images = stream_in_order(functools.partial(work.encode, reader), portions, _num_bytes, num_workers)
+    with Watch("image", reader.busy) as watch, contextlib.closing(images), ThreadPoolExecutor(1) as recorder:
+
+        def moved(path: str, reason: str | None) -> None:
+            watch.moved()
+            note(path, reason)
+
         last: Future[ShardRecord] | None = None
         for planned in shards:
-            written = write_images(work.out, planned, images, work.num_classes, note)
+            written = write_images(work.out, planned, images, work.num_classes, moved)
             if last:
                 yield last.result()
             last = recorder.submit(record_shard, written)
         if last:
             yield last.result()
+
+
+def _num_bytes(image: EncodedImage | str) -> int:
+    return 0 if isinstance(image, str) else len(image.stream)
 
 
 def on_ray(work: ShardWork, shards: list[PlannedShard], num_workers: int, note: Note) -> Iterator[ShardRecord]:
@@ -89,7 +102,8 @@ def on_ray(work: ShardWork, shards: list[PlannedShard], num_workers: int, note: 
 
 def write_shard(work: ShardWork, planned: PlannedShard) -> ShardRecord:
     """Write one shard and its record within this process."""
-    images = itertools.chain.from_iterable(map(work.encode, tasks(work.reader, [planned])))
+    encode = functools.partial(work.encode, work.reader)
+    images = itertools.chain.from_iterable(map(encode, tasks(work.reader, [planned], work.raw)))
     return record_shard(write_images(work.out, planned, images, work.num_classes, Note(lambda: None, quiet=True)))
 
 

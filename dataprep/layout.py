@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from dataprep.listing import IMAGE_EXTENSIONS, VAL_NAMES, Listing, Sample, SourceError
+from dataprep.listing import IMAGE_EXTENSIONS, MAX_FILE_BYTES, VAL_NAMES, Listing, Sample, SourceError
 
 
 class Tree(Protocol):
@@ -39,14 +40,37 @@ class FolderTree(NamedTuple):
         return sorted(folders), [Sample(prefix + name, -1) for name in sorted(files)]
 
 
+def read_regular(path: str) -> bytes:
+    """Return the content of a regular file.
+
+    Opening a FIFO, or reading a device, could wait for ever: it may have come after the folder was listed.
+
+    Raises:
+        SourceError: another kind of file, or larger than MAX_FILE_BYTES.
+        OSError: it can't be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise SourceError("not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise SourceError(f"larger than {MAX_FILE_BYTES} bytes")
+        data = os.read(descriptor, status.st_size)
+        while len(data) < status.st_size and (more := os.read(descriptor, status.st_size - len(data))):
+            data += more
+        return data
+    finally:
+        os.close(descriptor)
+
+
 class FolderReader(NamedTuple):
     """Reads the files of a folder."""
 
     root: str
 
     def read(self, sample: Sample) -> bytes:
-        with open(os.path.join(self.root, sample.path), "rb") as file:
-            return file.read()
+        return read_regular(os.path.join(self.root, sample.path))
 
     def size(self, sample: Sample) -> int:
         try:

@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataprep.labels import number_labels, split_files
+from dataprep.labels import Labels, number_labels, split_files, whole_numbers
 from dataprep.listing import MAX_FILE_BYTES, Groups, Listing, Sample, Source, SourceError
 from fasttrain.cli import UserError
 
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "bytes")
 _LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
-# Row groups of one file are read whole. A process keeps those it read last, up to this many bytes of images.
+# Row groups of one file are read whole. A process keeps those it read last, up to this many bytes of images, or one.
 CACHE_BYTES = 1 << 28
-_MAX_GROUP_BYTES = 1 << 30
-_TYPICAL_BYTES = 1 << 17  # of an image; what each takes is not known before it is read
+MAX_GROUP_BYTES = 1 << 30
+_ROWS_AT_ONCE, _LABELS_AT_ONCE = 4, 1 << 14
 
 
 def _pyarrow() -> Any:  # noqa: ANN401 - a module that may be missing
@@ -34,7 +34,7 @@ def _pyarrow() -> Any:  # noqa: ANN401 - a module that may be missing
 
 
 class ParquetReader(NamedTuple):
-    """Reads rows of parquet files; place = (file, row group, row in it)."""
+    """Reads rows of parquet files; place = (file, row group, row in it); column: a path, as `image.bytes`."""
 
     files: tuple[str, ...]
     column: str
@@ -51,7 +51,8 @@ class ParquetReader(NamedTuple):
         return bytes(value)
 
     def size(self, sample: Sample) -> int:
-        return _TYPICAL_BYTES
+        file, group, _ = sample.place
+        return _mean_bytes(self.files[file], group, self.column)
 
 
 _groups: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
@@ -62,22 +63,58 @@ def _cached_group(file: str, group: int, column: str) -> Any:  # noqa: ANN401 - 
     key = (file, group, column)
     with _groups_lock:  # reading, too, so that no two threads read one group
         if key not in _groups:
-            pyarrow = _pyarrow()
             try:
-                _groups[key] = _opened(file).read_row_group(group, columns=[column]).column(column)
-            except (pyarrow.ArrowException, OSError) as error:
-                raise SourceError(f"damaged row group {group}: {_line(error)}") from None
-            while len(_groups) > 1 and sum(chunk.nbytes for chunk in _groups.values()) > CACHE_BYTES:
+                _groups[key] = _decoded(file, group, column)
+            except SourceError as error:
+                _groups[key] = error  # each of its rows gets the reason, without decoding all again
+            while len(_groups) > 1 and sum(getattr(found, "nbytes", 0) for found in _groups.values()) > CACHE_BYTES:
                 _groups.popitem(last=False)
         _groups.move_to_end(key)
+        if isinstance(_groups[key], SourceError):
+            raise SourceError(str(_groups[key]))
         return _groups[key]
 
 
+def _decoded(file: str, group: int, column: str) -> Any:  # noqa: ANN401 - pyarrow's chunked array
+    """Return a column of a row group; SourceError if it is damaged or takes more than MAX_GROUP_BYTES.
+
+    What the file says of its size is no limit: rows may share one value, which each takes anew when decoded. Hence
+    few rows at once.
+    """
+    pyarrow = _pyarrow()
+    parts, num_bytes = [], 0
+    try:
+        for batch in _opened(file).iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+            parts.append(batch.column(0))
+            num_bytes += batch.nbytes
+            if num_bytes > MAX_GROUP_BYTES:
+                raise SourceError(f"row group {group} takes more than {MAX_GROUP_BYTES} bytes in memory")
+        decoded = pyarrow.chunked_array(parts)
+    except SourceError:
+        raise
+    except (pyarrow.ArrowException, ValueError, OSError) as error:  # ValueError: no rows
+        raise SourceError(f"damaged row group {group}: {_line(error)}") from None
+    if len(decoded) != _opened(file).metadata.row_group(group).num_rows:
+        raise SourceError(f"damaged row group {group}: {len(decoded)} rows")
+    return decoded
+
+
+@functools.lru_cache(maxsize=1024)
+def _mean_bytes(file: str, group: int, column: str) -> int:
+    metadata = _opened(file).metadata.row_group(group)
+    return _stated_bytes(metadata, column) // metadata.num_rows
+
+
+def _stated_bytes(group: Any, column: str) -> int:  # noqa: ANN401 - pyarrow's metadata
+    parts = (group.column(i) for i in range(group.num_columns))
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema == column)
+
+
 @functools.lru_cache(maxsize=64)
-def _opened(file: str) -> Any:  # noqa: ANN401 - pyarrow's file
+def _opened(file: str, as_dictionary: str | None = None) -> Any:  # noqa: ANN401 - pyarrow's file
     pyarrow = _pyarrow()
     try:
-        return pyarrow.parquet.ParquetFile(file, memory_map=True)
+        return pyarrow.parquet.ParquetFile(file, memory_map=True, read_dictionary=as_dictionary and [as_dictionary])
     except (pyarrow.ArrowException, OSError) as error:
         raise SourceError(f"{file}: damaged or truncated parquet file: {_line(error)}") from None
 
@@ -111,23 +148,30 @@ def parquet_source(root: Path) -> Source:
         if not splits[split]:
             raise SourceError(f"{root}: no rows in the {split} split")
         values[split] = _labels(files, rows, label)
+        if len(values[split]) != len(splits[split]):
+            raise SourceError(f"{root}: {len(splits[split])} rows, but {len(values[split])} labels")
     classes, labels = number_labels(values, _class_names(schema, label))
     labelled = {split: listing.labelled(labels[split]) for split, listing in splits.items()}
     return Source(root, classes, labelled, ParquetReader(files, column), files, groups=groups)
 
 
 def _image_column(file: str, schema: Any) -> str:  # noqa: ANN401 - pyarrow's schema
+    """Return the path of the column of images, of a struct that of its bytes: nothing else in it is decoded."""
     types = _pyarrow().types
 
     def holds_images(kind: Any) -> bool:  # noqa: ANN401 - pyarrow's type
         if types.is_struct(kind):
-            return any(field.name == "bytes" and holds_images(field.type) for field in kind)
+            return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
+        return holds_bytes(kind)
+
+    def holds_bytes(kind: Any) -> bool:  # noqa: ANN401 - pyarrow's type
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
     found = [name for name in schema.names if holds_images(schema.field(name).type)]
     if not found:
         raise SourceError(f"{file}: no column of images (bytes, or a struct with bytes); columns: {schema.names}")
-    return next((name for name in _IMAGE_NAMES if name in found), found[0])
+    name = next((name for name in _IMAGE_NAMES if name in found), found[0])
+    return f"{name}.bytes" if types.is_struct(schema.field(name).type) else name
 
 
 def _class_names(schema: Any, label: str | None) -> list[str]:  # noqa: ANN401 - pyarrow's schema
@@ -155,26 +199,59 @@ def _groups_of(files: tuple[str, ...], rows: list[int], column: str) -> Groups:
         metadata = _opened(files[file]).metadata
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
-            parts = (group.column(i) for i in range(group.num_columns))
-            size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
-            if size > _MAX_GROUP_BYTES:
-                raise SourceError(f"{files[file]}: row group {number} holds {size} bytes, more than {_MAX_GROUP_BYTES}")
+            size = _stated_bytes(group, column)
+            if group.num_rows > os.path.getsize(files[file]):  # a listing grows with the rows, which may cost nothing
+                raise SourceError(f"{files[file]}: more rows than bytes")
+            if size > MAX_GROUP_BYTES:
+                raise SourceError(f"{files[file]}: row group {number} holds {size} bytes, more than {MAX_GROUP_BYTES}")
             counts.append(group.num_rows)
             sizes.append(size)
     return Groups(np.repeat(np.arange(len(counts), dtype=np.int32), counts), np.array(sizes, np.int64))
 
 
-def _labels(files: tuple[str, ...], rows: list[int], label: str | None) -> Any:  # noqa: ANN401 - array or list
-    pyarrow = _pyarrow()
+def _labels(files: tuple[str, ...], rows: list[int], label: str | None) -> Labels | np.ndarray:
+    """Return the labels of files; SourceError names a column that can't be read or holds no labels."""
     if label is None:
         return np.full(sum(_opened(files[file]).metadata.num_rows for file in rows), -1)
+    texts, numbers = Labels(), []
     try:
-        columns = [_opened(files[file]).read(columns=[label]).column(label) for file in rows]
-        values = pyarrow.chunked_array([chunk for column in columns for chunk in column.chunks])
-    except (pyarrow.ArrowException, KeyError, OSError) as error:
+        for column in _label_columns(files, rows, label):
+            if _is_text(column.type):
+                _add_texts(texts, column)
+            else:
+                numbers.append(_as_numbers(column))
+    except (_pyarrow().ArrowException, KeyError, OSError, SourceError) as error:
         raise SourceError(f"column {label!r} can't be read: {_line(error)}") from None
-    if pyarrow.types.is_integer(values.type):
-        return values.fill_null(-1).to_numpy().astype(np.int64)
-    if not pyarrow.types.is_string(values.type) and not pyarrow.types.is_large_string(values.type):
-        return np.full(len(values), -1)
-    return values.to_pylist()
+    return np.concatenate(numbers) if numbers else texts
+
+
+def _label_columns(files: tuple[str, ...], rows: list[int], label: str) -> Iterator[Any]:
+    """Yield arrays of labels, text as pyarrow's dictionary arrays: a text that many rows share is decoded once."""
+    for file in rows:
+        opened = _opened(files[file], label if _is_text(_opened(files[file]).schema_arrow.field(label).type) else None)
+        for batch in opened.iter_batches(batch_size=_LABELS_AT_ONCE, columns=[label]):
+            yield batch.column(0)
+
+
+def _is_text(kind: Any) -> bool:  # noqa: ANN401 - pyarrow's type
+    types = _pyarrow().types
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def _add_texts(texts: Labels, column: Any) -> None:  # noqa: ANN401 - pyarrow's dictionary array
+    names = column.dictionary.to_pylist()
+    index_N = column.indices.cast(_pyarrow().int64()).fill_null(len(names)).to_numpy()
+    texts.extend([*names, None], index_N)
+
+
+def _as_numbers(column: Any) -> np.ndarray:  # noqa: ANN401 - pyarrow's array
+    pyarrow, kind = _pyarrow(), column.type
+    if pyarrow.types.is_dictionary(kind):
+        return _as_numbers(column.dictionary_decode())
+    if pyarrow.types.is_floating(kind):
+        return whole_numbers(column.cast(pyarrow.float64()).fill_null(-1).to_numpy())
+    if pyarrow.types.is_integer(kind) or pyarrow.types.is_boolean(kind) or pyarrow.types.is_null(kind):
+        return column.cast(pyarrow.int64()).fill_null(-1).to_numpy()
+    raise SourceError(f"it holds {kind}, neither whole numbers nor text")

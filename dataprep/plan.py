@@ -9,6 +9,7 @@ from dataprep.listing import Listing, Reader, Sample
 from dataprep.manifest import EXTENSION
 
 TASK_IMAGES, TASK_BYTES = 64, 1 << 23  # a worker's task ends at whichever comes first
+RAW_PART = 8  # a task that gives pixels is so much smaller: about what they grow by
 # Of how many images of a split the pixels are measured, evenly spaced: one in MEASURED_PART within these limits.
 MEASURED_PART, MEASURED_AT_LEAST, MEASURED_AT_MOST = 32, 256, 10_000
 
@@ -49,18 +50,19 @@ def by_split(plan: list[PlannedShard]) -> dict[str, list[str]]:
     }
 
 
-def tasks(reader: Reader, shards: Sequence[PlannedShard]) -> Iterator[list[tuple[Sample, bool]]]:
+def tasks(reader: Reader, shards: Sequence[PlannedShard], raw: bool) -> Iterator[list[tuple[Sample, bool]]]:
     """Cut the samples of shards, in order, into tasks of bounded count and bytes; none reaches into two shards.
 
-    Each sample comes with whether to measure its pixels.
+    Each sample comes with whether to measure its pixels. raw: pixels are made of them.
     """
+    part = RAW_PART if raw else 1
     for shard in shards:
         task: list[tuple[Sample, bool]] = []
         num_bytes = 0
         for i, sample in enumerate(shard.samples):
             task.append((sample, i % shard.measure_every == 0))
             num_bytes += reader.size(sample)
-            if len(task) == TASK_IMAGES or num_bytes >= TASK_BYTES:
+            if len(task) * part >= TASK_IMAGES or num_bytes * part >= TASK_BYTES:
                 yield task
                 task, num_bytes = [], 0
         if task:

@@ -1,4 +1,4 @@
-"""Work shared among processes or threads: a few tasks ahead, results in order, nothing left behind, however it ends."""
+"""Work shared among processes: a few tasks ahead, results in order, nothing left behind, however it ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import TypeVar
@@ -21,9 +21,9 @@ Result = TypeVar("Result")
 
 
 def map_in_order(
-    function: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int = 0, threads: bool = False
+    function: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int = 0
 ) -> Generator[Result, None, None]:
-    """Yield function(task) of every task, in the order of the tasks, computed by worker processes or threads.
+    """Yield function(task) of every task, in the order of the tasks, computed by worker processes.
 
     Tasks are drawn only a few ahead of the results, so that any number of them fits in memory. Closing the generator
     ends the workers once their current task is done.
@@ -32,13 +32,12 @@ def map_in_order(
         function: called in the workers; it, the tasks and the results must be picklable.
         tasks: one task each; worth a worker's while from some milliseconds on.
         num_workers: 0 = one for each core this process may use.
-        threads: for a function that rarely holds the interpreter lock; nothing needs to be picklable then.
 
     Raises:
         RunError: a worker was killed. Whatever function raises is raised here, too.
     """
     num_workers = num_workers or len(os.sched_getaffinity(0))
-    with (_thread_pool if threads else _worker_pool)(num_workers) as pool:
+    with _worker_pool(num_workers) as pool:
         pending: deque[Future[Result]] = deque()
         for task in tasks:
             pending.append(_submit(pool, function, task))
@@ -57,15 +56,6 @@ def _worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
         yield pool
     except BrokenProcessPool:
         raise RunError("a worker process died (out of memory?): run the same command again") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _thread_pool(num_workers: int) -> Iterator[ThreadPoolExecutor]:
-    pool = ThreadPoolExecutor(num_workers)
-    try:
-        yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,19 @@ STATE_FILE = "conversion.json"
 
 @contextlib.contextmanager
 def sole_user(out: Path) -> Iterator[None]:
-    """Keep a second conversion out of the folder; the system drops the lock with the process, however it ends."""
+    """Keep a second conversion out of the folder; the system drops the lock with the process, however it ends.
+
+    A file system without locks gets a warning. Raises UserError if another conversion holds the lock.
+    """
     descriptor = os.open(out, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{out}: another conversion is writing here") from None
+        except OSError as error:
+            reason = f"{out} can't be locked ({error.strerror})"
+            print(f"warning: {reason}: two processes could write here at once", file=sys.stderr, flush=True)
         yield
     finally:
         os.close(descriptor)

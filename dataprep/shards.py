@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,6 @@ from dataprep.beton import BetonWriter
 from dataprep.images import EncodedImage, PixelSums
 from dataprep.manifest import Index, Shard, glimpses, write_json
 from dataprep.plan import PlannedShard
-from dataprep.progress import Note
 from dataprep.tarshards import TarShardWriter, index_path
 
 
@@ -40,7 +39,11 @@ class Written(NamedTuple):
 
 
 def write_images(
-    folder: Path, planned: PlannedShard, images: Iterator[EncodedImage | str], num_classes: int, note: Note
+    folder: Path,
+    planned: PlannedShard,
+    images: Iterator[EncodedImage | str],
+    num_classes: int,
+    note: Callable[[str, str | None], None],
 ) -> Written:
     """Write one shard from the next images of an iterator.
 
@@ -49,7 +52,7 @@ def write_images(
         planned: the shard's name, which says the format, and samples.
         images: in the order of the samples; a string is the reason why one is skipped.
         num_classes: labels are below it.
-        note: told of every image.
+        note: told of every image, its path and why it is skipped.
 
     Raises:
         OSError: the disk is full, or failed; the shard's name is not taken then.

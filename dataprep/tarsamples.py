@@ -11,7 +11,7 @@ from pathlib import Path
 from tarfile import TarInfo
 
 from dataprep.archives import Skipped, TarReader, plain_name, read_range, tar_members
-from dataprep.labels import Value, number_labels, split_files
+from dataprep.labels import Labels, Value, number_labels, split_files
 from dataprep.listing import Listing, Sample, Source, SourceError
 
 _IMAGES, _LABELS = ("jpg", "jpeg", "png", "webp"), ("cls", "json")
@@ -56,18 +56,18 @@ def webdataset_source(root: Path) -> Source:
         raise SourceError(f"{root}: no .tar files")
     skipped: Skipped = []
     listings: dict[str, Listing] = {}
-    values: dict[str, list[Value]] = {}
+    values: dict[str, Labels] = {}
     for split, rows in split_files(files).items():
-        values[split] = []
+        values[split] = Labels()
         listings[split] = Listing(_samples(files, rows, values[split], skipped))
         if not listings[split]:
             raise SourceError(f"{root}: no images ({', '.join(_IMAGES)}) in the {split} split")
-    classes, labels = number_labels(dict(values))
+    classes, labels = number_labels({**values})
     splits = {split: listing.labelled(labels[split]) for split, listing in listings.items()}
     return Source(root, classes, splits, TarReader(files), files, skipped)
 
 
-def _samples(files: tuple[str, ...], rows: list[int], values: list[Value], skipped: Skipped) -> Iterator[Sample]:
+def _samples(files: tuple[str, ...], rows: list[int], values: Labels, skipped: Skipped) -> Iterator[Sample]:
     for row in rows:
         for group in _by_key(files[row], skipped):
             image = next((group[extension] for extension in _IMAGES if extension in group), None)
@@ -75,10 +75,11 @@ def _samples(files: tuple[str, ...], rows: list[int], values: list[Value], skipp
                 continue
             path = f"{os.path.basename(files[row])}/{plain_name(image.name)}"
             try:
-                values.append(_label(files[row], group))
+                label = _label(files[row], group)
             except (SourceError, ValueError) as error:
                 skipped.append({"path": path, "reason": f"unreadable label: {error}"})
                 continue
+            values.append(label)
             yield Sample(path, -1, (row, image.offset_data, image.size))
 
 
@@ -112,6 +113,16 @@ def _label(file: str, group: dict[str, TarInfo]) -> Value:
     text = read_range(file, member.offset_data, member.size).decode()
     if found == "cls":
         return text.strip() or None
-    content = json.loads(text)
-    values = [content[key] for key in _LABEL_KEYS if key in content] if isinstance(content, dict) else []
-    return values[0] if values and isinstance(values[0], int | str) else None
+    return _json_label(json.loads(text))
+
+
+def _json_label(content: object) -> Value:
+    """Return the label in the content of a .json, None if it has none; SourceError if it is no label."""
+    if not isinstance(content, dict):
+        raise SourceError("no JSON object")
+    value = next((content[key] for key in _LABEL_KEYS if key in content), None)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is not None and not isinstance(value, int | str):
+        raise SourceError(f"{type(value).__name__} instead of a whole number or a name")
+    return value

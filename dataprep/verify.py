@@ -32,6 +32,7 @@ from dataprep.pool import map_in_order
 from dataprep.progress import progress
 from dataprep.shards import checksum
 from dataprep.tarshards import read_index
+from dataprep.watch import Watch
 from fasttrain.cli import finish, parse
 
 EXIT_PROBLEMS = 1
@@ -182,9 +183,13 @@ def _check(config: VerifyConfig, manifest: Manifest, parts: list[Part], problems
     """Check parts in worker processes; add their problems, return the names of the shards whose parts have none."""
     check = functools.partial(check_part, config.out, len(manifest.classes))
     counts = [part.stop - part.start if part.start >= 0 else 0 for part in parts]
-    faulty = set()
-    with contextlib.closing(map_in_order(check, parts, config.workers)) as results, progress(sum(counts)) as advance:
+    faulty, done = set(), 0
+    watch = Watch("part", lambda: f"checking {parts[min(done, len(parts) - 1)].shard.name}")
+    results = map_in_order(check, parts, config.workers)
+    with watch, contextlib.closing(results), progress(sum(counts)) as advance:
         for part, count, found in zip(parts, counts, results, strict=True):
+            watch.moved()
+            done += 1
             problems += found
             if found:
                 faulty.add(part.shard.name)

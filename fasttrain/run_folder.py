@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import platform
+import sys
 import time
 from typing import IO
 
@@ -55,6 +56,7 @@ def _claim(run: pathlib.Path) -> IO:
     """Lock the folder for this process; the system drops the lock with it, however it ends.
 
     A run that was told to stop may still be writing its checkpoint when it is started again, so this waits for a while.
+    A file system without locks gets a warning. Raises UserError if another process keeps the lock.
     """
     file = open(run / LOCK, "w")  # noqa: SIM115 - the lock lasts as long as it is open
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -67,6 +69,10 @@ def _claim(run: pathlib.Path) -> IO:
                 file.close()
                 raise UserError(f"another process is training in {run}") from None
             time.sleep(0.2)
+        except OSError as error:
+            reason = f"{run} can't be locked ({error.strerror})"
+            print(f"warning: {reason}: two processes could write here at once", file=sys.stderr, flush=True)
+            return file
 
 
 def _free_name(run: pathlib.Path) -> pathlib.Path:

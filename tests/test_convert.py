@@ -1,5 +1,7 @@
 """dataprep/convert.py as a person uses it: layouts, resuming, refusals, failures, and the same bytes every time."""
 
+import errno
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -424,6 +426,19 @@ def test_two_conversions_into_one_folder(source: Path, tmp_path: Path, capfd: py
     with resume.sole_user(tmp_path / "out"):
         assert run(source, tmp_path / "out") == 2
     assert "another conversion is writing here" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(
+    source: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert run(source, tmp_path / "out", "--workers", 1) == 0
+    warning = f"{tmp_path / 'out'} can't be locked ({os.strerror(number)}): two processes could write here at once"
+    assert capfd.readouterr().err == f"warning: {warning}\n"
 
 
 def test_manifest_errors(source: Path, tmp_path: Path) -> None:

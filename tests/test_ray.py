@@ -37,8 +37,8 @@ def test_ray_gives_the_same_bytes(tmp_path: Path, run_command) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 def test_a_failing_task_raises_its_own_error(tmp_path: Path) -> None:
     source = open_source(make_images(tmp_path / "source", 2, 4))
-    encode = functools.partial(encode_samples, source.reader, max_side=0, quality=90)
-    work = ShardWork(tmp_path / "missing", source.reader, encode, 2)
+    encode = functools.partial(encode_samples, max_side=0, quality=90)
+    work = ShardWork(tmp_path / "missing", source.reader, encode, 2, False)
     with pytest.raises(FileNotFoundError, match="missing"):
         list(on_ray(work, plan_shards(source.splits, 4, "ffcv"), 1, Note(lambda: None)))
 

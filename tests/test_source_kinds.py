@@ -1,9 +1,11 @@
 """Every kind of source: the same images come out of each; damage, links and bombs do not get in."""
 
+import codecs
 import io
 import json
 import os
 import pickle
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -200,6 +202,20 @@ def test_webdataset_with_bad_labels(tmp_path: Path) -> None:
     source = open_source(path)
     assert [sample.path for sample in source.splits["train"]] == ["a.tar/1.jpg"]
     assert "unreadable label" in source.skipped[0]["reason"]
+    for label, reason in (("0.5", "float instead of"), ("[0]", "list instead of")):
+        odd = {"2.jpg": picture(2), "2.json": f'{{"label": {label}}}'.encode(), "3.jpg": picture(3), "3.json": b"[1]"}
+        source = open_source(write_tar(tmp_path / "odd.tar", {**good, **odd}))
+        assert [skip["path"] for skip in source.skipped] == ["odd.tar/2.jpg", "odd.tar/3.jpg"]
+        assert f"unreadable label: {reason} a whole number or a name" in source.skipped[0]["reason"]
+        assert "no JSON object" in source.skipped[1]["reason"]
+    whole = {
+        **good,
+        "2.jpg": picture(2),
+        "2.json": b'{"label": 1.0}',
+        "3.jpg": picture(3),
+        "3.json": b'{"label": null}',
+    }
+    assert open_source(write_tar(tmp_path / "c.tar", whole)).splits["train"].label_N.tolist() == [0, 1, -1]
     unlabelled = open_source(write_tar(tmp_path / "b.tar", {"1.jpg": picture(1)}), "webdataset")
     assert unlabelled.classes == ()
 
@@ -241,6 +257,75 @@ def test_parquet(tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -
     assert groups != sorted(groups)
 
 
+PARQUET_LABELS = {
+    "int64": ([1, None, 0, 1], ("0", "1"), [1, -1, 0, 1]),
+    "uint8": ([1, None, 0, 1], ("0", "1"), [1, -1, 0, 1]),
+    "uint64": ([1, None, 0, 1], ("0", "1"), [1, -1, 0, 1]),
+    "float": ([1.0, None, 0.0, 1.0], ("0", "1"), [1, -1, 0, 1]),
+    "halffloat": ([1.0, None, 0.0, 1.0], ("0", "1"), [1, -1, 0, 1]),
+    "bool": ([True, None, False, True], ("0", "1"), [1, -1, 0, 1]),
+    "string": (["b", None, "a", "b"], ("a", "b"), [1, -1, 0, 1]),
+    "large_string": (["b", None, "a", "b"], ("a", "b"), [1, -1, 0, 1]),
+    "null": ([None] * 4, (), [-1] * 4),
+}
+
+
+@pytest.mark.parametrize("categorical", [False, True])
+@pytest.mark.parametrize("kind", PARQUET_LABELS)
+def test_parquet_labels(tmp_path: Path, kind: str, categorical: bool) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    values, classes, expected = PARQUET_LABELS[kind]
+    column = pa.array(
+        values, getattr(pa, {"bool": "bool_", "halffloat": "float16", "float": "float32"}.get(kind, kind))()
+    )
+    if categorical and kind in ("halffloat", "null"):
+        pytest.skip("no such dictionary")
+    table = pa.table(
+        {"image": [picture(i) for i in range(4)], "label": column.dictionary_encode() if categorical else column}
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
+    source = open_source(tmp_path / "a.parquet")
+    assert source.classes == classes
+    assert source.splits["train"].label_N.tolist() == expected
+
+
+def test_parquet_categories_of_several_files(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    for name, codes, known in (
+        ("train-0", [1, 0, None], ["bee", "cat"]),
+        ("train-1", [0], ["ant"]),
+        ("val-0", [1], ["cat", "ant"]),
+    ):
+        column = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8()), known)
+        pq.write_table(pa.table({"image": [picture(1)] * len(codes), "cls": column}), tmp_path / f"{name}.parquet")
+    source = open_source(tmp_path)
+    assert source.classes == ("ant", "bee", "cat")
+    assert {s: group.label_N.tolist() for s, group in source.splits.items()} == {"train": [2, 1, -1, 0], "val": [0]}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0.5, 1.0], "0.5 is no whole number"),
+        ([float("nan"), 1.0], "nan is no whole number"),
+        ([[1, 2], [3]], r"it holds list<\w+: int64>, neither whole numbers nor text"),
+        ([b"a", b"b"], "it holds binary"),
+        (np.array([1 << 63, 0], np.uint64), "not in range"),
+    ],
+)
+def test_parquet_labels_that_are_none(
+    tmp_path: Path, values: list | np.ndarray, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"image": [picture(1)] * 2, "label": values}), tmp_path / "a.parquet")
+    assert convert.main([str(tmp_path / "a.parquet"), str(tmp_path / "out")]) == 2
+    (error,) = capfd.readouterr().err.splitlines()
+    assert re.search(f"column 'label' can't be read: .*{message}", error)
+
+
 def test_parquet_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
@@ -252,9 +337,39 @@ def test_parquet_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert source.classes == ("a", "b")
     with pytest.raises(SourceError, match="no image bytes"):
         source.reader.read(source.splits["train"][1])
-    monkeypatch.setattr(parquet, "_MAX_GROUP_BYTES", 10)
+    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 10)
     with pytest.raises(SourceError, match="row group 0 holds"):
         open_source(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize("layout", ["huggingface", "binary"])
+def test_rows_that_share_a_value_are_no_bomb(tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    image = pa.DictionaryArray.from_arrays(np.zeros(800, np.int32), pa.array([os.urandom(1 << 20)]))
+    if layout == "huggingface":
+        image = pa.StructArray.from_arrays([image, pa.nulls(800, pa.string())], ["bytes", "path"])
+    label = pa.DictionaryArray.from_arrays(np.zeros(800, np.int32), ["long" * (1 << 18)])
+    table = pa.table({"image": image, "label": label})
+    pq.write_table(table, tmp_path / "a.parquet", store_schema=False)  # without, it is read as a table of plain bytes
+    assert (tmp_path / "a.parquet").stat().st_size < 3 << 20
+    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 32 << 20)
+    before = pa.default_memory_pool().max_memory()
+    source = open_source(tmp_path / "a.parquet")
+    assert len(source.classes[0]) == 1 << 20
+    for sample in source.splits["train"][:3]:
+        with pytest.raises(SourceError, match="row group 0 takes more than 33554432 bytes in memory"):
+            source.reader.read(sample)
+        monkeypatch.setattr(parquet, "_decoded", None)  # the others know without decoding again
+    assert pa.default_memory_pool().max_memory() < before + (64 << 20)
+
+
+def test_a_table_of_more_rows_than_bytes(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"image": pa.nulls(1 << 16, pa.binary())}), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match="more rows than bytes"):
+        open_source(tmp_path / "a.parquet")
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.uint8)
@@ -318,6 +433,49 @@ def test_a_pickle_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "evil").exists()
 
 
+class Call:
+    """Pickled as a call of a function with these arguments."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+def doubled(times: int) -> object:
+    return Call(codecs.encode, doubled(times - 1) if times else b"text", "hex")
+
+
+TEXT = "x" * 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (doubled(20), "encodes as 'hex'"),
+        ([Call(codecs.encode, TEXT, "latin1") for _ in range(100)], "unpacks to much more than its size"),
+        (Call(np.ndarray, (1 << 30,)), "damaged pickle"),
+        ([np.arange(5 + i, dtype=">i4") for i in range(5)], "more than 4 arrays"),
+        (Call(np.int64(1).__reduce__()[0], np.dtype("V100000000"), b"x"), "a number of 100000000 bytes"),
+    ],
+)
+def test_a_pickle_is_no_bomb(tmp_path: Path, content: object, message: str) -> None:
+    (tmp_path / "a").write_bytes(pickle.dumps({"data": content}, protocol=2))
+    with pytest.raises(SourceError, match=message):
+        arrays.load_pickle(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickled_arrays(tmp_path: Path, protocol: int) -> None:
+    content = {"data": ROWS, "labels": [np.int64(3), np.uint8(4), 5], "names": np.array(["a", "b"])}
+    (tmp_path / "a").write_bytes(pickle.dumps(content, protocol))
+    loaded = arrays.load_pickle(str(tmp_path / "a"))
+    np.testing.assert_array_equal(loaded["data"], ROWS)
+    assert loaded["labels"] == [3, 4, 5]
+    assert loaded["names"].tolist() == ["a", "b"]
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz(tmp_path: Path, save) -> None:
     label = np.array([[0], [1], [2], [0], [1], [2]])
@@ -349,6 +507,7 @@ def test_npz(tmp_path: Path, save) -> None:
         ({"numbers": np.zeros(3)}, "no images"),
         ({"images": np.zeros((2, 8, 8, 3))}, "float64"),
         ({"images": np.zeros((2, 8, 8, 3), np.uint8), "labels": np.zeros(3)}, "2 images, but 3 labels"),
+        ({"images": np.zeros((2, 8, 8, 3), np.uint8), "labels": np.array([0.5, 1])}, "labels: 0.5 is no whole number"),
         ({"images": np.array([Evil()], object)}, "array of objects"),
         ({"jpeg": np.zeros(3, np.uint8), "offsets": np.array([0, 9])}, "no images|do not match"),
     ],
@@ -360,12 +519,23 @@ def test_npz_errors(tmp_path: Path, content: dict, message: str) -> None:
 
 
 def test_number_labels() -> None:
-    number = labels.number_labels
-    assert number({"train": ["3", 1, None]})[0] == ("0", "1", "2", "3")
-    assert number({"train": [1 << 40, 7, -1]})[1]["train"].tolist() == [1, 0, -1]
-    assert number({"train": ["b", "a"], "val": ["a"]})[1]["val"].tolist() == [0]
+    number, of = labels.number_labels, labels.Labels
+    assert number({"train": of(["3", 1, None])})[0] == ("0", "1", "2", "3")
+    assert number({"train": of([1 << 40, 7, -1])})[1]["train"].tolist() == [1, 0, -1]
+    assert number({"train": of(["b", "a"]), "val": of(["a", None])})[1]["val"].tolist() == [0, -1]
+    classes, found = number({"train": of(["b", "a"]), "val": np.array([-1, 3])})
+    assert classes == ("3", "a", "b")
+    assert found["val"].tolist() == [-1, 0]
+    assert number({"train": of()})[0] == ()
     with pytest.raises(SourceError, match="label 2, but only 2 class names"):
-        number({"train": [2]}, ["a", "b"])
+        number({"train": of([2])}, ["a", "b"])
+
+
+def test_labels_that_are_no_class_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "MAX_NAMES_BYTES", 10)
+    found = labels.Labels(["text", "text", "other"] * 100)
+    with pytest.raises(SourceError, match="more than 10 bytes of different texts"):
+        found.append("more")
 
 
 def test_kind_overrides(tmp_path: Path) -> None:

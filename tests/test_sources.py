@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dataprep import layout
 from dataprep.sources import Sample, SourceError, fingerprint, scan_folder, shuffled_splits
 
 
@@ -74,6 +75,33 @@ def test_links(tmp_path: Path) -> None:
     source = scan_folder(root)
     assert [sample.path for sample in source.splits["train"]] == ["a/1.jpg", "a/dangling.jpg", "a/link.jpg"]
     fingerprint(source)
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = scan_folder(make(tmp_path, "1.jpg", "2.jpg", "3.jpg", "4.jpg"))
+    for name in ("1.jpg", "2.jpg", "3.jpg"):
+        (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / "1.jpg")
+    (tmp_path / "2.jpg").symlink_to("/dev/zero")
+    (tmp_path / "3.jpg").mkdir()
+    *others, file = source.splits["train"]
+    for sample in others:
+        with pytest.raises(SourceError, match="not a regular file"):
+            source.reader.read(sample)
+    monkeypatch.setattr(layout, "MAX_FILE_BYTES", 1 << 20)
+    os.truncate(tmp_path / "4.jpg", (1 << 20) + 1)
+    with pytest.raises(SourceError, match="larger than 1048576 bytes"):
+        source.reader.read(file)
+
+
+def test_short_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = scan_folder(make(tmp_path, "1.jpg"))
+    (tmp_path / "1.jpg").write_bytes(bytes(range(100)))
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda descriptor, size: read(descriptor, min(size, 7)))
+    assert source.reader.read(source.splits["train"][0]) == bytes(range(100))
+    monkeypatch.setattr(os, "read", lambda descriptor, size: read(descriptor, size - 1 if size == 100 else 0))
+    assert source.reader.read(source.splits["train"][0]) == bytes(range(99)), "a file that became shorter"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Training as a user runs it: resume, signals, several processes, and bad input."""
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -181,6 +182,18 @@ def test_a_run_that_is_under_way_is_left_alone(uninterrupted, shards, monkeypatc
             assert train(shards, run, "--method", method, *more) == 2
         assert f"another process is training in {run}" in capsys.readouterr().err
     assert train(shards, run, "--method", method) == 0
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    def flock(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    run_folder.prepare(tmp_path / "run", TrainConfig(data="x")).close()
+    warning = (
+        f"{tmp_path / 'run'} can't be locked ({os.strerror(errno.ENOLCK)}): two processes could write here at once"
+    )
+    assert capsys.readouterr().err == f"warning: {warning}\n"
 
 
 def test_damaged_config_is_one_clear_line(uninterrupted, shards, tmp_path, capsys):

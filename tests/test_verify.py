@@ -4,14 +4,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_images, one_line
 
-from dataprep import convert, verify
+from dataprep import convert, verify, watch
 from dataprep.beton import BetonReader
 from dataprep.manifest import Manifest
 from dataprep.pool import map_in_order
@@ -147,6 +148,21 @@ def test_as_typed(run_command, tmp_path: Path, sound: Path) -> None:
     done = run_command("dataprep/verify.py", tmp_path)
     assert done.returncode == 2
     assert "is not a converted data set" in one_line(done)
+
+
+def test_storage_that_hangs_is_named(
+    sound: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def slow(check: Callable, parts: list, workers: int) -> Iterator[list[str]]:
+        for number, _ in enumerate(parts):
+            time.sleep(1.0 if number == 1 else 0.0)
+            yield []
+
+    monkeypatch.setattr(watch, "WARN_SECONDS", 0.3)
+    monkeypatch.setattr(verify, "map_in_order", slow)
+    assert verify.main([str(sound)]) == 0
+    name = shard(sound, 1).name
+    assert capfd.readouterr().err == f"warning: no part finished for 0 s, still waiting: checking {name}\n"
 
 
 def test_manifest_names_the_index(sound: Path) -> None:

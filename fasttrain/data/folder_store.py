@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import pathlib
-import stat
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -13,6 +11,7 @@ from PIL import Image
 
 from dataprep import DataError, jpeg
 from dataprep.images import decode_rgb, exif_orientation, jpeg_header, read_rgb, turned
+from dataprep.layout import read_regular
 from dataprep.manifest import ManifestError
 from dataprep.sources import fingerprint, scan_folder
 from fasttrain.data.stores import Encoded
@@ -54,7 +53,7 @@ class FolderStore:
         return self._label_N[index_N]
 
     def read(self, index: int) -> Encoded:
-        data = _read_regular(self._root / self._samples[index].path)
+        data = read_regular(self.name(index))
         header, orientation = jpeg_header(data), exif_orientation(data)
         if header is None:
             return _pixels(read_rgb(data))
@@ -105,11 +104,3 @@ def _decoded_into(data: bytes, header: jpeg.JpegHeader, address: int) -> bool:
     except jpeg.JpegError:
         return False
     return True
-
-
-def _read_regular(path: pathlib.Path) -> bytes:
-    """The bytes of a regular file. Opening a FIFO, or reading a device, could wait for ever: DataError instead."""
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise DataError("not a regular file")
-        return file.read()
