@@ -8,7 +8,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from rich.console import Console
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from fasttrain.cli import UserError
-from fasttrain.health import MEMORY, Health, Skips
+from fasttrain.health import MAX_SKIPPED, MEMORY, Health, Skips
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -44,6 +44,7 @@ class TrainLog:
         self._sums: Tensor | None = None
         self._skips_3 = torch.tensor(Skips())
         self._pending: _Pending | None = None
+        self._look: _Arriving | None = None
         self._steps, self._seconds = 0, {"data": 0.0, "views": 0.0}
         self._began = self._printed = time.monotonic()
         self._health = Health(device, workers)
@@ -86,8 +87,16 @@ class TrainLog:
             self._bar.update(self._task, completed=step)
         if step % self._every == 0 or step == self._total:
             self._ask(step, epoch, lr)
-        if self._pending and self._pending.arrived():
+        if self._pending and self._pending.values.arrived():
             self._write()
+        self._look_at_skips(step)
+
+    def _look_at_skips(self, step: int) -> None:
+        """Keep `skips` up to date, however seldom entries are written."""
+        if step % MAX_SKIPPED == 0 and not self._look:
+            self._look = _Arriving(self._skips_3)
+        if self._look and self._look.arrived():
+            self.skips, self._look = _skips(self._look.read()), None
 
     def flush(self, step: int, epoch: int, lr: float) -> None:
         """Read what was summed since the last time and write it everywhere; `skips` is then that of this step."""
@@ -122,7 +131,8 @@ class TrainLog:
             **self._health.memory(),
         }  # fmt: skip
         values = torch.cat([self._sums, self._skips_3.double()])
-        self._pending = _Pending(values, {"step": step, "epoch": epoch}, self._names, {"lr": lr, **figures})
+        place = {"step": step, "epoch": epoch}
+        self._pending = _Pending(_Arriving(values), place, self._names, {"lr": lr, **figures})
         self._sums, self._steps, self._began = None, 0, now
         self._seconds = dict.fromkeys(self._seconds, 0.0)
 
@@ -130,8 +140,8 @@ class TrainLog:
         """Write the entry whose values are on their way, once they are here."""
         pending, self._pending = self._pending, None
         assert pending is not None
-        *sums, count, total, in_a_row, last = pending.read()
-        self.skips = Skips(int(total), int(in_a_row), int(last))
+        *sums, count, total, in_a_row, last = pending.values.read()
+        self.skips = _skips([total, in_a_row, last])
         means = {name: value / count if count else None for name, value in zip(pending.names, sums, strict=True)}
         entry = {**pending.place, **means, **pending.figures, "skipped": self.skips.total}
         self._record(entry)
@@ -168,11 +178,14 @@ class TrainLog:
         self._file.close()
 
 
-class _Pending:
-    """An entry whose values are on their way from the device."""
+def _skips(values: list[float]) -> Skips:
+    return Skips(*map(int, values))
 
-    def __init__(self, values: Tensor, place: dict, names: list[str], figures: dict) -> None:
-        self.place, self.names, self.figures = place, names, figures
+
+class _Arriving:
+    """Values on their way from the device."""
+
+    def __init__(self, values: Tensor) -> None:
         self._event = torch.cuda.Event() if values.is_cuda else None
         if self._event is None:
             self._host = values
@@ -189,6 +202,15 @@ class _Pending:
         if self._event is not None:
             self._event.synchronize()
         return self._host.tolist()
+
+
+class _Pending(NamedTuple):
+    """An entry that will be written once its values are here."""
+
+    values: _Arriving
+    place: dict
+    names: list[str]
+    figures: dict
 
 
 class SilentLog(TrainLog):
