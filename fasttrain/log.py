@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from fasttrain.cli import UserError
+from fasttrain.durable import replace_file
 from fasttrain.health import MAX_SKIPPED, MEMORY, Health, Skips
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
 def _keep_until(path: pathlib.Path, step: int) -> None:
     """Remove what an earlier attempt wrote after the step the run goes on from."""
     kept = [entry for entry in read_metrics(path) if entry["step"] <= step]
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+    replace_file(path, lambda file: file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode()))
 
 
 def _tensorboard(run: pathlib.Path) -> SummaryWriter:

@@ -16,8 +16,10 @@ from fasttrain import __version__
 from fasttrain.checkpoint import load_newest
 from fasttrain.cli import UserError
 from fasttrain.config import TrainConfig, as_dict, differences, load_config
+from fasttrain.durable import replace_file
 
 LOCK = "lock"
+BEGUN = {LOCK, "config.tmp"}  # all there is in the folder of a run that ended before it had a config.json
 PATIENCE_SECONDS = 60.0  # that a run which was told to stop may take to write its checkpoint
 
 
@@ -32,7 +34,7 @@ def prepare(run: pathlib.Path, config: TrainConfig) -> IO:
     here. Raises UserError for other settings, a folder that is no run, or one that another process is training in.
     """
     path = run / "config.json"
-    if run.exists() and not path.exists() and any(file.name != LOCK for file in run.iterdir()):
+    if run.exists() and not path.exists() and any(file.name not in BEGUN for file in run.iterdir()):
         raise UserError(f"{run} exists and is not a run folder; choose another --run")
     if config.fresh and run.exists():
         with _claim(run):
@@ -45,9 +47,7 @@ def prepare(run: pathlib.Path, config: TrainConfig) -> IO:
             raise UserError(f"{run} has other settings: {'; '.join(changed)}; use another --run, or --fresh")
         return claim
     content = {"config": as_dict(config), "environment": environment()}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    replace_file(path, lambda file: file.write(f"{json.dumps(content, indent=1)}\n".encode()))
     return claim
 
 

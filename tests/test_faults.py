@@ -12,9 +12,10 @@ import torch
 from conftest import one_line
 from launch import ENDLESS, command, environment, equal, final_state, launcher, started, train, wait_for_step
 
-from fasttrain import checkpoint
+from fasttrain import checkpoint, run_folder
 from fasttrain.checkpoint import load_newest, save_checkpoint, saved_checkpoints
-from fasttrain.log import read_metrics
+from fasttrain.config import TrainConfig
+from fasttrain.log import TrainLog, read_metrics
 from fasttrain.methods.moco import MoCo
 
 STEPS = 16  # of launch.TINY
@@ -83,6 +84,27 @@ def test_what_is_renamed_is_on_the_disk_first(tmp_path, monkeypatch):
         monkeypatch.setattr(os, name, lambda *words, name=name, real=real: (calls.append(name), real(*words))[1])
     save_checkpoint(tmp_path, {"step": 1}, 2)
     assert calls == ["fsync", "replace", "fsync"]
+    calls.clear()
+    run_folder.prepare(tmp_path / "run", TrainConfig(data="")).close()
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_power_cut_while_old_metrics_are_removed_leaves_all_of_them(tmp_path, monkeypatch):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 9)))
+
+    def cut(*_arguments):
+        raise PowerCut
+
+    for point in ("fsync", "replace"):
+        monkeypatch.setattr(os, point, cut)
+        with pytest.raises(PowerCut):
+            TrainLog(tmp_path, 5, 10, 1, 1, False, torch.device("cpu"), 1)
+        monkeypatch.undo()
+        assert [entry["step"] for entry in read_metrics(metrics)] == list(range(1, 9))
+    TrainLog(tmp_path, 5, 10, 1, 1, False, torch.device("cpu"), 1).close()
+    assert [entry["step"] for entry in read_metrics(metrics)] == list(range(1, 6))
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 @pytest.fixture
