@@ -108,4 +108,5 @@ def environment() -> dict[str, str]:
 
 def newest_state(run: pathlib.Path) -> dict | None:
     """The newest good checkpoint of a run, on the CPU; None where there is none."""
-    return load_newest(run / "checkpoints")
+    newest = load_newest(run / "checkpoints")
+    return newest.state if newest else None

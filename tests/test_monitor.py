@@ -39,7 +39,7 @@ def test_the_best_checkpoint_is_kept_and_training_is_not_disturbed(shards, tmp_p
     assert list(measured) == [4, 8, 12, 16]
     first_best = max(measured, key=lambda step: measured[step])
     assert best == {"step": first_best, "knn_top1": measured[first_best]}
-    assert load_checkpoint(run / "checkpoints" / "best.pt")["step"] == first_best
+    assert load_checkpoint(run / "checkpoints" / "best.pt").state["step"] == first_best
     assert [path.name for path in saved_checkpoints(run / "checkpoints")] == ["step-000000016.pt"]
     assert "kNN top-1 while training" in (run / "report.html").read_text()
     assert not list(run.glob("features-*"))
@@ -56,7 +56,7 @@ def test_a_run_that_ended_before_it_linked_its_best_does_so_when_continued(shard
     assert train(shards, run, "--knn-every", 1, "--max-steps", 4) == 0
     (run / "checkpoints" / "best.pt").unlink()
     assert train(shards, run, "--knn-every", 1, "--max-steps", 5) == 0
-    assert load_checkpoint(run / "checkpoints" / "best.pt")["step"] == 4
+    assert load_checkpoint(run / "checkpoints" / "best.pt").state["step"] == 4
 
 
 def test_knn_of_a_set_without_val_split_is_one_line(image_folder, tmp_path, capsys):
