@@ -6,7 +6,9 @@ import datetime
 import inspect
 import os
 import socket
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,9 @@ from fasttrain.cli import UserError
 from fasttrain.memory import keep_freed_memory
 
 TIMEOUT = datetime.timedelta(minutes=10)  # a rank that waits longer for another gives up with an error
+SIGN_OF_LIFE_SECONDS = 60.0  # between a busy rank's, well below TIMEOUT
+
+Result = TypeVar("Result")
 
 
 class Ranks:
@@ -94,7 +99,7 @@ class Ranks:
         dist.all_reduce(values)
         return dict(zip(terms, values / self.world_size, strict=True))
 
-    def share(self, value: object) -> object:
+    def share(self, value: Result) -> Result:
         """Rank 0's `value`, on every rank (any object that pickles)."""
         if self.world_size == 1:
             return value
@@ -106,6 +111,28 @@ class Ranks:
         """Return once every rank has come here."""
         if self.world_size > 1:
             dist.barrier(group=self._control)
+
+    def of_first(self, work: Callable[[Callable[[], None]], Result]) -> Result:
+        """What `work` returns on rank 0, which alone does it, on every rank, however long it takes.
+
+        `work` is given a function to call every few minutes at least: those who hear nothing for TIMEOUT give up.
+        """
+        busy: Any = None
+        if not self.is_main:
+            while (answer := self.share(busy)) is None:
+                pass
+            return answer[0]
+        told = time.monotonic()
+
+        def still_here() -> None:
+            nonlocal told
+            if time.monotonic() - told > SIGN_OF_LIFE_SECONDS:
+                told = time.monotonic()
+                self.share(busy)
+
+        result = work(still_here)
+        self.share((result,))
+        return result
 
     def close(self) -> None:
         if self.world_size > 1:

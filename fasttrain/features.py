@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,11 +65,12 @@ def open_labelled(path: pathlib.Path, loader: str, view_size: int, most: int = s
 @torch.no_grad()
 def extract(
     network: nn.Module, width: int, store: Store, path: pathlib.Path, device: torch.device,
-    *, size: int, mean: tuple, std: tuple, batch_size: int, workers: int,
+    *, size: int, mean: tuple, std: tuple, batch_size: int, workers: int, each_batch: Callable[[], None] = lambda: None,
 ) -> Features:  # fmt: skip
     """Run `network` (N, 3, size, size) → (N, width), in evaluation mode, over the central crop of every image.
 
-    Writes the features to `path`. Raises LoaderError when too many images can't be decoded.
+    Writes the features to `path`; calls each_batch before each batch, which may raise to end it. Raises LoaderError
+    when too many images can't be decoded.
     """
     values_NF = np.memmap(path, np.float16, "w+", shape=(store.num_samples, width))
     label_N = torch.empty(store.num_samples, dtype=torch.int64)
@@ -81,6 +83,7 @@ def extract(
             disable=not console.is_terminal,
         )  # fmt: skip
         for step, batch in enumerate(batches):
+            each_batch()
             table = center(batch.height_B, batch.width_B, 1.0 if size <= SMALL_VIEW else 0.875)
             views = augment(batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, size, mean, std)
             with torch.autocast(device.type, torch.bfloat16):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 import sys
 import time
@@ -107,9 +108,13 @@ class TrainLog:
             self._write()
 
     def event(self, step: int, epoch: int, seconds: float, **figures: float) -> None:
-        """Write figures that are not a step's, a line of their own; the seconds they took are no training time."""
+        """Write figures that are not a step's, a line of their own; the seconds they took are no training time.
+
+        All lines until then are on the disk when it returns.
+        """
         self._began += seconds
         self._record({"step": step, "epoch": epoch, **figures})
+        os.fsync(self._file.fileno())
         self.say(", ".join(f"{name} {value:.2f}" for name, value in figures.items()) + f" at step {step}")
 
     def say(self, text: str) -> None:
