@@ -14,7 +14,6 @@ from typing import IO
 import torch
 
 from fasttrain import __version__
-from fasttrain.checkpoint import load_newest
 from fasttrain.cli import UserError
 from fasttrain.config import TrainConfig, as_dict, differences, load_config
 from fasttrain.durable import replace_file
@@ -104,9 +103,3 @@ def environment() -> dict[str, str]:
         "fasttrain": __version__, "torch": torch.__version__, "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {device}",
     }  # fmt: skip
-
-
-def newest_state(run: pathlib.Path) -> dict | None:
-    """The newest good checkpoint of a run, on the CPU; None where there is none."""
-    newest = load_newest(run / "checkpoints")
-    return newest.state if newest else None

@@ -24,7 +24,7 @@ import torch
 from fasttrain import run_folder
 from fasttrain.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.cli import RunError, UserError, finish
-from fasttrain.config import TrainConfig, as_dict, differences, parse_config
+from fasttrain.config import TrainConfig, as_dict, parse_config
 from fasttrain.data import Loader, Order, Store, open_dataset, open_loader, pixel_statistics
 from fasttrain.dist import Ranks
 from fasttrain.encoders import feature_width
@@ -36,6 +36,7 @@ from fasttrain.monitor import Evaluations, KnnMonitor
 from fasttrain.optim import learning_rate
 from fasttrain.recompute import checkpoint_activations
 from fasttrain.report import write_report
+from fasttrain.resume import resume
 from fasttrain.samples import write_samples
 from fasttrain.step import TrainStep, compile_networks
 from fasttrain.views import RECIPES, draw
@@ -141,20 +142,14 @@ def train(config: TrainConfig) -> int:
     knn = KnnMonitor(config, ranks.device, config.workers or ranks.cores) if config.knn_every else None
 
     run = pathlib.Path(ranks.share(str(run_folder.run_path(config))))
-    claim = run_folder.prepare(run, config) if ranks.is_main else None
-    ranks.wait()
-    step = 0
-    if state := run_folder.newest_state(run):
-        if changed := differences(state["config"], config):
-            raise UserError(f"the newest checkpoint of {run} has other settings: {'; '.join(changed)}")
-        if state["data"] != store.fingerprint:
-            raise UserError(f"{run} was begun with other images, or in another order, than those of {config.data}")
-        step = state["step"]
+    claim = ranks.together(lambda: run_folder.prepare(run, config) if ranks.is_main else None)
+
+    def restore(state: dict) -> None:
         method.load_state_dict(state["method"])
         update.load_state_dict(state)
         loader.load_state_dict(state["loader"])
-        if ranks.is_main:
-            print(f"continuing {run} from step {step}", file=sys.stderr, flush=True)
+
+    step = resume(run / "checkpoints", config, store.fingerprint, ranks, restore)
     steps_per_epoch = loader.steps_per_epoch
     schedule = config.epochs * steps_per_epoch, int(config.warmup_epochs * steps_per_epoch), config.lr
     last_step = min(schedule[0], config.max_steps or schedule[0])

@@ -114,7 +114,7 @@ def test_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(shards, tmp_path
     assert final_state(run)["step"] == step + 3
 
 
-def test_two_processes_train_and_stop_together(shards, tmp_path):
+def test_two_processes_train_and_go_on_together(shards, tmp_path):
     run = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
     words = [str(ROOT / "fasttrain/train.py"), "--data", str(shards), "--run", str(run), *SMALL]
