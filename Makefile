@@ -24,11 +24,12 @@ test-gpu:
 	$(GPU_PY) -m pytest $(KERNEL_TESTS)
 	$(GPU_PY) -m pytest -m gpu $(KERNEL_TESTS:%=--ignore=%)
 
-# Figures of one GPU, appended to benchmarks/results/, in at most 8 minutes: make bench-gpu DATA=shards of photographs.
+# Figures of one GPU, appended to benchmarks/results/, in at most 10 minutes: make bench-gpu DATA=shards of photographs.
 bench-gpu:
 	timeout 200 $(GPU_PY) benchmarks/similarity.py
 	timeout 120 $(GPU_PY) benchmarks/augment.py --data $(DATA)
 	timeout 160 $(GPU_PY) benchmarks/step.py --data $(DATA)
+	timeout 120 $(GPU_PY) benchmarks/loader.py --data $(DATA) --rounds 3 --no-peers
 
 # Training on two machines, and the death and return of one: two network namespaces. Part of `make test` as well.
 test-multinode: .venv/ready

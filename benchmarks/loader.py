@@ -3,8 +3,9 @@
 
     python benchmarks/loader.py --data OUT
 
-Every round runs every side once, one after the other, on the same JPEG streams; medians over the rounds count. Prints a
-table, appends a line to benchmarks/results/loader.jsonl; the last line of the output is JSON.
+Every round runs every side once, one after the other, on the same JPEG streams; medians over the rounds count. On a
+GPU, figures of a training loop there as well (loader_gpu.py). Prints a table, appends a line to
+benchmarks/results/loader.jsonl; the last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import psutil
+import torch
 
-from benchmarks import record
+from benchmarks import loader_gpu, record
 from benchmarks.loader_ours import DecodeLimit, Ours
 from benchmarks.loader_peers import Dali, Ffcv, Torchvision, extract
 from dataprep.manifest import Manifest
@@ -65,7 +67,7 @@ class LoaderBenchmark:
     """Compare loaders of paired views on one converted data set. The last line of the output is JSON."""
 
     data: str
-    """Converted data set: .beton, JPEG, one shard in its train split."""
+    """Converted data set: .beton, JPEG; for the peers, one shard in its train split."""
     rounds: int = 5
     """Rounds; in each, every side runs once."""
     peers: bool = True
@@ -143,12 +145,13 @@ def ratio(rates: dict[str, list[float]], ours: str, other: str) -> float:
 
 def benchmark(options: LoaderBenchmark) -> int:
     data, threads = pathlib.Path(options.data), len(psutil.Process().cpu_affinity() or [0])
-    if len(Manifest.load(data).splits.get("train", [])) != 1:
-        raise UserError(f"{data} must have one shard in its train split: stock FFCV reads one file")
+    shards = Manifest.load(data).splits.get("train", [])
+    if not shards or (options.peers and len(shards) > 1):
+        raise UserError(f"{data} must have a train split, for the peers of one shard: stock FFCV reads one file")
     with tempfile.TemporaryDirectory(prefix="loader-benchmark-") as folder:
         rates = measure(sides(data, pathlib.Path(folder), threads, options.peers), options.rounds)
     first_batch, rss = fresh_process(data, threads, options.rounds)
-    figures = {"decode_vs_limit": ratio(rates, "ours, decode only", "C decode limit")}
+    figures: dict[str, object] = {"decode_vs_limit": ratio(rates, "ours, decode only", "C decode limit")}
     if options.peers:
         figures |= {
             "crops_vs_ffcv": ratio(rates, "ours, two crops", "FFCV, two decodes, two crops"),
@@ -161,6 +164,8 @@ def benchmark(options: LoaderBenchmark) -> int:
         "rss_gib": round(rss, 3),
         "wait_s_per_epoch": round(waiting(data, threads, statistics.median(rates["ours, decode only"])), 3),
     }
+    if torch.cuda.is_available():
+        figures |= loader_gpu.measure(data, threads, BATCH)
     print(f"{'images/s, of ' + str(threads) + ' threads':34}{'median':>9}{'least':>9}{'most':>9}")
     for name, values in rates.items():
         print(f"{name:34}{statistics.median(values):9.0f}{min(values):9.0f}{max(values):9.0f}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
+import os
 import pathlib
 import resource
 import time
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-WORKERS = 2  # of a peer's DataLoader on a CPU; MoCo's own default on a GPU is 32, all cores at most
+MOST_WORKERS = 32  # of a peer's DataLoader: MoCo's own default
 TIMEOUT = 500  # seconds that a side may take for one round, compiling included
 
 
@@ -216,7 +217,8 @@ def _peer(name: str, case: Case, folder: pathlib.Path | None, device: torch.devi
         made = torch.randn(2, case.batch_size, 3, case.size, case.size, device=device)
         pairs = iter(lambda: (made[0], made[1]), None)
     else:
-        pairs = loaded_views(folder, case.size, case.batch_size, WORKERS, device)
+        workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        pairs = loaded_views(folder, case.size, case.batch_size, workers, device)
 
     def run(steps: int) -> None:
         for _ in range(steps):

@@ -56,7 +56,8 @@ class BetonWriter(ShardWriter):
         if self.num_samples == len(self._samples):
             raise ValueError(f"{self._path}: more than the {self.num_samples} samples announced")
         pointer = self._place(len(stream))
-        self._file.seek(pointer)
+        if pointer != self._end:  # a seek writes what is buffered: ten times the cost of a small sample
+            self._file.seek(pointer)
         self._file.write(stream)
         self._end = pointer + len(stream)
         self._hand_over(self._end)

@@ -17,6 +17,7 @@ from dataprep.pool import map_in_order
 from dataprep.progress import Note
 from dataprep.shards import ShardRecord, record_shard, write_images
 from fasttrain.cli import RunError, UserError
+from fasttrain.memory import keep_freed_memory
 
 Encode = Callable[[Sequence[tuple[Sample, bool]]], list[EncodedImage | str]]
 
@@ -34,8 +35,10 @@ def on_this_machine(work: ShardWork, shards: list[PlannedShard], num_workers: in
     """Yield the records of shards: threads encode chunks of images, this one writes them in order.
 
     Decoding, checking, resizing and encoding release the interpreter lock, and nothing is handed from process to
-    process. While the next shard is written, a thread computes the checksum of the last.
+    process. While the next shard is written, a thread computes the checksum of the last. Memory for streams is kept and
+    used again: mapping fresh memory costs more than reading a file into it.
     """
+    keep_freed_memory()
     chunks = map_in_order(work.encode, tasks(work.reader, shards), num_workers, threads=True)
     with contextlib.closing(chunks), ThreadPoolExecutor(1) as recorder:
         images = itertools.chain.from_iterable(chunks)

@@ -121,8 +121,6 @@ def encode_image(
     header, orientation = jpeg_header(content), exif_orientation(content)
     fits = header is not None and (not max_side or max(header.height, header.width) <= max_side)
     if header is not None and fits and orientation == 1:
-        if write == "jpeg" and not measure and _is_sound(content):
-            return EncodedImage(content, header.height, header.width, True, None)
         pixels_HW3 = _decode_strictly(content, header, 1 if measure or write != "jpeg" else _CHECK_SHRINK)
         if pixels_HW3 is not None:
             if write == "raw" or (write == "smart" and pixels_HW3.nbytes <= SMART_FACTOR * len(content)):
@@ -164,18 +162,53 @@ def encode_samples(
     reader: Reader, task: Sequence[tuple[Sample, bool]], max_side: int, quality: int, write: Write = "jpeg"
 ) -> list[EncodedImage | str]:
     """Encode samples, each with whether to measure it, as encode_image does; a string is why one is unusable."""
-    return [_encode_sample(reader, sample, max_side, quality, write, measure) for sample, measure in task]
+    content_N = [_read(reader, sample) for sample, _ in task]
+    measure_N = [measure for _, measure in task]
+    copied_N = _copied(content_N, measure_N, max_side) if write == "jpeg" and not all(measure_N) else [None] * len(task)
+    return [
+        copied or _encode(content, max_side, quality, write, measure)
+        for copied, content, measure in zip(copied_N, content_N, measure_N, strict=True)
+    ]
 
 
-def _encode_sample(
-    reader: Reader, sample: Sample, max_side: int, quality: int, write: Write, measure: bool
-) -> EncodedImage | str:
+def _read(reader: Reader, sample: Sample) -> bytes | np.ndarray | str:
+    """Return the content of a sample, or the reason why it can't be read."""
     try:
-        return encode_image(reader.read(sample), max_side, quality, write, measure)
+        return reader.read(sample)
     except OSError as error:
         return error.strerror or str(error)
     except DataError as error:
         return str(error)
+
+
+def _encode(
+    content: bytes | np.ndarray | str, max_side: int, quality: int, write: Write, measure: bool
+) -> EncodedImage | str:
+    if isinstance(content, str):
+        return content
+    try:
+        return encode_image(content, max_side, quality, write, measure)
+    except DataError as error:
+        return str(error)
+
+
+def _copied(
+    content_N: Sequence[bytes | np.ndarray | str], measure_N: Sequence[bool], max_side: int
+) -> list[EncodedImage | None]:
+    """Pass through the JPEGs that fit and are whole without doubt, undecoded; None leaves a sample to encode_image."""
+    from dataprep.huffman import are_sound, form  # here: loaders use this module, too, and start faster without numba
+
+    def fitting(content: bytes | np.ndarray | str) -> EncodedImage | None:
+        if not isinstance(content, bytes) or (found := form(content)) is None:
+            return None
+        if max_side and max(found.height, found.width) > max_side:
+            return None
+        upright = not found.has_exif or exif_orientation(content) == 1
+        return EncodedImage(content, found.height, found.width, True, None) if upright else None
+
+    image_N = [None if measure else fitting(content) for content, measure in zip(content_N, measure_N, strict=True)]
+    sound = iter(are_sound([image.stream for image in image_N if image]))
+    return [image if image and next(sound) else None for image in image_N]
 
 
 def jpeg_header(data: bytes) -> jpeg.JpegHeader | None:
@@ -206,12 +239,6 @@ def decode_rgb(data: bytes, header: jpeg.JpegHeader | None, shrink: int) -> np.n
 def _decode_strictly(data: bytes, header: jpeg.JpegHeader, shrink: int) -> np.ndarray | None:
     """Decode with libturbojpeg; None after a harmless warning. Pillow alone would hide damaged data as gray areas."""
     return _sound(lambda: jpeg.decode(data, header, shrink))
-
-
-def _is_sound(stream: bytes) -> bool:
-    from dataprep.huffman import is_sound  # here: loaders use this module, too, and start faster without numba
-
-    return is_sound(stream)
 
 
 def _sound(decode: Callable[[], Decoded]) -> Decoded | None:
@@ -306,7 +333,7 @@ def _resized_planes(planes: list[np.ndarray], subsampling: int, max_side: int) -
 
     Whole blocks of colour are averaged first, as every encoder does that halves them.
     """
-    from dataprep.resize import resize_plane  # here: see _is_sound
+    from dataprep.resize import resize_plane  # here: see _copied
 
     height, width = planes[0].shape
     new_width, new_height = _fitting((width, height), max_side)

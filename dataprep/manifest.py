@@ -16,6 +16,7 @@ FILE_NAME = "manifest.json"
 EXTENSION = {"ffcv": ".beton", "webdataset": ".tar"}
 FORMATS = tuple(EXTENSION)
 _VERSION = 1
+_GLIMPSES, _GLIMPSE_BYTES = 3, 1024  # a part holds some bytes of an image, even in a .tar of small ones
 
 
 class ManifestError(DataError):
@@ -24,19 +25,23 @@ class ManifestError(DataError):
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a data set: name in the folder, samples in it, size in bytes, SHA-256 in hex; its index, if any."""
+    """One file of a data set: name in the folder, samples in it, size in bytes, SHA-256 in hex; its index, if any.
+
+    glimpses: see the function; empty for a shard without samples, and in sets that were made without them.
+    """
 
     name: str
     num_samples: int
     num_bytes: int
     sha256: str
     index: Index | None = None
+    glimpses: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Shard:
         """Make a shard of its JSON object; TypeError if that is malformed."""
-        index = content.get("index")
-        return cls(**{**content, "index": Index(**index) if index else None})
+        index, seen = content.get("index"), content.get("glimpses", ())
+        return cls(**{**content, "index": Index(**index) if index else None, "glimpses": tuple(seen)})
 
     def files(self) -> list[Shard | Index]:
         """Return the shard and its index: everything it consists of."""
@@ -112,19 +117,41 @@ class Manifest:
             raise ManifestError(f"{path}: malformed: {error}") from None
 
     def check_shards(self, folder: str | os.PathLike[str]) -> None:
-        """Check that every shard is there with the stated size; no content is read.
+        """Check that every shard is there with the stated size, and not another one: hardly any content is read.
 
         Raises:
-            ManifestError: names the first shard that is missing or of another size.
+            ManifestError: names the first shard that is missing, of another size, or replaced by another.
         """
-        for file in (file for shards in self.splits.values() for shard in shards for file in shard.files()):
-            path = Path(folder) / file.name
-            try:
-                num_bytes = path.stat().st_size
-            except OSError as error:
-                raise ManifestError(f"{path}: {error.strerror}") from None
-            if num_bytes != file.num_bytes:
-                raise ManifestError(f"{path}: {num_bytes} bytes, but the manifest says {file.num_bytes}")
+        for shard in (shard for shards in self.splits.values() for shard in shards):
+            for file in shard.files():
+                _check_size(Path(folder) / file.name, file.num_bytes)
+            path = Path(folder) / shard.name
+            seen = glimpses(path) if shard.glimpses else ()
+            # One that differs may be a damaged image, which the loader bears; another shard differs everywhere.
+            if sum(a != b for a, b in zip(seen, shard.glimpses, strict=False)) > 1:
+                raise ManifestError(
+                    f"{path}: another file than was converted, of the same size: run dataprep/verify.py"
+                )
+
+
+def glimpses(path: Path) -> tuple[str, ...]:
+    """Return digests of a few short parts of a file, by which a shard is told from another of the same size."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        found = []
+        for part in range(1, _GLIMPSES + 1):
+            file.seek(size * part // (_GLIMPSES + 1))
+            found.append(hashlib.sha256(file.read(_GLIMPSE_BYTES)).hexdigest()[:16])
+    return tuple(found)
+
+
+def _check_size(path: Path, expected: int) -> None:
+    try:
+        num_bytes = path.stat().st_size
+    except OSError as error:
+        raise ManifestError(f"{path}: {error.strerror}") from None
+    if num_bytes != expected:
+        raise ManifestError(f"{path}: {num_bytes} bytes, but the manifest says {expected}")
 
 
 def _read(path: Path) -> dict[str, Any]:

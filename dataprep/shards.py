@@ -13,7 +13,7 @@ import numpy as np
 
 from dataprep.beton import BetonWriter
 from dataprep.images import EncodedImage, PixelSums
-from dataprep.manifest import Index, Shard, write_json
+from dataprep.manifest import Index, Shard, glimpses, write_json
 from dataprep.plan import PlannedShard
 from dataprep.progress import Note
 from dataprep.tarshards import TarShardWriter, index_path
@@ -79,7 +79,7 @@ def record_shard(written: Written) -> ShardRecord:
     if written.num_samples:
         index = Index(*_described(index_path(path))) if path.suffix == ".tar" else None
         name, num_bytes, sha256 = _described(path)
-        shard = Shard(name, written.num_samples, num_bytes, sha256, index)
+        shard = Shard(name, written.num_samples, num_bytes, sha256, index, glimpses(path))
     else:
         shard = Shard(path.name, 0, 0, "")
     record = ShardRecord(shard, written.pixels, written.skipped, written.class_counts)

@@ -1,10 +1,27 @@
-"""Which of a machine's cores each of its processes uses."""
+"""Which of a machine's cores each of its processes uses, and how many that is worth."""
 
 from __future__ import annotations
 
+import math
+import os
 import pathlib
 
 TOPOLOGY = pathlib.Path("/sys/devices/system/cpu")
+CPU_LIMIT = pathlib.Path("/sys/fs/cgroup/cpu.max")
+
+
+def usable_cores(limit: pathlib.Path = CPU_LIMIT) -> int:
+    """How many threads of this process can run at once: its cores, or fewer where a container has a share of them.
+
+    A container that may use all cores for a part of the time (docker --cpus, Kubernetes' limits) is stopped for the
+    rest of it when it runs more threads than that part is worth. limit: the file of Linux' control groups that says so.
+    """
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = limit.read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control groups of version 2, or no limit ("max")
+        return cores
 
 
 def share_of(cpus: set[int], place: int, sharers: int, topology: pathlib.Path = TOPOLOGY) -> set[int]:

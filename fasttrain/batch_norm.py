@@ -14,19 +14,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasttrain.dist import gather_rows, world_size
+
 Context = Any  # autograd's, which takes any attribute
 
 GROUP_SIZE = 32  # images that share statistics; MoCo's 256 images on 8 GPUs
 
 
-class _SplitBatchNorm(nn.Module):
-    """Normalises each group of about GROUP_SIZE rows by its own statistics in training, by running ones otherwise."""
+class _BatchNorm(nn.Module):
+    """Normalises by running statistics in evaluation; what it does in training is up to `_normalised`."""
 
     def __init__(self, plain: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
         """Takes over the parameters and buffers of `plain`, under the same names."""
         super().__init__()
         if plain.momentum is None or not plain.track_running_stats:
-            raise ValueError("split batch norm needs running statistics with a fixed momentum")
+            raise ValueError("batch norm needs running statistics with a fixed momentum here")
         self.weight, self.bias = plain.weight, plain.bias
         self.running_mean: Tensor
         self.running_var: Tensor
@@ -38,14 +40,52 @@ class _SplitBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return self._normalised(x)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _SplitBatchNorm(_BatchNorm):
+    """In training, each group of about GROUP_SIZE rows has statistics of its own."""
+
+    def _normalised(self, x: Tensor) -> Tensor:
         groups = max(1, round(x.shape[0] / GROUP_SIZE))
         momentum = self.momentum / groups  # so that all groups together move the running statistics once
         running = self.running_mean, self.running_var
-        if groups == 1 or torch.compiler.is_compiling():  # a compiler makes its own of the plain form
+        if groups > 1 and torch.compiler.is_compiling() and x.shape[0] % groups == 0:
+            return self._fusible(x.unflatten(0, (groups, -1)), momentum).flatten(0, 1)
+        if groups == 1 or torch.compiler.is_compiling():
             arguments = *running, self.weight, self.bias, True, momentum, self.eps
             out = [F.batch_norm(group, *arguments) for group in x.tensor_split(groups)]
             return out[0] if groups == 1 else torch.cat(out)
         return _NormaliseGroups.apply(x, self.weight, self.bias, *running, groups, momentum, self.eps)
+
+    def _fusible(self, x: Tensor, momentum: float) -> Tensor:
+        """Of groups (G, N, C, …), each by its own statistics, in terms that a compiler makes two kernels of."""
+        dims = [1, *range(3, x.dim())]
+        shape = [1, 1, -1] + [1] * (x.dim() - 3)
+        var, mean = torch.var_mean(x.float(), dims, correction=0, keepdim=True)
+        normed = (x.float() - mean) * (var + self.eps).rsqrt()
+        rows = x[0].numel() // x.shape[2]
+        # As if each group had moved them in turn.
+        powers = torch.arange(len(x) - 1, -1, -1, device=x.device)
+        part_G = momentum * (1 - momentum) ** powers
+        with torch.no_grad():
+            for running, values in ((self.running_mean, mean), (self.running_var, var * (rows / max(1, rows - 1)))):
+                running.mul_((1 - momentum) ** len(x)).add_(part_G @ values.flatten(1))
+        return (normed * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+
+class _SyncBatchNorm(_BatchNorm):
+    """In training, all ranks share their statistics: torch's SyncBatchNorm, which is for GPUs only, on a CPU.
+
+    Every rank must hold as many rows.
+    """
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        running = self.running_mean, self.running_var
+        return _NormaliseTogether.apply(x, self.weight, self.bias, *running, self.momentum, self.eps)
 
 
 class _NormaliseGroups(torch.autograd.Function):
@@ -86,46 +126,89 @@ class _NormaliseGroups(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
+class _NormaliseTogether(torch.autograd.Function):
+    """Batch norm over the rows of all ranks (Ioffe & Szegedy, arXiv 1502.03167, section 3), statistics in fp32."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, momentum: float,
+        eps: float,
+    ) -> Tensor:  # fmt: skip
+        dims = [0, *range(2, x.dim())]
+        own_2C = torch.stack(torch.var_mean(x.float(), dims, correction=0))
+        var_WC, mean_WC = gather_rows(own_2C[None].flatten(1)).unflatten(1, own_2C.shape).unbind(1)
+        mean_C = mean_WC.mean(0)
+        var_C = (var_WC + (mean_WC - mean_C).square()).mean(0)
+        rows = x.numel() // x.shape[1] * len(var_WC)
+        mean.lerp_(mean_C, momentum)
+        variance.lerp_(var_C * (rows / max(1, rows - 1)), momentum)
+        ctx.save_for_backward(x, weight, mean_C, (var_C + eps).rsqrt())
+        ctx.rows = rows
+        return F.batch_norm(x, mean_C, var_C, weight, bias, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, mean_C, inverse_std_C = ctx.saved_tensors
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        dims = [0, *range(2, x.dim())]
+        grad_32, normed = grad.float(), (x.float() - mean_C.view(shape)) * inverse_std_C.view(shape)
+        own_2C = torch.stack([grad_32.sum(dims), (grad_32 * normed).sum(dims)])
+        # The statistics are every rank's, so each loss has a part in every row's gradient; DDP takes the mean of the
+        # parameters' own gradients.
+        all_2C = own_2C.clone()
+        torch.distributed.all_reduce(all_2C)
+        first, second = (all_2C / ctx.rows).view(2, *shape).unbind(0)
+        grad_x = (weight * inverse_std_C).view(shape) * (grad_32 - first - normed * second)
+        return grad_x.to(x.dtype), own_2C[1].to(weight.dtype), own_2C[0].to(weight.dtype), None, None, None, None
+
+
 def _split(groups: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
     return [tensor.tensor_split(groups) for tensor in tensors]
 
 
 def convert_batch_norm(module: nn.Module, kind: str) -> nn.Module:
     """Replace every batch norm in `module`: kind "plain" leaves them, "split" see above, "sync" takes statistics over
-    all processes (torch's SyncBatchNorm; one process keeps the plain kind)."""
-    if kind == "sync" and torch.distributed.is_initialized() and torch.cuda.is_available():
+    all processes (on a GPU by torch's SyncBatchNorm; one process keeps the plain kind)."""
+    if kind == "plain" or (kind == "sync" and world_size() == 1):
+        return module
+    if kind == "sync" and torch.distributed.get_backend() != "gloo":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    if kind == "split":
-        for name, child in module.named_children():
-            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-                setattr(module, name, _SplitBatchNorm(child))
-            else:
-                convert_batch_norm(child, kind)
+    _replace(module, {"split": _SplitBatchNorm, "sync": _SyncBatchNorm}[kind])
     return module
+
+
+def _replace(module: nn.Module, by: type[_BatchNorm]) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            setattr(module, name, by(child))
+        else:
+            _replace(child, by)
 
 
 class RunningStatistics:
     """The running statistics of every batch norm in a module, so that a step that is skipped can take its own back."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._buffers = [
-            buffer
-            for child in module.modules()
-            for buffer in (child._buffers.get("running_mean"), child._buffers.get("running_var"))
-            if buffer is not None
-        ]
-        self._saved = self._flat()
+        self._groups = [_named(module, "running_mean", "running_var"), _named(module, "num_batches_tracked")]
+        self.save()
 
     def save(self) -> None:
         """Remember them as they are now."""
-        self._saved = self._flat()
+        self._saved = [_flat(group) for group in self._groups]
 
     @torch.no_grad()
     def keep_if(self, good: Tensor) -> None:
         """Put back what was saved unless `good` (0-dim bool on the device)."""
-        if self._buffers:
-            chosen = torch.where(good, self._flat(), self._saved).split([b.numel() for b in self._buffers])
-            torch._foreach_copy_(self._buffers, list(chosen))
+        for group, saved in zip(self._groups, self._saved, strict=True):
+            if group:
+                chosen = torch.where(good, _flat(group), saved).split([buffer.numel() for buffer in group])
+                torch._foreach_copy_(group, [part.view_as(b) for part, b in zip(chosen, group, strict=True)])
 
-    def _flat(self) -> Tensor:
-        return torch.cat([buffer.flatten() for buffer in self._buffers] or [torch.empty(0)])
+
+def _named(module: nn.Module, *names: str) -> list[Tensor]:
+    found = (child._buffers.get(name) for child in module.modules() for name in names)
+    return [buffer for buffer in found if buffer is not None]
+
+
+def _flat(buffers: list[Tensor]) -> Tensor:
+    return torch.cat([buffer.flatten() for buffer in buffers] or [torch.empty(0)])

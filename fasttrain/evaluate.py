@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
-import tempfile
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,20 +100,19 @@ def evaluate(options: EvaluateConfig) -> int:
         if not suffix:
             method.load_state_dict(state["method"])
         channels_last(method, device).eval()
-        with tempfile.TemporaryDirectory(dir=run, prefix="features-") as folder:
-            memory, queries = (
-                extract(
-                    network, width, store, pathlib.Path(folder) / split, device, size=config.size, mean=mean, std=std,
-                    batch_size=options.batch_size, workers=options.workers or ranks.cores,
-                )
-                for split, store in (("train", train), ("val", val))
-            )  # fmt: skip
-            classes = len(train.classes)
-            if options.knn or not options.linear:
-                accuracy = knn_accuracy(memory, queries, classes, options.k, options.temperature, device)
-                figures[f"knn_top1{suffix}"] = round(accuracy, 2)
-            if options.linear or not options.knn:
-                figures[f"linear_top1{suffix}"] = round(linear_accuracy(memory, queries, classes, device), 2)
+        memory, queries = (
+            extract(
+                network, width, store, run, device, size=config.size, mean=mean, std=std, batch_size=options.batch_size,
+                workers=options.workers or ranks.cores, max_failed_fraction=config.max_failed_fraction,
+            )
+            for store in (train, val)
+        )  # fmt: skip
+        classes = len(train.classes)
+        if options.knn or not options.linear:
+            accuracy = knn_accuracy(memory, queries, classes, options.k, options.temperature, device)
+            figures[f"knn_top1{suffix}"] = round(accuracy, 2)
+        if options.linear or not options.knn:
+            figures[f"linear_top1{suffix}"] = round(linear_accuracy(memory, queries, classes, device), 2)
     settings = {"data": str(data), "k": options.k, "temperature": options.temperature, "features": options.features}
     (run / "evaluation.json").write_text(json.dumps({**figures, "settings": settings}) + "\n")
     write_report(run)

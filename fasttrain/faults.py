@@ -18,6 +18,7 @@ from fasttrain.config import TrainConfig
 
 # What torch says, in errors without a type of their own, when memory of the host or a connection (gloo, NCCL) fails.
 HOST_MEMORY = re.compile(r"DefaultCPUAllocator|can't allocate memory")
+GPU_MEMORY = re.compile(r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cuda failure.*out of memory")
 CONNECTION = re.compile(r"gloo|Connection (closed|reset|refused)|Broken pipe|ncclRemoteError")
 
 
@@ -33,6 +34,8 @@ def explained(train: Callable[[TrainConfig], int]) -> Callable[[TrainConfig], in
         except MemoryError as error:
             raise RunError(_out_of_memory("main", config, error)) from error
         except RuntimeError as error:
+            if GPU_MEMORY.search(str(error)):
+                raise RunError(_out_of_memory("GPU", config, error)) from error
             if HOST_MEMORY.search(str(error)):
                 raise RunError(_out_of_memory("main", config, error)) from error
             lost = isinstance(error, dist.DistNetworkError | dist.DistStoreError) or CONNECTION.search(str(error))

@@ -1,9 +1,11 @@
-"""Frozen features of a whole split, on disk while they are used: memory does not grow with the data set."""
+"""Frozen features of a whole split, in a file while they are used: memory does not grow with the data set."""
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from fasttrain.cli import UserError
+from fasttrain.cli import RunError, UserError
 from fasttrain.data import Order, Store, open_dataset, open_loader
 from fasttrain.data.stores import Encoded
 from fasttrain.views import center
@@ -24,7 +26,7 @@ SMALL_VIEW = 64  # px; views this small show the whole of a small picture, large
 
 @dataclass
 class Features:
-    """values_NF: float16 rows in a memory-mapped file; label_N: int64."""
+    """values_NF: float16 rows in a mapped file without a name, which goes with them; label_N: int64."""
 
     values_NF: np.memmap
     label_N: torch.Tensor
@@ -64,17 +66,19 @@ def open_labelled(path: pathlib.Path, loader: str, view_size: int, most: int = s
 
 @torch.no_grad()
 def extract(
-    network: nn.Module, width: int, store: Store, path: pathlib.Path, device: torch.device,
-    *, size: int, mean: tuple, std: tuple, batch_size: int, workers: int, each_batch: Callable[[], None] = lambda: None,
+    network: nn.Module, width: int, store: Store, folder: pathlib.Path, device: torch.device,
+    *, size: int, mean: tuple, std: tuple, batch_size: int, workers: int, max_failed_fraction: float,
+    each_batch: Callable[[], None] = lambda: None,
 ) -> Features:  # fmt: skip
     """Run `network` (N, 3, size, size) → (N, width), in evaluation mode, over the central crop of every image.
 
-    Writes the features to `path`; calls each_batch before each batch, which may raise to end it. Raises LoaderError
-    when too many images can't be decoded.
+    The features lie on the disk of `folder`. each_batch is called before each batch and may raise to end it. Raises
+    LoaderError when more than max_failed_fraction of the images can't be decoded, RunError when the disk is too full.
     """
-    values_NF = np.memmap(path, np.float16, "w+", shape=(store.num_samples, width))
+    values_NF = _on_disk(folder, (store.num_samples, width))
     label_N = torch.empty(store.num_samples, dtype=torch.int64)
-    loader = open_loader(store, Order(store.num_samples, batch_size, shuffle=False), workers, device=device)
+    order = Order(store.num_samples, batch_size, shuffle=False)
+    loader = open_loader(store, order, workers, device=device, max_failed_fraction=max_failed_fraction)
     limit = torch.finfo(torch.float16).max
     console = Console(stderr=True)
     try:
@@ -94,3 +98,14 @@ def extract(
     finally:
         loader.close()
     return Features(values_NF, label_N)
+
+
+def _on_disk(folder: pathlib.Path, shape: tuple[int, int]) -> np.memmap:
+    """An array of float16 in a file that has no name, so that none is left behind, however the process ends."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            # A mapped file that can't grow when it is written to would end the process without a word.
+            os.posix_fallocate(file.fileno(), 0, max(1, 2 * shape[0] * shape[1]))
+        except OSError as error:
+            raise RunError(f"{folder}: no room for the features of {shape[0]} images: {error.strerror}") from None
+        return np.memmap(file, np.float16, "r+", shape=shape)

@@ -14,9 +14,12 @@ WAIT = 0.10  # of the time; more than that is worth a line
 HINT_SECONDS = 600.0  # between such lines
 MEMORY = {"rss_gib": "GiB of memory", "gpu_gib": "GiB of the GPU's"}
 ADVICE = {
-    "data_wait": "the step waits for decoding; give more --workers (now {workers}, with {cores} cores here), convert "
+    "decoding": "the step waits for decoding; give more --workers (now {workers}, with {cores} cores here), convert "
     "with a smaller --max-side, or use --loader resident if all pixels fit in memory",
-    "views_time": "the step waits for views made on the CPU; give each process more cores, or a smaller --size",
+    "transfer": "the step waits for images on their way to the GPU; convert with a smaller --max-side, use --loader "
+    "resident if all pixels fit in the GPU's memory, or keep other processes off the PCIe link",
+    "views": "the step waits for views to be made; use a smaller --size, a --recipe with less in it, or give each "
+    "process more cores: they draw the parameters",
 }
 
 
@@ -37,7 +40,6 @@ class Health:
 
     def __init__(self, device: torch.device, workers: int) -> None:
         self._device, self._workers, self._process = device, workers, psutil.Process()
-        self._sides = ["data_wait"] if device.type == "cpu" else list(ADVICE)  # on a CPU, views are part of the work
         self._entries, self._last_hint = 0, -HINT_SECONDS
 
     def memory(self) -> dict[str, float]:
@@ -53,9 +55,22 @@ class Health:
         The first entry of a process, which holds its start, says nothing, nor is the same said again for HINT_SECONDS.
         """
         self._entries += 1
-        side = max(self._sides, key=lambda name: entry[name])
-        if self._entries == 1 or entry[side] <= WAIT or time.monotonic() - self._last_hint < HINT_SECONDS:
+        views = 0.0 if self._device.type == "cpu" else entry["views_time"]  # there, they are part of the work
+        waited = max(entry["data_wait"], views)
+        if self._entries == 1 or waited <= WAIT or time.monotonic() - self._last_hint < HINT_SECONDS:
             return ""
+        side, part = ("views", views) if views == waited else _slower(entry)
         self._last_hint = time.monotonic()
         cores = len(self._process.cpu_affinity() or [0])
-        return f"{100 * entry[side]:.0f}% of the time {ADVICE[side].format(workers=self._workers, cores=cores)}"
+        return f"{100 * part:.0f}% of the time {ADVICE[side].format(workers=self._workers, cores=cores)}"
+
+
+def _slower(entry: dict) -> tuple[str, float]:
+    """Which of decoding and transfer makes the step wait for its batch, and for what part of the time."""
+    transfer = entry["transfer_wait"]
+    decoding = entry["data_wait"] - transfer
+    # A batch is copied while others are decoded; only what isn't decoded by then is waited for after the copy. So where
+    # both are waited for, decoding takes longer.
+    if decoding > min(transfer, WAIT):
+        return "decoding", decoding
+    return "transfer", transfer

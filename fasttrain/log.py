@@ -9,7 +9,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from rich.console import Console
@@ -17,13 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from fasttrain.cli import UserError
+from fasttrain.data import Batch
 from fasttrain.durable import replace_file
 from fasttrain.health import MAX_SKIPPED, MEMORY, Health, Skips
+from fasttrain.waits import BatchClock, Marks, seconds_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-Item = TypeVar("Item")
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
 
 
@@ -47,7 +48,7 @@ class TrainLog:
         self._skips_3 = torch.tensor(Skips())
         self._pending: _Pending | None = None
         self._look: _Arriving | None = None
-        self._steps, self._seconds = 0, {"data": 0.0, "views": 0.0}
+        self._steps, self._clock = 0, BatchClock(device)
         self._began = self._printed = time.monotonic()
         self._health = Health(device, workers)
         self.skips = Skips()  # as last read
@@ -60,23 +61,13 @@ class TrainLog:
             self._task = self._bar.add_task("step", total=total_steps, completed=step)
             self._bar.start()
 
-    def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """Pass batches on, counting the time spent waiting for each."""
-        iterator = iter(batches)
-        while True:
-            try:
-                with self.time("data"):
-                    item = next(iterator)
-            except StopIteration:
-                return
-            yield item
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass batches on, counting the time that the steps wait for each."""
+        return self._clock.timed(batches)
 
-    @contextlib.contextmanager
-    def time(self, side: str) -> Iterator[None]:
-        """Count the host's time in here to a side of the input: "data" (waiting for the loader) or "views"."""
-        began = time.monotonic()
-        yield
-        self._seconds[side] += time.monotonic() - began
+    def making_views(self) -> contextlib.AbstractContextManager[None]:
+        """Count the time of what is done in it to the views."""
+        return self._clock.making_views()
 
     def step(self, step: int, epoch: int, lr: float, terms: dict[str, Tensor], skips_3: Tensor) -> None:
         """Count a finished step (1 for the first). terms and skips_3 (see step.Skips) are on the device."""
@@ -132,15 +123,14 @@ class TrainLog:
         seconds = max(now - self._began, 1e-9)
         assert self._sums is not None
         figures = {
+            "lr": lr,
             "images_per_sec": self._steps * self._batch_size / seconds,
-            **{name: self._seconds[side] / seconds for side, name in (("data", "data_wait"), ("views", "views_time"))},
             **self._health.memory(),
-        }  # fmt: skip
+        }
         values = torch.cat([self._sums, self._skips_3.double()])
         place = {"step": step, "epoch": epoch}
-        self._pending = _Pending(_Arriving(values), place, self._names, {"lr": lr, **figures})
+        self._pending = _Pending(_Arriving(values), place, self._names, figures, self._clock.take(), seconds)
         self._sums, self._steps, self._began = None, 0, now
-        self._seconds = dict.fromkeys(self._seconds, 0.0)
 
     def _write(self) -> None:
         """Write the entry whose values are on their way, once they are here."""
@@ -149,7 +139,7 @@ class TrainLog:
         *sums, count, total, in_a_row, last = pending.values.read()
         self.skips = _skips([total, in_a_row, last])
         means = {name: value / count if count else None for name, value in zip(pending.names, sums, strict=True)}
-        entry = {**pending.place, **means, **pending.figures, "skipped": self.skips.total}
+        entry = {**pending.place, **means, **pending.figures, **pending.shares(), "skipped": self.skips.total}
         self._record(entry)
         self._show(entry, means)
         if hint := self._health.hint(entry):
@@ -217,14 +207,26 @@ class _Pending(NamedTuple):
     place: dict
     names: list[str]
     figures: dict
+    marks: Marks  # of its steps, which took so many seconds
+    seconds: float
+
+    def shares(self) -> dict[str, float]:
+        """Of the time, once read: data_wait for batches, transfer_wait, a part of it, for their copy, views_time."""
+        names = ("data_wait", "transfer_wait", "views_time")
+        return {name: s / self.seconds for name, s in zip(names, seconds_of(self.marks), strict=True)}
 
 
 class SilentLog(TrainLog):
     """What every rank but the first uses: passes batches on and tells nothing."""
 
     def __init__(self) -> None:
-        self._seconds = {"data": 0.0, "views": 0.0}
         self.skips = Skips()
+
+    def making_views(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        return iter(batches)
 
     def step(self, step: int, epoch: int, lr: float, terms: dict[str, Tensor], skips_3: Tensor) -> None:
         pass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import tempfile
 import time
 from collections.abc import Callable
 
@@ -32,9 +31,10 @@ class KnnMonitor:
         self._splits = open_labelled(data, config.loader, config.size, MOST)
         self._statistics = pixel_statistics(data, config.loader)
         self._size, self._device, self._workers = config.size, device, workers
+        self._max_failed = config.max_failed_fraction
 
     def __call__(self, method: Method, folder: pathlib.Path, each_batch: Callable[[], None]) -> float:
-        """Top-1 accuracy in percent of the encoder's features, which are kept in `folder` meanwhile.
+        """Top-1 accuracy in percent of the encoder's features, which lie on the disk of `folder` meanwhile.
 
         each_batch is called before each batch and may raise to end it.
         """
@@ -46,17 +46,14 @@ class KnnMonitor:
 
     def _accuracy(self, method: Method, folder: pathlib.Path, each_batch: Callable[[], None]) -> float:
         mean, std = self._statistics
-        with (
-            tempfile.TemporaryDirectory(dir=folder, prefix="features-") as features,
-            torch.compiler.set_stance("force_eager"),  # else every size of batch is compiled again
-        ):
+        with torch.compiler.set_stance("force_eager"):  # else every size of batch is compiled again
             memory, queries = (
                 extract(
-                    method.encoder, method.feature_width, part, pathlib.Path(features) / name, self._device,
-                    size=self._size, mean=mean, std=std, batch_size=BATCH_SIZE, workers=self._workers,
+                    method.encoder, method.feature_width, part, folder, self._device, size=self._size, mean=mean,
+                    std=std, batch_size=BATCH_SIZE, workers=self._workers, max_failed_fraction=self._max_failed,
                     each_batch=each_batch,
                 )
-                for name, part in zip(("train", "val"), self._splits, strict=True)
+                for part in self._splits
             )  # fmt: skip
             classes = len(self._splits[0].classes)
             return knn_accuracy(memory, queries, classes, NEIGHBOURS, TEMPERATURE, self._device)

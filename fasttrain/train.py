@@ -185,7 +185,7 @@ def train(config: TrainConfig) -> int:
             if views is not None and views.shape[-1] != size:
                 views = None
             for batch in log.timed(loader.epoch(epoch)):
-                with log.time("views"):
+                with log.making_views():
                     sizes = batch.height_B, batch.width_B
                     table = draw(RECIPES[config.recipe], *sizes, batch.index_B, config.seed, epoch)
                     views = augment(

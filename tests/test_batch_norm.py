@@ -71,10 +71,11 @@ def test_groups_in_place_are_the_groups_one_by_one(count):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
-def test_a_compiled_network_computes_the_same():
+@pytest.mark.parametrize("more", [0, 5])  # rows that make equal groups, or not
+def test_a_compiled_network_computes_the_same(more):
     torch.manual_seed(0)
     values = []
-    x = torch.randn(3 * GROUP_SIZE, 3, 6, 6).to(memory_format=torch.channels_last)
+    x = torch.randn(3 * GROUP_SIZE + more, 3, 6, 6).to(memory_format=torch.channels_last)
     for compiled in (False, True):
         torch.manual_seed(1)
         network = convert_batch_norm(
@@ -86,4 +87,4 @@ def test_a_compiled_network_computes_the_same():
         out.square().sum().backward()
         values.append((out, *(p.grad for p in network.parameters()), network[1].running_mean, network[1].running_var))
     for ours, expected in zip(*values, strict=True):
-        assert torch.allclose(ours, expected, atol=1e-3)
+        assert torch.allclose(ours, expected, rtol=1e-4, atol=1e-3)

@@ -200,6 +200,11 @@ def test_two_ranks_stop_when_one_is_killed_and_the_run_goes_on(shards, tmp_path)
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "out of GPU memory"),
         (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+            "out of GPU memory",
+        ),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), "out of GPU memory"),
+        (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
             "out of main memory",
         ),

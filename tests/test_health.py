@@ -3,14 +3,15 @@
 import pytest
 import torch
 
+from fasttrain.data import Batch
 from fasttrain.health import Health, Skips
 from fasttrain.log import TrainLog, read_metrics
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def entry(data_wait=0.0, views_time=0.0):
-    return {"data_wait": data_wait, "views_time": views_time}
+def entry(data_wait=0.0, views_time=0.0, transfer_wait=0.0):
+    return {"data_wait": data_wait, "views_time": views_time, "transfer_wait": transfer_wait}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,25 @@ def test_views_are_a_wait_on_a_gpu_and_work_on_a_cpu():
     assert advisor.hint(entry(0.1, 0.4)) == ""
 
 
+@pytest.mark.parametrize(
+    ("data", "transfer", "text"),
+    [
+        (0.5, 0.5, "50% of the time the step waits for images on their way"),
+        (0.5, 0.45, "45% of the time the step waits for images on their way"),
+        (0.5, 0.3, "20% of the time the step waits for decoding"),  # images are copied while others are decoded
+        (0.12, 0.05, "7% of the time the step waits for decoding"),
+        (0.12, 0.07, "7% of the time the step waits for images on their way"),
+        (0.09, 0.08, ""),
+    ],
+)
+def test_a_wait_for_batches_is_one_for_decoding_or_for_transfer(data, transfer, text):
+    advisor = Health(GPU, 1)
+    advisor.hint(entry())
+    hint = advisor.hint(entry(data, 0.04, transfer))
+    assert hint.startswith(text)
+    assert bool(hint) == bool(text)
+
+
 def test_memory_of_this_process():
     block = torch.ones(2**27)  # 0.5 GiB, written to
     figure = Health(CPU, 1).memory()["rss_gib"]
@@ -76,13 +96,18 @@ def test_time_of_an_evaluation_is_no_training_time(tmp_path, monkeypatch):
     log.step(1, 0, 0.1, one, torch.tensor(Skips()))
     now[0] += 50.0
     log.event(1, 0, 50.0, knn_top1=1.0)
-    with log.time("data"):
+
+    def batches():
         now[0] += 1.0
+        yield Batch(*[torch.zeros(1)] * 6)
+
+    assert len(list(log.timed(batches()))) == 1
     log.step(2, 0, 0.1, one, torch.tensor(Skips()))
     log.close()
     last = read_metrics(tmp_path / "metrics.jsonl")[-1]
     assert last["images_per_sec"] == pytest.approx(20 / 4)
     assert last["data_wait"] == pytest.approx(1 / 4)
+    assert last["transfer_wait"] == 0
 
 
 @pytest.mark.parametrize("first", [0, 7, 20])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dataprep import jpeg
-from dataprep.huffman import is_sound
+from dataprep.huffman import Form, are_sound, form
 
 SIZES = [(1, 1), (8, 8), (17, 33), (63, 257), (240, 320)]
 OPTIONS: list[dict] = [
@@ -38,6 +38,10 @@ def as_jpeg(image: Image.Image, **options: object) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "JPEG", **options)
     return stream.getvalue()
+
+
+def is_sound(data: bytes) -> bool:
+    return are_sound([data])[0]
 
 
 def decodes(data: bytes) -> bool:
@@ -97,7 +101,7 @@ def damaged(data: bytes, count: int, seed: int) -> Iterator[bytes]:
 def test_nothing_libjpeg_warns_of_is_sound(mode: str, options: dict) -> None:
     data = as_jpeg(picture(24, 40).convert(mode), **options)
     changed = [stream for stream in damaged(data, 3000, 0) if stream != data]
-    sound = [stream for stream in changed if is_sound(stream)]
+    sound = [stream for stream, yes in zip(changed, are_sound(changed), strict=True) if yes]
     assert not [stream for stream in sound if not decodes(stream)]
     # Damage that leaves a stream a JPEG: nearly all that libjpeg accepts must be found sound, or the check is idle.
     accepted = sum(map(decodes, changed))
@@ -110,3 +114,40 @@ def test_streams_larger_than_any_before() -> None:
         data = as_jpeg(picture(side, side), quality=95)
         assert is_sound(data)
         assert not is_sound(data[: len(data) // 2] + data[-2:])
+
+
+def test_streams_walked_side_by_side_do_not_touch_each_other() -> None:
+    """Streams of all lengths and forms in one call, damaged ones among them, get the answers that each gets alone."""
+    whole = [as_jpeg(picture(*size, seed=3), **options) for options in OPTIONS for size in SIZES]
+    whole += [as_jpeg(picture(*size).convert("L")) for size in SIZES] + [
+        as_jpeg(picture(40, 50), progressive=True),
+        b"",
+    ]
+    broken = [stream for data in whole[::3] if data for stream in damaged(data, 5, 1)]
+    streams = [*whole, *broken]
+    order = np.random.default_rng(0).permutation(len(streams))
+    alone = [is_sound(stream) for stream in streams]
+    assert 20 < sum(alone) < len(streams) - 20
+    assert are_sound([streams[i] for i in order]) == [alone[i] for i in order]
+    assert are_sound([]) == []
+
+
+def test_damage_behind_many_whole_blocks_is_seen() -> None:
+    """The last code changed, so that nothing but its block's end tells: alone, and beside a whole stream."""
+    data = as_jpeg(picture(240, 320), optimize=True)
+    cut = data[:-3] + bytes([data[-3] ^ 0x80]) + data[-2:]
+    assert not decodes(cut) or not is_sound(cut)
+    assert are_sound([data, data[:-40] + data[-2:], data]) == [True, False, True]
+
+
+def test_form_is_what_libjpeg_reads() -> None:
+    for options in OPTIONS:
+        for size in SIZES:
+            data = as_jpeg(picture(*size), **options)
+            header = jpeg.read_header(data)
+            assert form(data) == Form(header.height, header.width, False) == Form(*size, False)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    assert form(as_jpeg(picture(40, 50), exif=turned)) == Form(40, 50, True)
+    assert form(as_jpeg(picture(40, 50), progressive=True)) is None
+    assert form(b"no JPEG") is None

@@ -1,6 +1,7 @@
 """Every loader gives the same samples at the same step; what each of them adds; and what happens on faults."""
 
 import builtins
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from test_loader import Numbers, images, indices
 
 from dataprep import DataError
 from dataprep.beton import BetonReader
+from dataprep.convert import main as convert
 from dataprep.images import read_rgb
 from dataprep.tarshards import TarShardWriter
 from fasttrain.cli import UserError
@@ -43,6 +45,15 @@ KINDS += [pytest.param(data, "dali", marks=needs_dali) for data in ("tar_shards"
 def make(path, kind, order=None, **more):
     store = open_dataset(path, "train", kind)
     return open_loader(store, order or Order(store.num_samples, 16, seed=4), 2, kind, **more)
+
+
+def without_glimpses(data):
+    """Make a manifest what older versions wrote."""
+    manifest = json.loads((data / "manifest.json").read_text())
+    for shards in manifest["splits"].values():
+        for shard in shards:
+            del shard["glimpses"]
+    (data / "manifest.json").write_text(json.dumps(manifest))
 
 
 def contents(batches):
@@ -86,11 +97,12 @@ def damaged(tar_shards, folder, damage):
 def test_a_damaged_stream_is_named_and_replaced_alike_by_every_loader(tar_shards, tmp_path, kind, damage, capfd):
     path = damaged(tar_shards, tmp_path / "data", damage)
     expected = contents(make(path, "auto").epoch(0))
+    capfd.readouterr()
     reader = make(path, kind, max_failed_fraction=0.0)  # ten failures are always borne
     assert contents(reader.epoch(0)) == expected
-    assert contents(reader.epoch(1)) == contents(make(path, "auto").epoch(1))
-    assert {name for name, _ in reader.failed} <= {f"sample 5 of {path / 'train-00000.tar'}"}
     assert "sample 5 of" in capfd.readouterr().err
+    assert contents(reader.epoch(1)) == contents(make(path, "auto").epoch(1))
+    assert set(reader.failed) <= {f"sample 5 of {path / 'train-00000.tar'}"}
     reader.close()
 
 
@@ -101,8 +113,10 @@ def test_the_failed_fraction_is_a_setting(kind):
         store = Numbers(200, broken=range(0, 200, 8))  # 25 of 200
         if allowed == 0.5:
             reader = open_loader(store, order, 2, kind, None, allowed)
-            assert sum(len(batch) for batch in reader.epoch(0)) == 200
-            assert len(reader.failed) >= 25
+            counts = [(len(batch), batch.replaced) for batch in reader.epoch(0)]
+            assert [sum(count) for count in zip(*counts, strict=True)] == [200, 25]
+            list(reader.epoch(1))
+            assert len(reader.failed) == 25  # each sample is named once, not in every epoch
             reader.close()
         else:
             with pytest.raises(LoaderError, match=r"can't be decoded .*; the last: number \d+: broken"):
@@ -199,10 +213,13 @@ def test_tar_shards_that_do_not_match_are_refused(tar_shards, tmp_path, change, 
         open_dataset(data, "train")
 
 
-def test_a_tar_replaced_by_one_of_the_same_size_gives_no_wrong_picture(tar_shards, shards, tmp_path):
-    """The index still has the old places: what lies there now is no JPEG or one that is complete and its own."""
+@pytest.mark.parametrize("known", [True, False])
+def test_a_tar_replaced_by_one_of_the_same_size_gives_no_wrong_picture(tar_shards, shards, tmp_path, known):
+    """Of a set that was made without glimpses only the index has the old places, where no JPEG lies now."""
     data = tmp_path / "data"
     shutil.copytree(tar_shards, data)
+    if not known:
+        without_glimpses(data)
     reader = BetonReader(shards / "train-00000.beton")
     order = list(range(reader.num_samples))[::-1]
     index = (data / "train-00000.idx").read_text()
@@ -214,19 +231,24 @@ def test_a_tar_replaced_by_one_of_the_same_size_gives_no_wrong_picture(tar_shard
             writer.write(stream, int(reader.height_N[i]), int(reader.width_N[i]), 0)
     (data / "train-00000.idx").write_text(index)
     assert (data / "train-00000.tar").stat().st_size == size
-    with pytest.raises(LoaderError, match="can't be decoded"):
+    with pytest.raises(DataError if known else LoaderError, match="another file" if known else "can't be decoded"):
         list(make(data, "auto").epoch(0))
 
 
-def test_labels_that_are_no_number_are_an_error(tar_shards, tmp_path):
+@pytest.mark.parametrize("kind", ["auto", "resident"])
+def test_a_label_that_is_no_number_makes_a_bad_sample(tar_shards, tmp_path, kind, capfd):
     data = tmp_path / "data"
     shutil.copytree(tar_shards, data)
     line = (data / "train-00000.idx").read_text().splitlines()[3].split()
     with open(data / "train-00000.tar", "r+b") as file:
         file.seek(int(line[5]))
         file.write(b"x")
+    batches = [images(batch) for batch in make(data, kind).epoch(0)]
+    assert 2 not in {index for batch in batches for index, _, _ in batch}
+    assert "sample 2 of" in (errors := capfd.readouterr().err)
+    assert "its .cls is no number; another takes its place" in errors
     with pytest.raises(DataError, match=r"sample 2 of .*no number"):
-        list(make(data, "auto").epoch(0))
+        open_dataset(data, "train").labels(np.arange(5))
 
 
 # Plain files
@@ -277,7 +299,7 @@ def test_damaged_and_odd_files_of_a_folder(tmp_path):
     Image.fromarray(read_rgb(sound)).save(tmp_path / "05.png")
     reader = ThreadLoader(FolderStore(tmp_path, "train", 32), Order(13, 13, shuffle=False), 2)
     (batch,) = reader.epoch(0)
-    assert [(name.rsplit("/")[-1], reason) for name, reason in reader.failed] == [("03.jpg", "truncated")]
+    assert [(name.rsplit("/")[-1], reason) for name, reason in reader.failed.items()] == [("03.jpg", "truncated")]
     assert sorted(set(batch.height_B.tolist())) == [100, 200]
     reader.close()
 
@@ -293,7 +315,7 @@ def test_a_fifo_in_a_folder_is_left_out_and_one_that_appears_later_fails(tmp_pat
     reader = ThreadLoader(store, Order(4, 4), 2)
     began = time.monotonic()
     assert len(indices(reader.epoch(0))) == 1
-    assert reader.failed == [(str(tmp_path / "2.jpg"), "not a regular file")]
+    assert reader.failed == {str(tmp_path / "2.jpg"): "not a regular file"}
     assert time.monotonic() - began < 10
     reader.close()
 
@@ -352,3 +374,23 @@ def test_a_slow_consumer_gets_batches_that_stay_as_they_are():
         assert all((pixels == index % 251).all() for index, _, pixels in images(batch))
     assert loader.AHEAD >= 1
     reader.close()
+
+
+@pytest.mark.parametrize("write", ["jpeg", "raw"])
+def test_shards_of_the_same_size_that_changed_places_are_refused(tmp_path, write):
+    """Raw images without labels give shards whose sizes and tables are all alike."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "source").mkdir()
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(tmp_path / "source" / f"{i}.png")
+    data = tmp_path / "data"
+    assert convert([str(tmp_path / "source"), str(data), "--shard-size", "4", "--write", write, "--workers", "1"]) == 0
+    first, second = sorted(data.glob("*.beton"))
+    first.rename(data / "x")
+    second.rename(first)
+    (data / "x").rename(second)
+    with pytest.raises(DataError, match=r"another file|the manifest says"):
+        open_dataset(data, "train")
+    if write == "raw":
+        without_glimpses(data)
+        assert open_dataset(data, "train").num_samples == 8  # size and tables say nothing

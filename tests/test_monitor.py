@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
 
 import numpy as np
@@ -9,10 +11,12 @@ import pytest
 import torch
 from test_train import equal, final_state, train
 
+from dataprep.beton import BetonReader
 from fasttrain import features, monitor
 from fasttrain.checkpoint import load_checkpoint, saved_checkpoints
+from fasttrain.cli import RunError
 from fasttrain.data import open_dataset
-from fasttrain.features import Part
+from fasttrain.features import Part, _on_disk
 from fasttrain.log import read_metrics
 from fasttrain.step import TrainStep
 
@@ -128,3 +132,34 @@ def test_monitor_leaves_the_encoder_in_training(shards):
     assert all(module.training for module in method.modules())
     assert equal(before, dict(method.state_dict())) == []
     assert torch.equal(random_state, torch.get_rng_state())
+
+
+def test_features_have_no_name_and_a_full_disk_is_an_error(tmp_path):
+    """A limit on file size stands for the full disk, which would end the process while it writes to the mapping."""
+    values = _on_disk(tmp_path, (100, 50))
+    values[:] = 7
+    assert list(tmp_path.iterdir()) == []
+    assert (values == 7).all()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(RunError, match="no room for the features of 10000 images"):
+            _on_disk(tmp_path, (10_000, 500))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_the_allowed_part_of_bad_images_holds_for_the_evaluation_too(shards, tmp_path, run_command):
+    """A run that may go on with half of its images must not end at its first evaluation."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(shards, data)
+    reader = BetonReader(data / "train-00000.beton")
+    damaged = bytearray((data / "train-00000.beton").read_bytes())
+    for i in range(0, reader.num_samples, 3):
+        start = int(reader.pointer_N[i])
+        damaged[start + 2 : start + int(reader.size_N[i])] = bytes(int(reader.size_N[i]) - 2)
+    (data / "train-00000.beton").write_bytes(damaged)
+    half = ["--max-failed-fraction", 0.5]
+    assert train(data, run, "--knn-every", 1, "--max-steps", 4, *half) == 0
+    assert [e for e in read_metrics(run / "metrics.jsonl") if "knn_top1" in e]
+    assert run_command("fasttrain/evaluate.py", run, "--knn").returncode == 0

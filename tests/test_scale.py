@@ -11,7 +11,7 @@ from conftest import ROOT
 from launch import environment, final_state, launcher, train
 
 from fasttrain import dist
-from fasttrain.affinity import share_of
+from fasttrain.affinity import share_of, usable_cores
 from fasttrain.log import read_metrics
 
 # Batch statistics are the one thing that depends on how many images a process holds, so this encoder has none, and
@@ -61,6 +61,62 @@ def test_a_run_goes_on_with_another_number_of_ranks(one_rank, shards, tmp_path):
     assert ours["loader"] == theirs["loader"]
     for name, value in theirs["method"].items():
         assert torch.allclose(ours["method"][name].float(), value.float(), rtol=0, atol=TOLERANCE), name
+
+
+@pytest.mark.slow
+def test_synchronised_batch_norm_has_the_losses_of_one_rank(shards, tmp_path):
+    """A network with batch norm: statistics over all ranks are those of one rank that holds the whole batch."""
+    network = ["--arch", "small", "--max-steps", STEPS]
+    assert train(shards, tmp_path / "one", *EXACT, *network) == 0
+    on_ranks(2, shards, tmp_path / "sync", *network, "--batch-norm", "sync")
+    on_ranks(2, shards, tmp_path / "plain", *network)
+    expected = losses(tmp_path / "one")
+    apart = {kind: (losses(tmp_path / kind) - expected).abs().max().item() for kind in ("sync", "plain")}
+    assert apart["sync"] < 1e-3, apart  # batch norm of a few rows divides rounding by small deviations
+    assert apart["plain"] > 10 * apart["sync"], apart
+
+
+SYNC = """
+import sys
+import torch
+from torch import nn
+from fasttrain.batch_norm import convert_batch_norm
+from fasttrain.dist import Ranks, data_parallel
+ranks = Ranks("cpu")
+torch.manual_seed(0)
+images = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU()
+network = nn.Sequential(*images, nn.Flatten(), nn.Linear(80, 6), nn.BatchNorm1d(6))
+nn.init.uniform_(network[1].weight), nn.init.uniform_(network[1].bias)
+x, target = torch.randn(12, 3, 6, 6) * 3 + 1, torch.randn(12, 6)
+network = convert_batch_norm(network, "sync")
+own = slice(ranks.rank * 12 // ranks.world_size, (ranks.rank + 1) * 12 // ranks.world_size)
+x_own = x[own].clone().requires_grad_()
+parallel = data_parallel(network, True)
+loss = (parallel(x_own) - target[own]).square().mean()
+loss.backward()
+found = {"x": x_own.grad / ranks.world_size, **{n: p.grad for n, p in network.named_parameters()}}
+found |= {n: b for n, b in network.named_buffers() if "running" in n}
+found["eval"] = network.eval()(x).detach()
+torch.save(found, f"{sys.argv[1]}/{ranks.world_size}-{ranks.rank}.pt")
+ranks.close()
+"""
+
+
+def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path):
+    """Values, gradients and running statistics of two ranks are those of one."""
+    (tmp_path / "sync.py").write_text(SYNC)
+    for count in (1, 2):
+        words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        job = subprocess.run(
+            [*words, tmp_path / "sync.py", tmp_path], capture_output=True, text=True, timeout=100,
+            env={**environment(), "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert job.returncode == 0, job.stderr
+    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    first["x"] = torch.cat([first["x"], second["x"]])
+    assert one.keys() == first.keys()
+    for name, value in one.items():
+        assert torch.allclose(first[name], value, rtol=1e-4, atol=1e-6), name
 
 
 @pytest.mark.parametrize("name", ["forward_sync_buffers", "broadcast_buffers"])
@@ -114,6 +170,14 @@ def test_every_core_is_used_and_nobody_is_without(tmp_path, sharers):
 
 def test_cores_are_shared_where_the_machine_does_not_tell_its_topology(tmp_path):
     assert [share_of({1, 4, 6, 7}, rank, 2, tmp_path) for rank in range(2)] == [{1, 4}, {6, 7}]
+
+
+def test_a_containers_part_of_the_cores_counts(tmp_path):
+    cores, limit = len(os.sched_getaffinity(0)), tmp_path / "cpu.max"
+    assert usable_cores(limit) == cores  # no such file
+    for text, expected in (("max 100000", cores), ("100000 100000", 1), ("110000 100000", 2), ("20000 100000", 1)):
+        limit.write_text(text + "\n")
+        assert usable_cores(limit) == min(cores, expected)
 
 
 RANK = """

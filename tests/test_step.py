@@ -45,8 +45,8 @@ def make_without_norm(**changes):
 
 
 def whole_state(method, step):
-    """Copies of everything a step may change; but num_batches_tracked, which only counts."""
-    state = {name: v.clone() for name, v in method.state_dict().items() if "num_batches_tracked" not in name}
+    """Copies of everything a step may change."""
+    state = {name: v.clone() for name, v in method.state_dict().items()}
     optimizer = step.optimizer.state_dict()
     return {"method": state, "optimizer": {i: dict(s) for i, s in optimizer["state"].items()}}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -14,6 +15,8 @@ class Batch:
     pixels: uint8, the RGB bytes of every image, H×W×3 row-major, among others' perhaps; in host memory or on the
     device. offset_B: int64, first byte of image b in it. height_B, width_B: int32. index_B: int64, place of the sample
     in the data set. label_B: int64, −1 without labels. All but `pixels` are CPU tensors.
+    replaced: how many of its samples stand in for others that can't be decoded.
+    arrived: recorded behind the pixels' copy to the device, where they were copied there; it may be timed.
     `pixels` is a view of a buffer that the loader may use again: valid until the next batch is asked for.
     """
 
@@ -23,6 +26,8 @@ class Batch:
     width_B: Tensor
     index_B: Tensor
     label_B: Tensor
+    replaced: int = 0
+    arrived: torch.cuda.Event | None = None
 
     def __len__(self) -> int:
         return len(self.index_B)

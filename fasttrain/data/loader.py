@@ -69,8 +69,9 @@ class Failed(NamedTuple):
 
 
 class Started(NamedTuple):
-    """A batch whose samples are being decoded."""
+    """A batch whose samples are being decoded; index_B: those that the order has there."""
 
+    index_B: np.ndarray
     buffer: Tensor
     placed: list[Placed]
     futures: list[Future]
@@ -84,11 +85,11 @@ class ThreadLoader:
     ) -> None:
         """workers: decoding threads (≥ 1). max_failed_fraction: of the samples asked for; more failing is an error."""
         self.num_samples, self.steps_per_epoch = store.num_samples, order.steps_per_epoch
-        self.failed: list[tuple[str, str]] = []  # (sample, reason) of every sample that was replaced
+        self.failed: dict[str, str] = {}  # sample -> reason, of every one that had to be replaced
         self._store, self._order = store, order
         self._pool = Workers(workers)
         self._parts = 4 * workers  # tasks a batch is cut into, so that threads finish together
-        self._asked, self._max_failed = 0, max_failed_fraction
+        self._asked, self._failures, self._max_failed = 0, 0, max_failed_fraction
         self._epoch, self._next_step = 0, 0
         self._free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         for _ in range(AHEAD + 1):
@@ -163,7 +164,7 @@ class ThreadLoader:
         if buffer is None:
             return None
         placed = [Placed(*sample, int(offset)) for sample, offset in zip(samples, offset_B[:-1], strict=True)]
-        return Started(buffer, placed, self._decode(buffer, placed))
+        return Started(index_B, buffer, placed, self._decode(buffer, placed))
 
     def _decode(self, buffer: Tensor, placed: list[Placed]) -> list[Future[list[Failed]]]:
         """Have the batch's pixels written to their offsets in the buffer."""
@@ -215,14 +216,15 @@ class ThreadLoader:
         return failed
 
     def _report(self, index: int, error: Exception) -> None:
-        """Count a sample that can't be decoded; raise LoaderError when they are too many."""
+        """Count and name a sample that has to be replaced. Raises LoaderError when there are too many."""
+        name, reason = self._store.name(index), str(error)
         with self._lock:
-            self.failed.append((self._store.name(index), str(error)))
-            count = len(self.failed)
-        if count <= NAMED_FAILURES:
-            print(f"warning: {self._store.name(index)}: {error}; another takes its place", file=sys.stderr, flush=True)
+            self._failures += 1
+            count, new = self._failures, name not in self.failed
+            self.failed[name] = reason
+        if new:
+            warn_of_failed(len(self.failed), name, reason)
         if count > max(MIN_FAILED, self._max_failed * self._asked):
-            name, reason = self.failed[-1]
             raise too_many_failed(count, self._asked, name, reason)
 
     # The consumer
@@ -237,7 +239,7 @@ class ThreadLoader:
 
     def _finish(self, epoch: int, item: Started) -> Batch:
         """Wait for the decoders, put other samples in place of failed ones, and wrap the buffer."""
-        pixels, placed, futures = item
+        asked_B, pixels, placed, futures = item
         self._asked += len(placed)
         failed: list[Failed] = []
         for future in futures:  # all of them, before anything is copied: they write into the buffer
@@ -253,6 +255,7 @@ class ThreadLoader:
             torch.tensor([sample.encoded.width for sample in placed], dtype=torch.int32),
             torch.from_numpy(index_B),
             torch.from_numpy(self._store.labels(index_B)),
+            int((index_B != asked_B).sum()),
         )
 
     def _replace(self, epoch: int, pixels: Tensor, placed: list[Placed], place: int) -> Tensor:
@@ -290,6 +293,13 @@ def _put(ready: queue.Queue, item: object, stop: threading.Event) -> bool:
         except queue.Full:
             continue
     return False
+
+
+def warn_of_failed(count: int, name: str, reason: str) -> None:
+    """Name the count-th sample that can't be decoded, up to a number of them."""
+    if count <= NAMED_FAILURES:
+        last = "; more of them are only counted" if count == NAMED_FAILURES else ""
+        print(f"warning: {name}: {reason}; another takes its place{last}", file=sys.stderr, flush=True)
 
 
 def too_many_failed(count: int, total: int, name: str, reason: str) -> LoaderError:

@@ -2,7 +2,8 @@
 
 Two slots of device memory take turns. Two events keep each of them, and the host buffer it is filled from, safe: `free`
 is recorded behind the step that read the slot, and the copy waits for it on the GPU; `filled` is recorded behind the
-copy, and is waited for by the step, on the GPU, and before the loader may use its host buffer again.
+copy, and is waited for by the step, on the GPU, and before the loader may use its host buffer again. A host that is
+ahead of its GPU lets it catch up there, with one more step queued: that it waits doesn't mean that the copy is slow.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class _Slot:
         with torch.cuda.stream(stream):
             target = self.pixels[: len(pixels)]
             target.copy_(pixels, non_blocking=True)
+            self.filled = torch.cuda.Event(enable_timing=True)  # another one: the batch takes it along
             self.filled.record(stream)
         return target
 
@@ -69,12 +71,13 @@ class _Prefetch:
             ready: tuple[Batch, _Slot, dict[str, int]] | None = None
             for number, batch in enumerate(batches):
                 slot = self._slots[number % 2]
-                copied = dataclasses.replace(batch, pixels=slot.fill(used_pixels(batch), self._stream))
+                pixels = slot.fill(used_pixels(batch), self._stream)
+                copied = dataclasses.replace(batch, pixels=pixels, arrived=slot.filled)
                 if ready is not None:
                     yield self._hand_over(*ready)
                     ready[1].free.record()
                 ready = copied, slot, self._loader.state_dict()
-                slot.filled.synchronize()  # long done: a whole step was queued since
+                slot.filled.synchronize()  # the loader may fill its buffer again
             if ready is not None:
                 yield self._hand_over(*ready)
                 ready[1].free.record()

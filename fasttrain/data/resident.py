@@ -17,7 +17,7 @@ from torch import Tensor
 from dataprep import DataError
 from fasttrain.cli import UserError
 from fasttrain.data.batch import Batch
-from fasttrain.data.loader import MAX_ATTEMPTS, MAX_FAILED_FRACTION, MIN_FAILED, too_many_failed
+from fasttrain.data.loader import MAX_ATTEMPTS, MAX_FAILED_FRACTION, MIN_FAILED, too_many_failed, warn_of_failed
 from fasttrain.data.order import Order
 from fasttrain.data.stall import LoaderError, Watch
 from fasttrain.data.stores import Store
@@ -42,14 +42,16 @@ class ResidentLoader:
         and whatever a worker raised.
         """
         self.num_samples, self.steps_per_epoch = store.num_samples, order.steps_per_epoch
-        self.failed: list[tuple[str, str]] = []  # (sample, reason) of every sample that others stand in for
+        self.failed: dict[str, str] = {}  # sample -> reason, of every one that others stand in for
         self._store, self._order, self._epoch, self._next_step = store, order, 0, 0
-        self._label_N = torch.from_numpy(store.labels(np.arange(store.num_samples)))
+        self._label_N = torch.full((store.num_samples,), -1)
         self._height_N, self._width_N = (torch.zeros(store.num_samples, dtype=torch.int32) for _ in range(2))
         self._sound_N = np.ones(store.num_samples, dtype=bool)
         self._pool, self._watch = Workers(workers), Watch(store.name)
         try:
             self._over(range(store.num_samples), self._measure)
+            readable_N = np.flatnonzero(self._sound_N)
+            self._label_N[readable_N] = torch.from_numpy(store.labels(readable_N))
             size_N = self._height_N.long() * self._width_N.long() * 3
             self._offset_N = size_N.cumsum(0) - size_N
             self._pixels = _room(int(size_N.sum()), device)
@@ -58,8 +60,7 @@ class ResidentLoader:
         finally:
             self._pool.close()
         if len(self.failed) > max(MIN_FAILED, max_failed_fraction * store.num_samples):
-            name, reason = self.failed[-1]
-            raise too_many_failed(len(self.failed), store.num_samples, name, reason)
+            raise too_many_failed(len(self.failed), store.num_samples, *list(self.failed.items())[-1])
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self._epoch, "step": self._next_step}
@@ -74,10 +75,12 @@ class ResidentLoader:
         epoch_order = self._order.epoch(n)
         for step in range(self._next_step, self.steps_per_epoch):
             self._next_step = step + 1
-            index_B = torch.from_numpy(self._with_stand_ins(n, self._order.step(epoch_order, step)))
+            asked_B = self._order.step(epoch_order, step)
+            given_B = self._with_stand_ins(n, asked_B)
+            index_B = torch.from_numpy(given_B)
             yield Batch(
                 self._pixels, self._offset_N[index_B], self._height_N[index_B], self._width_N[index_B], index_B,
-                self._label_N[index_B],
+                self._label_N[index_B], int((given_B != asked_B).sum()),
             )  # fmt: skip
         self._epoch, self._next_step = n + 1, 0
 
@@ -108,7 +111,9 @@ class ResidentLoader:
                     call(index)
                 except (DataError, OSError) as error:
                     self._sound_N[index] = False
-                    self.failed.append((self._store.name(index), str(error)))
+                    name, reason = self._store.name(index), str(error)
+                    self.failed[name] = reason
+                    warn_of_failed(len(self.failed), name, reason)
                 finally:
                     self._watch.end()
 

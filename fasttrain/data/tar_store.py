@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import pathlib
 from typing import NamedTuple, cast
 
@@ -49,9 +50,11 @@ class TarStore:
     def _label(self, index: int) -> int:
         number, row = self._locate(index)
         shard = self._shards[number]
-        start, size = int(shard.label_at_N[row]), min(int(shard.label_size_N[row]), _LONGEST_LABEL)
+        text = ctypes.create_string_buffer(min(int(shard.label_size_N[row]), _LONGEST_LABEL))
+        # Without the interpreter's lock: storage that hangs here must not keep others from saying so.
+        ctypes.memmove(text, self._base_S[number] + int(shard.label_at_N[row]), len(text))
         try:
-            return int(shard.data[start : start + size].tobytes())
+            return int(text.raw)
         except ValueError:
             raise DataError(f"{self.name(index)}: its .cls is no number") from None
 
@@ -61,6 +64,7 @@ class TarStore:
 
     def read(self, index: int) -> Encoded:
         shard, row = place = self._locate(index)
+        self._label(index)  # by a worker, who is watched, and for whom a bad one is a bad sample
         header = jpeg.read_header(self._stream(shard, row))
         return Encoded(header.height, header.width, place)
 
