@@ -41,7 +41,8 @@ class TrainConfig:
     data: str
     """Converted data set (a folder with manifest.json), or a folder of image files."""
     run: str = ""
-    """Run folder for checkpoints, metrics and report. Empty: runs/<method>-<time>."""
+    """Run folder for checkpoints, metrics and report; a job that may be started again needs it. Empty:
+    runs/<method>-<time>."""
     preset: Literal["imagenet", "cifar10", "demo"] = "imagenet"
     """Defaults for all other options: MoCo v2 on ImageNet, MoCo's CIFAR-10 recipe, or a few minutes on a laptop."""
     method: str = "xmoco"
@@ -139,7 +140,7 @@ class TrainConfig:
     tensorboard: bool = False
     """Also write TensorBoard events to RUN/tensorboard."""
     fresh: bool = False
-    """Start over: an existing run folder is moved aside first."""
+    """Start over: an existing run folder is moved aside first, once in a job: not when it is restarted."""
 
     @property
     def start_size(self) -> int:

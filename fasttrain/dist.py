@@ -6,18 +6,24 @@ import datetime
 import inspect
 import os
 import socket
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dataprep import DataError
 from fasttrain.affinity import share_of
-from fasttrain.cli import UserError
+from fasttrain.cli import EXIT_FAILURE, EXIT_USER_ERROR, RunError, UserError
 from fasttrain.memory import keep_freed_memory
 
 TIMEOUT = datetime.timedelta(minutes=10)  # a rank that waits longer for another gives up with an error
+SIGN_OF_LIFE_SECONDS = 60.0  # between a busy rank's, well below TIMEOUT
+
+Result = TypeVar("Result")
 
 
 class Ranks:
@@ -94,7 +100,7 @@ class Ranks:
         dist.all_reduce(values)
         return dict(zip(terms, values / self.world_size, strict=True))
 
-    def share(self, value: object) -> object:
+    def share(self, value: Result) -> Result:
         """Rank 0's `value`, on every rank (any object that pickles)."""
         if self.world_size == 1:
             return value
@@ -102,10 +108,54 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self._control)
         return box[0]
 
-    def wait(self) -> None:
-        """Return once every rank has come here."""
-        if self.world_size > 1:
-            dist.barrier(group=self._control)
+    def together(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns on this rank, once it has succeeded on every rank.
+
+        Where it raises UserError, RunError, DataError or OSError on any, all end: rank 0 raises the first of them, the
+        others SystemExit with its status, so that one line says it.
+        """
+        if self.world_size == 1:
+            return work()
+        failure: Exception | None = None
+        try:
+            result = work()
+        except (UserError, RunError, DataError, OSError) as error:
+            failure = error
+        texts_W: list[Any] = [None] * self.world_size
+        mine = (str(failure), isinstance(failure, UserError | DataError)) if failure else None
+        dist.all_gather_object(texts_W, mine, group=self._control)
+        for rank, other in enumerate(texts_W):
+            if other:
+                self._end(rank, *other)
+        return result
+
+    def _end(self, rank: int, text: str, is_bad_input: bool) -> NoReturn:
+        if not self.is_main:
+            raise SystemExit(EXIT_USER_ERROR if is_bad_input else EXIT_FAILURE)
+        text = f"process {rank}: {text}" if rank else text
+        raise UserError(text) if is_bad_input else RunError(text)
+
+    def of_first(self, work: Callable[[Callable[[], None]], Result]) -> Result:
+        """What `work` returns on rank 0, which alone does it, on every rank, however long it takes.
+
+        `work` is given a function to call every few minutes at least: those who hear nothing for TIMEOUT give up.
+        """
+        busy: Any = None
+        if not self.is_main:
+            while (answer := self.share(busy)) is None:
+                pass
+            return answer[0]
+        told = time.monotonic()
+
+        def still_here() -> None:
+            nonlocal told
+            if time.monotonic() - told > SIGN_OF_LIFE_SECONDS:
+                told = time.monotonic()
+                self.share(busy)
+
+        result = work(still_here)
+        self.share((result,))
+        return result
 
     def close(self) -> None:
         if self.world_size > 1:

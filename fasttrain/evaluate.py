@@ -19,8 +19,7 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
 
 from torch import nn
 
-from fasttrain import run_folder
-from fasttrain.checkpoint import BEST, load_checkpoint
+from fasttrain.checkpoint import BEST, load_checkpoint, load_newest
 from fasttrain.cli import UserError, finish, parse
 from fasttrain.config import TrainConfig, load_config
 from fasttrain.data import pixel_statistics
@@ -71,13 +70,13 @@ def read_state(run: pathlib.Path, config: TrainConfig, best: bool) -> dict:
     path = run / "checkpoints" / BEST
     if best and not path.exists():
         raise UserError(f"{run} has no {BEST}: train with --knn-every, for one epoch of that many at least")
-    state = load_checkpoint(path) if best else run_folder.newest_state(run)
-    if state is None:
+    checkpoint = load_checkpoint(path) if best else load_newest(run / "checkpoints")
+    if checkpoint is None:
         raise UserError(
             f"{run} has no checkpoint yet: training writes one every {config.checkpoint_every} steps, at its end, and "
             "when it is told to stop; if it has failed, its last line said why: run the same command again"
         )
-    return state
+    return checkpoint.state
 
 
 def evaluate(options: EvaluateConfig) -> int:

@@ -47,6 +47,11 @@ def explained(train: Callable[[TrainConfig], int]) -> Callable[[TrainConfig], in
     return wrapped
 
 
+def is_full_memory(error: BaseException) -> bool:
+    """Does it say that memory, of the host or a GPU, is full?"""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(HOST_MEMORY.search(str(error)))
+
+
 def _out_of_memory(which: str, config: TrainConfig, error: BaseException) -> str:
     lower = f"lower --batch-size (now {config.batch_size}) or --size (now {config.size})"
     other = "try --accumulate or --checkpoint-activations, or share the batch among more processes"

@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,11 +68,12 @@ def open_labelled(path: pathlib.Path, loader: str, view_size: int, most: int = s
 def extract(
     network: nn.Module, width: int, store: Store, folder: pathlib.Path, device: torch.device,
     *, size: int, mean: tuple, std: tuple, batch_size: int, workers: int, max_failed_fraction: float,
+    each_batch: Callable[[], None] = lambda: None,
 ) -> Features:  # fmt: skip
     """Run `network` (N, 3, size, size) → (N, width), in evaluation mode, over the central crop of every image.
 
-    The features lie on the disk of `folder`. Raises LoaderError when more than max_failed_fraction of the images can't
-    be decoded, RunError when the disk is too full.
+    The features lie on the disk of `folder`. each_batch is called before each batch and may raise to end it. Raises
+    LoaderError when more than max_failed_fraction of the images can't be decoded, RunError when the disk is too full.
     """
     values_NF = _on_disk(folder, (store.num_samples, width))
     label_N = torch.empty(store.num_samples, dtype=torch.int64)
@@ -85,6 +87,7 @@ def extract(
             disable=not console.is_terminal,
         )  # fmt: skip
         for step, batch in enumerate(batches):
+            each_batch()
             table = center(batch.height_B, batch.width_B, 1.0 if size <= SMALL_VIEW else 0.875)
             views = augment(batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, size, mean, std)
             with torch.autocast(device.type, torch.bfloat16):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from rich.console import Console
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from fasttrain.cli import UserError
 from fasttrain.data import Batch
-from fasttrain.health import MEMORY, Health, Skips
+from fasttrain.durable import replace_file
+from fasttrain.health import MAX_SKIPPED, MEMORY, Health, Skips
 from fasttrain.waits import BatchClock, Marks, seconds_of
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class TrainLog:
         self._sums: Tensor | None = None
         self._skips_3 = torch.tensor(Skips())
         self._pending: _Pending | None = None
+        self._look: _Arriving | None = None
         self._steps, self._clock = 0, BatchClock(device)
         self._began = self._printed = time.monotonic()
         self._health = Health(device, workers)
@@ -77,8 +80,16 @@ class TrainLog:
             self._bar.update(self._task, completed=step)
         if step % self._every == 0 or step == self._total:
             self._ask(step, epoch, lr)
-        if self._pending and self._pending.arrived():
+        if self._pending and self._pending.values.arrived():
             self._write()
+        self._look_at_skips(step)
+
+    def _look_at_skips(self, step: int) -> None:
+        """Keep `skips` up to date, however seldom entries are written."""
+        if step % MAX_SKIPPED == 0 and not self._look:
+            self._look = _Arriving(self._skips_3)
+        if self._look and self._look.arrived():
+            self.skips, self._look = _skips(self._look.read()), None
 
     def flush(self, step: int, epoch: int, lr: float) -> None:
         """Read what was summed since the last time and write it everywhere; `skips` is then that of this step."""
@@ -88,9 +99,13 @@ class TrainLog:
             self._write()
 
     def event(self, step: int, epoch: int, seconds: float, **figures: float) -> None:
-        """Write figures that are not a step's, a line of their own; the seconds they took are no training time."""
+        """Write figures that are not a step's, a line of their own; the seconds they took are no training time.
+
+        All lines until then are on the disk when it returns.
+        """
         self._began += seconds
         self._record({"step": step, "epoch": epoch, **figures})
+        os.fsync(self._file.fileno())
         self.say(", ".join(f"{name} {value:.2f}" for name, value in figures.items()) + f" at step {step}")
 
     def say(self, text: str) -> None:
@@ -114,15 +129,15 @@ class TrainLog:
         }
         values = torch.cat([self._sums, self._skips_3.double()])
         place = {"step": step, "epoch": epoch}
-        self._pending = _Pending(values, place, self._names, figures, self._clock.take(), seconds)
+        self._pending = _Pending(_Arriving(values), place, self._names, figures, self._clock.take(), seconds)
         self._sums, self._steps, self._began = None, 0, now
 
     def _write(self) -> None:
         """Write the entry whose values are on their way, once they are here."""
         pending, self._pending = self._pending, None
         assert pending is not None
-        *sums, count, total, in_a_row, last = pending.read()
-        self.skips = Skips(int(total), int(in_a_row), int(last))
+        *sums, count, total, in_a_row, last = pending.values.read()
+        self.skips = _skips([total, in_a_row, last])
         means = {name: value / count if count else None for name, value in zip(pending.names, sums, strict=True)}
         entry = {**pending.place, **means, **pending.figures, **pending.shares(), "skipped": self.skips.total}
         self._record(entry)
@@ -159,15 +174,14 @@ class TrainLog:
         self._file.close()
 
 
-class _Pending:
-    """An entry whose values are on their way from the device."""
+def _skips(values: list[float]) -> Skips:
+    return Skips(*map(int, values))
 
-    def __init__(
-        self, values: Tensor, place: dict, names: list[str], figures: dict, marks: Marks, seconds: float
-    ) -> None:
-        """marks: of the entry's steps, which took so many seconds."""
-        self.place, self.names, self.figures = place, names, figures
-        self._marks, self._seconds = marks, seconds
+
+class _Arriving:
+    """Values on their way from the device."""
+
+    def __init__(self, values: Tensor) -> None:
         self._event = torch.cuda.Event() if values.is_cuda else None
         if self._event is None:
             self._host = values
@@ -185,10 +199,21 @@ class _Pending:
             self._event.synchronize()
         return self._host.tolist()
 
+
+class _Pending(NamedTuple):
+    """An entry that will be written once its values are here."""
+
+    values: _Arriving
+    place: dict
+    names: list[str]
+    figures: dict
+    marks: Marks  # of its steps, which took so many seconds
+    seconds: float
+
     def shares(self) -> dict[str, float]:
         """Of the time, once read: data_wait for batches, transfer_wait, a part of it, for their copy, views_time."""
         names = ("data_wait", "transfer_wait", "views_time")
-        return {name: s / self._seconds for name, s in zip(names, seconds_of(self._marks), strict=True)}
+        return {name: s / self.seconds for name, s in zip(names, seconds_of(self.marks), strict=True)}
 
 
 class SilentLog(TrainLog):
@@ -227,7 +252,7 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
 def _keep_until(path: pathlib.Path, step: int) -> None:
     """Remove what an earlier attempt wrote after the step the run goes on from."""
     kept = [entry for entry in read_metrics(path) if entry["step"] <= step]
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+    replace_file(path, lambda file: file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode()))
 
 
 def _tensorboard(run: pathlib.Path) -> SummaryWriter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -14,11 +15,13 @@ from typing import IO
 import torch
 
 from fasttrain import __version__
-from fasttrain.checkpoint import load_newest
 from fasttrain.cli import UserError
 from fasttrain.config import TrainConfig, as_dict, differences, load_config
+from fasttrain.durable import replace_file
 
 LOCK = "lock"
+BEGUN = {LOCK, "config.tmp"}  # all there is in the folder of a run that ended before it had a config.json
+RESTARTS = "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"
 PATIENCE_SECONDS = 60.0  # that a run which was told to stop may take to write its checkpoint
 
 
@@ -29,13 +32,14 @@ def run_path(config: TrainConfig) -> pathlib.Path:
 def prepare(run: pathlib.Path, config: TrainConfig) -> IO:
     """Make the folder and its config.json, or see that an existing one was made with the same settings.
 
-    --fresh moves an existing folder aside first. Returns an open file: while it is open, no other process can train
-    here. Raises UserError for other settings, a folder that is no run, or one that another process is training in.
+    --fresh moves an existing folder aside first, once in a job: not when its launcher has started it again. Returns an
+    open file: while it is open, no other process can train here. Raises UserError for other settings, a folder that is
+    no run, or one that another process is training in.
     """
     path = run / "config.json"
-    if run.exists() and not path.exists() and any(file.name != LOCK for file in run.iterdir()):
+    if run.exists() and not path.exists() and any(file.name not in BEGUN for file in run.iterdir()):
         raise UserError(f"{run} exists and is not a run folder; choose another --run")
-    if config.fresh and run.exists():
+    if config.fresh and run.exists() and not _same_job(path):
         with _claim(run):
             run.rename(_free_name(run))
     run.mkdir(parents=True, exist_ok=True)
@@ -45,11 +49,27 @@ def prepare(run: pathlib.Path, config: TrainConfig) -> IO:
         if changed:
             raise UserError(f"{run} has other settings: {'; '.join(changed)}; use another --run, or --fresh")
         return claim
-    content = {"config": as_dict(config), "environment": environment()}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    content = {"config": as_dict(config), "environment": environment(), "job": job()}
+    replace_file(path, lambda file: file.write(f"{json.dumps(content, indent=1)}\n".encode()))
     return claim
+
+
+def job() -> str:
+    """torchrun's name of the job this process belongs to, the same when it is started again; "" where it has none."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return "" if name == "none" else name
+
+
+def _same_job(path: pathlib.Path) -> bool:
+    """Was this process started again by its launcher, or the folder begun by the same job?
+
+    Both are asked: torchrun does not count a start because a machine joined, and not every job has a name of its own.
+    """
+    if any(int(os.environ.get(name) or 0) for name in RESTARTS):
+        return True
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # no folder yet, or a damaged one: moved aside
+        return job() != "" and json.loads(path.read_text()).get("job") == job()
+    return False
 
 
 def _claim(run: pathlib.Path) -> IO:
@@ -89,8 +109,3 @@ def environment() -> dict[str, str]:
         "fasttrain": __version__, "torch": torch.__version__, "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {device}",
     }  # fmt: skip
-
-
-def newest_state(run: pathlib.Path) -> dict | None:
-    """The newest good checkpoint of a run, on the CPU; None where there is none."""
-    return load_newest(run / "checkpoints")

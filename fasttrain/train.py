@@ -14,7 +14,6 @@ import os
 import pathlib
 import signal
 import sys
-import time
 from types import FrameType
 
 if __package__ in (None, ""):  # run as a script from a bare checkout
@@ -23,9 +22,9 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
 import torch
 
 from fasttrain import run_folder
-from fasttrain.checkpoint import keep_best, save_checkpoint, saved_checkpoints
+from fasttrain.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.cli import RunError, UserError, finish
-from fasttrain.config import TrainConfig, as_dict, differences, parse_config
+from fasttrain.config import TrainConfig, as_dict, parse_config
 from fasttrain.data import Loader, Order, Store, open_dataset, open_loader, pixel_statistics
 from fasttrain.dist import Ranks
 from fasttrain.encoders import feature_width
@@ -33,10 +32,11 @@ from fasttrain.faults import explained
 from fasttrain.health import Skips
 from fasttrain.log import SilentLog, TrainLog
 from fasttrain.methods import AUTOCAST, Method, channels_last, make_method
-from fasttrain.monitor import KnnMonitor
+from fasttrain.monitor import Evaluations, KnnMonitor
 from fasttrain.optim import learning_rate
 from fasttrain.recompute import checkpoint_activations
 from fasttrain.report import write_report
+from fasttrain.resume import resume
 from fasttrain.samples import write_samples
 from fasttrain.step import TrainStep, compile_networks
 from fasttrain.views import RECIPES, draw
@@ -139,25 +139,17 @@ def train(config: TrainConfig) -> int:
     store = open_dataset(pathlib.Path(config.data), "train", config.loader, config.size)
     loader = make_loader(store, config, ranks)
     mean, std = pixel_statistics(pathlib.Path(config.data), config.loader)
-    monitor = KnnMonitor(config, ranks.device, config.workers or ranks.cores) if config.knn_every else None
+    knn = KnnMonitor(config, ranks.device, config.workers or ranks.cores) if config.knn_every else None
 
-    run = pathlib.Path(str(ranks.share(str(run_folder.run_path(config)))))
-    claim = run_folder.prepare(run, config) if ranks.is_main else None
-    ranks.wait()
-    step, best = 0, {"step": 0, "knn_top1": -1.0}
-    if state := run_folder.newest_state(run):
-        if changed := differences(state["config"], config):
-            raise UserError(f"the newest checkpoint of {run} has other settings: {'; '.join(changed)}")
-        if state["data"] != store.fingerprint:
-            raise UserError(f"{run} was begun with other images, or in another order, than those of {config.data}")
-        step, best = state["step"], state["best"]
+    run = pathlib.Path(ranks.share(str(run_folder.run_path(config))))
+    claim = ranks.together(lambda: run_folder.prepare(run, config) if ranks.is_main else None)
+
+    def restore(state: dict) -> None:
         method.load_state_dict(state["method"])
         update.load_state_dict(state)
         loader.load_state_dict(state["loader"])
-        if ranks.is_main:
-            if best["step"] == step:  # it may have ended before it could
-                keep_best(run / "checkpoints", step)
-            print(f"continuing {run} from step {step}", file=sys.stderr, flush=True)
+
+    step = resume(run / "checkpoints", config, store.fingerprint, ranks, restore)
     steps_per_epoch = loader.steps_per_epoch
     schedule = config.epochs * steps_per_epoch, int(config.warmup_epochs * steps_per_epoch), config.lr
     last_step = min(schedule[0], config.max_steps or schedule[0])
@@ -167,6 +159,7 @@ def train(config: TrainConfig) -> int:
             run, step, last_step, config.log_every, config.batch_size, config.tensorboard, ranks.device,
             config.workers or ranks.cores,
         )  # fmt: skip
+    evaluations = Evaluations(knn, config.knn_every * steps_per_epoch, run, ranks, lambda: stop.received)
 
     def save(at_any_rate: bool) -> None:
         """Write a checkpoint; unless at any rate, not while steps are being skipped: it might push out good ones."""
@@ -176,28 +169,16 @@ def train(config: TrainConfig) -> int:
         if ranks.is_main and (at_any_rate or not log.skips.in_a_row):
             state = {
                 "step": step, "config": as_dict(config), "data": store.fingerprint, "method": method.state_dict(),
-                **update.state_dict(), "loader": loader.state_dict(), "best": best,
+                **update.state_dict(), "loader": loader.state_dict(),
             }  # fmt: skip
             save_checkpoint(run / "checkpoints", state, config.keep_last)
 
-    def monitored() -> bool:
-        """Evaluate by kNN; is this the best step so far?"""
-        nonlocal best
-        if monitor is None or not ranks.is_main:
-            return False
-        log.flush(step, epoch, lr)
-        began = time.monotonic()
-        figures = {"knn_top1": round(monitor(method, run), 2)}
-        log.event(step, epoch, time.monotonic() - began, **figures)
-        if figures["knn_top1"] <= best["knn_top1"]:
-            return False
-        best = {"step": step, **figures}
-        return True
-
-    stopped, epoch, lr = 0, step // steps_per_epoch, 0.0
+    stopped, epoch, lr = 0, max(0, step - 1) // steps_per_epoch, 0.0
     views: torch.Tensor | None = None  # one buffer for all steps
     views_dtype = AUTOCAST.get(config.precision, torch.float32)
     try:
+        if evaluations.due(step):  # may not have been done when this checkpoint was written
+            stopped = evaluations(method, step, epoch, log)
         while step < last_step and not stopped:
             epoch = step // steps_per_epoch
             size = view_size(epoch, config)
@@ -221,13 +202,12 @@ def train(config: TrainConfig) -> int:
                 if log.skips.too_many(step):
                     raise not_finite(run, config, store.num_samples, log.skips, step)
                 stopped = ranks.agree(stop.received)
-                is_best = monitor is not None and step % (config.knn_every * steps_per_epoch) == 0 and monitored()
-                ends = bool(stopped) or step == last_step
-                if ends or is_best or step % config.checkpoint_every == 0:
-                    save(at_any_rate=ends or is_best)
-                if is_best:
-                    keep_best(run / "checkpoints", step)
-                if ends:
+                due, ends = evaluations.due(step), bool(stopped) or step == last_step
+                if ends or due or step % config.checkpoint_every == 0:
+                    save(at_any_rate=ends or due)
+                if due and not stopped:
+                    stopped = evaluations(method, step, epoch, log)
+                if stopped or ends:
                     break
     finally:
         loader.close()

@@ -69,7 +69,7 @@ def wait_for_step(run: pathlib.Path, step: int, *processes: subprocess.Popen, se
 
 
 def final_state(run: pathlib.Path) -> dict:
-    return load_checkpoint(saved_checkpoints(run / "checkpoints")[0])
+    return load_checkpoint(saved_checkpoints(run / "checkpoints")[0]).state
 
 
 def equal(a, b, path: str = "") -> list[str]:

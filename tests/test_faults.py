@@ -3,18 +3,21 @@
 import os
 import random
 import signal
+import stat
 import subprocess
+import sys
 import time
 
 import psutil
 import pytest
 import torch
-from conftest import one_line
+from conftest import ROOT, one_line
 from launch import ENDLESS, command, environment, equal, final_state, launcher, started, train, wait_for_step
 
-from fasttrain import checkpoint
-from fasttrain.checkpoint import load_newest, save_checkpoint, saved_checkpoints
-from fasttrain.log import read_metrics
+from fasttrain import run_folder
+from fasttrain.checkpoint import keep_best, load_newest, save_checkpoint, saved_checkpoints
+from fasttrain.config import TrainConfig
+from fasttrain.log import TrainLog, read_metrics
 from fasttrain.methods.moco import MoCo
 
 STEPS = 16  # of launch.TINY
@@ -43,6 +46,31 @@ def test_killed_twice_and_continued_is_bit_identical(uninterrupted, shards, tmp_
     assert not list(run.glob("checkpoints/*.tmp"))
 
 
+KILLED_IN_A_STEP = """
+import os, signal, sys
+from fasttrain import train
+at, real = int(sys.argv.pop(1)), train.TrainStep.__call__
+def step(self, views, step, lr):
+    if step == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, views, step, lr)
+train.TrainStep.__call__ = step
+train.main()
+"""
+
+
+def test_killed_between_checkpoints_the_steps_since_are_done_again_to_the_bit(uninterrupted, shards, tmp_path):
+    run, rare = tmp_path / "run", ["--checkpoint-every", 6]
+    for kill, newest in ((11, 6), (9, 6), (15, 12)):
+        words = [sys.executable, "-c", KILLED_IN_A_STEP, str(kill), *command(shards, run, *rare)[2:]]
+        job = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=100, env=environment())
+        assert job.returncode == -signal.SIGKILL, job.stderr
+        assert final_state(run)["step"] == newest
+    assert train(shards, run, *rare) == 0
+    assert equal(final_state(uninterrupted), final_state(run)) == []
+    assert [entry["step"] for entry in read_metrics(run / "metrics.jsonl")] == list(range(2, STEPS + 1, 2))
+
+
 class PowerCut(BaseException):
     """Ends a save where it stands: nothing that would tidy up is run."""
 
@@ -62,13 +90,14 @@ def test_power_cut_while_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch,
     if point == "write":
         monkeypatch.setattr(torch, "save", half)
     elif point == "flush_folder":
-        monkeypatch.setattr(checkpoint, "_flush_folder", cut)
+        real = os.fsync
+        monkeypatch.setattr(os, "fsync", lambda file: cut() if stat.S_ISDIR(os.fstat(file).st_mode) else real(file))
     else:
         monkeypatch.setattr(os, point, cut)
     with pytest.raises(PowerCut):
         save_checkpoint(tmp_path, {**state, "step": 2}, 2)
     monkeypatch.undo()
-    newest = load_newest(tmp_path)
+    newest = load_newest(tmp_path).state
     assert newest["step"] == (2 if point == "flush_folder" else 1)
     assert torch.equal(newest["weights"], state["weights"])
     save_checkpoint(tmp_path, {**state, "step": 3}, 2)
@@ -83,6 +112,31 @@ def test_what_is_renamed_is_on_the_disk_first(tmp_path, monkeypatch):
         monkeypatch.setattr(os, name, lambda *words, name=name, real=real: (calls.append(name), real(*words))[1])
     save_checkpoint(tmp_path, {"step": 1}, 2)
     assert calls == ["fsync", "replace", "fsync"]
+    calls.clear()
+    monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError(1, "no links")))
+    keep_best(tmp_path, 1)
+    assert calls == ["fsync", "replace", "fsync"]
+    calls.clear()
+    run_folder.prepare(tmp_path / "run", TrainConfig(data="")).close()
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_power_cut_while_old_metrics_are_removed_leaves_all_of_them(tmp_path, monkeypatch):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 9)))
+
+    def cut(*_arguments):
+        raise PowerCut
+
+    for point in ("fsync", "replace"):
+        monkeypatch.setattr(os, point, cut)
+        with pytest.raises(PowerCut):
+            TrainLog(tmp_path, 5, 10, 1, 1, False, torch.device("cpu"), 1)
+        monkeypatch.undo()
+        assert [entry["step"] for entry in read_metrics(metrics)] == list(range(1, 9))
+    TrainLog(tmp_path, 5, 10, 1, 1, False, torch.device("cpu"), 1).close()
+    assert [entry["step"] for entry in read_metrics(metrics)] == list(range(1, 6))
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 @pytest.fixture

@@ -108,3 +108,17 @@ def test_time_of_an_evaluation_is_no_training_time(tmp_path, monkeypatch):
     assert last["images_per_sec"] == pytest.approx(20 / 4)
     assert last["data_wait"] == pytest.approx(1 / 4)
     assert last["transfer_wait"] == 0
+
+
+@pytest.mark.parametrize("first", [0, 7, 20])
+def test_skipped_steps_are_noticed_however_seldom_entries_are_written(tmp_path, first):
+    log = TrainLog(tmp_path, 0, 5000, 1000, 10, False, CPU, 1)
+    for step in range(first + 40):
+        in_a_row = max(0, step + 1 - first)
+        skips = torch.tensor(Skips(in_a_row, in_a_row, step if in_a_row else -1))
+        log.step(step + 1, 0, 0.1, {"loss": torch.tensor(1.0)}, skips)
+        if log.skips.too_many(step + 1):
+            break
+    log.close()
+    assert first + 20 <= step + 1 < first + 40
+    assert read_metrics(tmp_path / "metrics.jsonl") == []

@@ -1,8 +1,10 @@
 """kNN while training: what it measures, what it keeps, and that it leaves no trace in the weights."""
 
 import json
+import os
 import resource
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ import torch
 from test_train import equal, final_state, train
 
 from dataprep.beton import BetonReader
-from fasttrain import monitor
+from fasttrain import features, monitor
 from fasttrain.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.cli import RunError
 from fasttrain.data import open_dataset
 from fasttrain.features import Part, _on_disk
 from fasttrain.log import read_metrics
+from fasttrain.step import TrainStep
 
 
 def test_part_is_spread_evenly_and_keeps_names_and_labels(shards):
@@ -35,16 +38,12 @@ def test_the_best_checkpoint_is_kept_and_training_is_not_disturbed(shards, tmp_p
     monkeypatch.setattr(monitor, "MOST", 20)
     assert train(shards, run, "--knn-every", 1, "--keep-last", 1, "--max-steps", 9) == 0
     assert train(shards, run, "--knn-every", 1, "--keep-last", 1) == 0
-    state, other = final_state(run), final_state(plain)
-    best = state.pop("best")
-    other.pop("best")
-    assert equal(other, state) == []
+    assert equal(final_state(plain), final_state(run)) == []
 
     measured = {e["step"]: e["knn_top1"] for e in read_metrics(run / "metrics.jsonl") if "knn_top1" in e}
     assert list(measured) == [4, 8, 12, 16]
     first_best = max(measured, key=lambda step: measured[step])
-    assert best == {"step": first_best, "knn_top1": measured[first_best]}
-    assert load_checkpoint(run / "checkpoints" / "best.pt")["step"] == first_best
+    assert load_checkpoint(run / "checkpoints" / "best.pt").state["step"] == first_best
     assert [path.name for path in saved_checkpoints(run / "checkpoints")] == ["step-000000016.pt"]
     assert "kNN top-1 while training" in (run / "report.html").read_text()
     assert not list(run.glob("features-*"))
@@ -61,7 +60,57 @@ def test_a_run_that_ended_before_it_linked_its_best_does_so_when_continued(shard
     assert train(shards, run, "--knn-every", 1, "--max-steps", 4) == 0
     (run / "checkpoints" / "best.pt").unlink()
     assert train(shards, run, "--knn-every", 1, "--max-steps", 5) == 0
-    assert load_checkpoint(run / "checkpoints" / "best.pt")["step"] == 4
+    assert load_checkpoint(run / "checkpoints" / "best.pt").state["step"] == 4
+
+
+def accuracies(run):
+    return {e["step"]: e["knn_top1"] for e in read_metrics(run / "metrics.jsonl") if "knn_top1" in e}
+
+
+@pytest.mark.parametrize("moment", ["before", "in the middle"])
+def test_a_signal_around_an_evaluation_finds_the_step_saved_and_the_evaluation_is_made_up_for(
+    shards, tmp_path, monkeypatch, moment
+):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(shards, whole, "--knn-every", 1) == 0
+
+    if moment == "before":
+        real = TrainStep.__call__
+        monkeypatch.setattr(
+            TrainStep, "__call__", lambda self, views, step, lr: (at(7, step), real(self, views, step, lr))[1]
+        )
+    else:
+        extracted = iter(range(100))  # twice in each evaluation
+        real = features.center
+        monkeypatch.setattr(features, "center", lambda *words: (at(2, next(extracted)), real(*words))[1])
+
+    def at(wanted, now):
+        if now == wanted:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert train(shards, run, "--knn-every", 1) == 143
+    assert final_state(run)["step"] == 8
+    assert list(accuracies(run)) == [4]
+    assert not list(run.glob("features-*"))
+    monkeypatch.undo()
+    assert train(shards, run, "--knn-every", 1) == 0
+    assert accuracies(run) == accuracies(whole)
+    entries = [entry for entry in read_metrics(run / "metrics.jsonl") if "knn_top1" in entry]
+    assert [(entry["step"], entry["epoch"]) for entry in entries] == [(4, 0), (8, 1), (12, 2), (16, 3)]
+    assert equal(final_state(whole), final_state(run)) == []
+    best = [load_checkpoint(folder / "checkpoints" / "best.pt").state for folder in (whole, run)]
+    assert equal(*best) == []
+
+
+def test_an_evaluation_of_the_last_step_that_was_cut_short_is_made_up_for(shards, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setattr(features, "center", lambda *_words: os.kill(os.getpid(), signal.SIGTERM) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(shards, run, "--knn-every", 4)
+    monkeypatch.undo()
+    assert final_state(run)["step"] == 16
+    assert train(shards, run, "--knn-every", 4) == 0
+    assert list(accuracies(run)) == [16]
 
 
 def test_knn_of_a_set_without_val_split_is_one_line(image_folder, tmp_path, capsys):
@@ -78,7 +127,7 @@ def test_monitor_leaves_the_encoder_in_training(shards):
     method = make_method(config)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     random_state = torch.get_rng_state()
-    accuracy = monitor.KnnMonitor(config, torch.device("cpu"), 1)(method, shards.parent)
+    accuracy = monitor.KnnMonitor(config, torch.device("cpu"), 1)(method, shards.parent, lambda: None)
     assert 0 <= accuracy <= 100
     assert all(module.training for module in method.modules())
     assert equal(before, dict(method.state_dict())) == []

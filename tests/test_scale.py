@@ -203,3 +203,30 @@ def test_ranks_of_a_machine_keep_to_their_own_cores(tmp_path):
     shares = [share_of(cores, place, 2) for place in range(2)]
     expected = [f"{rank} {len(share)} {sorted(share)}" for rank, share in enumerate(shares)]
     assert sorted(job.stdout.splitlines()) == expected
+
+
+BUSY = """
+import datetime, time
+from fasttrain import dist
+dist.TIMEOUT, dist.SIGN_OF_LIFE_SECONDS = datetime.timedelta(seconds=3), 0.5
+ranks = dist.Ranks("cpu")
+def work(still_here):
+    for _ in range(70):
+        time.sleep(0.1)
+        still_here()
+    return ranks.rank, "done"
+assert ranks.of_first(work) == (0, "done")
+assert ranks.of_first(work if ranks.is_main else None) == (0, "done")
+ranks.close()
+"""
+
+
+def test_ranks_wait_for_a_busy_one_longer_than_for_one_they_hear_nothing_of(tmp_path):
+    """An evaluation on the first rank may take longer than the time after which a rank counts as lost."""
+    (tmp_path / "rank.py").write_text(BUSY)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    job = subprocess.run(
+        [*words, tmp_path / "rank.py"], capture_output=True, text=True, timeout=100,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert job.returncode == 0, job.stderr

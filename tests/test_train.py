@@ -116,7 +116,7 @@ def test_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(shards, tmp_path
     assert final_state(run)["step"] == step + 3
 
 
-def test_two_processes_train_and_stop_together(shards, tmp_path):
+def test_two_processes_train_and_go_on_together(shards, tmp_path):
     run = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
     words = [str(ROOT / "fasttrain/train.py"), "--data", str(shards), "--run", str(run), *SMALL]
@@ -129,7 +129,7 @@ def test_two_processes_train_and_stop_together(shards, tmp_path):
         assert process.returncode == 0, process.stderr
     assert final_state(run)["step"] == 16
     assert "continuing" in process.stderr
-    assert load_checkpoint(run / "checkpoints" / "best.pt")["step"] in (8, 16)
+    assert load_checkpoint(run / "checkpoints" / "best.pt").state["step"] in (8, 16)
     assert [entry["step"] for entry in read_metrics(run / "metrics.jsonl")][-1] == 16
 
 
@@ -223,7 +223,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(shards, tmp_
     assert train(shards, run, "--lr", "1e30", "--checkpoint-every", 1, "--keep-last", 0, "--epochs", 10) == 1
     assert "the loss or its gradients were not finite in 20 of" in capsys.readouterr().err
     for path in saved_checkpoints(run / "checkpoints"):
-        assert load_checkpoint(path)["step"] < 4
+        assert load_checkpoint(path).state["step"] < 4
 
 
 def test_views_grow_by_the_epoch_in_steps_an_encoder_likes():
