@@ -1,12 +1,14 @@
 """The benchmarks run, end in JSON, and keep their figures. Other projects' sides need their packages."""
 
 import json
+import time
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import augment, loader_gpu, record
+from benchmarks import convert as bench_convert
 from benchmarks.loader import main
 from dataprep.convert import main as convert
 
@@ -31,6 +33,18 @@ def test_loader_benchmark_of_our_own_sides(image_folder, tmp_path, monkeypatch, 
 def test_several_shards_are_refused(shards, capsys):
     assert main(["--data", str(shards)]) == 2
     assert "one shard" in capsys.readouterr().err
+
+
+def test_conversion_is_timed_from_the_call_to_the_manifest(image_folder, tmp_path, monkeypatch):
+    whole = bench_convert.convert
+
+    def slow(config):
+        time.sleep(1)  # as listing a large folder takes
+        return whole(config)
+
+    monkeypatch.setattr(bench_convert, "convert", slow)
+    rate = bench_convert.convert_ours(bench_convert.BenchConfig(image_folder), 1, 0, tmp_path / "out")
+    assert 5 < rate < 96
 
 
 @pytest.mark.parametrize(
