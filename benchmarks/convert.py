@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from PIL import Image
 
@@ -49,8 +50,8 @@ class BenchConfig:
     """Rounds; every side runs once in each, in turn."""
     max_side: int = 400
     """Longer side to which the re-encoding sides shrink."""
-    workers: int = 0
-    """Workers of every side; 0 = one for each core this process may use."""
+    workers: int | Literal["auto"] = "auto"
+    """Workers of every side; auto = one for each core this process may use."""
 
 
 class Photos:
@@ -90,7 +91,7 @@ def convert_ffcv(config: BenchConfig, workers: int, out: pathlib.Path) -> float:
 
 def measure(config: BenchConfig) -> dict[str, list[float]]:
     """Return the images per second of every side, by round. One unmeasured pass first fills the page cache."""
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = len(os.sched_getaffinity(0)) if config.workers == "auto" else config.workers
     sides: dict[str, Callable[[pathlib.Path], float]] = {
         PASS_THROUGH: functools.partial(convert_ours, config, workers, 0),
         REENCODE: functools.partial(convert_ours, config, workers, config.max_side),

@@ -38,7 +38,7 @@ from dataprep.resume import begin, clear_state, finished_manifest, sole_user
 from dataprep.shards import ShardRecord, read_record
 from dataprep.sources import Kind, Source, fingerprint, open_source, shuffled_splits
 from fasttrain import __version__
-from fasttrain.cli import RunError, UserError, finish, parse
+from fasttrain.cli import RunError, UserError, check_workers, finish, parse
 
 EXIT_SKIPPED = 3
 
@@ -70,10 +70,10 @@ class ConvertConfig:
     """Longer side in pixels to which larger images are shrunk; 0 keeps every size. JPEGs within it are copied as is."""
     quality: int = 90
     """JPEG quality, 1 to 100, of images that are shrunk or were no JPEG."""
-    shard_size: int = 4096
+    shard_size: int = 2048
     """Images per shard."""
-    workers: int = 0
-    """Threads, with ray shards at a time; 0 = one for each core this process, or the cluster, may use."""
+    workers: int | Literal["auto"] = "auto"
+    """Threads, with ray shards at a time; auto = one for each core this process, or the cluster, may use."""
     engine: Literal["local", "ray"] = "local"
     """Where the work is done; ray = on a Ray cluster, whose machines see SOURCE and OUT under the same paths."""
     val_fraction: float = 0.0
@@ -84,10 +84,11 @@ class ConvertConfig:
 
 def check(config: ConvertConfig) -> None:
     """Raises UserError for values out of range and for folders that do not go together."""
-    limits = {"quality": (1, 100), "max_side": (0, 65500), "shard_size": (1, 1 << 24), "workers": (0, 1024)}
+    limits = {"quality": (1, 100), "max_side": (0, 65500), "shard_size": (1, 1 << 24)}
     for name, (low, high) in {**limits, "seed": (0, 2**64 - 1), "val_fraction": (0, 0.99)}.items():
         if not low <= getattr(config, name) <= high:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be {low} to {high}")
+    check_workers(config.workers)
     if config.format == "webdataset" and config.write != "jpeg":
         raise UserError(f"--write {config.write} is for --format ffcv: a .tar shard holds JPEGs only")
     source, out = config.source.resolve(), config.out.resolve()
@@ -125,7 +126,8 @@ def convert_shards(
     work = ShardWork(config.out, source.reader, encode, len(source.classes), raw)
     start = time.perf_counter()
     with progress(total, total - left) as advance:
-        written = ENGINES[config.engine](work, missing, config.workers, Note(advance))
+        num_workers = 0 if config.workers == "auto" else config.workers
+        written = ENGINES[config.engine](work, missing, num_workers, Note(advance))
         records.update((record.shard.name, record) for record in written)
     return records, left / (time.perf_counter() - start)
 

@@ -18,6 +18,7 @@ from dataprep.progress import Note
 from dataprep.shards import ShardRecord, record_shard, write_images
 from dataprep.streams import stream_in_order
 from dataprep.watch import Watch, WatchedReader
+from fasttrain.affinity import usable_cores
 from fasttrain.cli import RunError, UserError
 from fasttrain.memory import keep_freed_memory
 
@@ -123,7 +124,7 @@ def _connect(num_workers: int) -> Any:  # noqa: ANN401 - a module that may be mi
     except ConnectionError:
         if os.getenv("RAY_ADDRESS"):
             raise
-        ray.init(num_cpus=num_workers or len(os.sched_getaffinity(0)), include_dashboard=False, **options)
+        ray.init(num_cpus=num_workers or usable_cores(), include_dashboard=False, **options)
     return ray
 
 

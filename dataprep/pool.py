@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import TypeVar
 
+from fasttrain.affinity import usable_cores
 from fasttrain.cli import RunError
 
 Task = TypeVar("Task")
@@ -36,7 +37,7 @@ def map_in_order(
     Raises:
         RunError: a worker was killed. Whatever function raises is raised here, too.
     """
-    num_workers = num_workers or len(os.sched_getaffinity(0))
+    num_workers = num_workers or usable_cores()
     with _worker_pool(num_workers) as pool:
         pending: deque[Future[Result]] = deque()
         for task in tasks:

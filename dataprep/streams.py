@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import threading
 import time
@@ -11,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Generic, TypeVar
+
+from fasttrain.affinity import usable_cores
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -107,7 +108,7 @@ def stream_in_order(
     Raises:
         Exception: whatever function raises.
     """
-    num_workers = num_workers or len(os.sched_getaffinity(0))
+    num_workers = num_workers or usable_cores()
     shelf: _Shelf[Result] = _Shelf(num_workers * BYTES_AHEAD)
     calls: SimpleQueue[tuple[_Lane[Result], Task] | None] = SimpleQueue()
     pending: deque[_Lane[Result]] = deque()

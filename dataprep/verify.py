@@ -18,7 +18,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from dataprep.progress import progress
 from dataprep.shards import checksum
 from dataprep.tarshards import read_index
 from dataprep.watch import Watch
-from fasttrain.cli import finish, parse
+from fasttrain.cli import check_workers, finish, parse
 
 EXIT_PROBLEMS = 1
 TASK_IMAGES = 256
@@ -50,8 +50,8 @@ class VerifyConfig:
     """OUT, the converted data set."""
     deep: bool = False
     """Decode every image, too."""
-    workers: int = 0
-    """Worker processes; 0 = one for each core this process may use."""
+    workers: int | Literal["auto"] = "auto"
+    """Worker processes; auto = one for each core this process may use."""
 
 
 class Part(NamedTuple):
@@ -160,6 +160,7 @@ def unknown_files(folder: pathlib.Path, manifest: Manifest) -> list[str]:
 
 def verify(config: VerifyConfig) -> list[str]:
     """Return the problems of a data set; ManifestError if there is no readable manifest."""
+    check_workers(config.workers)
     manifest = Manifest.load(config.out)
     shards = [shard for group in manifest.splits.values() for shard in group]
     odd = [file.name for shard in shards for file in shard.files() if os.path.basename(file.name) != file.name]
@@ -185,7 +186,7 @@ def _check(config: VerifyConfig, manifest: Manifest, parts: list[Part], problems
     counts = [part.stop - part.start if part.start >= 0 else 0 for part in parts]
     faulty, done = set(), 0
     watch = Watch("part", lambda: f"checking {parts[min(done, len(parts) - 1)].shard.name}")
-    results = map_in_order(check, parts, config.workers)
+    results = map_in_order(check, parts, 0 if config.workers == "auto" else config.workers)
     with watch, contextlib.closing(results), progress(sum(counts)) as advance:
         for part, count, found in zip(parts, counts, results, strict=True):
             watch.moved()

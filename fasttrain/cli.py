@@ -8,7 +8,7 @@ import io
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 Options = TypeVar("Options")
 EXIT_USER_ERROR = 2
@@ -51,6 +51,12 @@ def parse(
             fail(_one_line(captured.getvalue()) + " (--help lists the options)")
             raise SystemExit(EXIT_USER_ERROR) from None
         raise
+
+
+def check_workers(workers: int | Literal["auto"]) -> None:
+    """Raises UserError for a number of workers below 1."""
+    if workers != "auto" and workers < 1:
+        raise UserError(f"--workers {workers}: must be auto, or at least 1")
 
 
 def _one_line(boxed: str) -> str:

@@ -8,7 +8,7 @@ import pathlib
 import re
 from typing import Literal
 
-from fasttrain.cli import UserError
+from fasttrain.cli import UserError, check_workers
 
 # Options that do not change what is computed: a run may be continued with other values of these.
 FREE_OPTIONS = [
@@ -20,7 +20,7 @@ ABOVE_ZERO = [
     "cross_temperature", "uniform_temperature", "accumulate",
 ]  # fmt: skip
 NOT_NEGATIVE = [
-    "max_steps", "workers", "weight_decay", "warmup_epochs", "cross_weight", "uniform_weight", "keep_last", "seed",
+    "max_steps", "weight_decay", "warmup_epochs", "cross_weight", "uniform_weight", "keep_last", "seed",
     "clip_norm", "knn_every",
 ]  # fmt: skip
 # Peak learning rate at a batch of 256 and weight decay: MoCo's, MoCo v3's for its ResNet and its ViT, apex's own.
@@ -63,8 +63,8 @@ class TrainConfig:
     loader: Literal["auto", "ffcv", "dali", "folder", "resident"] = "auto"
     """auto decodes shards or plain image files, whichever --data is; ffcv insists on shards, folder on plain files;
     dali decodes JPEG shards by NVIDIA DALI; resident decodes either once and keeps all of it in memory."""
-    workers: int = 0
-    """Decoding threads of each process. 0: the cores this process may use, shared by the machine's processes."""
+    workers: int | Literal["auto"] = "auto"
+    """Decoding threads of each process. auto: the cores this process may use, shared by the machine's processes."""
     max_failed_fraction: float = 0.01
     """Training stops when more than this part of the images (and more than 10) can't be decoded."""
     recipe: Literal["mocov1", "mocov2", "mocov3", "cifar"] = "mocov2"
@@ -196,6 +196,7 @@ def check(config: TrainConfig) -> None:
     for name in NOT_NEGATIVE:
         if not getattr(config, name) >= 0:
             raise UserError(f"--{name.replace('_', '-')} must not be negative, not {getattr(config, name)}")
+    check_workers(config.workers)
     if not 0 <= config.ema < 1:
         raise UserError(f"--ema must be at least 0 and below 1, not {config.ema}")
     if not 0 <= config.max_failed_fraction <= 1:

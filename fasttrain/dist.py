@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dataprep import DataError
-from fasttrain.affinity import share_of
+from fasttrain.affinity import share_of, usable_cores
 from fasttrain.cli import EXIT_FAILURE, EXIT_USER_ERROR, RunError, UserError
 from fasttrain.memory import keep_freed_memory
 
@@ -54,7 +54,7 @@ class Ranks:
             dist.init_process_group(backend, timeout=TIMEOUT)
             self._control = dist.new_group(backend="gloo", timeout=TIMEOUT)  # flags cross it without a GPU sync
             self._take_cores()
-        self.cores = len(os.sched_getaffinity(0))
+        self.cores = usable_cores()
         if not on_gpu:
             keep_freed_memory()
             torch.set_num_threads(self.cores)  # torch's own choice leaves out hyper-threads: 1.6x slower on two of them
@@ -70,6 +70,10 @@ class Ranks:
         dist.all_gather_object(all_W, mine, group=self._control)
         sharers = [rank for rank, other in enumerate(all_W) if other == mine]
         os.sched_setaffinity(0, share_of(set(mine[1]), sharers.index(self.rank), len(sharers)))
+
+    def threads(self, workers: int | Literal["auto"]) -> int:
+        """The threads that an option of that kind asks for."""
+        return self.cores if workers == "auto" else workers
 
     @property
     def is_main(self) -> bool:

@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
 from torch import nn
 
 from fasttrain.checkpoint import BEST, load_checkpoint, load_newest
-from fasttrain.cli import UserError, finish, parse
+from fasttrain.cli import UserError, check_workers, finish, parse
 from fasttrain.config import TrainConfig, load_config
 from fasttrain.data import pixel_statistics
 from fasttrain.dist import Ranks
@@ -59,8 +59,8 @@ class EvaluateConfig:
     """Also evaluate the same network with the weights it started from; those figures end in _untrained."""
     batch_size: int = 256
     """Images a step."""
-    workers: int = 0
-    """Decoding threads. 0: every core this process may use."""
+    workers: int | Literal["auto"] = "auto"
+    """Decoding threads. auto: every core this process may use."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU when there is one."""
 
@@ -81,8 +81,9 @@ def read_state(run: pathlib.Path, config: TrainConfig, best: bool) -> dict:
 
 def evaluate(options: EvaluateConfig) -> int:
     """Print and keep the figures; returns the exit status."""
-    if options.k < 1 or options.temperature <= 0 or options.batch_size < 1 or options.workers < 0:
-        raise UserError("--k and --batch-size must be at least 1, --temperature above 0, --workers not negative")
+    if options.k < 1 or options.temperature <= 0 or options.batch_size < 1:
+        raise UserError("--k and --batch-size must be at least 1, --temperature above 0")
+    check_workers(options.workers)
     run = pathlib.Path(options.run)
     config = load_config(run)
     data = pathlib.Path(options.data or config.data)
@@ -103,7 +104,7 @@ def evaluate(options: EvaluateConfig) -> int:
         memory, queries = (
             extract(
                 network, width, store, run, device, size=config.size, mean=mean, std=std, batch_size=options.batch_size,
-                workers=options.workers or ranks.cores, max_failed_fraction=config.max_failed_fraction,
+                workers=ranks.threads(options.workers), max_failed_fraction=config.max_failed_fraction,
             )
             for store in (train, val)
         )  # fmt: skip

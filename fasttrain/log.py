@@ -48,7 +48,7 @@ class TrainLog:
         self._skips_3 = torch.tensor(Skips())
         self._pending: _Pending | None = None
         self._look: _Arriving | None = None
-        self._steps, self._clock = 0, BatchClock(device)
+        self._steps, self._replaced, self._clock = 0, 0, BatchClock(device)
         self._began = self._printed = time.monotonic()
         self._health = Health(device, workers)
         self.skips = Skips()  # as last read
@@ -62,8 +62,10 @@ class TrainLog:
             self._bar.start()
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass batches on, counting the time that the steps wait for each."""
-        return self._clock.timed(batches)
+        """Pass batches on, counting the time that the steps wait for each, and samples that stand in for others."""
+        for batch in self._clock.timed(batches):
+            self._replaced += batch.replaced
+            yield batch
 
     def making_views(self) -> contextlib.AbstractContextManager[None]:
         """Count the time of what is done in it to the views."""
@@ -126,11 +128,12 @@ class TrainLog:
             "lr": lr,
             "images_per_sec": self._steps * self._batch_size / seconds,
             **self._health.memory(),
+            "replaced": self._replaced,
         }
         values = torch.cat([self._sums, self._skips_3.double()])
         place = {"step": step, "epoch": epoch}
         self._pending = _Pending(_Arriving(values), place, self._names, figures, self._clock.take(), seconds)
-        self._sums, self._steps, self._began = None, 0, now
+        self._sums, self._steps, self._replaced, self._began = None, 0, 0, now
 
     def _write(self) -> None:
         """Write the entry whose values are on their way, once they are here."""
@@ -154,9 +157,10 @@ class TrainLog:
     def _show(self, entry: dict, means: dict[str, float | None]) -> None:
         terms = " ".join(f"{name} {value:.4f}" for name, value in means.items() if value is not None)
         rates = f"{entry['images_per_sec']:.0f} images/s, {100 * entry['data_wait']:.0f}% waiting for data"
-        skipped = f", {entry['skipped']} steps skipped" if entry["skipped"] else ""
+        faults = f", {entry['skipped']} steps skipped" if entry["skipped"] else ""
+        faults += f", {entry['replaced']} images replaced" if entry["replaced"] else ""
         memory = ", ".join(f"{entry[name]:.1f} {text}" for name, text in MEMORY.items() if name in entry)
-        text = f"epoch {entry['epoch']} {terms} lr {entry['lr']:.4g} {rates}, {memory}{skipped}"
+        text = f"epoch {entry['epoch']} {terms} lr {entry['lr']:.4g} {rates}, {memory}{faults}"
         now = time.monotonic()
         if self._bar:
             self._bar.update(self._task, description=text)

@@ -23,7 +23,9 @@ from fasttrain.health import MEMORY
 from fasttrain.log import read_metrics
 
 SUBTITLE = ("method", "arch", "data")
-NOT_TERMS = {"step", "epoch", "lr", "images_per_sec", "data_wait", "transfer_wait", "views_time", "skipped", *MEMORY}
+NOT_TERMS = {
+    "step", "epoch", "lr", "images_per_sec", "data_wait", "transfer_wait", "views_time", "skipped", "replaced", *MEMORY,
+}  # fmt: skip
 STYLE = """
 :root { color-scheme: light; --ink: #1c2733; --soft: #5d6b7a; --line: #e3e8ee; --accent: #1f6feb; }
 body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink);

@@ -82,8 +82,9 @@ def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
             f"--batch-size {config.batch_size} can't be cut into {parts} equal parts (--accumulate) of 2 or more"
         )
     order = Order(store.num_samples, config.batch_size, config.seed, True, ranks.rank, ranks.world_size)
-    workers = config.workers or ranks.cores
-    return open_loader(store, order, workers, config.loader, ranks.device, config.max_failed_fraction)
+    return open_loader(
+        store, order, ranks.threads(config.workers), config.loader, ranks.device, config.max_failed_fraction
+    )
 
 
 def make_networks(config: TrainConfig, device: torch.device) -> Method:
@@ -139,7 +140,8 @@ def train(config: TrainConfig) -> int:
     store = open_dataset(pathlib.Path(config.data), "train", config.loader, config.size)
     loader = make_loader(store, config, ranks)
     mean, std = pixel_statistics(pathlib.Path(config.data), config.loader)
-    knn = KnnMonitor(config, ranks.device, config.workers or ranks.cores) if config.knn_every else None
+    workers = ranks.threads(config.workers)
+    knn = KnnMonitor(config, ranks.device, workers) if config.knn_every else None
 
     run = pathlib.Path(ranks.share(str(run_folder.run_path(config))))
     claim = ranks.together(lambda: run_folder.prepare(run, config) if ranks.is_main else None)
@@ -156,9 +158,8 @@ def train(config: TrainConfig) -> int:
     log: TrainLog = SilentLog()
     if ranks.is_main:
         log = TrainLog(
-            run, step, last_step, config.log_every, config.batch_size, config.tensorboard, ranks.device,
-            config.workers or ranks.cores,
-        )  # fmt: skip
+            run, step, last_step, config.log_every, config.batch_size, config.tensorboard, ranks.device, workers
+        )
     evaluations = Evaluations(knn, config.knn_every * steps_per_epoch, run, ranks, lambda: stop.received)
 
     def save(at_any_rate: bool) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from fasttrain.cli import UserError
 from fasttrain.config import PRESETS, TrainConfig, as_dict, differences, parse_config
+from fasttrain.dist import Ranks
 
 
 def test_defaults_and_presets():
@@ -49,6 +50,7 @@ def test_bad_command_lines_are_one_line_and_status_2(words, message, capsys):
         (["--warmup-epochs", "200"], "leaves nothing"),
         (["--accumulate", "0"], "--accumulate must be above 0"),
         (["--clip-norm", "-1"], "--clip-norm must not be negative"),
+        (["--workers", "0"], "--workers 0: must be auto, or at least 1"),
         (["--resolution", "256:224"], "--resolution '256:224' is not two sides of views such as 128:224"),
     ],
 )
@@ -78,6 +80,13 @@ def test_differences_are_of_what_changes_the_result():
     saved = as_dict(TrainConfig(data="x", workers=3))
     assert differences(saved, TrainConfig(data="y", workers=1, max_steps=9)) == []
     assert differences(saved, TrainConfig(data="x", lr=0.5)) == ["--lr was 0.03, now 0.5"]
+
+
+def test_workers_are_a_number_or_all_the_cores():
+    assert parse_config(["--data", "x"]).workers == parse_config(["--data", "x", "--workers", "auto"]).workers == "auto"
+    assert parse_config(["--data", "x", "--workers", "3"]).workers == 3
+    ranks = Ranks("cpu")
+    assert (ranks.threads("auto"), ranks.threads(3)) == (ranks.cores, 3)
 
 
 def test_a_resolution_sets_the_first_and_the_final_side():

@@ -88,7 +88,7 @@ def test_convert_as_typed(source: Path, tmp_path: Path) -> None:
 
 
 def test_samples_arrive_whole_and_with_their_labels(source: Path, tmp_path: Path) -> None:
-    assert run(source, tmp_path / "out", "--shard-size", 7, "--workers", 2) == 0
+    assert run(source, tmp_path / "out", "--shard-size", 7, "--workers", "auto") == 0
     manifest = Manifest.load(tmp_path / "out")
     originals = {path.read_bytes() for path in source.glob("*/*.jpg")}
     seen, pixels = [], []
@@ -285,6 +285,7 @@ def test_an_unfinished_conversion_refuses_a_touched_source(
         (["{source}", "{tmp}/out", "--quality", "0"], "--quality 0: must be 1 to 100"),
         (["{source}", "{tmp}/out", "--val-fraction", "1"], "--val-fraction 1.0: must be"),
         (["{source}", "{tmp}/out", "--seed", "-1"], "--seed -1: must be"),
+        (["{source}", "{tmp}/out", "--workers", "0"], "--workers 0: must be auto, or at least 1"),
     ],
 )
 def test_refusals(

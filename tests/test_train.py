@@ -44,7 +44,17 @@ def test_a_finished_run_holds_everything(uninterrupted):
     metrics = read_metrics(run / "metrics.jsonl")
     assert [entry["step"] for entry in metrics] == list(range(2, 17, 2))
     names = {"loss"} if method == "moco" else {"loss", "info_nce", "cross", "uniform"}
-    names |= {"epoch", "lr", "images_per_sec", "data_wait", "transfer_wait", "views_time", "rss_gib", "skipped"}
+    names |= {
+        "epoch",
+        "lr",
+        "images_per_sec",
+        "data_wait",
+        "transfer_wait",
+        "views_time",
+        "rss_gib",
+        "skipped",
+        "replaced",
+    }
     for entry in metrics:
         assert names <= set(entry)
         assert 0 <= entry["data_wait"] <= 1
@@ -299,4 +309,5 @@ def test_too_many_broken_images_end_training_by_the_fraction_given(shards, tmp_p
     error = capsys.readouterr().err
     assert "samples can't be decoded (--max-failed-fraction allows more); the last: sample" in error
     assert train(data, tmp_path / "other", "--max-failed-fraction", "0.5", "--max-steps", 5) == 0
+    assert sum(entry["replaced"] for entry in read_metrics(tmp_path / "other" / "metrics.jsonl")) > 0
     assert train(data, tmp_path / "other", "--max-failed-fraction", "1.5") == 2
