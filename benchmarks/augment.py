@@ -178,8 +178,9 @@ class Side:
 
 
 def _first(batch: Batch, count: int) -> Batch:
-    columns = {name: column if name == "pixels" else column[:count] for name, column in vars(batch).items()}
-    return Batch(**columns)
+    names = "offset_B", "height_B", "width_B", "index_B", "label_B"
+    columns = {name: getattr(batch, name)[:count] for name in names}
+    return Batch(batch.pixels, **columns)
 
 
 def _pairs(batch: Batch) -> ViewTable:

@@ -17,7 +17,6 @@ import pathlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,8 +28,7 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from dataprep.engines import ENGINES, ShardWork
-from dataprep.images import EncodedImage, Write, encode_samples
-from dataprep.listing import Reader, Sample
+from dataprep.images import Write, encode_samples
 from dataprep.manifest import Manifest
 from dataprep.plan import PlannedShard, by_split, plan_shards
 from dataprep.progress import Note, progress
@@ -119,10 +117,7 @@ def convert_shards(
     missing = [planned for planned in plan if planned.name not in records]
     total, left = (sum(len(planned.samples) for planned in shards) for shards in (plan, missing))
     raw = config.write != "jpeg"
-    encode = functools.partial(
-        encode_one_by_one if raw else encode_samples,
-        max_side=config.max_side, quality=config.quality, write=config.write,
-    )  # fmt: skip
+    encode = functools.partial(encode_samples, max_side=config.max_side, quality=config.quality, write=config.write)
     work = ShardWork(config.out, source.reader, encode, len(source.classes), raw)
     start = time.perf_counter()
     with progress(total, total - left) as advance:
@@ -130,16 +125,6 @@ def convert_shards(
         written = ENGINES[config.engine](work, missing, num_workers, Note(advance))
         records.update((record.shard.name, record) for record in written)
     return records, left / (time.perf_counter() - start)
-
-
-def encode_one_by_one(
-    reader: Reader,
-    task: Sequence[tuple[Sample, bool]],
-    **options: Any,  # noqa: ANN401 - those of encode_samples
-) -> Iterator[EncodedImage | str]:
-    """As encode_samples, but each image is made when it is asked for: pixels of many at once could fill the memory."""
-    for part in task:
-        yield from encode_samples(reader, [part], **options)
 
 
 def manifest_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -160,15 +160,16 @@ def _raw(pixels_HW3: np.ndarray, measure: bool) -> EncodedImage:
 
 def encode_samples(
     reader: Reader, task: Sequence[tuple[Sample, bool]], max_side: int, quality: int, write: Write = "jpeg"
-) -> list[EncodedImage | str]:
-    """Encode samples, each with whether to measure it, as encode_image does; a string is why one is unusable."""
+) -> Iterator[EncodedImage | str]:
+    """Encode samples, each with whether to measure it, as encode_image does; a string is why one is unusable.
+
+    All are read at once. Each is encoded when it is asked for: pixels of many at once could fill the memory.
+    """
     content_N = [_read(reader, sample) for sample, _ in task]
     measure_N = [measure for _, measure in task]
     copied_N = _copied(content_N, measure_N, max_side) if write == "jpeg" and not all(measure_N) else [None] * len(task)
-    return [
-        copied or _encode(content, max_side, quality, write, measure)
-        for copied, content, measure in zip(copied_N, content_N, measure_N, strict=True)
-    ]
+    for copied, content, measure in zip(copied_N, content_N, measure_N, strict=True):
+        yield copied or _encode(content, max_side, quality, write, measure)
 
 
 def _read(reader: Reader, sample: Sample) -> bytes | np.ndarray | str:

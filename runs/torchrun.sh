@@ -3,7 +3,7 @@
 #     bash runs/torchrun.sh --data shards --run runs/first
 # torchrun reads its options from variables: PET_NNODES, PET_NPROC_PER_NODE, PET_RDZV_ENDPOINT and so on (--nnodes, …).
 set -euo pipefail
-cd "$(dirname "$0")/.."
+checkout=$(cd "$(dirname "$0")/.." && pwd) # and stay: --data and --run may be relative to where the command is typed
 
 if [ -z "${PET_NPROC_PER_NODE:-}" ]; then
   PET_NPROC_PER_NODE=1
@@ -18,4 +18,4 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-45}
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # train.py itself takes the cores of its process
 export PET_NPROC_PER_NODE
-exec "${PYTHON:-python3}" -m torch.distributed.run -- fasttrain/train.py "$@"
+exec "${PYTHON:-python3}" -m torch.distributed.run -- "$checkout/fasttrain/train.py" "$@"

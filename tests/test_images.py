@@ -223,6 +223,6 @@ def test_encode_samples_goes_on_after_a_failure(tmp_path: Path) -> None:
     (tmp_path / "good.jpg").write_bytes(as_file(blocks(), "JPEG"))
     (tmp_path / "bad.jpg").write_bytes(b"")
     task = [(Sample(name, 0), True) for name in ("bad.jpg", "missing.jpg", "good.jpg")]
-    results = encode_samples(FolderReader(str(tmp_path)), task, 0, 90)
+    results = list(encode_samples(FolderReader(str(tmp_path)), task, 0, 90))
     assert results[:2] == ["empty file", "No such file or directory"]
     assert results[2].passed_through  # type: ignore[union-attr]

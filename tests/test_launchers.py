@@ -124,3 +124,11 @@ def test_launcher_starts_one_process_without_a_gpu(tmp_path):
     job = subprocess.run(words, capture_output=True, text=True, timeout=100, env=own)
     assert job.returncode == 1
     assert job.stderr.count("no such folder") == 1
+
+
+def test_relative_paths_are_those_of_where_the_command_is_typed(tmp_path):
+    (tmp_path / "photos").mkdir()
+    words = ["bash", ROOT / "runs/torchrun.sh", "--data", "photos"]
+    job = subprocess.run(words, capture_output=True, text=True, timeout=100, cwd=tmp_path, env=environment())
+    assert job.returncode == 1
+    assert "photos: no images" in job.stderr

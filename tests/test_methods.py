@@ -132,7 +132,7 @@ def _global_batch(rank, folder, world_size, readings):
     assert ranks.agree(rank) == 0
     assert ranks.agree(0) == world_size - 1
     assert ranks.share({"from": rank}) == {"from": 0}
-    ranks.wait()
+    assert ranks.together(lambda: rank) == rank
     ranks.close()
 
 
