@@ -19,15 +19,16 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
 
 from torch import nn
 
-from fasttrain.checkpoint import BEST, load_checkpoint, load_newest
+from fasttrain.checkpoint import BEST, Checkpoint, load_checkpoint, load_newest
 from fasttrain.cli import UserError, check_workers, finish, parse
 from fasttrain.config import TrainConfig, load_config
 from fasttrain.data import pixel_statistics
 from fasttrain.dist import Ranks
+from fasttrain.faults import is_full_memory
 from fasttrain.features import extract, open_labelled
 from fasttrain.knn import knn_accuracy
 from fasttrain.linear_probe import linear_accuracy
-from fasttrain.methods import channels_last, make_method
+from fasttrain.methods import Method, channels_last, make_method
 from fasttrain.report import write_report
 
 
@@ -65,8 +66,8 @@ class EvaluateConfig:
     """auto: a GPU when there is one."""
 
 
-def read_state(run: pathlib.Path, config: TrainConfig, best: bool) -> dict:
-    """The newest checkpoint of a run, or its best. Raises UserError where there is none, and says how to get one."""
+def chosen_checkpoint(run: pathlib.Path, config: TrainConfig, best: bool) -> Checkpoint:
+    """The newest of a run, or its best. Raises UserError where there is none, and says how to get one."""
     path = run / "checkpoints" / BEST
     if best and not path.exists():
         raise UserError(f"{run} has no {BEST}: train with --knn-every, for one epoch of that many at least")
@@ -76,7 +77,18 @@ def read_state(run: pathlib.Path, config: TrainConfig, best: bool) -> dict:
             f"{run} has no checkpoint yet: training writes one every {config.checkpoint_every} steps, at its end, and "
             "when it is told to stop; if it has failed, its last line said why: run the same command again"
         )
-    return checkpoint.state
+    return checkpoint
+
+
+def load_weights(method: Method, checkpoint: Checkpoint) -> None:
+    """Give the method a checkpoint's weights. Raises UserError where they are of other networks."""
+    try:
+        method.load_state_dict(checkpoint.state["method"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        if is_full_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{checkpoint.path} does not fit the networks of its run's config.json: {reason}") from error
 
 
 def evaluate(options: EvaluateConfig) -> int:
@@ -89,17 +101,17 @@ def evaluate(options: EvaluateConfig) -> int:
     data = pathlib.Path(options.data or config.data)
     train, val = open_labelled(data, config.loader if str(data) == config.data else "auto", config.size)
     mean, std = pixel_statistics(pathlib.Path(config.data), config.loader)
-    state = read_state(run, config, options.best)
+    checkpoint = chosen_checkpoint(run, config, options.best)
     ranks = Ranks(options.device)
     device = ranks.device
     method = make_method(config)
     width = method.feature_width if options.features == "encoder" else config.dim
     network = method.encoder if options.features == "encoder" else nn.Sequential(method.encoder, method.projector)
 
-    figures: dict[str, float | int] = {"step": state["step"]}
+    figures: dict[str, float | int] = {"step": checkpoint.state["step"]}
     for suffix in ("_untrained", "") if options.untrained else ("",):
         if not suffix:
-            method.load_state_dict(state["method"])
+            load_weights(method, checkpoint)
         channels_last(method, device).eval()
         memory, queries = (
             extract(

@@ -9,7 +9,7 @@ import sys
 import psutil
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, one_line
 from launch import TINY, environment, equal, final_state, launcher, started, train, wait_for_step
 
 from fasttrain.checkpoint import save_checkpoint, saved_checkpoints
@@ -86,6 +86,16 @@ def test_one_that_does_not_fit_is_one_line_which_offers_the_one_before(run, shar
     newest.unlink()
     assert train(shards, run, "--max-steps", 9) == 0
     assert f"continuing {run} from step 8" in capsys.readouterr().err
+
+
+def test_one_that_does_not_fit_is_one_line_of_the_evaluation_too(run, run_command):
+    newest = saved_checkpoints(run / "checkpoints")[0]
+    state = torch.load(newest, weights_only=True)
+    state["method"].update({key: torch.zeros(3) for key in state["method"]})
+    save_checkpoint(run / "checkpoints", state, 0)
+    process = run_command("fasttrain/evaluate.py", run, "--knn")
+    assert process.returncode == 2
+    assert f"{newest} does not fit the networks of its run's config.json" in one_line(process)
 
 
 def test_one_that_does_not_fit_with_none_before_it_offers_to_start_over(run, shards, capsys):
