@@ -9,8 +9,8 @@ RGBImageField(write_mode="jpg", max_resolution=--max-side, jpeg_quality=90)). Ti
 set, with the folder's listing, the start of workers and, of ours, checksums and manifest; imports are left out, and the
 compiling of numba code, which is kept on disk.
 Prints a table and appends a line to benchmarks/results/convert.jsonl; the last line is JSON: median ratios within
-rounds. The folder should hold some thousand photographs: in fewer, start-up,
-statistics and the last checksum take a part that they don't have in a whole data set.
+rounds. The folder should hold some thousand photographs: in fewer, start-up, statistics and the last checksum take a
+part that they don't have in a whole data set.
 """
 
 from __future__ import annotations

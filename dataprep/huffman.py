@@ -478,8 +478,6 @@ _STATUS, _COMING, _HELD, _AT, _COEFFICIENTS, _PLANNED = map(_place, (STATUS, COM
 _BLOCKS_LEFT, _SEGMENTS_LEFT, _SCAN, _LIMIT = map(_place, (BLOCKS_LEFT, SEGMENTS_LEFT, SCAN, LIMIT))
 _END, _UNIT, _FULL, _LAST, _PLAN, _PLAN_STEP = map(_place, (END, UNIT, FULL, LAST, PLAN, PLAN_STEP))
 _DC_COUNT, _DC_SYMBOL, _AC_COUNT, _AC_SYMBOL = map(_place, (DC_COUNT, DC_SYMBOL, AC_COUNT, AC_SYMBOL))
-
-
 _0, _1, _3, _4, _7, _8, _15, _16, _48, _56, _63 = (np.uint64(x) for x in (0, 1, 3, 4, 7, 8, 15, 16, 48, 56, 63))
 _TOP, _LENGTH, _ADVANCE, _BLOCK = np.uint64(64 - BITS), np.uint64(LENGTH), np.uint64(ADVANCE), np.uint64(BLOCK)
 _END_OF_BLOCK, _AC_TABLE, _INVALID = np.uint64(END_OF_BLOCK), np.uint64(2 * ENTRIES), np.uint64(2**64 - 1)

@@ -41,6 +41,18 @@ def one_rank(shards, tmp_path_factory):
     return run
 
 
+def run_script(tmp_path, script, count=2):
+    """Run a script on some processes under torchrun, with a folder as its argument; returns what it printed."""
+    (tmp_path / "script.py").write_text(script)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    job = subprocess.run(
+        [*words, tmp_path / "script.py", tmp_path], capture_output=True, text=True, timeout=100,
+        env={**environment(), "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert job.returncode == 0, job.stderr
+    return job.stdout
+
+
 def test_two_ranks_have_the_losses_of_one(one_rank, shards, tmp_path):
     on_ranks(2, shards, tmp_path / "run", "--max-steps", STEPS)
     assert torch.allclose(losses(tmp_path / "run"), losses(one_rank), rtol=0, atol=TOLERANCE)
@@ -104,14 +116,8 @@ ranks.close()
 
 def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path):
     """Values, gradients and running statistics of two ranks are those of one."""
-    (tmp_path / "sync.py").write_text(SYNC)
     for count in (1, 2):
-        words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        job = subprocess.run(
-            [*words, tmp_path / "sync.py", tmp_path], capture_output=True, text=True, timeout=100,
-            env={**environment(), "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        assert job.returncode == 0, job.stderr
+        run_script(tmp_path, SYNC, count)
     one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
     first["x"] = torch.cat([first["x"], second["x"]])
     assert one.keys() == first.keys()
@@ -192,17 +198,11 @@ ranks.close()
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two hardware threads")
 def test_ranks_of_a_machine_keep_to_their_own_cores(tmp_path):
-    (tmp_path / "rank.py").write_text(RANK)
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    job = subprocess.run(
-        [*words, tmp_path / "rank.py"], capture_output=True, text=True, timeout=100,
-        env={**environment(), "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert job.returncode == 0, job.stderr
+    lines = run_script(tmp_path, RANK).splitlines()
     cores = os.sched_getaffinity(0)
     shares = [share_of(cores, place, 2) for place in range(2)]
     expected = [f"{rank} {len(share)} {sorted(share)}" for rank, share in enumerate(shares)]
-    assert sorted(job.stdout.splitlines()) == expected
+    assert sorted(lines) == expected
 
 
 BUSY = """
@@ -223,10 +223,4 @@ ranks.close()
 
 def test_ranks_wait_for_a_busy_one_longer_than_for_one_they_hear_nothing_of(tmp_path):
     """An evaluation on the first rank may take longer than the time after which a rank counts as lost."""
-    (tmp_path / "rank.py").write_text(BUSY)
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    job = subprocess.run(
-        [*words, tmp_path / "rank.py"], capture_output=True, text=True, timeout=100,
-        env={**environment(), "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert job.returncode == 0, job.stderr
+    run_script(tmp_path, BUSY)
