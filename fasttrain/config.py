@@ -175,7 +175,12 @@ def parse_config(argv: list[str]) -> TrainConfig:
     defaults = TrainConfig(data=tyro.MISSING, **{**PRESETS.get(preset, {}), **OPTIMIZERS.get(optimizer, {})})
     config = parse(TrainConfig, argv, defaults)
     if config.resolution:
-        config = dataclasses.replace(config, size=_sides(config.resolution)[1])
+        final = _sides(config.resolution)[1]
+        if config.size not in (defaults.size, final):
+            raise UserError(
+                f"--resolution {config.resolution} ends with views of {final} px, --size {config.size} is another"
+            )
+        config = dataclasses.replace(config, size=final)
     check(config)
     return config
 

@@ -19,6 +19,7 @@ from dataprep import DataError
 from fasttrain.affinity import share_of, usable_cores
 from fasttrain.cli import EXIT_FAILURE, EXIT_USER_ERROR, RunError, UserError
 from fasttrain.memory import keep_freed_memory
+from fasttrain.pulse import Pulse
 
 TIMEOUT = datetime.timedelta(minutes=10)  # a rank that waits longer for another gives up with an error
 SIGN_OF_LIFE_SECONDS = 60.0  # between a busy rank's, well below TIMEOUT
@@ -41,6 +42,7 @@ class Ranks:
         on_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"
         self.device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
         self._control: Any = None
+        self._pulse: Pulse | None = None
         self._pending: tuple[Any, Tensor] | None = None
         if on_gpu:
             if local_rank >= torch.cuda.device_count():
@@ -53,23 +55,24 @@ class Ranks:
             backend = "cuda:nccl,cpu:gloo" if on_gpu else "gloo"
             dist.init_process_group(backend, timeout=TIMEOUT)
             self._control = dist.new_group(backend="gloo", timeout=TIMEOUT)  # flags cross it without a GPU sync
-            self._take_cores()
+            self._pulse = Pulse(self._take_cores())
         self.cores = usable_cores()
         if not on_gpu:
             keep_freed_memory()
             torch.set_num_threads(self.cores)  # torch's own choice leaves out hyper-threads: 1.6x slower on two of them
 
-    def _take_cores(self) -> None:
+    def _take_cores(self) -> list[str]:
         """Keep this process, and every thread it starts from now on, on its own share of the machine's cores.
 
         Ranks of one machine that may use the same cores share them out; a rank that was given cores of its own (by
-        torchrun's --numa-binding, a scheduler or numactl) keeps those.
+        torchrun's --numa-binding, a scheduler or numactl) keeps those. Returns the name of every rank's machine.
         """
         mine = socket.gethostname(), frozenset(os.sched_getaffinity(0))
         all_W: list[Any] = [None] * self.world_size
         dist.all_gather_object(all_W, mine, group=self._control)
         sharers = [rank for rank, other in enumerate(all_W) if other == mine]
         os.sched_setaffinity(0, share_of(set(mine[1]), sharers.index(self.rank), len(sharers)))
+        return [host for host, _cores in all_W]
 
     def threads(self, workers: int | Literal["auto"]) -> int:
         """The threads that an option of that kind asks for."""
@@ -162,7 +165,9 @@ class Ranks:
         return result
 
     def close(self) -> None:
-        if self.world_size > 1:
+        """Leave the group, once all ranks do."""
+        if self._pulse:
+            self._pulse.close()
             dist.destroy_process_group()
 
 

@@ -130,6 +130,7 @@ def evaluate(options: EvaluateConfig) -> int:
     (run / "evaluation.json").write_text(json.dumps({**figures, "settings": settings}) + "\n")
     write_report(run)
     print(json.dumps(figures), flush=True)
+    ranks.close()
     return 0
 
 

@@ -52,6 +52,7 @@ def test_bad_command_lines_are_one_line_and_status_2(words, message, capsys):
         (["--clip-norm", "-1"], "--clip-norm must not be negative"),
         (["--workers", "0"], "--workers 0: must be auto, or at least 1"),
         (["--resolution", "256:224"], "--resolution '256:224' is not two sides of views such as 128:224"),
+        (["--resolution", "128:224", "--size", "160"], "ends with views of 224 px, --size 160 is another"),
     ],
 )
 def test_values_no_run_could_use(words, message):
@@ -92,4 +93,5 @@ def test_workers_are_a_number_or_all_the_cores():
 def test_a_resolution_sets_the_first_and_the_final_side():
     config = parse_config(["--data", "x", "--resolution", "96:160"])
     assert (config.start_size, config.size) == (96, 160)
+    assert parse_config(["--data", "x", "--resolution", "96:160", "--size", "160"]).size == 160
     assert parse_config(["--data", "x"]).start_size == 224

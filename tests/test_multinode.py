@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 from launch import ENDLESS, final_state, launcher, started, train, wait_for_step
 
@@ -71,12 +72,28 @@ def elastic(place):
     return {"PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": f"{ADDRESSES[0]}:{PORT}", "PET_RDZV_CONF": conf}
 
 
+def processes(place):
+    """Numbers of all processes of a machine."""
+    words = ["ip", "netns", "pids", NAMES[place]]
+    return list(map(int, subprocess.run(words, capture_output=True, text=True, timeout=20).stdout.split()))
+
+
+def ranks_end(place, within):
+    """Have all training processes of a machine ended after so many seconds? Its torchrun may have yet to notice."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        words = [psutil.Process(pid).cmdline() for pid in processes(place)]  # empty: nobody has fetched its status yet
+        if words and not any(word and "torch.distributed.run" not in word for word in words):
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def kill(job):
     """What a power cut does to a machine's processes: torchrun, and the rank in its own session, at once."""
-    ranks = subprocess.run(["ip", "netns", "pids", NAMES[1]], capture_output=True, text=True, timeout=20).stdout.split()
-    for pid in ranks:
+    for pid in processes(1):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
     assert job.wait(20) == -signal.SIGKILL
 
 
@@ -97,6 +114,27 @@ def test_a_job_ends_when_a_machine_dies_and_goes_on_from_its_checkpoint(cable, s
             kill(b)
         assert a.wait(SECONDS) != 0
     assert "lost another process of this job" in logs[0].read_text()
+    step = final_state(run)["step"]
+    assert train(shards, run, *ENDLESS, "--max-steps", step + 2) == 0
+    assert final_state(run)["step"] == step + 2
+
+
+def test_a_job_ends_on_both_sides_when_the_cable_is_cut(cable, shards, tmp_path):
+    """Nothing tells the connections, and both sides would wait for ten minutes."""
+    run, logs = tmp_path / "run", [tmp_path / "0", tmp_path / "1"]
+    with (
+        side(0, shards, run, logs[0], *ENDLESS, **elastic(0)) as a,
+        side(1, shards, run, logs[1], *ENDLESS, **elastic(1)) as b,
+    ):
+        wait_for_step(run, 4, a, b)
+        ip("-n", NAMES[1], "link", "set", "eth0", "down")
+        try:
+            assert a.wait(60) != 0
+            assert ranks_end(1, within=20)
+        finally:
+            ip("-n", NAMES[1], "link", "set", "eth0", "up")
+    assert "process 1, on " in logs[0].read_text()
+    assert all("shows no sign of life" in log.read_text() for log in logs)
     step = final_state(run)["step"]
     assert train(shards, run, *ENDLESS, "--max-steps", step + 2) == 0
     assert final_state(run)["step"] == step + 2

@@ -63,7 +63,7 @@ def snapshot(state):
     [
         "--optimizer lars --lr 5 --clip-norm 1",
         "--optimizer adamw --precision fp16 --accumulate 2",
-        "--method moco --batch-norm plain --checkpoint-activations --resolution 8:24 --knn-every 1",
+        "--method moco --batch-norm plain --checkpoint-activations --resolution 8:24 --size 24 --knn-every 1",
     ],
 )
 def test_resume_is_bit_identical(shards, tmp_path, options):
