@@ -135,8 +135,8 @@ def bench_command(config: BenchConfig) -> int:
     print(table(rates))
     result = {"passthrough_vs_ffcv": ratio(rates, PASS_THROUGH), "reencode_vs_ffcv": ratio(rates, REENCODE)}
     images = len(scan_folder(config.data).splits["train"])
-    record.append("convert", {"images": images, "max_side": config.max_side, "rates": rates, **result})
     print(json.dumps(result), flush=True)
+    record.append("convert", {"images": images, "max_side": config.max_side, "rates": rates, **result})
     return 0
 
 

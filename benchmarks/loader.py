@@ -170,8 +170,8 @@ def benchmark(options: LoaderBenchmark) -> int:
     for name, values in rates.items():
         print(f"{name:34}{statistics.median(values):9.0f}{min(values):9.0f}{max(values):9.0f}")
     medians = {name: [round(x, 1) for x in sorted(values)] for name, values in rates.items()}
-    record.append("loader", {"threads": threads, "batch": BATCH, "images_per_sec": medians, **figures})
     print(json.dumps(figures), flush=True)
+    record.append("loader", {"threads": threads, "batch": BATCH, "images_per_sec": medians, **figures})
     return 0
 
 

@@ -32,7 +32,10 @@ def origin() -> dict:
 
 
 def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
+    except OSError:  # a machine without git
+        return ""
     return done.stdout.strip()
 
 

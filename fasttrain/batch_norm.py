@@ -68,12 +68,12 @@ class _SplitBatchNorm(_BatchNorm):
         var, mean = torch.var_mean(x.float(), dims, correction=0, keepdim=True)
         normed = (x.float() - mean) * (var + self.eps).rsqrt()
         rows = x[0].numel() // x.shape[2]
-        # As if each group had moved them in turn.
+        # As if each group had moved them in turn. Not as a product of matrices: autocast would take it in 16 bits.
         powers = torch.arange(len(x) - 1, -1, -1, device=x.device)
         part_G = momentum * (1 - momentum) ** powers
         with torch.no_grad():
             for running, values in ((self.running_mean, mean), (self.running_var, var * (rows / max(1, rows - 1)))):
-                running.mul_((1 - momentum) ** len(x)).add_(part_G @ values.flatten(1))
+                running.mul_((1 - momentum) ** len(x)).add_((part_G[:, None] * values.flatten(1)).sum(0))
         return (normed * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
 
 

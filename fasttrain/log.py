@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
+ON_THEIR_WAY = 8  # entries at most; then the host waits for the oldest
 
 
 class TrainLog:
@@ -46,7 +48,7 @@ class TrainLog:
         self._names: list[str] = []
         self._sums: Tensor | None = None
         self._skips_3 = torch.tensor(Skips())
-        self._pending: _Pending | None = None
+        self._pending: collections.deque[_Pending] = collections.deque()
         self._look: _Arriving | None = None
         self._steps, self._replaced, self._clock = 0, 0, BatchClock(device)
         self._began = self._printed = time.monotonic()
@@ -82,7 +84,7 @@ class TrainLog:
             self._bar.update(self._task, completed=step)
         if step % self._every == 0 or step == self._total:
             self._ask(step, epoch, lr)
-        if self._pending and self._pending.values.arrived():
+        while self._pending and self._pending[0].values.arrived():
             self._write()
         self._look_at_skips(step)
 
@@ -97,7 +99,7 @@ class TrainLog:
         """Read what was summed since the last time and write it everywhere; `skips` is then that of this step."""
         if self._steps:
             self._ask(step, epoch, lr)
-        if self._pending:
+        while self._pending:
             self._write()
 
     def event(self, step: int, epoch: int, seconds: float, **figures: float) -> None:
@@ -119,7 +121,7 @@ class TrainLog:
 
     def _ask(self, step: int, epoch: int, lr: float) -> None:
         """Start the way of the sums to the host."""
-        if self._pending:  # not arrived for a whole interval
+        if len(self._pending) == ON_THEIR_WAY:
             self._write()
         now = time.monotonic()
         seconds = max(now - self._began, 1e-9)
@@ -132,13 +134,13 @@ class TrainLog:
         }
         values = torch.cat([self._sums, self._skips_3.double()])
         place = {"step": step, "epoch": epoch}
-        self._pending = _Pending(_Arriving(values), place, self._names, figures, self._clock.take(), seconds)
+        pending = _Pending(_Arriving(values), place, self._names, figures, self._clock.take(), seconds)
+        self._pending.append(pending)
         self._sums, self._steps, self._replaced, self._began = None, 0, 0, now
 
     def _write(self) -> None:
-        """Write the entry whose values are on their way, once they are here."""
-        pending, self._pending = self._pending, None
-        assert pending is not None
+        """Write the oldest entry whose values are on their way, once they are here."""
+        pending = self._pending.popleft()
         *sums, count, total, in_a_row, last = pending.values.read()
         self.skips = _skips([total, in_a_row, last])
         means = {name: value / count if count else None for name, value in zip(pending.names, sums, strict=True)}

@@ -52,7 +52,7 @@ class TrainStep:
         set_learning_rate(self.optimizer, lr)
         take_step(self.optimizer, good)
         self._scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self._statistics.keep_if(good)
         self._method.after_step(good)
 

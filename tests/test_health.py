@@ -5,7 +5,7 @@ import torch
 
 from fasttrain.data import Batch
 from fasttrain.health import Health, Skips
-from fasttrain.log import TrainLog, read_metrics
+from fasttrain.log import ON_THEIR_WAY, TrainLog, _Arriving, read_metrics
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -85,6 +85,38 @@ def test_means_leave_skipped_steps_out(tmp_path):
     assert (first["step"], first["loss"], first["part"], first["skipped"]) == (4, 11.5, 0.75, 2)
     assert log.skips == Skips(2, 0, 2)
     assert second == {"step": 4, "epoch": 0, "knn_top1": 50.0}
+
+
+def test_entries_wait_for_their_values_and_the_run_does_not(tmp_path, monkeypatch):
+    """As on a GPU whose host is some steps ahead, with an entry for every step."""
+    here, waited = [False], []
+
+    class Late(_Arriving):
+        def arrived(self):
+            return here[0]
+
+        def read(self):
+            waited.append(not here[0])
+            return super().read()
+
+    monkeypatch.setattr("fasttrain.log._Arriving", Late)
+    log = TrainLog(tmp_path, 0, 100, 1, 10, False, CPU, 1)
+
+    def take(steps):
+        for step in steps:
+            log.step(step + 1, 0, 0.1, {"loss": torch.tensor(float(step))}, torch.tensor(Skips()))
+
+    take(range(ON_THEIR_WAY))
+    assert (waited, read_metrics(tmp_path / "metrics.jsonl")) == ([], [])
+    take([ON_THEIR_WAY])
+    assert waited == [True]
+    here[0] = True
+    take([ON_THEIR_WAY + 1])
+    here[0] = False
+    take([ON_THEIR_WAY + 2])
+    log.flush(ON_THEIR_WAY + 3, 0, 0.1)
+    log.close()
+    assert [entry["loss"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == list(range(ON_THEIR_WAY + 3))
 
 
 def test_time_of_an_evaluation_is_no_training_time(tmp_path, monkeypatch):

@@ -164,7 +164,7 @@ def test_waits_of_a_gpu(slow, waits):
     store = Numbers(200)
     write = store.write
     store.write = lambda *sample: (time.sleep(0.004 if slow == "decoding" else 0.0), write(*sample))
-    loader, clock = prefetched(ThreadLoader(store, Order(200, 10), 2), GPU), BatchClock(GPU)
+    loader, clock = prefetched(ThreadLoader(store, Order(200, 10), 2, pinned=True), GPU), BatchClock(GPU)
     began = time.monotonic()
     for _ in clock.timed(loader.epoch(0)):
         torch.cuda._sleep(50_000_000 if slow == "step" else 1_000_000)  # clock cycles: some 30 ms, or less than one

@@ -64,7 +64,7 @@ def open_loader(
         from fasttrain.data.dali_loader import DaliLoader
 
         return DaliLoader(store, order, workers, device, max_failed_fraction)
-    return prefetched(ThreadLoader(store, order, workers, max_failed_fraction), device)
+    return prefetched(ThreadLoader(store, order, workers, max_failed_fraction, device.type == "cuda"), device)
 
 
 def pixel_statistics(path: pathlib.Path, loader: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -81,12 +81,14 @@ class ThreadLoader:
     """Iterates a store in an Order. See Batch for what comes out, and for how long it is valid."""
 
     def __init__(
-        self, store: Store, order: Order, workers: int, max_failed_fraction: float = MAX_FAILED_FRACTION
-    ) -> None:
-        """workers: decoding threads (≥ 1). max_failed_fraction: of the samples asked for; more failing is an error."""
+        self, store: Store, order: Order, workers: int, max_failed_fraction: float = MAX_FAILED_FRACTION,
+        pinned: bool = False,
+    ) -> None:  # fmt: skip
+        """workers: decoding threads (≥ 1). max_failed_fraction: of the samples asked for; more failing is an error.
+        pinned: decode into page-locked memory, from which a GPU copies."""
         self.num_samples, self.steps_per_epoch = store.num_samples, order.steps_per_epoch
         self.failed: dict[str, str] = {}  # sample -> reason, of every one that had to be replaced
-        self._store, self._order = store, order
+        self._store, self._order, self._pinned = store, order, pinned
         self._pool = Workers(workers)
         self._parts = 4 * workers  # tasks a batch is cut into, so that threads finish together
         self._asked, self._failures, self._max_failed = 0, 0, max_failed_fraction
@@ -172,8 +174,8 @@ class ThreadLoader:
         return [self._pool.submit(self._write, buffer, placed, share.tolist()) for share in places]
 
     def _new_buffer(self, num_bytes: int) -> Tensor:
-        """Page-locked where there is a GPU to copy to; a little larger than asked, as batches differ in size."""
-        return torch.empty(num_bytes + num_bytes // 8, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+        """A little larger than asked, as batches differ in size."""
+        return torch.empty(num_bytes + num_bytes // 8, dtype=torch.uint8, pin_memory=self._pinned)
 
     def _free_buffer(self, num_bytes: int, stop: threading.Event) -> Tensor | None:
         """A buffer of at least num_bytes, once the training loop gives one back; None when the epoch was abandoned."""

@@ -84,6 +84,8 @@ class _Prefetch:
             self._position = self._loader.state_dict()
         finally:
             self._stream.synchronize()
+            for slot in self._slots:  # the last batch of an abandoned epoch may still be read
+                slot.free.record()
             batches.close()  # type: ignore[attr-defined]
 
     def _hand_over(self, batch: Batch, slot: _Slot, position: dict[str, int]) -> Batch:
