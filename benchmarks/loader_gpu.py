@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.loader_ours import SIZE
+from benchmarks.repeated import Repeated
 from fasttrain.cli import UserError
 from fasttrain.data import IMAGENET_MEAN, IMAGENET_STD, Batch, Loader, Order, open_dataset, open_loader
 from fasttrain.encoders import make_encoder
@@ -135,8 +136,8 @@ def _mixed_rate(data: pathlib.Path, threads: int, batch_size: int) -> float | No
 
 
 def _loader(data: pathlib.Path, threads: int, batch_size: int, kind: str) -> Loader:
-    store = open_dataset(data, "train")
-    order = Order(store.num_samples, min(batch_size, store.num_samples))
+    store = Repeated(open_dataset(data, "train"), batch_size)
+    order = Order(store.num_samples, batch_size)
     return open_loader(store, order, threads, kind, torch.device("cuda"))
 
 

@@ -5,9 +5,11 @@
 
 OUT: a converted data set (.beton), of photographs for ResNet-50 at 224 px, of small images for the cases at 32 px;
 without it only steps on ready-made views are timed. Every side has a process of its own, set up as its users have it;
-every round runs some steps of each, one side after the other; medians over the rounds count. All sides train the same
-network with MoCo: same batch, queue and view size. Prints a table, appends a line to benchmarks/results/step.jsonl; the
-last line of the output is JSON, its ratios the smallest over the cases.
+every round runs some steps of each, one side after the other; medians over the rounds count. On loaded views a side
+has the machine to itself for all its rounds, as a DataLoader would go on decoding in another side's time. All sides
+train the same network with MoCo: same batch, queue and view size. Prints a table and appends a line to
+benchmarks/results/step.jsonl for each case and kind of views; the last line of the output is JSON, its ratios the
+smallest over the cases.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import pathlib
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,13 +74,24 @@ def flops(case: Case) -> float:
     return 4 * counter.get_total_flops() / 2 * case.batch_size
 
 
-def rounds_of(
-    case: Case, data: pathlib.Path | None, folder: pathlib.Path | None, rounds: int
+def on_ready_made_views(case: Case, rounds: int) -> dict[str, list[Round]]:
+    return _in_turn(("ours", *PEERS), case, None, None, rounds)
+
+
+def on_loaded_views(case: Case, data: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str, list[Round]]:
+    found: dict[str, list[Round]] = {}
+    for name in ("ours", *PEERS):
+        found |= _in_turn([name], case, data, folder, rounds)
+    return found
+
+
+def _in_turn(
+    names: Sequence[str], case: Case, data: pathlib.Path | None, folder: pathlib.Path | None, rounds: int
 ) -> dict[str, list[Round]]:
-    sides = {name: Side(name, case, data, folder) for name in ("ours", *PEERS)}
+    sides = {name: Side(name, case, data, folder) for name in names}
     try:
         for side in sides.values():
-            side.run(case.steps)  # compiles, fills buffers
+            side.warm_up(case.steps)
         found: dict[str, list[Round]] = {name: [] for name in sides}
         for _ in range(rounds):
             for name, side in sides.items():
@@ -119,17 +133,24 @@ def measure(options: Options) -> int:
     automatic = ("resnet50",) if on_gpu else ("small", "resnet18")
     names = automatic if options.case == "auto" else (options.case,)
     peak, _ = speeds(on_gpu, torch.bfloat16)
+    device = torch.cuda.get_device_name() if on_gpu else "cpu"
+    if on_gpu:
+        torch.cuda.empty_cache()
     kinds: dict[str, dict[str, dict]] = {"synthetic": {}, "loaded": {}}
+
+    def keep(case: Case, kind: str, found: dict[str, list[Round]]) -> None:
+        shown = kinds[kind][case.name] = show(case, kind, found, peak)
+        record.append("step", {"case": case.name, "views": kind, "device": device, **shown})
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         if options.data:
             extract(pathlib.Path(options.data), folder)
         for name in names:
             case = CASES[name]
-            kinds["synthetic"][name] = show(case, "ready-made", rounds_of(case, None, None, options.rounds), peak)
+            keep(case, "synthetic", on_ready_made_views(case, options.rounds))
             if options.data:
-                found = rounds_of(case, pathlib.Path(options.data), folder, options.rounds)
-                kinds["loaded"][name] = show(case, "loaded", found, peak)
+                keep(case, "loaded", on_loaded_views(case, pathlib.Path(options.data), folder, options.rounds))
     figures: dict[str, object] = {
         key: min(case[key] for case in kinds["synthetic"].values())
         for key in ("vs_moco_fp32", "vs_moco_amp", "vs_channels_last_amp", "images_per_sec")
@@ -138,8 +159,7 @@ def measure(options: Options) -> int:
         figures["loaded_vs_synthetic"] = min(
             kinds["loaded"][name]["images_per_sec"] / kinds["synthetic"][name]["images_per_sec"] for name in names
         )
-    figures |= {"device": torch.cuda.get_device_name() if on_gpu else "cpu", **kinds}
-    record.append("step", figures)
+    figures |= {"device": device, **kinds}
     print(json.dumps(figures))
     return 0
 

@@ -53,6 +53,7 @@ class Side:
     def __init__(self, name: str, case: Case, data: pathlib.Path | None, folder: pathlib.Path | None) -> None:
         """name: "ours", "moco fp32", "moco amp" or "channels-last amp"; data, folder: shards, and their images as
         files; None for views that are made once."""
+        self._loaded = data is not None
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, name, case, data, folder), daemon=False)
@@ -65,10 +66,19 @@ class Side:
             raise RuntimeError(f"a side of the benchmark did nothing for {TIMEOUT} s")
         return self._pipe.recv()
 
+    def warm_up(self, steps: int) -> None:
+        """Compile, fill buffers, and use up what a DataLoader has made ahead: two batches a worker."""
+        self.run(steps + (2 * workers() if self._loaded else 0))
+
     def close(self) -> None:
         self._pipe.close()
         self._process.join(10)
         self._process.kill()
+
+
+def workers() -> int:
+    """Processes of a peer's DataLoader."""
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
 
 
 def _serve(pipe: Connection, name: str, case: Case, data: pathlib.Path | None, folder: pathlib.Path | None) -> None:
@@ -78,12 +88,17 @@ def _serve(pipe: Connection, name: str, case: Case, data: pathlib.Path | None, f
     with contextlib.suppress(EOFError):
         while True:
             steps = pipe.recv()
+            if device.type == "cuda":
+                run(1)  # takes the memory again that it gave back at the end
             parts.clear()
             _wait(device)
             start = time.perf_counter()
             run(steps)
             _wait(device)
-            pipe.send(Round((time.perf_counter() - start) / steps, parts.seconds(steps), _memory(device)))
+            seconds = (time.perf_counter() - start) / steps
+            if device.type == "cuda":  # the sides share it, and take turns
+                torch.cuda.empty_cache()
+            pipe.send(Round(seconds, parts.seconds(steps), _memory(device)))
 
 
 def _wait(device: torch.device) -> None:
@@ -128,6 +143,10 @@ class Parts:
 
         return timed
 
+    def wrap_network(self, name: str, network: nn.Module) -> None:
+        """Time a module's calls; from outside of what is compiled, where one has been compiled in place."""
+        network._compiled_call_impl = self.wrap(name, network._compiled_call_impl or network._call_impl)  # type: ignore[method-assign]
+
     def seconds(self, steps: int) -> dict[str, float]:
         totals: dict[str, float] = {}
         for name, start, end in self._marks:
@@ -138,6 +157,7 @@ class Parts:
 
 def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Parts) -> Steps:
     """The training step of fasttrain/train.py, its parts wrapped from outside."""
+    from benchmarks.repeated import Repeated
     from fasttrain.config import TrainConfig
     from fasttrain.data import Order, open_dataset, open_loader, pixel_statistics
     from fasttrain.dist import Ranks
@@ -155,7 +175,7 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
     method = make_networks(config, device)
     for name, network in method.named_children():
         if name in ("encoder", "projector"):
-            network.forward = parts.wrap("query forward", network.forward)  # type: ignore[method-assign]
+            parts.wrap_network("query forward", network)
     method._keys = parts.wrap("key forward", method._keys)  # type: ignore[assignment]
     method.loss = parts.wrap("loss", method.loss)  # type: ignore[assignment]
     method.after_step = parts.wrap("EMA, queue", method.after_step)  # type: ignore[method-assign]
@@ -173,7 +193,7 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
 
         return synthetic
 
-    store = open_dataset(data, "train")
+    store = Repeated(open_dataset(data, "train"), case.batch_size)
     loader = open_loader(store, Order(store.num_samples, case.batch_size), ranks.cores, "auto", device)
     mean, std = pixel_statistics(data, "auto")
 
@@ -217,8 +237,7 @@ def _peer(name: str, case: Case, folder: pathlib.Path | None, device: torch.devi
         made = torch.randn(2, case.batch_size, 3, case.size, case.size, device=device)
         pairs = iter(lambda: (made[0], made[1]), None)
     else:
-        workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
-        pairs = loaded_views(folder, case.size, case.batch_size, workers, device)
+        pairs = loaded_views(folder, case.size, case.batch_size, workers(), device)
 
     def run(steps: int) -> None:
         for _ in range(steps):

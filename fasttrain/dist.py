@@ -51,6 +51,7 @@ class Ranks:
                     "start one process for each GPU"
                 )
             torch.cuda.set_device(self.device)
+            torch.backends.cudnn.benchmark = True  # views have one size for a long time: take its fastest convolutions
         if self.world_size > 1:
             backend = "cuda:nccl,cpu:gloo" if on_gpu else "gloo"
             dist.init_process_group(backend, timeout=TIMEOUT)

@@ -1,5 +1,6 @@
 """The benchmarks run, end in JSON, and keep their figures. Other projects' sides need their packages."""
 
+import contextlib
 import json
 import time
 
@@ -7,10 +8,13 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import augment, loader_gpu, record
+from benchmarks import augment, loader_gpu, record, step
 from benchmarks import convert as bench_convert
 from benchmarks.loader import main
+from benchmarks.repeated import LEAST_BATCHES, Repeated
+from benchmarks.step_sides import Parts
 from dataprep.convert import main as convert
+from fasttrain.data import Order, ThreadLoader, open_dataset
 
 
 def test_loader_benchmark_of_our_own_sides(image_folder, tmp_path, monkeypatch, capsys):
@@ -21,13 +25,17 @@ def test_loader_benchmark_of_our_own_sides(image_folder, tmp_path, monkeypatch, 
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"decode_vs_limit", "first_batch_s", "rss_gib", "wait_s_per_epoch"} <= set(figures)
     assert ("h2d_overlap" in figures) == torch.cuda.is_available()
-    if torch.cuda.is_available():
-        assert abs(figures["h2d_copies"] - loader_gpu.STEPS) <= 1  # the first one of the next epoch may be there
-        assert 0 <= figures["h2d_overlap"] <= 1
-        assert 0 <= figures["wait_share"] <= 1
     assert 0 < figures["rss_gib"] < 1
     (line,) = (tmp_path / "loader.jsonl").read_text().splitlines()
     assert {"commit", "machine", "versions", "images_per_sec", "threads"} <= set(json.loads(line))
+
+
+@pytest.mark.gpu
+def test_loader_benchmark_on_a_gpu(shards):
+    figures = loader_gpu.measure(shards, threads=2, batch_size=24)
+    assert abs(figures["h2d_copies"] - loader_gpu.STEPS) <= 1  # the first one of the next steps may be there
+    assert 0 <= figures["h2d_overlap"] <= 1
+    assert 0 <= figures["wait_share"] <= 1
 
 
 def test_several_shards_are_refused(shards, capsys):
@@ -123,3 +131,60 @@ def test_differences_count_a_nan_and_values_that_may_have_been_clipped():
     truth = torch.tensor([0.0, 1.0, 0.5, 0.5])
     found = augment.difference(torch.tensor([0.1, 1.0, 0.9, torch.nan]), truth)
     assert (found.over, found.over_clipped, found.clipped, found.values) == (3, 1, 2, 4)
+
+
+def test_marks_around_a_compiled_network_are_not_compiled_with_it():
+    """Otherwise it would be compiled anew in every step, and the marks be those of its compilation."""
+    compilations = []
+
+    def count(module, _inputs):
+        compilations.append(module)
+        return module.forward
+
+    torch._dynamo.reset()
+    compiled, eager = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    compiled.compile(dynamic=False, backend=count)
+    parts = Parts(torch.device("cpu"))
+    for network in (compiled, eager):
+        parts.wrap_network("forward", network)
+        for _ in range(4):
+            network(torch.ones(2, 3))
+        assert len(parts._marks) == 4
+        parts.clear()
+    assert len(compilations) == 1
+
+
+def test_a_small_set_is_repeated_as_one_long_epoch(shards):
+    store = open_dataset(shards, "train")
+    repeated = Repeated(store, 16)
+    assert repeated.num_samples >= LEAST_BATCHES * 16 > repeated.num_samples - store.num_samples
+    index = torch.tensor([3, 3 + store.num_samples, repeated.num_samples - 1]).numpy()
+    assert repeated.labels(index).tolist() == store.labels(index % store.num_samples).tolist()
+    assert repeated.read(int(index[1])) == store.read(3)
+    assert repeated.name(int(index[1])) == store.name(3)
+    with contextlib.closing(ThreadLoader(repeated, Order(repeated.num_samples, 16), 2)) as loader:
+        assert len(next(iter(loader.epoch(0)))) == 16
+
+
+@pytest.mark.slow
+def test_step_benchmark(shards, tmp_path, monkeypatch, capsys):
+    """Of the others, one is run, on loaded views; its figures stand for the rest."""
+    in_turn, known = step._in_turn, {}
+
+    def fewer(names, case, data, *more):
+        run = [name for name in names if name == "ours" or (data and name == "moco amp")]
+        known.update(in_turn(run, case, data, *more))
+        return {name: known.get(name, known["ours"]) for name in names}
+
+    monkeypatch.setattr(step, "_in_turn", fewer)
+    case = step.Case("small", "small", False, 16, 16, 64, "linear", steps=1)
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setitem(step.CASES, "small", case)
+    assert step.measure(step.Options(data=str(shards), case="small", rounds=1)) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"vs_moco_fp32", "vs_moco_amp", "vs_channels_last_amp", "loaded_vs_synthetic", "images_per_sec"} <= set(
+        figures
+    )
+    lines = [json.loads(line) for line in (tmp_path / "step.jsonl").read_text().splitlines()]
+    assert [(line["case"], line["views"]) for line in lines] == [("small", "synthetic"), ("small", "loaded")]
+    assert all({"data wait", "views", "query forward", "backward"} <= set(line["ms_by_part"]) for line in lines[1:])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import socket
 
 import pytest
@@ -16,11 +17,16 @@ from fasttrain import health, methods
 from fasttrain.cli import UserError
 from fasttrain.config import TrainConfig
 from fasttrain.dist import Ranks
-from fasttrain.log import read_metrics
-from fasttrain.methods import make_method
+from fasttrain.log import TrainLog, read_metrics
+from fasttrain.methods import AUTOCAST, make_method
 from fasttrain.methods.moco import MoCo
 from fasttrain.step import TrainStep, compile_networks
+from fasttrain.train import make_networks, seed_step
+from fasttrain.views import RECIPES, draw
+from kernels.augment import augment
 
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = TrainConfig(data="", arch="small", size=16, queue_size=40, dim=8, batch_size=8, precision="fp32", method="moco")
 
 
@@ -286,21 +292,94 @@ def test_a_compiled_run_can_be_continued_without_compiling(shards, tmp_path):
     assert not any("_orig_mod" in name for name in final_state(run)["method"])
 
 
+def five_steps(device, **changes):
+    """Losses, skipped steps, the state before and after five steps of which one has a NaN in its views."""
+    torch._dynamo.reset()
+    config = dataclasses.replace(SMALL, method="xmoco", batch_size=64, ema=0.9, **changes)
+    ranks = Ranks(device)
+    method = make_networks(config, ranks.device)
+    step, losses = TrainStep(method, config, ranks), []
+    before = {name: value.cpu().clone() for name, value in method.state_dict().items()}
+    for number in range(5):
+        batch = torch.randn(2, 64, 16, 16, 3, generator=torch.Generator().manual_seed(number)).permute(1, 0, 4, 2, 3)
+        batch[0, 0, 0, 0, 0] = torch.nan if number == 2 else 0.0
+        seed_step(0, number, 0)
+        losses.append(step(batch.to(ranks.device), number, 0.05)["loss"].clone())
+    return (
+        torch.stack(losses).cpu(),
+        step.skips_3.tolist(),
+        before,
+        {n: v.cpu() for n, v in method.state_dict().items()},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("device", "precision", "options"),
+    [
+        pytest.param("cpu", "fp32", {"compile": "on"}, marks=NEEDS_COMPILER),
+        pytest.param("cuda", "fp32", {"compile": "on"}, marks=pytest.mark.gpu),
+        pytest.param("cuda", "bf16", {"compile": "on"}, marks=pytest.mark.gpu),
+        pytest.param("cuda", "fp32", {"cuda_graph": True}, marks=pytest.mark.gpu),
+        pytest.param("cuda", "bf16", {"cuda_graph": True}, marks=pytest.mark.gpu),
+    ],
+)
+def test_compiled_steps_are_those_of_eager_torch(device, precision, options):
+    expected, skips, before, eager = five_steps(device, precision=precision, compile="off")
+    losses, compiled_skips, same, compiled = five_steps(device, precision=precision, **options)
+    assert compiled_skips == skips == [1, 0, 2]
+    tolerance, part = (0.02, 0.3) if precision == "bf16" else (2e-3, 0.05)  # of a loss; of what the steps changed
+    torch.testing.assert_close(losses, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+    assert losses[[0, 1, 3, 4]].isfinite().all()
+    assert equal(before, same) == []
+    assert compiled["queue.pointer"] == eager["queue.pointer"] == 4 * 64 % SMALL.queue_size
+    for name in eager:
+        first, one, other = (state[name].double() for state in (before, eager, compiled))
+        assert (other - one).norm() <= part * (one - first).norm(), name
+
+
+@pytest.mark.gpu
+def test_a_run_goes_on_on_another_device(shards, tmp_path):
+    """Queue, momentum and loss scale move; the queue is kept in 16 bits on a GPU only."""
+    run = tmp_path / "run"
+    for steps, device in ((4, "cuda"), (8, "cpu"), (16, "cuda")):
+        assert train(shards, run, "--device", device, "--max-steps", steps) == 0
+        assert final_state(run)["step"] == steps
+    assert [entry["step"] for entry in read_metrics(run / "metrics.jsonl")] == list(range(2, 17, 2))
+    assert all(value.isfinite().all() for value in final_state(run)["method"].values())
+
+
 # No wait for the device
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
-def test_a_step_never_waits_for_the_gpu(optimizer, precision):
-    config = dataclasses.replace(SMALL, optimizer=optimizer, precision=precision, clip_norm=1.0)
+def test_a_step_never_waits_for_the_gpu(tmp_path, optimizer, precision):
+    """Nor do the making of its views and the log, an entry for every step."""
+    config = dataclasses.replace(SMALL, optimizer=optimizer, precision=precision, clip_norm=1.0, method="xmoco")
     ranks = Ranks("cuda")
     method = methods.channels_last(make_method(config), ranks.device)
     step = TrainStep(method, config, ranks)
-    batch = views().to(ranks.device)
-    step(batch, 0, 0.1)
+    log = TrainLog(tmp_path, 0, 100, 1, 8, False, ranks.device, 1)
+    sizes = torch.full((8,), 20, dtype=torch.int32), torch.full((8,), 24, dtype=torch.int32)
+    index = torch.arange(8)
+    pixels = torch.randint(0, 256, (8 * 20 * 24 * 3,), dtype=torch.uint8, device=ranks.device)
+
+    def take(number):
+        with log.making_views():
+            table = draw(RECIPES["mocov2"], *sizes, index, 0, number)
+            batch = augment(pixels, index * 20 * 24 * 3, *sizes, table, 16, *STATISTICS, dtype=AUTOCAST[precision])
+        log.step(number + 1, 0, 0.1, step(batch, number, 0.1), step.skips_3)
+
+    for number in range(2):  # compile kernels
+        take(number)
+    torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step(batch, 1, 0.1)
+        take(2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    log.flush(3, 0, 0.1)
+    log.close()
+    assert [entry["step"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
