@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 Options = TypeVar("Options")
 EXIT_USER_ERROR = 2
 EXIT_FAILURE = 1
+OWN_PACKAGES = "fasttrain", "kernels", "dataprep", "benchmarks"
 
 
 class UserError(Exception):
@@ -102,6 +103,11 @@ def finish(main: Callable[[], int]) -> int:
         return EXIT_USER_ERROR
     except (RunError, OSError) as error:
         fail(str(error))
+        return EXIT_FAILURE
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in OWN_PACKAGES:
+            raise
+        fail(f"the package {error.name} is missing here: make install has all of them")
         return EXIT_FAILURE
     except KeyboardInterrupt:
         fail("interrupted")
