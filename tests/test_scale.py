@@ -211,11 +211,10 @@ from fasttrain import dist
 dist.TIMEOUT, dist.SIGN_OF_LIFE_SECONDS = datetime.timedelta(seconds=3), 0.5
 ranks = dist.Ranks("cpu")
 def work(still_here):
-    for _ in range(70):
+    for _ in range(50):
         time.sleep(0.1)
         still_here()
     return ranks.rank, "done"
-assert ranks.of_first(work) == (0, "done")
 assert ranks.of_first(work if ranks.is_main else None) == (0, "done")
 ranks.close()
 """
