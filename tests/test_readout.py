@@ -46,9 +46,9 @@ def plain(x, queue, temperature, own):
 
 
 def everything(function, x, queue, temperature, own):
-    """lse, O, and the gradients of x and of the temperatures that the lse, the O and both give."""
-    results = []
-    for use_lse, use_out in ((True, False), (False, True), (True, True)):
+    """By name: lse, O, and the gradients of x and of the temperatures that the lse, the O and both give."""
+    gradients = {}
+    for of, use_lse, use_out in (("lse", True, False), ("out", False, True), ("both", True, True)):
         x, temperature = x.detach().requires_grad_(), temperature.detach().requires_grad_()
         lse, out = function(x, queue, temperature, own)
         weights = [torch.linspace(-1, 2, value.numel(), device=x.device).view(value.shape) for value in (lse, out)]
@@ -57,8 +57,8 @@ def everything(function, x, queue, temperature, own):
             total = total + (lse * weights[0].to(lse.dtype)).sum()
         if use_out:
             total = total + (out * weights[1].to(out.dtype)).sum()
-        results += torch.autograd.grad(total, (x, temperature))
-    return [value.detach().double().cpu() for value in (lse, out, *results)]
+        gradients[f"{of} by x"], gradients[f"{of} by τ"] = torch.autograd.grad(total, (x, temperature))
+    return {name: value.detach().double().cpu() for name, value in {"lse": lse, "out": out, **gradients}.items()}
 
 
 @pytest.mark.parametrize(("impl", "dtype"), VERSIONS)
@@ -77,9 +77,15 @@ def test_values_and_gradients_against_fp64(impl, dtype, r, k, d, own, temperatur
     # Where plain torch happens to be exact, roundings of the largest number are still allowed; in fp32 also those of an
     # exponent, which is as large as 1/τ.
     floor = torch.finfo(dtype).eps * (max(8, 2 / temperature) if dtype == torch.float32 else 2)
-    for name, true, close, mine in zip(("lse", "out", *"abcdef"), truth, eager, ours, strict=True):
-        allowed = SLACK * (close - true).abs().max() + floor * max(1.0, float(true.abs().max()))
-        assert (mine - true).abs().max() <= allowed, name
+    # A gradient through O rests on differences g·Q_j − g·O, divided by τ for x and by τ² for a temperature. Where they
+    # should be 0, as for a single key, plain torch has exactly that; of sums in another order roundings of fp32 remain.
+    divided = {"out by x": 1, "both by x": 1, "out by τ": 2, "both by τ": 2}
+    for name, true in truth.items():
+        error, eagers = ((values[name] - true).abs().max() for values in (ours, eager))
+        allowed = SLACK * eagers + floor * max(1.0, float(true.abs().max()))
+        if name in divided:
+            allowed += 8 * torch.finfo(torch.float32).eps / temperature ** divided[name]
+        assert error <= allowed, name
 
 
 @pytest.mark.parametrize(("impl", "dtype"), VERSIONS)
