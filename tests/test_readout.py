@@ -1,5 +1,6 @@
 """The readout's versions against fp64, forward and every gradient, and what else its contract promises."""
 
+import contextlib
 import math
 
 import pytest
@@ -246,6 +247,35 @@ def test_runs_inside_a_cuda_graph():
     graph.replay()
     assert torch.equal(captured[0], expected[0])
     assert torch.equal(captured[1], expected[1])
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+    """Triton launches on the current device, which need not be the tensors'."""
+    from kernels.similarity import gpu
+
+    within, launched = [], []
+
+    @contextlib.contextmanager
+    def on_device_of(tensor):
+        within.append(tensor.device)
+        yield
+        within.pop()
+
+    class Launched:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            launched.append(list(within))
+            return self.kernel[grid]
+
+    monkeypatch.setattr(torch.cuda, "device_of", on_device_of)
+    for name in ("_part_kernel", "_combine_kernel", "_backward_kernel"):
+        monkeypatch.setattr(gpu, name, Launched(getattr(gpu, name)))
+    x, queue = (rows(count, 16, count, torch.float32, device_of("triton")) for count in (3, 9))
+    x.requires_grad_()
+    readout(x, queue, 0.2, impl="triton")[1].sum().backward()
+    assert launched == [[x.device]] * 3
 
 
 def test_kernels_compile_for_hopper(tmp_path):

@@ -80,18 +80,19 @@ def readout(
     sum_PRD = torch.empty((parts, rows, dim), device=x_RD.device)
     if not rows:
         return lse_R, out_RD
-    _part_kernel[(triton.cdiv(rows, tiles.rows), parts)](
-        x_RD, queue_KD, temperature_R, top_PR, total_PR, sum_PRD,
-        rows, queue_KD.shape[0], own, temperature_R.stride(0), tiles_per_part,
-        D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=tiles.rows, BLOCK_K=tiles.keys,
-        OWN=own >= 0, EVEN=_even(queue_KD, tiles), PRODUCTS=_products(x_RD.dtype),
-        num_warps=tiles.warps, num_stages=tiles.stages,
-        **({"maxnreg": tiles.registers} if tiles.registers else {}),
-    )  # fmt: skip
-    _combine_kernel[(rows,)](
-        top_PR, total_PR, sum_PRD, lse_R, out_RD, rows, parts,
-        D=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_P=triton.next_power_of_2(parts), num_warps=4,
-    )  # fmt: skip
+    with torch.cuda.device_of(x_RD):  # Triton launches on the current device
+        _part_kernel[(triton.cdiv(rows, tiles.rows), parts)](
+            x_RD, queue_KD, temperature_R, top_PR, total_PR, sum_PRD,
+            rows, queue_KD.shape[0], own, temperature_R.stride(0), tiles_per_part,
+            D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=tiles.rows, BLOCK_K=tiles.keys,
+            OWN=own >= 0, EVEN=_even(queue_KD, tiles), PRODUCTS=_products(x_RD.dtype),
+            num_warps=tiles.warps, num_stages=tiles.stages,
+            **({"maxnreg": tiles.registers} if tiles.registers else {}),
+        )  # fmt: skip
+        _combine_kernel[(rows,)](
+            top_PR, total_PR, sum_PRD, lse_R, out_RD, rows, parts,
+            D=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_P=triton.next_power_of_2(parts), num_warps=4,
+        )  # fmt: skip
     return lse_R, out_RD
 
 
@@ -107,13 +108,14 @@ def readout_backward(
     sum_PRD = torch.empty((parts, rows, dim), device=x_RD.device)
     grad_out_RD = grad_out_RD.to(x_RD.dtype)  # rounded before both uses, so that what cancels below does so exactly
     mean_R = (grad_out_RD * out_RD).sum(1)
-    _backward_kernel[(triton.cdiv(rows, tiles.rows), parts)](
-        x_RD, queue_KD, temperature_R, lse_R, grad_out_RD, mean_R, sum_PRD,
-        rows, queue_KD.shape[0], own, temperature_R.stride(0), tiles_per_part,
-        D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=tiles.rows, BLOCK_K=tiles.keys,
-        OWN=own >= 0, EVEN=_even(queue_KD, tiles), PRODUCTS=_products(x_RD.dtype),
-        num_warps=tiles.warps, num_stages=tiles.stages,
-    )  # fmt: skip
+    with torch.cuda.device_of(x_RD):
+        _backward_kernel[(triton.cdiv(rows, tiles.rows), parts)](
+            x_RD, queue_KD, temperature_R, lse_R, grad_out_RD, mean_R, sum_PRD,
+            rows, queue_KD.shape[0], own, temperature_R.stride(0), tiles_per_part,
+            D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=tiles.rows, BLOCK_K=tiles.keys,
+            OWN=own >= 0, EVEN=_even(queue_KD, tiles), PRODUCTS=_products(x_RD.dtype),
+            num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
     return sum_PRD.sum(0) / temperature_R[:, None]
 
 
