@@ -2,10 +2,13 @@
 
 import contextlib
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import compiled_for_hopper
+from conftest import ROOT, compiled_for_hopper
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -279,13 +282,40 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
 
 
 def test_kernels_compile_for_hopper(tmp_path):
-    """Nothing is spilled, and two programs fit a multiprocessor's registers and shared memory wherever speed counts."""
+    """What tiles_for promises; in fp32, masks may spill a little."""
     kernels = compiled_for_hopper("similarity", tmp_path)
     assert {name for name, _ in kernels} == {"_part_kernel", "_combine_kernel", "_backward_kernel"}
-    assert len(kernels) == 27
+    assert len(kernels) == 63
     for (name, label), (registers, stack, shared) in kernels.items():
-        assert stack == 0, (name, label)
-        if "bfloat16" in label:
-            threads = 256 if name == "_part_kernel" and label.endswith("4096") else 128
-            assert 2 * threads * registers <= 65536
-            assert 2 * shared <= 227 * 1024
+        masked_fp32 = "float32" in label and label.endswith("keys 65535")
+        assert stack <= (256 if masked_fp32 else 0), (name, label)
+        if "bfloat16" in label and "dim 256" not in label:
+            threads = 256 if name == "_part_kernel" and "rows 4096" in label else 128
+            assert 2 * threads * registers <= 65536, (name, label)
+            assert 2 * shared <= 227 * 1024, (name, label)
+
+
+def test_serialised_products_are_reported(tmp_path):
+    """128 × 256 sums in fp32 are more than the registers of 128 threads."""
+    script = """
+import torch
+from benchmarks import compile_hopper
+from kernels.similarity import gpu, readout
+
+def starved():
+    gpu.tiles_for = lambda *_: gpu.Tiles(128, 64, 4, 2)
+    gpu._multiprocessors = lambda _device: 132
+    compile_hopper._stand_in(gpu)
+    x_RD = torch.zeros(4096, 256, dtype=torch.bfloat16)
+    readout(x_RD, torch.zeros(65536, 256, dtype=torch.bfloat16), 0.2, impl="triton")
+
+compile_hopper.KERNELS = {"starved": starved}
+raise SystemExit(compile_hopper.main([]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "serialized due to insufficient register resources" in done.stderr
+    assert "_part_kernel" in done.stderr
