@@ -5,7 +5,8 @@
 
 A kernel is compiled as a call on a GPU would have it, from the call's own arguments, by the ptxas that comes with
 Triton; nothing is launched. A line of JSON each: kernel, label, registers of a thread, bytes of its stack (spills),
-bytes of shared memory.
+bytes of shared memory. Where ptxas serialises a kernel's products on tensor cores, so that each waits for the one
+before, its words go to stderr and the status is 1.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -49,6 +51,7 @@ class _Compiled:
     """Stands in for a kernel: where it would be launched, it is compiled and reported."""
 
     label = ""
+    serialised = 0  # kernels
 
     def __init__(self, kernel: Any) -> None:  # noqa: ANN401 Triton's functions have no public type
         self._kernel = kernel
@@ -58,19 +61,36 @@ class _Compiled:
             made = self._kernel.warmup(*arguments, grid=grid, **constants)
             registers, stack = _resources(made.asm["cubin"])
             print(json.dumps([made.metadata.name, _Compiled.label, registers, stack, made.metadata.shared]), flush=True)
+            if complaint := _serialised(made.asm["ptx"]):
+                print(f"{_Compiled.label}: {complaint}", file=sys.stderr)
+                _Compiled.serialised += 1
 
         return call
 
 
+def _tool(name: str, suffix: str, content: bytes, *words: str) -> str:
+    """What one of Triton's own CUDA tools says, on either stream, about a file of this content."""
+    program = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    with tempfile.NamedTemporaryFile(suffix=suffix) as file:
+        file.write(content)
+        file.flush()
+        done = subprocess.run([program, *words, file.name], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
 def _resources(cubin: bytes) -> tuple[int, int]:
     """Registers of a thread and bytes of its stack."""
-    tool = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        done = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    words = dict(word.split(":", 1) for word in done.stdout.split() if ":" in word)
-    return int(words["REG"]), int(words["STACK"])
+    words = _tool("cuobjdump", ".cubin", cubin, "--dump-resource-usage").split()
+    usage = dict(word.split(":", 1) for word in words if ":" in word)
+    return int(usage["REG"]), int(usage["STACK"])
+
+
+def _serialised(ptx: str) -> str | None:
+    """ptxas's line that says so; Triton keeps ptxas's words to itself, hence a second run of it."""
+    target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
+    assert target is not None
+    said = _tool("ptxas", ".ptx", ptx.encode(), "-v", f"--gpu-name={target[1]}", "--output-file=/dev/null")
+    return next((line for line in said.splitlines() if "serialized" in line), None)
 
 
 def _stand_in(gpu: ModuleType) -> None:
@@ -86,11 +106,13 @@ def similarity() -> None:
 
     _stand_in(gpu)
     gpu._multiprocessors = lambda _device: 132  # type: ignore[assignment]
+    calls = [(rows, 128, 65536) for rows in (16, 256, 4096)]  # rows, columns, keys
+    calls += [(4096, 64, 65536), (4096, 256, 65536), (4096, 128, 65535), (4096, 256, 65535)]
     for dtype in DTYPES:
-        for rows in (16, 256, 4096):
-            _Compiled.label = f"{dtype} rows {rows}"
-            x_RD = torch.zeros(rows, 128, dtype=dtype, requires_grad=True)
-            _, out_RD = readout(x_RD, torch.zeros(65536, 128, dtype=dtype), 0.2, impl="triton")
+        for rows, dim, keys in calls:
+            _Compiled.label = f"{dtype} rows {rows} dim {dim} keys {keys}"
+            x_RD = torch.zeros(rows, dim, dtype=dtype, requires_grad=True)
+            _, out_RD = readout(x_RD, torch.zeros(keys, dim, dtype=dtype), 0.2, impl="triton")
             out_RD.sum().backward()  # of O: the gradient of lse needs no kernel
 
 
@@ -116,7 +138,7 @@ def main(names: list[str]) -> int:
     triton.runtime.driver.set_active(_Hopper())
     for name in names or KERNELS:
         KERNELS[name]()
-    return 0
+    return 1 if _Compiled.serialised else 0
 
 
 if __name__ == "__main__":

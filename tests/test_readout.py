@@ -1,10 +1,14 @@
 """The readout's versions against fp64, forward and every gradient, and what else its contract promises."""
 
+import contextlib
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import compiled_for_hopper
+from conftest import ROOT, compiled_for_hopper
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -46,9 +50,9 @@ def plain(x, queue, temperature, own):
 
 
 def everything(function, x, queue, temperature, own):
-    """lse, O, and the gradients of x and of the temperatures that the lse, the O and both give."""
-    results = []
-    for use_lse, use_out in ((True, False), (False, True), (True, True)):
+    """By name: lse, O, and the gradients of x and of the temperatures that the lse, the O and both give."""
+    gradients = {}
+    for of, use_lse, use_out in (("lse", True, False), ("out", False, True), ("both", True, True)):
         x, temperature = x.detach().requires_grad_(), temperature.detach().requires_grad_()
         lse, out = function(x, queue, temperature, own)
         weights = [torch.linspace(-1, 2, value.numel(), device=x.device).view(value.shape) for value in (lse, out)]
@@ -57,8 +61,8 @@ def everything(function, x, queue, temperature, own):
             total = total + (lse * weights[0].to(lse.dtype)).sum()
         if use_out:
             total = total + (out * weights[1].to(out.dtype)).sum()
-        results += torch.autograd.grad(total, (x, temperature))
-    return [value.detach().double().cpu() for value in (lse, out, *results)]
+        gradients[f"{of} by x"], gradients[f"{of} by τ"] = torch.autograd.grad(total, (x, temperature))
+    return {name: value.detach().double().cpu() for name, value in {"lse": lse, "out": out, **gradients}.items()}
 
 
 @pytest.mark.parametrize(("impl", "dtype"), VERSIONS)
@@ -77,9 +81,15 @@ def test_values_and_gradients_against_fp64(impl, dtype, r, k, d, own, temperatur
     # Where plain torch happens to be exact, roundings of the largest number are still allowed; in fp32 also those of an
     # exponent, which is as large as 1/τ.
     floor = torch.finfo(dtype).eps * (max(8, 2 / temperature) if dtype == torch.float32 else 2)
-    for name, true, close, mine in zip(("lse", "out", *"abcdef"), truth, eager, ours, strict=True):
-        allowed = SLACK * (close - true).abs().max() + floor * max(1.0, float(true.abs().max()))
-        assert (mine - true).abs().max() <= allowed, name
+    # A gradient through O rests on differences g·Q_j − g·O, divided by τ for x and by τ² for a temperature. Where they
+    # should be 0, as for a single key, plain torch has exactly that; of sums in another order roundings of fp32 remain.
+    divided = {"out by x": 1, "both by x": 1, "out by τ": 2, "both by τ": 2}
+    for name, true in truth.items():
+        error, eagers = ((values[name] - true).abs().max() for values in (ours, eager))
+        allowed = SLACK * eagers + floor * max(1.0, float(true.abs().max()))
+        if name in divided:
+            allowed += 8 * torch.finfo(torch.float32).eps / temperature ** divided[name]
+        assert error <= allowed, name
 
 
 @pytest.mark.parametrize(("impl", "dtype"), VERSIONS)
@@ -242,14 +252,70 @@ def test_runs_inside_a_cuda_graph():
     assert torch.equal(captured[1], expected[1])
 
 
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+    """Triton launches on the current device, which need not be the tensors'."""
+    from kernels.similarity import gpu
+
+    within, launched = [], []
+
+    @contextlib.contextmanager
+    def on_device_of(tensor):
+        within.append(tensor.device)
+        yield
+        within.pop()
+
+    class Launched:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            launched.append(list(within))
+            return self.kernel[grid]
+
+    monkeypatch.setattr(torch.cuda, "device_of", on_device_of)
+    for name in ("_part_kernel", "_combine_kernel", "_backward_kernel"):
+        monkeypatch.setattr(gpu, name, Launched(getattr(gpu, name)))
+    x, queue = (rows(count, 16, count, torch.float32, device_of("triton")) for count in (3, 9))
+    x.requires_grad_()
+    readout(x, queue, 0.2, impl="triton")[1].sum().backward()
+    assert launched == [[x.device]] * 3
+
+
 def test_kernels_compile_for_hopper(tmp_path):
-    """Nothing is spilled, and two programs fit a multiprocessor's registers and shared memory wherever speed counts."""
+    """What tiles_for promises; in fp32, masks may spill a little."""
     kernels = compiled_for_hopper("similarity", tmp_path)
     assert {name for name, _ in kernels} == {"_part_kernel", "_combine_kernel", "_backward_kernel"}
-    assert len(kernels) == 27
+    assert len(kernels) == 63
     for (name, label), (registers, stack, shared) in kernels.items():
-        assert stack == 0, (name, label)
-        if "bfloat16" in label:
-            threads = 256 if name == "_part_kernel" and label.endswith("4096") else 128
-            assert 2 * threads * registers <= 65536
-            assert 2 * shared <= 227 * 1024
+        masked_fp32 = "float32" in label and label.endswith("keys 65535")
+        assert stack <= (256 if masked_fp32 else 0), (name, label)
+        if "bfloat16" in label and "dim 256" not in label:
+            threads = 256 if name == "_part_kernel" and "rows 4096" in label else 128
+            assert 2 * threads * registers <= 65536, (name, label)
+            assert 2 * shared <= 227 * 1024, (name, label)
+
+
+def test_serialised_products_are_reported(tmp_path):
+    """128 × 256 sums in fp32 are more than the registers of 128 threads."""
+    script = """
+import torch
+from benchmarks import compile_hopper
+from kernels.similarity import gpu, readout
+
+def starved():
+    gpu.tiles_for = lambda *_: gpu.Tiles(128, 64, 4, 2)
+    gpu._multiprocessors = lambda _device: 132
+    compile_hopper._stand_in(gpu)
+    x_RD = torch.zeros(4096, 256, dtype=torch.bfloat16)
+    readout(x_RD, torch.zeros(65536, 256, dtype=torch.bfloat16), 0.2, impl="triton")
+
+compile_hopper.KERNELS = {"starved": starved}
+raise SystemExit(compile_hopper.main([]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "serialized due to insufficient register resources" in done.stderr
+    assert "_part_kernel" in done.stderr

@@ -21,26 +21,29 @@ _MOST_PARTS = 128
 
 @dataclass(frozen=True)
 class Tiles:
-    """Block shape, and how a program is run: warps, pipeline stages, and the most registers of a thread (0: no cap)."""
+    """Block shape, and how a program is run: warps and pipeline stages."""
 
     rows: int
     keys: int
     warps: int
     stages: int
-    registers: int = 0
 
 
 def tiles_for(rows: int, dim: int, itemsize: int) -> Tiles:
-    """Chosen so that nothing spills and at least two programs fit a Hopper multiprocessor at dim 128, one's products
-    overlapping the other's exponentials (registers and shared memory: benchmarks/compile_hopper.py)."""
+    """Chosen by what the compiler makes of them for Hopper (benchmarks/compile_hopper.py).
+
+    In 16 bits nothing spills, no product waits for registers (ptxas would serialise it), and at dim 128 two programs or
+    more fit a multiprocessor, so that one's products overlap the other's exponentials. In fp32 nothing spills where
+    tiles fill the queue and products are exact; larger tiles spill kilobytes.
+    """
     if itemsize == 4:
-        return Tiles(32, 32, 8, 2)
+        return Tiles(32, 32, 8, 2) if dim <= 128 else Tiles(16, 16, 8, 2)
     if rows <= 16:
         return Tiles(16, 64, 4, 3)
     if dim > 128:
         return Tiles(64, 32, 8, 3)
     # Few rows need small blocks to fill the device; many need large ones, which read the L2 cache less often.
-    return Tiles(64, 64, 4, 3) if rows <= 512 else Tiles(128, 64, 8, 3, registers=128)
+    return Tiles(64, 64, 4, 3) if rows <= 512 else Tiles(128, 32, 8, 3)
 
 
 @functools.cache
@@ -68,30 +71,28 @@ def _even(queue_KD: Tensor, tiles: Tiles) -> bool:
     return keys % tiles.keys == 0 and dim >= 16 and dim == triton.next_power_of_2(dim)
 
 
-def readout(
-    x_RD: Tensor, queue_KD: Tensor, temperature_R: Tensor, own: int, tiles: Tiles | None = None
-) -> tuple[Tensor, Tensor]:
+def readout(x_RD: Tensor, queue_KD: Tensor, temperature_R: Tensor, own: int) -> tuple[Tensor, Tensor]:
     """Arguments as of kernels.similarity.readout.readout, checked and contiguous; own: -1 for none."""
     rows, dim = x_RD.shape
-    tiles = tiles or tiles_for(rows, dim, x_RD.element_size())
+    tiles = tiles_for(rows, dim, x_RD.element_size())
     parts, tiles_per_part = _split(rows, queue_KD.shape[0], tiles, x_RD.device)
     lse_R, out_RD = (torch.empty(shape, device=x_RD.device) for shape in ((rows,), (rows, dim)))
     top_PR, total_PR = (torch.empty((parts, rows), device=x_RD.device) for _ in range(2))
     sum_PRD = torch.empty((parts, rows, dim), device=x_RD.device)
     if not rows:
         return lse_R, out_RD
-    _part_kernel[(triton.cdiv(rows, tiles.rows), parts)](
-        x_RD, queue_KD, temperature_R, top_PR, total_PR, sum_PRD,
-        rows, queue_KD.shape[0], own, temperature_R.stride(0), tiles_per_part,
-        D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=tiles.rows, BLOCK_K=tiles.keys,
-        OWN=own >= 0, EVEN=_even(queue_KD, tiles), PRODUCTS=_products(x_RD.dtype),
-        num_warps=tiles.warps, num_stages=tiles.stages,
-        **({"maxnreg": tiles.registers} if tiles.registers else {}),
-    )  # fmt: skip
-    _combine_kernel[(rows,)](
-        top_PR, total_PR, sum_PRD, lse_R, out_RD, rows, parts,
-        D=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_P=triton.next_power_of_2(parts), num_warps=4,
-    )  # fmt: skip
+    with torch.cuda.device_of(x_RD):  # Triton launches on the current device
+        _part_kernel[(triton.cdiv(rows, tiles.rows), parts)](
+            x_RD, queue_KD, temperature_R, top_PR, total_PR, sum_PRD,
+            rows, queue_KD.shape[0], own, temperature_R.stride(0), tiles_per_part,
+            D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=tiles.rows, BLOCK_K=tiles.keys,
+            OWN=own >= 0, EVEN=_even(queue_KD, tiles), PRODUCTS=_products(x_RD.dtype),
+            num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
+        _combine_kernel[(rows,)](
+            top_PR, total_PR, sum_PRD, lse_R, out_RD, rows, parts,
+            D=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_P=triton.next_power_of_2(parts), num_warps=4,
+        )  # fmt: skip
     return lse_R, out_RD
 
 
@@ -107,13 +108,14 @@ def readout_backward(
     sum_PRD = torch.empty((parts, rows, dim), device=x_RD.device)
     grad_out_RD = grad_out_RD.to(x_RD.dtype)  # rounded before both uses, so that what cancels below does so exactly
     mean_R = (grad_out_RD * out_RD).sum(1)
-    _backward_kernel[(triton.cdiv(rows, tiles.rows), parts)](
-        x_RD, queue_KD, temperature_R, lse_R, grad_out_RD, mean_R, sum_PRD,
-        rows, queue_KD.shape[0], own, temperature_R.stride(0), tiles_per_part,
-        D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=tiles.rows, BLOCK_K=tiles.keys,
-        OWN=own >= 0, EVEN=_even(queue_KD, tiles), PRODUCTS=_products(x_RD.dtype),
-        num_warps=tiles.warps, num_stages=tiles.stages,
-    )  # fmt: skip
+    with torch.cuda.device_of(x_RD):
+        _backward_kernel[(triton.cdiv(rows, tiles.rows), parts)](
+            x_RD, queue_KD, temperature_R, lse_R, grad_out_RD, mean_R, sum_PRD,
+            rows, queue_KD.shape[0], own, temperature_R.stride(0), tiles_per_part,
+            D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=tiles.rows, BLOCK_K=tiles.keys,
+            OWN=own >= 0, EVEN=_even(queue_KD, tiles), PRODUCTS=_products(x_RD.dtype),
+            num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
     return sum_PRD.sum(0) / temperature_R[:, None]
 
 
