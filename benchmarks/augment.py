@@ -51,7 +51,7 @@ class AugmentBenchmark:
     images: int = 64
     """Images on which the versions are compared (the reference takes 0.1 s for each of them)."""
     batch: int = 0
-    """Images of a timed batch; 0 = 256 on a GPU, 32 on a CPU."""
+    """Images of a timed batch; 0 = 256 on a GPU, 32 on a CPU. Fewer where the data set has too few for all batches."""
     batches: int = 4
     """Batches that take turns. Together they should exceed the caches."""
     size: int = 224
@@ -188,12 +188,14 @@ def _pairs(batch: Batch) -> ViewTable:
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call: by events on a GPU, which leave out what the host does meanwhile; else by the clock."""
+    """Seconds of a call: on a GPU those of its kernels and copies, by events; else by the clock."""
     if device.type == "cpu":
         began = time.perf_counter()
         work()
         return time.perf_counter() - began
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    # Events also count what the GPU waits for the host. While it sleeps, for 10 ms, the host gets ahead of it.
+    torch.cuda._sleep(20_000_000)
     start.record()
     work()
     end.record()
@@ -247,10 +249,13 @@ def benchmark(options: AugmentBenchmark) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda"
     data, size = pathlib.Path(options.data), options.size
+    available = open_dataset(data, "train").num_samples
+    if not 1 <= options.batches <= available:
+        raise UserError(f"--batches {options.batches}: {data} has {available} images")
     torch.set_num_threads(1)  # the reference's operations are small; the fast version has threads of its own
     few = min(COMPARED_AT_ONCE, options.images)
     differences = compare(load(data, options.images, few, device), size, DTYPES)
-    per_batch = options.batch or (256 if on_gpu else 32)
+    per_batch = min(options.batch or (256 if on_gpu else 32), available // options.batches)
     batches = load(data, per_batch * options.batches, per_batch, device)
     made = sides(batches, size, *pixel_statistics(data, "auto"))
     seconds: dict[str, list[float]] = {name: [] for name in made}
@@ -268,11 +273,12 @@ def benchmark(options: AugmentBenchmark) -> int:
         "floor_us_per_pair": round(least["seconds"] * 1e6, 3),
         "vs_reference": round(statistics.median(seconds["reference"]) / statistics.median(seconds[fast]), 2),
     }
+    print(f"{options.batches} batches of {per_batch} images, views of {size} pixels")
     show(seconds, least, per_batch)
     compared = {kind: {n: dataclasses.asdict(d) for n, d in found.items()} for kind, found in differences.items()}
     settings = {"size": size, "images": options.images, "batch": per_batch, "batches": options.batches}
-    record.append("augment", {**settings, **figures, "floor": least, "seconds": seconds, "differences": compared})
     print(json.dumps(figures), flush=True)
+    record.append("augment", {**settings, **figures, "floor": least, "seconds": seconds, "differences": compared})
     return 0
 
 

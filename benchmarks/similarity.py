@@ -3,11 +3,13 @@
 
     python benchmarks/similarity.py
 
-Correctness comes first: no figure is printed for a side whose loss or gradient is wrong. Then every round runs every
-side once, on inputs that rotate through more memory than a cache holds; medians over the rounds count. The floor is
-what the products and one read of the queue take at the speeds measured in the same run. On a GPU in bf16, times by CUDA
-events; on a CPU in fp32 and smaller, by the clock. Prints a table, appends a line to
-benchmarks/results/similarity.jsonl; the last line of the output is JSON.
+Correctness comes first: no figure is printed for a side whose loss or gradient is wrong; it is named, with the reason,
+and so is one that cannot run here. Then every round runs every side once, on inputs that rotate through more memory
+than a cache holds; medians over the rounds count. The floor is what the products and one read of the queue take at the
+speeds measured in the same run. On a GPU in bf16, times by CUDA events: those of CUDA graphs count, for launches from
+Python take longer than small batches, and stand beside them; our kernel is also timed with other tiles than it has. On
+a CPU in fp32 and smaller, by the clock. Prints tables, appends a line to benchmarks/results/similarity.jsonl; the last
+line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from unittest import mock
 
 if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
@@ -36,10 +39,11 @@ from kernels import similarity
 
 TAU = 0.2  # of all three terms, as in the presets
 DIM = 128
+CACHE = 100_000_000  # bytes, more than the caches have
 MEMORY_ROWS = 4096  # at which memory is compared, with a queue of 65,536
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 Inputs = tuple[Tensor, Tensor, Tensor]  # q, k, queue
-Run = Callable[[int], None]  # takes the number of the call
+Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,12 @@ class Options:
 
     rounds: int = 7
     """Rounds; each runs every side once. Medians over them count."""
-    seconds: float = 0.2
-    """Time that one side takes in one round, about."""
+    seconds: float = 0.1
+    """Time that one side takes in one round, about; at least one pass over the inputs."""
 
 
-def ours(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
-    terms = similarity.queue_terms(q, k, queue, TAU, consistency_temperature=TAU, uniformity_temperature=TAU)
+def ours(q: Tensor, k: Tensor, queue: Tensor, impl: str = "auto") -> Tensor:
+    terms = similarity.queue_terms(q, k, queue, TAU, consistency_temperature=TAU, uniformity_temperature=TAU, impl=impl)
     assert terms.consistency is not None
     assert terms.uniformity is not None
     return terms.contrast + terms.consistency + terms.uniformity
@@ -94,15 +98,26 @@ class _FromReadout(torch.autograd.Function):
         return ctx.saved_tensors[0] * grad, None, None, None, None
 
 
+def _as_attention(q: Tensor, k: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and keys (which are the values, too) as an attention of one head over one sequence takes them."""
+    return torch.cat([q, k]).detach().to(queue.dtype)[None, None], queue[None, None]
+
+
 def attention(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
     """The readout by PyTorch's flash attention, keys and values being the queue."""
-    x = torch.cat([q, k]).detach().to(queue.dtype)[None, None]
-    keys = queue[None, None]
+    x, keys = _as_attention(q, k, queue)
     if queue.is_cuda:
         out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(x, keys, keys, scale=1 / TAU)
     else:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(x, keys, keys, scale=1 / TAU)
     return _FromReadout.apply(q, k, queue, lse[0, 0], out[0, 0])
+
+
+def cudnn(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
+    """The readout by cuDNN's attention."""
+    x, keys = _as_attention(q, k, queue)
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(x, keys, keys, None, True, scale=1 / TAU)
+    return _FromReadout.apply(q, k, queue, lse.flatten(), out[0, 0])
 
 
 def make_flex() -> Loss:
@@ -111,8 +126,7 @@ def make_flex() -> Loss:
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def flex(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
-        x = torch.cat([q, k]).detach().to(queue.dtype)[None, None]
-        keys = queue[None, None]
+        x, keys = _as_attention(q, k, queue)
         out, lse = compiled(x, keys, keys, scale=1 / TAU, return_lse=True)  # type: ignore[arg-type]
         return _FromReadout.apply(q, k, queue, lse[0, 0].float(), out[0, 0])
 
@@ -126,14 +140,31 @@ def make_sides(on_gpu: bool) -> dict[str, Loss]:
         "compile": torch.compile(eager, dynamic=False),
         "attention": attention,
     }
-    if on_gpu:  # on a CPU it has no gradient-free entry that returns the log-sum-exp
-        sides["flex"] = make_flex()
+    if on_gpu:  # on a CPU flex has no gradient-free entry that returns the log-sum-exp
+        sides |= {"cudnn": cudnn, "flex": make_flex()}
     return sides
 
 
+def make_tile_sides() -> dict[str, Loss]:
+    """Ours on a GPU, with the tiles that many rows might have."""
+    from kernels.similarity import gpu
+
+    def with_tiles(tiles: gpu.Tiles) -> Loss:
+        def loss(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
+            with mock.patch.object(gpu, "tiles_for", return_value=tiles):
+                return ours(q, k, queue)
+
+        return loss
+
+    blocks = ((128, 32, 8), (64, 64, 4), (128, 64, 8), (128, 128, 8))
+    return {
+        f"{rows}x{keys}, {warps} warps": with_tiles(gpu.Tiles(rows, keys, warps, 3)) for rows, keys, warps in blocks
+    }
+
+
 def make_inputs(n: int, keys: int, device: str, dtype: torch.dtype) -> list[Inputs]:
-    """Sets of q, k (fp32) and queue whose queues together exceed a cache of 100 MB."""
-    count = max(2, -(-100_000_000 // (keys * DIM * dtype.itemsize)))
+    """Sets of q, k (fp32) and queue whose queues together exceed the caches."""
+    count = max(2, -(-CACHE // (keys * DIM * dtype.itemsize)))
     generator = torch.Generator(device).manual_seed(0)
 
     def rows(count: int) -> Tensor:
@@ -142,62 +173,108 @@ def make_inputs(n: int, keys: int, device: str, dtype: torch.dtype) -> list[Inpu
     return [(rows(n).requires_grad_(), rows(n), rows(keys).to(dtype)) for _ in range(count)]
 
 
-def check(sides: dict[str, Loss], q: Tensor, k: Tensor, queue: Tensor) -> dict[str, Loss]:
-    """The sides whose loss and gradient are right for the first 64 rows, in fp64; the others are named."""
-    q, k = (x[:64].detach() for x in (q, k))
-    exact, exact_gradient = loss_and_gradient(eager, q.to(queue.dtype).double(), k.to(queue.dtype), queue.double())
-    right = {}
-    for name, side in sides.items():
-        try:
-            loss, gradient = loss_and_gradient(side, q, k, queue)
-        except Exception as error:  # a rival that this version of torch or this device does not offer
-            print(f"{name}: left out, {type(error).__name__}: {str(error).splitlines()[0][:100]}")
-            continue
-        off = float((gradient - exact_gradient).abs().max() / exact_gradient.abs().max())
-        if abs(loss - exact) < 0.02 and off < 0.05:
-            right[name] = side
-        else:
-            print(f"{name}: left out, loss {loss:.4f} for {exact:.4f}, gradient off by {off:.3f}")
-    return right
+def exact(q: Tensor, k: Tensor, queue: Tensor) -> tuple[float, Tensor]:
+    """Loss and gradient in fp64 of rows that are rounded to the queue's dtype, as all sides have them."""
+    q, k = (x.detach().to(queue.dtype).double() for x in (q, k))
+    side = functools.partial(ours, impl="reference")
+    few = [slice(i, i + 64) for i in range(0, len(q), 64)]  # at once: N×K in fp64 would not fit everywhere
+    losses, gradients = zip(*(loss_and_gradient(side, q[i], k[i], queue.double()) for i in few), strict=True)
+    return statistics.mean(losses), torch.cat(gradients) / len(few)
 
 
 def loss_and_gradient(side: Loss, q: Tensor, k: Tensor, queue: Tensor) -> tuple[float, Tensor]:
-    q = q.clone().requires_grad_()
-    loss = side(q, k.to(q.dtype), queue)
+    q = q.detach().clone().requires_grad_()
+    loss = side(q, k, queue)
     return float(loss.detach()), torch.autograd.grad(loss, q)[0].double()
 
 
-def once(side: Loss, inputs: list[Inputs], i: int) -> None:
-    q, k, queue = inputs[i % len(inputs)]
+def check(side: Loss, one: Inputs, truth: tuple[float, Tensor]) -> None:
+    """Raises ArithmeticError where loss or gradient are not `truth`."""
+    loss, gradient = loss_and_gradient(side, *one)
+    off = float((gradient - truth[1]).abs().max() / truth[1].abs().max())
+    if not (abs(loss - truth[0]) < 0.02 and off < 0.05):
+        raise ArithmeticError(f"loss {loss:.4f} for {truth[0]:.4f}, gradient off by {off:.3f}")
+
+
+def once(side: Loss, one: Inputs) -> None:
+    q, k, queue = one
     q.grad = None
     side(q, k, queue).backward()
+
+
+def launched(side: Loss, inputs: list[Inputs]) -> Run:
+    """A pass over all inputs, called from Python."""
+
+    def run() -> None:
+        for one in inputs:
+            once(side, one)
+
+    return run
+
+
+def captured(side: Loss, inputs: list[Inputs]) -> Run:
+    """A pass over all inputs as one CUDA graph, the way a captured training step runs the loss."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            for q, k, queue in inputs:
+                torch.autograd.grad(side(q, k, queue), q)
+    finally:
+        torch.cuda.set_stream(stream)  # a capture that fails leaves its own one current
+    return graph.replay
+
+
+WAYS = {"graph": captured, "launched": launched}
 
 
 def seconds(run: Run, calls: int, on_gpu: bool) -> float:
     """Seconds of one of `calls` calls."""
     if not on_gpu:
         start = time.perf_counter()
-        for i in range(calls):
-            run(i)
+        for _ in range(calls):
+            run()
         return (time.perf_counter() - start) / calls
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     first.record()
-    for i in range(calls):
-        run(i)
+    for _ in range(calls):
+        run()
     last.record()
     last.synchronize()
     return first.elapsed_time(last) / calls / 1000
 
 
-def captured(inputs: list[Inputs]) -> Run:
-    """Ours as a captured training step runs it: one CUDA graph for each set of inputs."""
-    graphs = []
-    for one in inputs:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            torch.autograd.grad(ours(*one), one[0])
-        graphs.append(graph)
-    return lambda i: graphs[i % len(graphs)].replay()
+def ready(sides: dict[str, Loss], inputs: list[Inputs], ways: Sequence[str]) -> dict[tuple[str, str], Run]:
+    """(way, name) -> run of the sides that are right and run in all these ways; the others are named, and why."""
+    truth = exact(*inputs[0])
+    runs: dict[tuple[str, str], Run] = {}
+    for name, side in sides.items():
+        try:
+            check(side, inputs[0], truth)  # compiles
+            launched(side, inputs)()  # fills the allocator's pools
+            runs |= {(way, name): WAYS[way](side, inputs) for way in ways}
+        except Exception as error:  # wrong, not offered by this device or this version of torch, memory full
+            print(f"{name}, N {len(inputs[0][0])}: left out, {_reason(error)}")
+    return runs
+
+
+def _reason(error: BaseException) -> str:
+    """On one line. What failed within a capture comes second: the capture then fails, too."""
+    lines = (f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:100]}" for e in (error, error.__context__) if e)
+    return ", after ".join(lines)
+
+
+def measure_sides(
+    sides: dict[str, Loss], inputs: list[Inputs], ways: Sequence[str], options: Options
+) -> dict[str, dict[str, list[float]]]:
+    """way -> name -> seconds of a forward and backward in each round."""
+    on_gpu = inputs[0][0].is_cuda
+    runs = ready(sides, inputs, ways)
+    calls = {key: max(1, round(options.seconds / seconds(run, 1, on_gpu))) for key, run in runs.items()}
+    times: dict[str, dict[str, list[float]]] = {way: {} for way in ways}
+    for _ in range(options.rounds):
+        for (way, name), run in runs.items():
+            times[way].setdefault(name, []).append(seconds(run, calls[way, name], on_gpu) / len(inputs))
+    return times
 
 
 def speeds(on_gpu: bool, dtype: torch.dtype) -> tuple[float, float]:
@@ -207,20 +284,15 @@ def speeds(on_gpu: bool, dtype: torch.dtype) -> tuple[float, float]:
     long = torch.zeros(count, device=device)
     out = torch.empty_like(square)
 
-    def multiply(_: int) -> None:
-        torch.mm(square, square, out=out)
-
-    def read(_: int) -> None:
-        long.sum()
-
-    product, reading = (min(seconds(run, 5, on_gpu) for _ in range(6)) for run in (multiply, read))
+    multiply = functools.partial(torch.mm, square, square, out=out)
+    product, reading = (min(seconds(run, 5, on_gpu) for _ in range(6)) for run in (multiply, long.sum))
     return 2 * size**3 / product, 4 * count / reading
 
 
-def peak_memory(side: Loss, inputs: list[Inputs]) -> int:
+def peak_memory(side: Loss, one: Inputs) -> int:
     """Bytes beyond the inputs at the worst moment of a forward and backward: allocated on a GPU, resident on a CPU."""
-    on_gpu = inputs[0][0].is_cuda
-    inputs[0][0].grad = None
+    on_gpu = one[0].is_cuda
+    one[0].grad = None
     if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -228,7 +300,7 @@ def peak_memory(side: Loss, inputs: list[Inputs]) -> int:
     else:
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = _resident("VmRSS")
-    once(side, inputs, 0)
+    once(side, one)
     if on_gpu:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
@@ -242,10 +314,10 @@ def _resident(name: str) -> int:
 
 def memory_alone(name: str) -> int:
     """peak_memory of "ours" or "eager" at the largest size, for a process that has held nothing before."""
-    inputs = make_inputs(MEMORY_ROWS, 65536, "cpu", torch.float32)[:1]
-    side = {"ours": ours, "eager": eager}[name]
-    once(side, [tuple(x[:64].detach().requires_grad_(i == 0) for i, x in enumerate(inputs[0]))], 0)  # type: ignore[list-item]
-    return peak_memory(side, inputs)
+    q, k, queue = make_inputs(MEMORY_ROWS, 65536, "cpu", torch.float32)[0]
+    side: Loss = {"ours": ours, "eager": eager}[name]
+    once(side, (q[:64].detach().requires_grad_(), k[:64], queue[:64]))
+    return peak_memory(side, (q, k, queue))
 
 
 def memory_on_cpu() -> dict[str, float]:
@@ -259,33 +331,43 @@ def memory_on_cpu() -> dict[str, float]:
 
 
 def measure_batch(n: int, keys: int, dtype: torch.dtype, options: Options, floor: float) -> dict[str, object]:
-    """The figures of one batch size, printed as a table."""
+    """The figures of one batch size, printed as tables."""
     on_gpu = torch.cuda.is_available()
     inputs = make_inputs(n, keys, "cuda" if on_gpu else "cpu", dtype)
-    sides = check(make_sides(on_gpu), *inputs[0])
-    runs: dict[str, Run] = {name: functools.partial(once, side, inputs) for name, side in sides.items()}
-    for run in runs.values():  # compiles, and fills the allocator's pools
-        seconds(run, 2, on_gpu)
-    if on_gpu:
-        runs["ours, graph"] = captured(inputs)
-    calls = {name: max(1, round(options.seconds / seconds(run, 3, on_gpu))) for name, run in runs.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(options.rounds):
-        for name, run in runs.items():
-            times[name].append(seconds(run, calls[name], on_gpu))
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    sides = make_sides(on_gpu)
+    times = measure_sides(sides, inputs, ("graph", "launched") if on_gpu else ("launched",), options)
     print(f"\nN {n}, K {keys}, D {DIM}, {dtype}; floor {floor * 1e3:.3f} ms")
-    for name, median in medians.items():
-        spread = (max(times[name]) - min(times[name])) / median
-        print(f"  {name:12} {median * 1e3:9.3f} ms  {median / medians['ours']:6.2f} of ours' time  ±{spread:.0%}")
-    figures: dict[str, object] = {f"ms_{n}": {name: 1e3 * value for name, value in medians.items()}}
-    figures[f"of_floor_{n}"] = floor / medians["ours"]
-    figures |= {f"vs_{name}_{n}": value / medians["ours"] for name, value in medians.items() if name != "ours"}
+    ms = show(times, "ours")
+    count = next(iter(ms.values()))  # of graphs, where there are
+    figures: dict[str, object] = {f"ms_{n}": count}
     if on_gpu:
-        memory = peak_memory(sides["ours"], inputs) / peak_memory(sides["eager"], inputs)
+        figures[f"ms_launched_{n}"] = ms["launched"]
+    if "ours" in count:
+        figures[f"of_floor_{n}"] = 1e3 * floor / count["ours"]
+        figures |= {f"vs_{name}_{n}": value / count["ours"] for name, value in count.items() if name != "ours"}
+    if on_gpu and {"ours", "eager"} <= count.keys():
+        memory = peak_memory(ours, inputs[0]) / peak_memory(eager, inputs[0])
         figures[f"memory_of_eager_{n}"] = memory
         print(f"  memory beyond the inputs, of eager's: {memory:.4f}")
+    if on_gpu and 2 * n > 512:  # rows, of q and k; fewer have other tiles
+        print("  our kernel with other tiles")
+        times = measure_sides(make_tile_sides(), inputs, ("graph",), options)
+        figures[f"ms_tiles_{n}"] = show(times, next(iter(times["graph"]), ""))["graph"]
     return figures
+
+
+def show(times: dict[str, dict[str, list[float]]], base: str) -> dict[str, dict[str, float]]:
+    """Prints each side's medians, the first way's against the base's, with its spread. Returns the medians in ms."""
+    ms = {way: {name: 1e3 * statistics.median(x) for name, x in of.items()} for way, of in times.items()}
+    first = next(iter(ms))
+    titles = "".join(f"{f'{way}, ms':>14}" for way in ms)
+    print(f"  {'':18}{titles}   of {base}")
+    for name, median in ms[first].items():
+        columns = "".join(f"{of[name]:14.3f}" for of in ms.values())
+        ratio = f"{median / ms[first][base]:6.2f}" if base in ms[first] else ""
+        spread = 1e3 * (max(times[first][name]) - min(times[first][name])) / median
+        print(f"  {name:18}{columns}   {ratio:6}  ±{spread:.0%}")
+    return ms
 
 
 def measure(options: Options) -> int:
@@ -298,12 +380,15 @@ def measure(options: Options) -> int:
     }  # fmt: skip
     for n in batches:
         floor = max(4 * 2 * n * keys * DIM / operations, keys * DIM * dtype.itemsize / bandwidth)
-        figures |= measure_batch(n, keys, dtype, options, floor)
+        try:
+            figures |= measure_batch(n, keys, dtype, options, floor)
+        except RuntimeError as error:  # of CUDA, or memory is full: the other sizes' figures are still worth having
+            print(f"N {n}: left out, {_reason(error)}")
     if not on_gpu:
         figures |= memory_on_cpu()
         print(f"memory at N {MEMORY_ROWS}, K 65536, of eager's: {figures[f'memory_of_eager_{MEMORY_ROWS}']:.4f}")
+    print(json.dumps(figures), flush=True)
     record.append("similarity", figures)
-    print(json.dumps(figures))
     return 0
 
 
