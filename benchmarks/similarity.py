@@ -338,14 +338,14 @@ def measure_batch(n: int, keys: int, dtype: torch.dtype, options: Options, floor
     times = measure_sides(sides, inputs, ("graph", "launched") if on_gpu else ("launched",), options)
     print(f"\nN {n}, K {keys}, D {DIM}, {dtype}; floor {floor * 1e3:.3f} ms")
     ms = show(times, "ours")
-    count = next(iter(ms.values()))  # of graphs, where there are
-    figures: dict[str, object] = {f"ms_{n}": count}
+    counted = next(iter(ms.values()))  # of graphs, where there are
+    figures: dict[str, object] = {f"ms_{n}": counted}
     if on_gpu:
         figures[f"ms_launched_{n}"] = ms["launched"]
-    if "ours" in count:
-        figures[f"of_floor_{n}"] = 1e3 * floor / count["ours"]
-        figures |= {f"vs_{name}_{n}": value / count["ours"] for name, value in count.items() if name != "ours"}
-    if on_gpu and {"ours", "eager"} <= count.keys():
+    if "ours" in counted:
+        figures[f"of_floor_{n}"] = 1e3 * floor / counted["ours"]
+        figures |= {f"vs_{name}_{n}": value / counted["ours"] for name, value in counted.items() if name != "ours"}
+    if on_gpu and {"ours", "eager"} <= counted.keys():
         memory = peak_memory(ours, inputs[0]) / peak_memory(eager, inputs[0])
         figures[f"memory_of_eager_{n}"] = memory
         print(f"  memory beyond the inputs, of eager's: {memory:.4f}")
