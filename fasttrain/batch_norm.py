@@ -53,15 +53,13 @@ class _SplitBatchNorm(_BatchNorm):
         groups = max(1, round(x.shape[0] / GROUP_SIZE))
         momentum = self.momentum / groups  # so that all groups together move the running statistics once
         running = self.running_mean, self.running_var
-        if groups > 1 and torch.compiler.is_compiling() and x.shape[0] % groups == 0:
+        if groups == 1:
+            return F.batch_norm(x, *running, self.weight, self.bias, True, momentum, self.eps)
+        if torch.compiler.is_compiling() and x.shape[0] % groups == 0:
             out, mean_GC, var_GC = _NormaliseFusibly.apply(x, self.weight, self.bias, groups, self.eps)
             self._move_running_statistics(mean_GC, var_GC, x.numel() // mean_GC.numel(), momentum)
             return out
-        if groups == 1 or torch.compiler.is_compiling():
-            arguments = *running, self.weight, self.bias, True, momentum, self.eps
-            out = [F.batch_norm(group, *arguments) for group in x.tensor_split(groups)]
-            return out[0] if groups == 1 else torch.cat(out)
-        return _NormaliseGroups.apply(x, self.weight, self.bias, *running, groups, momentum, self.eps)
+        return _normalise_groups(x, self.weight, self.bias, *running, groups, momentum, self.eps)
 
     @torch.no_grad()
     def _move_running_statistics(self, mean_GC: Tensor, var_GC: Tensor, rows: int, momentum: float) -> None:
@@ -122,6 +120,12 @@ class _NormaliseGroups(torch.autograd.Function):
             sums.append(torch.stack(both))
         grad_weight, grad_bias = torch.stack(sums).sum(0)
         return grad_x, grad_weight, grad_bias, None, None, None, None, None
+
+
+@torch.compiler.disable
+def _normalise_groups(*arguments: Any) -> Tensor:  # noqa: ANN401 those of _NormaliseGroups
+    """Never compiled: of groups of unequal size, Inductor's backward leaves gradients uninitialised (torch 2.14)."""
+    return _NormaliseGroups.apply(*arguments)
 
 
 class _NormaliseFusibly(torch.autograd.Function):

@@ -1,5 +1,6 @@
 """Split batch norm: each group by its own statistics in training, running ones in evaluation."""
 
+import ctypes
 import shutil
 
 import pytest
@@ -69,11 +70,22 @@ def test_groups_in_place_are_the_groups_one_by_one(count):
         assert torch.allclose(ours, expected, atol=1e-4)
 
 
+@pytest.fixture
+def poisoned():
+    """What malloc gives is filled with bytes that make enormous numbers, and torch has one thread."""
+    threads, mallopt, perturb = torch.get_num_threads(), ctypes.CDLL(None).mallopt, -6  # M_PERTURB of malloc.h
+    torch.set_num_threads(1)
+    mallopt(perturb, 1)
+    yield
+    mallopt(perturb, 0)
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
 @pytest.mark.parametrize("more", [0, 5])  # rows that make equal groups, or not
 @pytest.mark.parametrize("precision", [torch.float32, torch.float16])
-def test_a_compiled_network_computes_the_same(more, precision):
+def test_a_compiled_network_computes_the_same(poisoned, more, precision):
     """Running statistics also where a variance is beyond fp16's range, as autocast must not touch them."""
     torch.manual_seed(0)
     values = []
