@@ -6,7 +6,7 @@ PY := .venv/bin/python
 GPU_PY := $(if $(wildcard .venv/ready),.venv/bin/python,python3)
 KERNEL_TESTS := tests/test_readout.py tests/test_similarity.py tests/test_augment.py
 
-.PHONY: demo test test-gpu test-multinode bench-gpu lint install clean
+.PHONY: demo test test-beside test-rest test-gpu test-multinode bench-gpu lint install clean
 
 install: .venv/ready
 
@@ -19,6 +19,14 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(PY) -m pytest
+
+# The same in two parts that may run side by side: in the first, two machines mostly wait, and kernels use one core.
+BESIDE := tests/test_multinode.py $(KERNEL_TESTS)
+test-beside: .venv/ready
+	$(PY) -m pytest -rs $(BESIDE)
+
+test-rest: .venv/ready
+	$(PY) -m pytest $(BESIDE:%=--ignore=%)
 
 # The kernels' tests in every dtype, then all other tests that need a GPU.
 test-gpu:

@@ -5,11 +5,9 @@ Without a GPU the Triton kernels run in Triton's interpreter (tests/conftest.py)
 
 import io
 import itertools
-import json
 import os
 import pathlib
 import tarfile
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -19,8 +17,6 @@ from conftest import compiled_for_hopper
 from PIL import Image
 from torchvision.transforms.v2 import functional as T
 
-from benchmarks import augment as benchmark
-from benchmarks import record
 from fasttrain.views import BRIGHTNESS, CONTRAST, HUE, RECIPES, SATURATION, ViewTable, center, draw
 from kernels.augment import augment, compiled, cpu, gpu
 
@@ -400,31 +396,3 @@ def test_other_impossible_tables_and_batches():
 def test_as_many_threads_as_cores_may_be_used(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {2, 3, 5})
     assert cpu._threads() == 3
-
-
-def test_benchmark_takes_the_images_there_are_and_prints_before_it_records(image_folder, monkeypatch, capsys):
-    def full(*_):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(record, "append", full)
-    small = ("--images", "8", "--size", "16", "--rounds", "1")
-    assert benchmark.main(["--data", str(image_folder), "--batches", "5", *small]) == 1
-    printed, failed = capsys.readouterr()
-    assert "5 batches of 14 images" in printed  # of 72
-    assert set(json.loads(printed.splitlines()[-1])) >= {"us_per_pair", "vs_reference"}
-    assert "No space left" in failed
-    for batches in (0, 73):
-        assert benchmark.main(["--data", str(image_folder), "--batches", str(batches), *small]) == 2
-        assert "has 72 images" in capsys.readouterr().err
-
-
-@pytest.mark.gpu
-def test_benchmark_does_not_time_the_host():
-    ones = torch.ones(1000, device="cuda")
-    ones.add_(1)
-
-    def slow_host():
-        time.sleep(0.003)
-        ones.add_(1)
-
-    assert benchmark.timed(slow_host, ones.device) < 0.001

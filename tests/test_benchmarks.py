@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import augment, loader_gpu, record, step
+from benchmarks import augment, loader_gpu, record, similarity, step
 from benchmarks import convert as bench_convert
 from benchmarks.loader import main
 from benchmarks.repeated import LEAST_BATCHES, Repeated
@@ -188,3 +188,100 @@ def test_step_benchmark(shards, tmp_path, monkeypatch, capsys):
     lines = [json.loads(line) for line in (tmp_path / "step.jsonl").read_text().splitlines()]
     assert [(line["case"], line["views"]) for line in lines] == [("small", "synthetic"), ("small", "loaded")]
     assert all({"data wait", "views", "query forward", "backward"} <= set(line["ms_by_part"]) for line in lines[1:])
+
+
+def test_augment_benchmark_takes_the_images_there_are_and_prints_before_it_records(image_folder, monkeypatch, capsys):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(record, "append", full)
+    small = ("--images", "8", "--size", "16", "--rounds", "1")
+    assert augment.main(["--data", str(image_folder), "--batches", "5", *small]) == 1
+    printed, failed = capsys.readouterr()
+    assert "5 batches of 14 images" in printed  # of 72
+    assert set(json.loads(printed.splitlines()[-1])) >= {"us_per_pair", "vs_reference"}
+    assert "No space left" in failed
+    for batches in (0, 73):
+        assert augment.main(["--data", str(image_folder), "--batches", str(batches), *small]) == 2
+        assert "has 72 images" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_augment_benchmark_does_not_time_the_host():
+    ones = torch.ones(1000, device="cuda")
+    ones.add_(1)
+
+    def slow_host():
+        time.sleep(0.003)
+        ones.add_(1)
+
+    assert augment.timed(slow_host, ones.device) < 0.001
+
+
+ONE_PASS = similarity.Options(rounds=2, seconds=0)
+
+
+@pytest.fixture
+def few_inputs(monkeypatch):
+    monkeypatch.setattr(similarity, "CACHE", 0)
+
+
+def test_similarity_benchmark_leaves_out_what_is_wrong_or_cannot_run(few_inputs, capsys):
+    def broken(*_):
+        raise RuntimeError("no kernel image\nand more")
+
+    sides = {"ours": similarity.ours, "wrong": lambda *x: 1.1 * similarity.ours(*x), "broken": broken}
+    inputs = similarity.make_inputs(128, 256, "cpu", torch.float32)
+    times = similarity.measure_sides(sides, inputs, ("launched",), ONE_PASS)
+    assert [len(values) for values in times["launched"].values()] == [2]
+    assert list(times["launched"]) == ["ours"]
+    wrong, lacking = capsys.readouterr().out.splitlines()
+    assert wrong.startswith("wrong, N 128: left out, ArithmeticError: loss")
+    assert lacking == "broken, N 128: left out, RuntimeError: no kernel image"
+
+
+def test_similarity_benchmark_checks_the_gradient_of_every_row(few_inputs):
+    q, k, queue = similarity.make_inputs(128, 256, "cpu", torch.float32)[0]
+    loss, gradient = similarity.exact(q, k, queue)
+    similarity.check(similarity.eager, (q, k, queue), (loss, gradient))
+    gradient[-1] *= 2
+    with pytest.raises(ArithmeticError, match="gradient"):
+        similarity.check(similarity.eager, (q, k, queue), (loss, gradient))
+
+
+def test_similarity_benchmark_goes_on_without_ours(few_inputs, monkeypatch, capsys):
+    monkeypatch.setattr(similarity, "make_sides", lambda _: {"eager": similarity.eager})
+    figures = similarity.measure_batch(64, 256, torch.float32, ONE_PASS, 1e-3)
+    assert list(figures["ms_64"]) == ["eager"]
+    assert "of_floor_64" not in figures
+    assert "  eager" in capsys.readouterr().out
+
+
+def test_similarity_benchmark_prints_its_figures_whatever_happens_to_one_size_or_the_record(monkeypatch, capsys):
+    def measured(n, *_):
+        if n == similarity.MEMORY_ROWS or n == 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {f"ms_{n}": {"ours": 1.0}}
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(similarity, "speeds", lambda *_: (1e12, 1e11))
+    monkeypatch.setattr(similarity, "measure_batch", measured)
+    monkeypatch.setattr(similarity, "memory_on_cpu", lambda: {f"memory_of_eager_{similarity.MEMORY_ROWS}": 0.5})
+    monkeypatch.setattr(record, "append", full)
+    with pytest.raises(OSError, match="No space"):
+        similarity.measure(ONE_PASS)
+    lines = capsys.readouterr().out.splitlines()
+    assert "left out, OutOfMemoryError: CUDA out of memory" in "".join(lines)
+    assert json.loads(lines[-1])["ms_256"] == {"ours": 1.0}
+
+
+@pytest.mark.gpu
+def test_similarity_benchmark_times_graphs_and_tiles(few_inputs, monkeypatch):
+    sides = {"ours": similarity.ours, "eager": similarity.eager, "attention": similarity.attention}
+    monkeypatch.setattr(similarity, "make_sides", lambda _: sides)
+    figures = similarity.measure_batch(512, 4096, torch.bfloat16, ONE_PASS, 1e-3)
+    assert {"ours", "eager"} <= figures["ms_512"].keys() == figures["ms_launched_512"].keys()
+    assert len(figures["ms_tiles_512"]) == 4
+    assert 0 < figures["memory_of_eager_512"] < 1

@@ -1,14 +1,11 @@
 """The similarity losses against slow loops and closed-form gradients, in fp64."""
 
-import json
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import record
-from benchmarks import similarity as benchmark
 from kernels import similarity
 
 IMPLS = ["reference", "cpu"]
@@ -205,72 +202,3 @@ def test_gram_sums_of_parts_add_up_to_the_whole():
     parts = [similarity.gram(q[i : i + 4], keys[i : i + 4]) for i in (0, 4, 8)]
     total = similarity.Gram(*(torch.stack(x).sum(0) for x in zip(*parts, strict=True)))
     assert torch.allclose(similarity.gram_consistency(total, 12), similarity.batch_consistency(q, keys), atol=1e-14)
-
-
-ONE_PASS = benchmark.Options(rounds=2, seconds=0)
-
-
-@pytest.fixture
-def few_inputs(monkeypatch):
-    monkeypatch.setattr(benchmark, "CACHE", 0)
-
-
-def test_benchmark_leaves_out_what_is_wrong_or_cannot_run(few_inputs, capsys):
-    def broken(*_):
-        raise RuntimeError("no kernel image\nand more")
-
-    sides = {"ours": benchmark.ours, "wrong": lambda *x: 1.1 * benchmark.ours(*x), "broken": broken}
-    inputs = benchmark.make_inputs(128, 256, "cpu", torch.float32)
-    times = benchmark.measure_sides(sides, inputs, ("launched",), ONE_PASS)
-    assert [len(values) for values in times["launched"].values()] == [2]
-    assert list(times["launched"]) == ["ours"]
-    wrong, lacking = capsys.readouterr().out.splitlines()
-    assert wrong.startswith("wrong, N 128: left out, ArithmeticError: loss")
-    assert lacking == "broken, N 128: left out, RuntimeError: no kernel image"
-
-
-def test_benchmark_checks_the_gradient_of_every_row(few_inputs):
-    q, k, queue = benchmark.make_inputs(128, 256, "cpu", torch.float32)[0]
-    loss, gradient = benchmark.exact(q, k, queue)
-    benchmark.check(benchmark.eager, (q, k, queue), (loss, gradient))
-    gradient[-1] *= 2
-    with pytest.raises(ArithmeticError, match="gradient"):
-        benchmark.check(benchmark.eager, (q, k, queue), (loss, gradient))
-
-
-def test_benchmark_goes_on_without_ours(few_inputs, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "make_sides", lambda _: {"eager": benchmark.eager})
-    figures = benchmark.measure_batch(64, 256, torch.float32, ONE_PASS, 1e-3)
-    assert list(figures["ms_64"]) == ["eager"]
-    assert "of_floor_64" not in figures
-    assert "  eager" in capsys.readouterr().out
-
-
-def test_benchmark_prints_its_figures_whatever_happens_to_one_size_or_the_record(monkeypatch, capsys):
-    def measured(n, *_):
-        if n == benchmark.MEMORY_ROWS or n == 64:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return {f"ms_{n}": {"ours": 1.0}}
-
-    def full(*_):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(benchmark, "speeds", lambda *_: (1e12, 1e11))
-    monkeypatch.setattr(benchmark, "measure_batch", measured)
-    monkeypatch.setattr(benchmark, "memory_on_cpu", lambda: {f"memory_of_eager_{benchmark.MEMORY_ROWS}": 0.5})
-    monkeypatch.setattr(record, "append", full)
-    with pytest.raises(OSError, match="No space"):
-        benchmark.measure(ONE_PASS)
-    lines = capsys.readouterr().out.splitlines()
-    assert "left out, OutOfMemoryError: CUDA out of memory" in "".join(lines)
-    assert json.loads(lines[-1])["ms_256"] == {"ours": 1.0}
-
-
-@pytest.mark.gpu
-def test_benchmark_times_graphs_and_tiles(few_inputs, monkeypatch):
-    sides = {"ours": benchmark.ours, "eager": benchmark.eager, "attention": benchmark.attention}
-    monkeypatch.setattr(benchmark, "make_sides", lambda _: sides)
-    figures = benchmark.measure_batch(512, 4096, torch.bfloat16, ONE_PASS, 1e-3)
-    assert {"ours", "eager"} <= figures["ms_512"].keys() == figures["ms_launched_512"].keys()
-    assert len(figures["ms_tiles_512"]) == 4
-    assert 0 < figures["memory_of_eager_512"] < 1
