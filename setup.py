@@ -13,7 +13,7 @@ setup(
     long_description=(root / "README.md").read_text(),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
-    packages=find_packages(include=["fasttrain*", "kernels*", "dataprep*"]),
+    packages=find_packages(include=["fasttrain", "fasttrain.*"]),
     install_requires=[
         "torch>=2.8",
         "torchvision>=0.23",

@@ -102,7 +102,7 @@ def _stand_in(gpu: ModuleType) -> None:
 
 
 def similarity() -> None:
-    from kernels.similarity import gpu, readout
+    from fasttrain.kernels.similarity import gpu, readout
 
     _stand_in(gpu)
     gpu._multiprocessors = lambda _device: 132  # type: ignore[assignment]
@@ -117,8 +117,8 @@ def similarity() -> None:
 
 
 def augment() -> None:
+    from fasttrain.kernels.augment import augment, gpu
     from fasttrain.views import RECIPES, draw
-    from kernels.augment import augment, gpu
 
     _stand_in(gpu)
     for count, dtype in ((5, torch.float32), (5, torch.bfloat16), (5, torch.float16), (1, torch.bfloat16)):

@@ -28,9 +28,9 @@ import torch
 from benchmarks import loader_gpu, record
 from benchmarks.loader_ours import DecodeLimit, Ours
 from benchmarks.loader_peers import Dali, Ffcv, Torchvision, extract
-from dataprep.manifest import Manifest
 from fasttrain.cli import UserError, finish, parse
 from fasttrain.data import Order, ThreadLoader, open_dataset
+from fasttrain.dataprep.manifest import Manifest
 
 BATCH = 80
 DALI_FULL_IMAGES = 160  # of a round: it is by far the slowest side

@@ -22,9 +22,9 @@ from benchmarks.repeated import Repeated
 from fasttrain.cli import UserError
 from fasttrain.data import IMAGENET_MEAN, IMAGENET_STD, Batch, Loader, Order, open_dataset, open_loader
 from fasttrain.encoders import make_encoder
+from fasttrain.kernels.augment import augment
 from fasttrain.views import RECIPES, draw
 from fasttrain.waits import BatchClock, seconds_of
-from kernels.augment import augment
 
 WARM_UP, STEPS = 10, 20  # steps; some of the first compile kernels
 TABLE = 1024  # bytes an image, at most, of what is copied to the GPU besides pixels

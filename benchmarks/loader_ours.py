@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from dataprep.beton import BetonReader
-from dataprep.manifest import Manifest
 from fasttrain.data import IMAGENET_MEAN, IMAGENET_STD, Order, ThreadLoader, open_dataset
+from fasttrain.dataprep.beton import BetonReader
+from fasttrain.dataprep.manifest import Manifest
+from fasttrain.kernels.augment import augment
 from fasttrain.views import RECIPES, ViewRecipe, ViewSpec, draw
-from kernels.augment import augment
 
 SIZE = 224
 _CROPS = ViewRecipe("crops", (ViewSpec(jitter_p=0, gray_p=0, blur_p=0),) * 2)

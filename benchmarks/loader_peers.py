@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from dataprep.beton import BetonReader
-from dataprep.manifest import Manifest
 from fasttrain.data import IMAGENET_MEAN, IMAGENET_STD
+from fasttrain.dataprep.beton import BetonReader
+from fasttrain.dataprep.manifest import Manifest
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from benchmarks import record
 from fasttrain.cli import finish, parse
-from kernels import similarity
+from fasttrain.kernels import similarity
 
 TAU = 0.2  # of all three terms, as in the presets
 DIM = 128
@@ -147,7 +147,7 @@ def make_sides(on_gpu: bool) -> dict[str, Loss]:
 
 def make_tile_sides() -> dict[str, Loss]:
     """Ours on a GPU, with the tiles that many rows might have."""
-    from kernels.similarity import gpu
+    from fasttrain.kernels.similarity import gpu
 
     def with_tiles(tiles: gpu.Tiles) -> Loss:
         def loss(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:

@@ -161,11 +161,11 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
     from fasttrain.config import TrainConfig
     from fasttrain.data import Order, open_dataset, open_loader, pixel_statistics
     from fasttrain.dist import Ranks
+    from fasttrain.kernels.augment import augment
     from fasttrain.methods import AUTOCAST
     from fasttrain.step import TrainStep
     from fasttrain.train import make_networks
     from fasttrain.views import RECIPES, draw
-    from kernels.augment import augment
 
     config = TrainConfig(
         data=str(data), method="moco", arch=case.arch, cifar_stem=case.cifar_stem, size=case.size, recipe="mocov1",

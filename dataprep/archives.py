@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from dataprep.layout import ArchiveTree, arrange
-from dataprep.listing import IMAGE_EXTENSIONS, MAX_FILE_BYTES, Listing, Sample, Source, SourceError
+from fasttrain.dataprep.layout import ArchiveTree, arrange
+from fasttrain.dataprep.listing import IMAGE_EXTENSIONS, MAX_FILE_BYTES, Listing, Sample, Source, SourceError
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: signature, ..., length of its name, of its extra field
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from dataprep.archives import read_range
-from dataprep.labels import Labels, number_labels, whole_numbers
-from dataprep.listing import VAL_NAMES, Listing, Sample, Source, SourceError
+from fasttrain.dataprep.archives import read_range
+from fasttrain.dataprep.labels import Labels, number_labels, whole_numbers
+from fasttrain.dataprep.listing import VAL_NAMES, Listing, Sample, Source, SourceError
 
 MAX_UNPACKED_BYTES = 1 << 31
 _NUMPY_MODULES = {"numpy", *(f"numpy.{c}.{part}" for c in ("core", "_core") for part in ("multiarray", "numeric"))}

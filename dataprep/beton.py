@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataprep import DataError
-from dataprep.manifest import publish
-from dataprep.shard_writer import ShardWriter
+from fasttrain.dataprep import DataError
+from fasttrain.dataprep.manifest import publish
+from fasttrain.dataprep.shard_writer import ShardWriter
 
 VERSION = 2
 MIN_PAGE_SIZE = 1 << 23  # FFCV's default; a larger sample doubles it until it fits

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from dataprep.images import EncodedImage
-from dataprep.listing import Reader, Sample
-from dataprep.plan import PlannedShard, tasks
-from dataprep.progress import Note
-from dataprep.shards import ShardRecord, record_shard, write_images
-from dataprep.streams import stream_in_order
-from dataprep.watch import Watch, WatchedReader
+import fasttrain
 from fasttrain.affinity import usable_cores
 from fasttrain.cli import RunError, UserError
+from fasttrain.dataprep.images import EncodedImage
+from fasttrain.dataprep.listing import Reader, Sample
+from fasttrain.dataprep.plan import PlannedShard, tasks
+from fasttrain.dataprep.progress import Note
+from fasttrain.dataprep.shards import ShardRecord, record_shard, write_images
+from fasttrain.dataprep.streams import stream_in_order
+from fasttrain.dataprep.watch import Watch, WatchedReader
 from fasttrain.memory import keep_freed_memory
 
 Encode = Callable[[Reader, Sequence[tuple[Sample, bool]]], Iterable[EncodedImage | str]]
@@ -113,7 +114,9 @@ def _connect(num_workers: int) -> Any:  # noqa: ANN401 - a module that may be mi
         import ray
     except ImportError:
         raise UserError("--engine ray needs Ray: pip install ray") from None
-    path = os.pathsep.join(filter(None, (str(pathlib.Path(__file__).resolve().parents[1]), os.getenv("PYTHONPATH"))))
+    path = os.pathsep.join(
+        filter(None, (str(pathlib.Path(fasttrain.__file__).resolve().parents[1]), os.getenv("PYTHONPATH")))
+    )
     options: dict[str, Any] = {
         "runtime_env": {"env_vars": {"PYTHONPATH": path}},
         "log_to_driver": False,

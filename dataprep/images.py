@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dataprep import DataError, jpeg
-from dataprep.listing import Reader, Sample
+from fasttrain.dataprep import DataError, jpeg
+from fasttrain.dataprep.listing import Reader, Sample
 
 # The size from which Pillow refuses to decode, too: a small file that claims more is an attack or a mistake.
 MAX_PIXELS = 178_956_970
@@ -197,7 +197,10 @@ def _copied(
     content_N: Sequence[bytes | np.ndarray | str], measure_N: Sequence[bool], max_side: int
 ) -> list[EncodedImage | None]:
     """Pass through the JPEGs that fit and are whole without doubt, undecoded; None leaves a sample to encode_image."""
-    from dataprep.huffman import are_sound, form  # here: loaders use this module, too, and start faster without numba
+    from fasttrain.dataprep.huffman import (  # here: loaders use this module, too, and start faster without numba
+        are_sound,
+        form,
+    )
 
     def fitting(content: bytes | np.ndarray | str) -> EncodedImage | None:
         if not isinstance(content, bytes) or (found := form(content)) is None:
@@ -334,7 +337,7 @@ def _resized_planes(planes: list[np.ndarray], subsampling: int, max_side: int) -
 
     Whole blocks of colour are averaged first, as every encoder does that halves them.
     """
-    from dataprep.resize import resize_plane  # here: see _copied
+    from fasttrain.dataprep.resize import resize_plane  # here: see _copied
 
     height, width = planes[0].shape
     new_width, new_height = _fitting((width, height), max_side)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataprep import DataError
+from fasttrain.dataprep import DataError
 
 # Values of turbojpeg.h.
 COLORSPACE_RGB, COLORSPACE_YCBCR, COLORSPACE_GRAY = 0, 1, 2

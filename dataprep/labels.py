@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dataprep.listing import VAL_NAMES, SourceError
+from fasttrain.dataprep.listing import VAL_NAMES, SourceError
 
 # Whole numbers below it are labels as they stand; others, like identifiers, are numbered in their order.
 MAX_LABEL = 1 << 16

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from dataprep.listing import IMAGE_EXTENSIONS, MAX_FILE_BYTES, VAL_NAMES, Listing, Sample, SourceError
+from fasttrain.dataprep.listing import IMAGE_EXTENSIONS, MAX_FILE_BYTES, VAL_NAMES, Listing, Sample, SourceError
 
 
 class Tree(Protocol):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, cast, overload
 
 import numpy as np
 
-from dataprep import DataError
+from fasttrain.dataprep import DataError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # Names taken as the validation split beside `train`; the first that exists is used.

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dataprep import DataError
+from fasttrain.dataprep import DataError
 
 FILE_NAME = "manifest.json"
 # How shards are stored, and how their names end.

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataprep.labels import Labels, number_labels, split_files, whole_numbers
-from dataprep.listing import MAX_FILE_BYTES, Groups, Listing, Sample, Source, SourceError
 from fasttrain.cli import UserError
+from fasttrain.dataprep.labels import Labels, number_labels, split_files, whole_numbers
+from fasttrain.dataprep.listing import MAX_FILE_BYTES, Groups, Listing, Sample, Source, SourceError
 
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "bytes")
 _LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from dataprep.manifest import FILE_NAME
+from fasttrain.dataprep.manifest import FILE_NAME
 
 SECONDS_BETWEEN_LINES = 5.0
 SKIPS_SHOWN = 20

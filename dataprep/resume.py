@@ -1,7 +1,7 @@
 """What an unfinished conversion keeps in its folder, so that the same command continues it after any interruption.
 
 `conversion.json`, there from the first moment until `manifest.json` is, holds what must not change in between; beside
-each finished shard lies its record (dataprep.shards). The folder is locked while a conversion runs.
+each finished shard lies its record (fasttrain.dataprep.shards). The folder is locked while a conversion runs.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dataprep.manifest import FILE_NAME, Manifest, temporary_path, write_json
-from dataprep.shards import record_path
 from fasttrain.cli import UserError
+from fasttrain.dataprep.manifest import FILE_NAME, Manifest, temporary_path, write_json
+from fasttrain.dataprep.shards import record_path
 
 STATE_FILE = "conversion.json"
 

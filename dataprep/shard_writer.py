@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from dataprep.manifest import temporary_path
+from fasttrain.dataprep.manifest import temporary_path
 
 _HAND_OVER_BYTES = 1 << 24
 _SYNC_FILE_RANGE_WRITE = 2  # of Linux' fcntl.h: start, and wait for nothing; other systems lack the call

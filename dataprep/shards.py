@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataprep.beton import BetonWriter
-from dataprep.images import EncodedImage, PixelSums
-from dataprep.manifest import Index, Shard, glimpses, write_json
-from dataprep.plan import PlannedShard
-from dataprep.tarshards import TarShardWriter, index_path
+from fasttrain.dataprep.beton import BetonWriter
+from fasttrain.dataprep.images import EncodedImage, PixelSums
+from fasttrain.dataprep.manifest import Index, Shard, glimpses, write_json
+from fasttrain.dataprep.plan import PlannedShard
+from fasttrain.dataprep.tarshards import TarShardWriter, index_path
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Literal
 
 import numpy as np
 
-from dataprep.archives import tar_source, zip_source
-from dataprep.arrays import cifar_folder, cifar_source, npz_source
-from dataprep.layout import FolderReader, FolderTree, arrange
-from dataprep.listing import IMAGE_EXTENSIONS as EXTENSIONS
-from dataprep.listing import Groups, Listing, Sample, Source, SourceError
-from dataprep.parquet import CACHE_BYTES, parquet_files, parquet_source
-from dataprep.tarsamples import expand, looks_like_samples, webdataset_source
+from fasttrain.dataprep.archives import tar_source, zip_source
+from fasttrain.dataprep.arrays import cifar_folder, cifar_source, npz_source
+from fasttrain.dataprep.layout import FolderReader, FolderTree, arrange
+from fasttrain.dataprep.listing import IMAGE_EXTENSIONS as EXTENSIONS
+from fasttrain.dataprep.listing import Groups, Listing, Sample, Source, SourceError
+from fasttrain.dataprep.parquet import CACHE_BYTES, parquet_files, parquet_source
+from fasttrain.dataprep.tarsamples import expand, looks_like_samples, webdataset_source
 
 __all__ = ["EXTENSIONS", "KINDS", "Sample", "Source", "SourceError", "fingerprint", "open_source", "scan_folder",
            "shuffled_splits"]  # fmt: skip

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from tarfile import TarInfo
 
-from dataprep.archives import Skipped, TarReader, plain_name, read_range, tar_members
-from dataprep.labels import Labels, Value, number_labels, split_files
-from dataprep.listing import Listing, Sample, Source, SourceError
+from fasttrain.dataprep.archives import Skipped, TarReader, plain_name, read_range, tar_members
+from fasttrain.dataprep.labels import Labels, Value, number_labels, split_files
+from fasttrain.dataprep.listing import Listing, Sample, Source, SourceError
 
 _IMAGES, _LABELS = ("jpg", "jpeg", "png", "webp"), ("cls", "json")
 _LABEL_KEYS = ("label", "cls", "class")

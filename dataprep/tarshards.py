@@ -10,9 +10,9 @@ import os
 import tarfile
 from pathlib import Path
 
-from dataprep import DataError
-from dataprep.manifest import publish, temporary_path
-from dataprep.shard_writer import ShardWriter
+from fasttrain.dataprep import DataError
+from fasttrain.dataprep.manifest import publish, temporary_path
+from fasttrain.dataprep.shard_writer import ShardWriter
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
 _INDEX_VERSION = "v1.2"

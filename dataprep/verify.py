@@ -25,15 +25,15 @@ import numpy as np
 if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from dataprep import DataError, jpeg
-from dataprep.beton import MODE_RAW, BetonReader
-from dataprep.manifest import EXTENSION, FILE_NAME, Index, Manifest, Shard
-from dataprep.pool import map_in_order
-from dataprep.progress import progress
-from dataprep.shards import checksum
-from dataprep.tarshards import read_index
-from dataprep.watch import Watch
 from fasttrain.cli import check_workers, finish, parse
+from fasttrain.dataprep import DataError, jpeg
+from fasttrain.dataprep.beton import MODE_RAW, BetonReader
+from fasttrain.dataprep.manifest import EXTENSION, FILE_NAME, Index, Manifest, Shard
+from fasttrain.dataprep.pool import map_in_order
+from fasttrain.dataprep.progress import progress
+from fasttrain.dataprep.shards import checksum
+from fasttrain.dataprep.tarshards import read_index
+from fasttrain.dataprep.watch import Watch
 
 EXIT_PROBLEMS = 1
 TASK_IMAGES = 256

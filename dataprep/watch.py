@@ -13,7 +13,7 @@ from types import TracebackType
 
 import numpy as np
 
-from dataprep.listing import Reader, Sample
+from fasttrain.dataprep.listing import Reader, Sample
 
 WARN_SECONDS = 10.0
 _NAMED = 4  # samples in a message

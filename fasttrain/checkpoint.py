@@ -16,8 +16,8 @@ from typing import BinaryIO, NamedTuple
 
 import torch
 
-from dataprep.manifest import publish
 from fasttrain.cli import RunError
+from fasttrain.dataprep.manifest import publish
 from fasttrain.durable import replace_file
 from fasttrain.faults import is_full_memory
 

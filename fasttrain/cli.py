@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 Options = TypeVar("Options")
 EXIT_USER_ERROR = 2
 EXIT_FAILURE = 1
-OWN_PACKAGES = "fasttrain", "kernels", "dataprep", "benchmarks"
+OWN_PACKAGES = "fasttrain", "benchmarks"
 
 
 class UserError(Exception):
@@ -94,7 +94,7 @@ def finish(main: Callable[[], int]) -> int:
 
     Status: what main returns; 2 bad input; 1 it can't go on (disk full, permission, …); 130 Ctrl-C.
     """
-    from dataprep import DataError
+    from fasttrain.dataprep import DataError
 
     try:
         return main()

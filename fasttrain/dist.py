@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dataprep import DataError
 from fasttrain.affinity import share_of, usable_cores
 from fasttrain.cli import EXIT_FAILURE, EXIT_USER_ERROR, RunError, UserError
+from fasttrain.dataprep import DataError
 from fasttrain.memory import keep_freed_memory
 from fasttrain.pulse import Pulse
 

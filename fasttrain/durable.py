@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable
 from typing import BinaryIO
 
-from dataprep.manifest import publish
+from fasttrain.dataprep.manifest import publish
 
 
 def replace_file(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:

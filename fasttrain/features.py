@@ -18,8 +18,8 @@ from torch import nn
 from fasttrain.cli import RunError, UserError
 from fasttrain.data import Order, Store, open_dataset, open_loader
 from fasttrain.data.stores import Encoded
+from fasttrain.kernels.augment import augment
 from fasttrain.views import center
-from kernels.augment import augment
 
 SMALL_VIEW = 64  # px; views this small show the whole of a small picture, larger ones the customary centre crop
 

@@ -30,6 +30,7 @@ from fasttrain.dist import Ranks
 from fasttrain.encoders import feature_width
 from fasttrain.faults import explained
 from fasttrain.health import Skips
+from fasttrain.kernels.augment import augment
 from fasttrain.log import SilentLog, TrainLog
 from fasttrain.methods import AUTOCAST, Method, channels_last, make_method
 from fasttrain.monitor import Evaluations, KnnMonitor
@@ -40,7 +41,6 @@ from fasttrain.resume import resume
 from fasttrain.samples import write_samples
 from fasttrain.step import TrainStep, compile_networks
 from fasttrain.views import RECIPES, draw
-from kernels.augment import augment
 
 GROWING = 0.75  # part of the epochs in which views grow to their final size
 NAMED = 8  # samples in an error line

@@ -52,7 +52,7 @@ def image_folder(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def shards(image_folder, tmp_path_factory) -> pathlib.Path:
     """image_folder as .beton shards, three of them for training."""
-    from dataprep.convert import main
+    from fasttrain.dataprep.convert import main
 
     out = tmp_path_factory.mktemp("converted") / "shards"
     assert main([str(image_folder), str(out), "--format", "ffcv", "--shard-size", "30", "--workers", "1"]) == 0
@@ -62,7 +62,7 @@ def shards(image_folder, tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def tar_shards(image_folder, tmp_path_factory) -> pathlib.Path:
     """image_folder as WebDataset tars with their index files; the samples of `shards` in the same order."""
-    from dataprep.convert import main
+    from fasttrain.dataprep.convert import main
 
     out = tmp_path_factory.mktemp("tars") / "shards"
     assert main([str(image_folder), str(out), "--format", "webdataset", "--shard-size", "30", "--workers", "1"]) == 0

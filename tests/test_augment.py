@@ -17,8 +17,8 @@ from conftest import compiled_for_hopper
 from PIL import Image
 from torchvision.transforms.v2 import functional as T
 
+from fasttrain.kernels.augment import augment, compiled, cpu, gpu
 from fasttrain.views import BRIGHTNESS, CONTRAST, HUE, RECIPES, SATURATION, ViewTable, center, draw
-from kernels.augment import augment, compiled, cpu, gpu
 
 SHAPES = ((50, 70), (33, 21), (128, 96), (1, 40), (57, 1))  # of the ragged batch's images
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

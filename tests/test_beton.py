@@ -1,4 +1,4 @@
-"""dataprep.beton: stock FFCV reads what is written here, and no damaged file is accepted."""
+"""fasttrain.dataprep.beton: stock FFCV reads what is written here, and no damaged file is accepted."""
 
 import io
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataprep import beton
-from dataprep.beton import BetonError, BetonReader, BetonWriter
+from fasttrain.dataprep import beton
+from fasttrain.dataprep.beton import BetonError, BetonReader, BetonWriter
 
 SIDE = 16
 

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataprep import convert, jpeg, resume
-from dataprep.beton import BetonReader
-from dataprep.listing import Listing, Sample
-from dataprep.manifest import Manifest, ManifestError
-from dataprep.plan import plan_shards
-from dataprep.sources import fingerprint, scan_folder
 from fasttrain.cli import RunError
+from fasttrain.dataprep import convert, jpeg, resume
+from fasttrain.dataprep.beton import BetonReader
+from fasttrain.dataprep.listing import Listing, Sample
+from fasttrain.dataprep.manifest import Manifest, ManifestError
+from fasttrain.dataprep.plan import plan_shards
+from fasttrain.dataprep.sources import fingerprint, scan_folder
 
 ROOT = Path(convert.__file__).parents[1]
 

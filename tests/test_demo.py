@@ -12,8 +12,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from dataprep import demo, motifs
 from fasttrain.cli import UserError
+from fasttrain.dataprep import demo, motifs
 
 COMMAND = pathlib.Path(demo.__file__)
 COUNT = 400

@@ -1,4 +1,4 @@
-"""dataprep.huffman: whole streams are found sound, and none that libjpeg-turbo warns of, however it is damaged."""
+"""huffman: whole streams are found sound, and none that libjpeg-turbo warns of, however it is damaged."""
 
 import io
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataprep import jpeg
-from dataprep.huffman import Form, are_sound, form
+from fasttrain.dataprep import jpeg
+from fasttrain.dataprep.huffman import Form, are_sound, form
 
 SIZES = [(1, 1), (8, 8), (17, 33), (63, 257), (240, 320)]
 OPTIONS: list[dict] = [

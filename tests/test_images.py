@@ -1,4 +1,4 @@
-"""dataprep.images: every kind of file becomes the right RGB, and every unusable one a one-line reason."""
+"""fasttrain.dataprep.images: every kind of file becomes the right RGB, and every unusable one a one-line reason."""
 
 import io
 import struct
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataprep import jpeg
-from dataprep.images import MAX_PIXELS, ImageError, encode_image, encode_samples, read_rgb
-from dataprep.layout import FolderReader
-from dataprep.listing import Sample
+from fasttrain.dataprep import jpeg
+from fasttrain.dataprep.images import MAX_PIXELS, ImageError, encode_image, encode_samples, read_rgb
+from fasttrain.dataprep.layout import FolderReader
+from fasttrain.dataprep.listing import Sample
 
 COLOURS = np.array([[[200, 30, 40], [20, 180, 60]], [[30, 60, 190], [240, 240, 230]]], np.uint8)
 

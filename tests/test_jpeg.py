@@ -1,4 +1,4 @@
-"""dataprep.jpeg: pixels equal FFCV's own decoder's, and nothing damaged or of another size passes."""
+"""fasttrain.dataprep.jpeg: pixels equal FFCV's own decoder's, and nothing damaged or of another size passes."""
 
 import io
 import threading
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataprep import jpeg
+from fasttrain.dataprep import jpeg
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:

@@ -8,12 +8,12 @@ import time
 import numpy as np
 import pytest
 
-from dataprep import DataError
-from dataprep.beton import BetonReader
-from dataprep.images import read_rgb
-from dataprep.verify import main as verify
 from fasttrain.data import LoaderError, Order, ThreadLoader, open_dataset, stall
 from fasttrain.data.stores import Encoded
+from fasttrain.dataprep import DataError
+from fasttrain.dataprep.beton import BetonReader
+from fasttrain.dataprep.images import read_rgb
+from fasttrain.dataprep.verify import main as verify
 
 
 def images(batch):

@@ -16,15 +16,15 @@ from conftest import ROOT
 from PIL import Image
 from test_loader import Numbers, images, indices
 
-from dataprep import DataError
-from dataprep.beton import BetonReader
-from dataprep.convert import main as convert
-from dataprep.images import read_rgb
-from dataprep.tarshards import TarShardWriter
 from fasttrain.cli import UserError
 from fasttrain.data import LoaderError, Order, ThreadLoader, loader, open_dataset, open_loader, resident, stall
 from fasttrain.data.folder_store import FolderStore, shrink_factor
 from fasttrain.data.prefetch import prefetched, used_pixels
+from fasttrain.dataprep import DataError
+from fasttrain.dataprep.beton import BetonReader
+from fasttrain.dataprep.convert import main as convert
+from fasttrain.dataprep.images import read_rgb
+from fasttrain.dataprep.tarshards import TarShardWriter
 
 CPU = torch.device("cpu")
 

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from fasttrain.cli import UserError
 from fasttrain.config import TrainConfig
 from fasttrain.dist import Ranks, gather_rows, sum_over_ranks
+from fasttrain.kernels import similarity
 from fasttrain.methods import make_method
 from fasttrain.methods.xmoco import XMoCo
-from kernels import similarity
 
 SMALL = TrainConfig(data="", arch="small", size=16, queue_size=40, dim=8, batch_size=8, precision="fp32")
 

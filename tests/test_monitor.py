@@ -11,11 +11,11 @@ import pytest
 import torch
 from test_train import equal, final_state, train
 
-from dataprep.beton import BetonReader
 from fasttrain import features, monitor
 from fasttrain.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.cli import RunError
 from fasttrain.data import open_dataset
+from fasttrain.dataprep.beton import BetonReader
 from fasttrain.features import Part, _on_disk
 from fasttrain.log import read_metrics
 from fasttrain.step import TrainStep

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import make_images
 
-from dataprep import convert
-from dataprep.engines import ShardWork, on_ray
-from dataprep.images import encode_samples
-from dataprep.plan import plan_shards
-from dataprep.progress import Note
-from dataprep.sources import open_source
+from fasttrain.dataprep import convert
+from fasttrain.dataprep.engines import ShardWork, on_ray
+from fasttrain.dataprep.images import encode_samples
+from fasttrain.dataprep.plan import plan_shards
+from fasttrain.dataprep.progress import Note
+from fasttrain.dataprep.sources import open_source
 
 
 def files_of(out: Path) -> dict[str, bytes]:

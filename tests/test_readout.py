@@ -12,8 +12,8 @@ from conftest import ROOT, compiled_for_hopper
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import similarity
-from kernels.similarity import cpu, readout, reference
+from fasttrain.kernels import similarity
+from fasttrain.kernels.similarity import cpu, readout, reference
 
 ON_GPU = torch.cuda.is_available()
 # Triton's interpreter multiplies bf16 wrongly, so that dtype is left to a GPU.
@@ -209,7 +209,7 @@ def test_compiles_without_a_graph_break():
 
 
 def test_unavailable_versions_and_wrong_shapes_are_refused(monkeypatch):
-    from kernels.similarity import gpu
+    from fasttrain.kernels.similarity import gpu
 
     x, queue = rows(2, 4, 1, torch.float32), rows(3, 4, 2, torch.float32)
     with pytest.raises(ValueError, match=r"'magic'; choose from: auto, reference, cpu, triton"):
@@ -254,7 +254,7 @@ def test_runs_inside_a_cuda_graph():
 
 def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
     """Triton launches on the current device, which need not be the tensors'."""
-    from kernels.similarity import gpu
+    from fasttrain.kernels.similarity import gpu
 
     within, launched = [], []
 
@@ -300,7 +300,7 @@ def test_serialised_products_are_reported(tmp_path):
     script = """
 import torch
 from benchmarks import compile_hopper
-from kernels.similarity import gpu, readout
+from fasttrain.kernels.similarity import gpu, readout
 
 def starved():
     gpu.tiles_for = lambda *_: gpu.Tiles(128, 64, 4, 2)

@@ -1,10 +1,10 @@
-"""dataprep.resize: Pillow's result to within rounding, at any size, and a flat plane stays flat."""
+"""fasttrain.dataprep.resize: Pillow's result to within rounding, at any size, and a flat plane stays flat."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dataprep.resize import resize_plane
+from fasttrain.dataprep.resize import resize_plane
 
 SIZES = [(63, 257, 50, 200), (1, 1, 1, 1), (2, 300, 1, 100), (300, 2, 100, 1), (500, 375, 400, 300), (700, 900, 33, 41),
          (40, 30, 80, 61)]  # fmt: skip

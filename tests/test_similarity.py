@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kernels import similarity
+from fasttrain.kernels import similarity
 
 IMPLS = ["reference", "cpu"]
 SIZES = [(1, 1, 8), (3, 7, 16), (8, 63, 32), (16, 257, 128)]  # N, K, D

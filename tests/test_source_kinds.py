@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataprep import archives, arrays, convert, jpeg, labels, parquet
-from dataprep.beton import BetonReader
-from dataprep.listing import Listing, Sample, Source, SourceError
-from dataprep.manifest import Manifest
-from dataprep.sources import fingerprint, open_source, recognise, scan_folder, shuffled_splits
-from dataprep.tarsamples import expand
+from fasttrain.dataprep import archives, arrays, convert, jpeg, labels, parquet
+from fasttrain.dataprep.beton import BetonReader
+from fasttrain.dataprep.listing import Listing, Sample, Source, SourceError
+from fasttrain.dataprep.manifest import Manifest
+from fasttrain.dataprep.sources import fingerprint, open_source, recognise, scan_folder, shuffled_splits
+from fasttrain.dataprep.tarsamples import expand
 
 
 def picture(number: int, kind: str = "JPEG") -> bytes:
@@ -248,7 +248,7 @@ def test_parquet(tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -
     assert convert.main([str(root), str(tmp_path / "out"), "--workers", "2"]) == 0
     assert Manifest.load(tmp_path / "out").class_counts == {"train": [6, 6], "val": [2, 2]}
     # Where the cache holds two groups, each group is read within one window of the order.
-    monkeypatch.setattr("dataprep.sources.CACHE_BYTES", 4 * int(source.groups["train"].bytes_G[0]) + 8)
+    monkeypatch.setattr("fasttrain.dataprep.sources.CACHE_BYTES", 4 * int(source.groups["train"].bytes_G[0]) + 8)
     order = shuffled_splits(source, 0.0, 1)["train"]
     assert sorted(s.place for s in order) == [s.place for s in source.splits["train"]]
     groups = [s.place[:2] for s in order]

@@ -1,4 +1,4 @@
-"""dataprep.sources: which files belong to a data set, in which order, with which labels."""
+"""fasttrain.dataprep.sources: which files belong to a data set, in which order, with which labels."""
 
 import os
 from collections import Counter
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dataprep import layout
-from dataprep.sources import Sample, SourceError, fingerprint, scan_folder, shuffled_splits
+from fasttrain.dataprep import layout
+from fasttrain.dataprep.sources import Sample, SourceError, fingerprint, scan_folder, shuffled_splits
 
 
 def make(root: Path, *paths: str) -> Path:

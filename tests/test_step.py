@@ -17,13 +17,13 @@ from fasttrain import health, methods
 from fasttrain.cli import UserError
 from fasttrain.config import TrainConfig
 from fasttrain.dist import Ranks
+from fasttrain.kernels.augment import augment
 from fasttrain.log import TrainLog, read_metrics
 from fasttrain.methods import AUTOCAST, make_method
 from fasttrain.methods.moco import MoCo
 from fasttrain.step import TrainStep, compile_networks
 from fasttrain.train import make_networks, seed_step
 from fasttrain.views import RECIPES, draw
-from kernels.augment import augment
 
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
 STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

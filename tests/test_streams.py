@@ -1,4 +1,4 @@
-"""dataprep.streams and dataprep.watch: order, bounded memory, errors, and a word about storage that hangs."""
+"""streams and watch: order, bounded memory, errors, and a word about storage that hangs."""
 
 import os
 import random
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataprep import convert, streams, watch
-from dataprep.beton import BetonReader
-from dataprep.listing import Listing, Sample
-from dataprep.manifest import Manifest
-from dataprep.plan import plan_shards, tasks
-from dataprep.streams import stream_in_order
+from fasttrain.dataprep import convert, streams, watch
+from fasttrain.dataprep.beton import BetonReader
+from fasttrain.dataprep.listing import Listing, Sample
+from fasttrain.dataprep.manifest import Manifest
+from fasttrain.dataprep.plan import plan_shards, tasks
+from fasttrain.dataprep.streams import stream_in_order
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

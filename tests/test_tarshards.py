@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataprep import convert, jpeg
-from dataprep.manifest import Manifest
-from dataprep.sources import open_source
-from dataprep.tarshards import TarShardError, TarShardWriter, index_path, read_index
+from fasttrain.dataprep import convert, jpeg
+from fasttrain.dataprep.manifest import Manifest
+from fasttrain.dataprep.sources import open_source
+from fasttrain.dataprep.tarshards import TarShardError, TarShardWriter, index_path, read_index
 
 
 def make_source(root: Path, per_class: int = 6) -> Path:

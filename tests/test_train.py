@@ -19,10 +19,10 @@ from launch import TINY as SMALL
 from launch import equal, final_state, train
 from PIL import Image
 
-from dataprep.beton import BetonReader
 from fasttrain import run_folder
 from fasttrain.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.config import TrainConfig
+from fasttrain.dataprep.beton import BetonReader
 from fasttrain.log import read_metrics
 from fasttrain.train import view_size
 

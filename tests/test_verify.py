@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from conftest import make_images, one_line
 
-from dataprep import convert, verify, watch
-from dataprep.beton import BetonReader
-from dataprep.manifest import Manifest
-from dataprep.pool import map_in_order
-from dataprep.shards import checksum
 from fasttrain.cli import RunError
+from fasttrain.dataprep import convert, verify, watch
+from fasttrain.dataprep.beton import BetonReader
+from fasttrain.dataprep.manifest import Manifest
+from fasttrain.dataprep.pool import map_in_order
+from fasttrain.dataprep.shards import checksum
 
 OPTIONS = ("--shard-size", "10", "--workers", "2")
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataprep import convert
-from dataprep.beton import MODE_JPG, MODE_RAW, BetonReader
-from dataprep.images import SMART_FACTOR, encode_image
 from fasttrain.data import open_dataset
+from fasttrain.dataprep import convert
+from fasttrain.dataprep.beton import MODE_JPG, MODE_RAW, BetonReader
+from fasttrain.dataprep.images import SMART_FACTOR, encode_image
 
 RNG = np.random.default_rng(0)
 IMAGES = [RNG.integers(0, 256, (16, 24, 3)).astype(np.uint8) for _ in range(6)]
@@ -84,7 +84,7 @@ def test_gray_and_turned_images_are_stored_as_rgb() -> None:
 
 
 def test_unmeasured_images_are_still_checked(tmp_path: Path) -> None:
-    from dataprep.images import ImageError
+    from fasttrain.dataprep.images import ImageError
 
     Image.fromarray(np.tile(IMAGES[0], (8, 8, 1))).save(tmp_path / "a.jpg")
     data = (tmp_path / "a.jpg").read_bytes()

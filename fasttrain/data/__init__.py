@@ -9,7 +9,6 @@ import pathlib
 
 import torch
 
-from dataprep.manifest import Manifest, ManifestError
 from fasttrain.data.batch import Batch
 from fasttrain.data.folder_store import FolderStore
 from fasttrain.data.loader import MAX_FAILED_FRACTION, Loader, ThreadLoader
@@ -18,6 +17,7 @@ from fasttrain.data.prefetch import prefetched
 from fasttrain.data.stall import LoaderError
 from fasttrain.data.stores import ShardStore, Store
 from fasttrain.data.tar_store import TarStore
+from fasttrain.dataprep.manifest import Manifest, ManifestError
 
 __all__ = [
     "Batch", "Loader", "LoaderError", "Order", "Store", "ThreadLoader", "open_dataset", "open_loader",

@@ -9,12 +9,12 @@ from typing import NamedTuple, cast
 import numpy as np
 from PIL import Image
 
-from dataprep import DataError, jpeg
-from dataprep.images import decode_rgb, exif_orientation, jpeg_header, read_rgb, turned
-from dataprep.layout import read_regular
-from dataprep.manifest import ManifestError
-from dataprep.sources import fingerprint, scan_folder
 from fasttrain.data.stores import Encoded
+from fasttrain.dataprep import DataError, jpeg
+from fasttrain.dataprep.images import decode_rgb, exif_orientation, jpeg_header, read_rgb, turned
+from fasttrain.dataprep.layout import read_regular
+from fasttrain.dataprep.manifest import ManifestError
+from fasttrain.dataprep.sources import fingerprint, scan_folder
 
 # A photograph is shrunk while decoding only as far as its shorter side keeps this many times a view's side. The whole
 # image as a crop is then still averaged from two pixels or more for each of the view's, and a crop of 20 % of the area
@@ -97,7 +97,7 @@ def _pixels(pixels: np.ndarray) -> Encoded:
 
 
 def _decoded_into(data: bytes, header: jpeg.JpegHeader, address: int) -> bool:
-    """Decode at full size into memory; False after any complaint, which dataprep.images tells harmless or not."""
+    """Decode at full size into memory; False after any complaint, which formats tells harmless or not."""
     try:
         source = np.frombuffer(data, np.uint8)
         jpeg.decode_into(source.ctypes.data, len(data), header.height, header.width, address)

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataprep import DataError
 from fasttrain.data.batch import Batch
 from fasttrain.data.order import Order
 from fasttrain.data.stall import STALL_SECONDS, LoaderError, Watch, poll_seconds
 from fasttrain.data.stores import Encoded, Store
 from fasttrain.data.workers import Workers
+from fasttrain.dataprep import DataError
 
 AHEAD = 3  # batches decoded ahead of the one in use
 MAX_FAILED_FRACTION = 0.01  # of the samples asked for so far; above it training stops

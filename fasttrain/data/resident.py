@@ -14,7 +14,6 @@ import psutil
 import torch
 from torch import Tensor
 
-from dataprep import DataError
 from fasttrain.cli import UserError
 from fasttrain.data.batch import Batch
 from fasttrain.data.loader import MAX_ATTEMPTS, MAX_FAILED_FRACTION, MIN_FAILED, too_many_failed, warn_of_failed
@@ -22,6 +21,7 @@ from fasttrain.data.order import Order
 from fasttrain.data.stall import LoaderError, Watch
 from fasttrain.data.stores import Store
 from fasttrain.data.workers import Workers
+from fasttrain.dataprep import DataError
 
 MEMORY_SHARE = 0.5  # of the memory that is free may be taken; the rest is for weights, activations and views
 _BLOCK = 1024  # samples decoded between two copies to the device

@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from dataprep import DataError, jpeg
-from dataprep.beton import MODE_RAW, BetonReader
-from dataprep.manifest import Manifest, ManifestError
+from fasttrain.dataprep import DataError, jpeg
+from fasttrain.dataprep.beton import MODE_RAW, BetonReader
+from fasttrain.dataprep.manifest import Manifest, ManifestError
 
 
 class Encoded(NamedTuple):

@@ -8,9 +8,9 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from dataprep import DataError, jpeg
-from dataprep.manifest import Manifest, ManifestError
 from fasttrain.data.stores import Encoded
+from fasttrain.dataprep import DataError, jpeg
+from fasttrain.dataprep.manifest import Manifest, ManifestError
 
 INDEX_VERSION = "v1.2"  # of DALI's wds2idx
 _WORDS = 8  # a sample's line: jpg OFFSET SIZE NAME cls OFFSET SIZE NAME

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fasttrain.dist import sum_over_ranks, world_size
+from fasttrain.kernels import similarity
+from fasttrain.kernels.similarity import Gram
 from fasttrain.methods.moco import MoCo
-from kernels import similarity
-from kernels.similarity import Gram
 
 
 class XMoCo(MoCo):

@@ -131,16 +131,16 @@ def _implementation(impl: str, device: str) -> Callable[..., None]:
     if impl == "auto":
         impl = {"cpu": "cpu", "cuda": "triton"}.get(device, "reference")
     if impl == "reference":
-        from kernels.augment import reference
+        from fasttrain.kernels.augment import reference
 
         return reference.augment
     if impl == "triton":
-        from kernels.augment import gpu
+        from fasttrain.kernels.augment import gpu
 
         if device == "cuda" or (device == "cpu" and gpu.INTERPRETED):
             return gpu.augment
     elif device == "cpu":
-        from kernels.augment import cpu
+        from fasttrain.kernels.augment import cpu
 
         return cpu.augment
     raise ValueError(f"impl {impl!r} is unavailable for tensors on {device}: choose auto or reference")

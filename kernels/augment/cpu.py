@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.augment.compiled import LANES, TILE, Arrays, make_views
+from fasttrain.kernels.augment.compiled import LANES, TILE, Arrays, make_views
 
 if TYPE_CHECKING:
     from fasttrain.views import ViewTable

@@ -21,7 +21,13 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.augment.gpu_kernels import WORDS, blur_columns_kernel, blur_rows_kernel, contrast_kernel, resize_kernel
+from fasttrain.kernels.augment.gpu_kernels import (
+    WORDS,
+    blur_columns_kernel,
+    blur_rows_kernel,
+    contrast_kernel,
+    resize_kernel,
+)
 
 if TYPE_CHECKING:
     from fasttrain.views import ViewTable

@@ -13,9 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.similarity import losses, reference
-from kernels.similarity.losses import Gram, QueueTerms, gram, gram_consistency
-from kernels.similarity.readout import IMPLEMENTATIONS, readout
+from fasttrain.kernels.similarity import losses, reference
+from fasttrain.kernels.similarity.losses import Gram, QueueTerms, gram, gram_consistency
+from fasttrain.kernels.similarity.readout import IMPLEMENTATIONS, readout
 
 __all__ = [
     "IMPLEMENTATIONS", "Gram", "QueueTerms", "batch_consistency", "batch_uniformity", "decoupled", "gram",

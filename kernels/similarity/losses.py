@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels.similarity.readout import readout
+from fasttrain.kernels.similarity.readout import readout
 
 
 @dataclass(frozen=True)

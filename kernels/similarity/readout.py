@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.similarity import cpu, reference
+from fasttrain.kernels.similarity import cpu, reference
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
 Context = Any  # torch.library hands over an autograd context that takes any attribute
@@ -62,7 +62,7 @@ def _implementation(impl: str, x_RD: Tensor, queue_KD: Tensor) -> str:
             f"impl 'cpu' is unavailable for tensors on {x_RD.device}; choose from: auto, reference, triton"
         )
     if impl == "triton":
-        from kernels.similarity import gpu
+        from fasttrain.kernels.similarity import gpu
 
         if not fits or (on_cpu and not gpu.INTERPRETED):
             what = f"{x_RD.dtype} tensors of width {x_RD.shape[-1]} on {x_RD.device}"
@@ -84,7 +84,7 @@ def _version(impl: str) -> ModuleType:
     """The module behind an impl's name. Triton is imported on demand: it is slow to import and not always there."""
     if impl == "cpu":
         return cpu
-    from kernels.similarity import gpu
+    from fasttrain.kernels.similarity import gpu
 
     return gpu
 
