@@ -10,10 +10,10 @@ COPY install.sh setup.py pyproject.toml constraints.txt README.md ./
 COPY dataprep dataprep
 COPY fasttrain fasttrain
 COPY kernels kernels
-COPY runs runs
+COPY recipes recipes
 RUN BASE_PACKAGES=1 EXTRAS=ffcv,parquet,tensorboard bash install.sh && rm -rf /root/.cache /var/lib/apt/lists/*
 ENV PATH="/opt/fasttrain/.venv/bin:$PATH"
-CMD ["bash", "runs/torchrun.sh", "--help"]
+CMD ["bash", "recipes/torchrun.sh", "--help"]
 
 FROM python:3.11-slim-bookworm AS cpu
 WORKDIR /opt/fasttrain
@@ -21,7 +21,7 @@ COPY install.sh setup.py pyproject.toml constraints.txt README.md ./
 COPY dataprep dataprep
 COPY fasttrain fasttrain
 COPY kernels kernels
-COPY runs runs
+COPY recipes recipes
 RUN EXTRAS=ffcv,parquet,tensorboard bash install.sh && rm -rf /root/.cache /var/lib/apt/lists/*
 ENV PATH="/opt/fasttrain/.venv/bin:$PATH"
-CMD ["bash", "runs/torchrun.sh", "--help"]
+CMD ["bash", "recipes/torchrun.sh", "--help"]

@@ -4,7 +4,7 @@ PY := .venv/bin/python
 # On a machine with a GPU the checks run on whatever Python holds PyTorch there, if nothing was installed; besides PyTorch
 # they need numba, psutil, rich, tyro, pytest-timeout, and libturbojpeg.so.0 where the linker finds it.
 GPU_PY := $(if $(wildcard .venv/ready),.venv/bin/python,python3)
-KERNEL_TESTS := tests/test_readout.py tests/test_similarity.py tests/test_augment.py
+KERNEL_TESTS := tests/kernels
 
 .PHONY: demo test test-beside test-rest test-gpu test-multinode bench-gpu lint install clean
 
@@ -15,13 +15,13 @@ install: .venv/ready
 
 # A small data set made here, converted, trained on, evaluated and reported; the last line is JSON.
 demo: .venv/ready
-	@PYTHON=$(PY) bash runs/demo.sh
+	@PYTHON=$(PY) bash recipes/demo.sh
 
 test: .venv/ready
 	$(PY) -m pytest
 
 # The same in two parts that may run side by side: in the first, two machines mostly wait, and kernels use one core.
-BESIDE := tests/test_multinode.py $(KERNEL_TESTS)
+BESIDE := tests/run/test_multinode.py $(KERNEL_TESTS)
 test-beside: .venv/ready
 	$(PY) -m pytest -rs $(BESIDE)
 
@@ -45,14 +45,14 @@ bench-gpu:
 
 # Training on two machines, and the death and return of one: two network namespaces. Part of `make test` as well.
 test-multinode: .venv/ready
-	$(PY) -m pytest tests/test_multinode.py -rs
+	$(PY) -m pytest tests/run/test_multinode.py -rs
 
 lint: .venv/ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	.venv/bin/shellcheck install.sh .ci/run runs/*.sh runs/slurm.sbatch
-	.venv/bin/yamllint --strict compose.yaml runs/kubernetes.yaml
+	.venv/bin/shellcheck install.sh .ci/run recipes/*.sh recipes/slurm.sbatch
+	.venv/bin/yamllint --strict compose.yaml recipes/kubernetes.yaml
 	[ ! -x .venv/bin/hadolint ] || .venv/bin/hadolint Dockerfile
 
 clean:

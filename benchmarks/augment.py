@@ -28,10 +28,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import record
-from fasttrain.cli import RunError, UserError, finish, parse
-from fasttrain.data import Batch, Order, ThreadLoader, open_dataset, pixel_statistics
+from fasttrain.input import Batch, Order, ThreadLoader, open_dataset, pixel_statistics
 from fasttrain.kernels.augment import DTYPES, augment
-from fasttrain.views import BRIGHTNESS, CONTRAST, HUE, RECIPES, SATURATION, ViewRecipe, ViewSpec, ViewTable, draw
+from fasttrain.kernels.augment.table import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewTable
+from fasttrain.system.cli import finish, parse
+from fasttrain.system.errors import RunError, UserError
+from fasttrain.views.draw import draw
+from fasttrain.views.spec import RECIPES, ViewRecipe, ViewSpec
 
 LEVEL = 1 / 255  # a step of a byte
 MOST_MEAN, MOST_ANYWHERE = 1.0, 4.0  # levels a fast version may differ from the reference

@@ -118,7 +118,8 @@ def similarity() -> None:
 
 def augment() -> None:
     from fasttrain.kernels.augment import augment, gpu
-    from fasttrain.views import RECIPES, draw
+    from fasttrain.views.draw import draw
+    from fasttrain.views.spec import RECIPES
 
     _stand_in(gpu)
     for count, dtype in ((5, torch.float32), (5, torch.bfloat16), (5, torch.float16), (1, torch.bfloat16)):

@@ -34,9 +34,11 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from benchmarks import record
-from fasttrain.cli import UserError, finish, parse
 from fasttrain.dataprep.convert import ConvertConfig, convert
-from fasttrain.dataprep.sources import Listing, scan_folder
+from fasttrain.dataprep.sources.folder import scan_folder
+from fasttrain.formats.listing import Listing
+from fasttrain.system.cli import finish, parse
+from fasttrain.system.errors import UserError
 
 PASS_THROUGH, REENCODE, FFCV = "pass-through", "re-encode", "ffcv"
 

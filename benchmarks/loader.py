@@ -28,9 +28,10 @@ import torch
 from benchmarks import loader_gpu, record
 from benchmarks.loader_ours import DecodeLimit, Ours
 from benchmarks.loader_peers import Dali, Ffcv, Torchvision, extract
-from fasttrain.cli import UserError, finish, parse
-from fasttrain.data import Order, ThreadLoader, open_dataset
-from fasttrain.dataprep.manifest import Manifest
+from fasttrain.formats.manifest import Manifest
+from fasttrain.input import Order, ThreadLoader, open_dataset
+from fasttrain.system.cli import finish, parse
+from fasttrain.system.errors import UserError
 
 BATCH = 80
 DALI_FULL_IMAGES = 160  # of a round: it is by far the slowest side
@@ -40,7 +41,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 _FRESH = """
 import sys, pathlib, threading, time
 sys.path.insert(0, sys.argv[1])
-from fasttrain.data import Order, ThreadLoader, open_dataset
+from fasttrain.input import Order, ThreadLoader, open_dataset
 store = open_dataset(pathlib.Path(sys.argv[2]), "train")
 loader = ThreadLoader(store, Order(store.num_samples, min(256, store.num_samples)), int(sys.argv[3]))
 batches = loader.epoch(0)

@@ -19,12 +19,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.loader_ours import SIZE
 from benchmarks.repeated import Repeated
-from fasttrain.cli import UserError
-from fasttrain.data import IMAGENET_MEAN, IMAGENET_STD, Batch, Loader, Order, open_dataset, open_loader
-from fasttrain.encoders import make_encoder
+from fasttrain.input import IMAGENET_MEAN, IMAGENET_STD, Batch, Loader, Order, open_dataset, open_loader
 from fasttrain.kernels.augment import augment
-from fasttrain.views import RECIPES, draw
-from fasttrain.waits import BatchClock, seconds_of
+from fasttrain.networks.encoders import make_encoder
+from fasttrain.run.clock import BatchClock, seconds_of
+from fasttrain.system.errors import UserError
+from fasttrain.views.draw import draw
+from fasttrain.views.spec import RECIPES
 
 WARM_UP, STEPS = 10, 20  # steps; some of the first compile kernels
 TABLE = 1024  # bytes an image, at most, of what is copied to the GPU besides pixels

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from fasttrain.data import IMAGENET_MEAN, IMAGENET_STD, Order, ThreadLoader, open_dataset
-from fasttrain.dataprep.beton import BetonReader
-from fasttrain.dataprep.manifest import Manifest
+from fasttrain.formats.beton import BetonReader
+from fasttrain.formats.manifest import Manifest
+from fasttrain.input import IMAGENET_MEAN, IMAGENET_STD, Order, ThreadLoader, open_dataset
 from fasttrain.kernels.augment import augment
-from fasttrain.views import RECIPES, ViewRecipe, ViewSpec, draw
+from fasttrain.views.draw import draw
+from fasttrain.views.spec import RECIPES, ViewRecipe, ViewSpec
 
 SIZE = 224
 _CROPS = ViewRecipe("crops", (ViewSpec(jitter_p=0, gray_p=0, blur_p=0),) * 2)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from fasttrain.data import IMAGENET_MEAN, IMAGENET_STD
-from fasttrain.dataprep.beton import BetonReader
-from fasttrain.dataprep.manifest import Manifest
+from fasttrain.formats.beton import BetonReader
+from fasttrain.formats.manifest import Manifest
+from fasttrain.input import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode

@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 
-from fasttrain.data.stores import Encoded, JpegStore, Store
+from fasttrain.input.stores import Encoded, JpegStore, Store
 
 LEAST_BATCHES = 200  # of an epoch
 

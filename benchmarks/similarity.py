@@ -34,8 +34,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import record
-from fasttrain.cli import finish, parse
 from fasttrain.kernels import similarity
+from fasttrain.system.cli import finish, parse
 
 TAU = 0.2  # of all three terms, as in the presets
 DIM = 128

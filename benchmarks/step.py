@@ -33,8 +33,8 @@ from benchmarks import record
 from benchmarks.loader_peers import extract
 from benchmarks.similarity import speeds
 from benchmarks.step_sides import Case, Round, Side
-from fasttrain.cli import finish, parse
-from fasttrain.encoders import make_encoder
+from fasttrain.networks.encoders import make_encoder
+from fasttrain.system.cli import finish, parse
 
 PEERS = ("moco fp32", "moco amp", "channels-last amp")
 CASES = {

@@ -159,13 +159,14 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
     """The training step of fasttrain/train.py, its parts wrapped from outside."""
     from benchmarks.repeated import Repeated
     from fasttrain.config import TrainConfig
-    from fasttrain.data import Order, open_dataset, open_loader, pixel_statistics
-    from fasttrain.dist import Ranks
+    from fasttrain.engine.ranks import Ranks
+    from fasttrain.engine.step import TrainStep
+    from fasttrain.input import Order, open_dataset, open_loader, pixel_statistics
     from fasttrain.kernels.augment import augment
     from fasttrain.methods import AUTOCAST
-    from fasttrain.step import TrainStep
     from fasttrain.train import make_networks
-    from fasttrain.views import RECIPES, draw
+    from fasttrain.views.draw import draw
+    from fasttrain.views.spec import RECIPES
 
     config = TrainConfig(
         data=str(data), method="moco", arch=case.arch, cifar_stem=case.cifar_stem, size=case.size, recipe="mocov1",
@@ -225,8 +226,8 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
 
 def _peer(name: str, case: Case, folder: pathlib.Path | None, device: torch.device) -> Steps:
     from benchmarks.step_peers import MoCoLoop, Recipe, loaded_views
-    from fasttrain.encoders import make_encoder
     from fasttrain.methods.moco import make_projector
+    from fasttrain.networks.encoders import make_encoder
 
     encoder, width = make_encoder(case.arch, case.size, case.cifar_stem)
     network = nn.Sequential(encoder, make_projector(width, 128, case.head))

@@ -28,15 +28,17 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from fasttrain import __version__
-from fasttrain.cli import RunError, UserError, check_workers, finish, parse
-from fasttrain.dataprep.engines import ENGINES, ShardWork
-from fasttrain.dataprep.images import Write, encode_samples
-from fasttrain.dataprep.manifest import Manifest
+from fasttrain.dataprep.encode import Write, encode_samples
+from fasttrain.dataprep.engines import ENGINES, Note, ShardWork
 from fasttrain.dataprep.plan import PlannedShard, by_split, plan_shards
-from fasttrain.dataprep.progress import Note, progress
-from fasttrain.dataprep.resume import begin, clear_state, finished_manifest, sole_user
 from fasttrain.dataprep.shards import ShardRecord, read_record
-from fasttrain.dataprep.sources import Kind, Source, fingerprint, open_source, shuffled_splits
+from fasttrain.dataprep.sources.kinds import Kind, fingerprint, open_source, shuffled_splits
+from fasttrain.dataprep.sources.source import Source
+from fasttrain.dataprep.state import begin, clear_state, finished_manifest, sole_user
+from fasttrain.formats.manifest import Manifest
+from fasttrain.system.cli import check_workers, finish, parse
+from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.progress import progress
 
 EXIT_SKIPPED = 3
 

@@ -24,10 +24,11 @@ from PIL import Image
 if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from fasttrain.cli import UserError, finish, parse
 from fasttrain.dataprep.motifs import MOTIFS, draw
-from fasttrain.dataprep.pool import map_in_order
-from fasttrain.dataprep.progress import progress
+from fasttrain.system.cli import finish, parse
+from fasttrain.system.errors import UserError
+from fasttrain.system.pool import map_in_order
+from fasttrain.system.progress import progress
 
 CHUNK = 50  # images a worker draws per task
 SETTINGS_FILE = ".demo.json"

@@ -7,22 +7,28 @@ import functools
 import itertools
 import os
 import pathlib
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import fasttrain
-from fasttrain.affinity import usable_cores
-from fasttrain.cli import RunError, UserError
-from fasttrain.dataprep.images import EncodedImage
-from fasttrain.dataprep.listing import Reader, Sample
-from fasttrain.dataprep.plan import PlannedShard, tasks
-from fasttrain.dataprep.progress import Note
-from fasttrain.dataprep.shards import ShardRecord, record_shard, write_images
-from fasttrain.dataprep.streams import stream_in_order
-from fasttrain.dataprep.watch import Watch, WatchedReader
-from fasttrain.memory import keep_freed_memory
+import numpy as np
 
+import fasttrain
+from fasttrain.dataprep.encode import EncodedImage
+from fasttrain.dataprep.plan import PlannedShard, tasks
+from fasttrain.dataprep.shards import ShardRecord, record_shard, write_images
+from fasttrain.dataprep.sources.source import Reader
+from fasttrain.formats.listing import Sample
+from fasttrain.formats.manifest import FILE_NAME
+from fasttrain.system.cores import usable_cores
+from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.memory import keep_freed_memory
+from fasttrain.system.ordered import stream_in_order
+from fasttrain.system.watch import Watch
+
+_NAMED = 4  # samples in a message
 Encode = Callable[[Reader, Sequence[tuple[Sample, bool]]], Iterable[EncodedImage | str]]
 
 
@@ -142,3 +148,56 @@ def _last_line(error: object) -> str:
 
 
 ENGINES = {"local": on_this_machine, "ray": on_ray}
+
+
+class WatchedReader:
+    """A Reader that knows which samples are being read."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._at: dict[int, str] = {}  # by thread
+
+    def read(self, sample: Sample) -> bytes | np.ndarray:
+        self._at[threading.get_ident()] = sample.path
+        try:
+            return self._reader.read(sample)
+        finally:
+            del self._at[threading.get_ident()]
+
+    def size(self, sample: Sample) -> int:
+        self._at[threading.get_ident()] = sample.path
+        try:
+            return self._reader.size(sample)
+        finally:
+            del self._at[threading.get_ident()]
+
+    def busy(self) -> str:
+        """Return what is being done, for a line."""
+        names = sorted(set(self._at.copy().values()))
+        if not names:
+            return "decoding, or writing the shard"
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        return f"reading {', '.join(names[:_NAMED])}{more}"
+
+
+SKIPS_SHOWN = 20
+
+
+class Note:
+    """Hears of every image written or skipped; names the first skipped ones on stderr."""
+
+    def __init__(self, advance: Callable[[], None], quiet: bool = False) -> None:
+        """Advance is called for every image: what `progress` yields. A quiet one names none."""
+        self._advance = advance
+        self._skipped = SKIPS_SHOWN + 1 if quiet else 0
+
+    def __call__(self, path: str, reason: str | None) -> None:
+        """Take note of one image; reason: why it is skipped, None if it is written."""
+        self._advance()
+        if reason is None:
+            return
+        self._skipped += 1
+        if self._skipped <= SKIPS_SHOWN:
+            print(f"skipped {path}: {reason}", file=sys.stderr)
+        elif self._skipped == SKIPS_SHOWN + 1:
+            print(f"more images are skipped; {FILE_NAME} will list them all", file=sys.stderr)

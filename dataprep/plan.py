@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from fasttrain.dataprep.listing import Listing, Reader, Sample
-from fasttrain.dataprep.manifest import EXTENSION
+from fasttrain.dataprep.sources.source import Reader
+from fasttrain.formats.listing import Listing, Sample
+from fasttrain.formats.manifest import EXTENSION
 
 TASK_IMAGES, TASK_BYTES = 64, 1 << 23  # a worker's task ends at whichever comes first
 RAW_PART = 8  # a task that gives pixels is so much smaller: about what they grow by

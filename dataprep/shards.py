@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fasttrain.dataprep.beton import BetonWriter
-from fasttrain.dataprep.images import EncodedImage, PixelSums
-from fasttrain.dataprep.manifest import Index, Shard, glimpses, write_json
+from fasttrain.dataprep.encode import EncodedImage, PixelSums
 from fasttrain.dataprep.plan import PlannedShard
-from fasttrain.dataprep.tarshards import TarShardWriter, index_path
+from fasttrain.formats.beton import BetonWriter
+from fasttrain.formats.manifest import Index, Shard, glimpses
+from fasttrain.formats.tar import TarShardWriter, index_path
+from fasttrain.system.durable import write_json
 
 
 @dataclass(frozen=True)

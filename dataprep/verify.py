@@ -25,15 +25,16 @@ import numpy as np
 if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from fasttrain.cli import check_workers, finish, parse
-from fasttrain.dataprep import DataError, jpeg
-from fasttrain.dataprep.beton import MODE_RAW, BetonReader
-from fasttrain.dataprep.manifest import EXTENSION, FILE_NAME, Index, Manifest, Shard
-from fasttrain.dataprep.pool import map_in_order
-from fasttrain.dataprep.progress import progress
 from fasttrain.dataprep.shards import checksum
-from fasttrain.dataprep.tarshards import read_index
-from fasttrain.dataprep.watch import Watch
+from fasttrain.formats import jpeg
+from fasttrain.formats.beton import MODE_RAW, BetonReader
+from fasttrain.formats.manifest import EXTENSION, FILE_NAME, Index, Manifest, Shard
+from fasttrain.formats.tar import read_index
+from fasttrain.system.cli import check_workers, finish, parse
+from fasttrain.system.errors import DataError
+from fasttrain.system.pool import map_in_order
+from fasttrain.system.progress import progress
+from fasttrain.system.watch import Watch
 
 EXIT_PROBLEMS = 1
 TASK_IMAGES = 256

@@ -8,7 +8,8 @@ import pathlib
 import re
 from typing import Literal
 
-from fasttrain.cli import UserError, check_workers
+from fasttrain.system.cli import check_workers
+from fasttrain.system.errors import UserError
 
 # Options that do not change what is computed: a run may be continued with other values of these.
 FREE_OPTIONS = [
@@ -166,7 +167,7 @@ def parse_config(argv: list[str]) -> TrainConfig:
     """Read the command line; --preset, then --optimizer, replace defaults first. Raises SystemExit and UserError."""
     import tyro
 
-    from fasttrain.cli import parse
+    from fasttrain.system.cli import parse
 
     words = [word for argument in argv for word in argument.split("=", 1)]
     preset, optimizer = (

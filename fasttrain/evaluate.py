@@ -19,17 +19,18 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
 
 from torch import nn
 
-from fasttrain.checkpoint import BEST, Checkpoint, load_checkpoint, load_newest
-from fasttrain.cli import UserError, check_workers, finish, parse
 from fasttrain.config import TrainConfig, load_config
-from fasttrain.data import pixel_statistics
-from fasttrain.dist import Ranks
-from fasttrain.faults import is_full_memory
-from fasttrain.features import extract, open_labelled
-from fasttrain.knn import knn_accuracy
-from fasttrain.linear_probe import linear_accuracy
+from fasttrain.engine.ranks import Ranks
+from fasttrain.evaluation.features import extract, open_labelled
+from fasttrain.evaluation.knn import knn_accuracy
+from fasttrain.evaluation.linear_probe import linear_accuracy
+from fasttrain.input import pixel_statistics
 from fasttrain.methods import Method, channels_last, make_method
 from fasttrain.report import write_report
+from fasttrain.run.checkpoint import BEST, Checkpoint, load_checkpoint, load_newest
+from fasttrain.system.cli import check_workers, finish, parse
+from fasttrain.system.errors import UserError
+from fasttrain.system.memory import is_full_memory
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from fasttrain.cli import UserError, finish, parse
-from fasttrain.health import MEMORY
-from fasttrain.log import read_metrics
+from fasttrain.run.health import MEMORY
+from fasttrain.run.log import read_metrics
+from fasttrain.system.cli import finish, parse
+from fasttrain.system.errors import UserError
 
 SUBTITLE = ("method", "arch", "data")
 NOT_TERMS = {

@@ -21,26 +21,28 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
 
 import torch
 
-from fasttrain import run_folder
-from fasttrain.checkpoint import save_checkpoint, saved_checkpoints
-from fasttrain.cli import RunError, UserError, finish
 from fasttrain.config import TrainConfig, as_dict, parse_config
-from fasttrain.data import Loader, Order, Store, open_dataset, open_loader, pixel_statistics
-from fasttrain.dist import Ranks
-from fasttrain.encoders import feature_width
-from fasttrain.faults import explained
-from fasttrain.health import Skips
+from fasttrain.engine.optim import learning_rate
+from fasttrain.engine.ranks import Ranks
+from fasttrain.engine.skips import Skips
+from fasttrain.engine.step import TrainStep, compile_networks
+from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
+from fasttrain.input import Loader, Order, Store, open_dataset, open_loader, pixel_statistics
 from fasttrain.kernels.augment import augment
-from fasttrain.log import SilentLog, TrainLog
 from fasttrain.methods import AUTOCAST, Method, channels_last, make_method
-from fasttrain.monitor import Evaluations, KnnMonitor
-from fasttrain.optim import learning_rate
-from fasttrain.recompute import checkpoint_activations
+from fasttrain.networks.encoders import feature_width
+from fasttrain.networks.recompute import checkpoint_activations
 from fasttrain.report import write_report
-from fasttrain.resume import resume
-from fasttrain.samples import write_samples
-from fasttrain.step import TrainStep, compile_networks
-from fasttrain.views import RECIPES, draw
+from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
+from fasttrain.run.faults import explained
+from fasttrain.run.folder import prepare, run_path
+from fasttrain.run.log import SilentLog, TrainLog
+from fasttrain.run.resume import resume
+from fasttrain.run.samples import write_samples
+from fasttrain.system.cli import finish
+from fasttrain.system.errors import RunError, UserError
+from fasttrain.views.draw import draw
+from fasttrain.views.spec import RECIPES
 
 GROWING = 0.75  # part of the epochs in which views grow to their final size
 NAMED = 8  # samples in an error line
@@ -143,8 +145,8 @@ def train(config: TrainConfig) -> int:
     workers = ranks.threads(config.workers)
     knn = KnnMonitor(config, ranks.device, workers) if config.knn_every else None
 
-    run = pathlib.Path(ranks.share(str(run_folder.run_path(config))))
-    claim = ranks.together(lambda: run_folder.prepare(run, config) if ranks.is_main else None)
+    run = pathlib.Path(ranks.share(str(run_path(config))))
+    claim = ranks.together(lambda: prepare(run, config) if ranks.is_main else None)
 
     def restore(state: dict) -> None:
         method.load_state_dict(state["method"])

@@ -13,8 +13,8 @@ from benchmarks import convert as bench_convert
 from benchmarks.loader import main
 from benchmarks.repeated import LEAST_BATCHES, Repeated
 from benchmarks.step_sides import Parts
-from fasttrain.data import Order, ThreadLoader, open_dataset
 from fasttrain.dataprep.convert import main as convert
+from fasttrain.input import Order, ThreadLoader, open_dataset
 
 
 def test_loader_benchmark_of_our_own_sides(image_folder, tmp_path, monkeypatch, capsys):

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from fasttrain.cli import UserError
 from fasttrain.config import PRESETS, TrainConfig, as_dict, differences, parse_config
-from fasttrain.dist import Ranks
+from fasttrain.engine.ranks import Ranks
+from fasttrain.system.errors import UserError
 
 
 def test_defaults_and_presets():

@@ -15,15 +15,15 @@ import time
 
 import pytest
 from conftest import ROOT, one_line
-from launch import TINY as SMALL
-from launch import equal, final_state, train
 from PIL import Image
+from support.launch import TINY as SMALL
+from support.launch import equal, final_state, train
 
-from fasttrain import run_folder
-from fasttrain.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.config import TrainConfig
-from fasttrain.dataprep.beton import BetonReader
-from fasttrain.log import read_metrics
+from fasttrain.formats.beton import BetonReader
+from fasttrain.run import folder
+from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
+from fasttrain.run.log import read_metrics
 from fasttrain.train import view_size
 
 
@@ -185,7 +185,7 @@ def test_another_data_set_under_the_same_run_is_refused(uninterrupted, image_fol
 def test_a_run_that_is_under_way_is_left_alone(uninterrupted, shards, monkeypatch, capsys):
     """A second process would write into the same files. It waits for the first to end, then gives up."""
     method, run = uninterrupted
-    monkeypatch.setattr(run_folder, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(folder, "PATIENCE_SECONDS", 0.5)
     for more in ([], ["--fresh"]):
         with open(run / "lock", "w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
@@ -199,7 +199,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    run_folder.prepare(tmp_path / "run", TrainConfig(data="x")).close()
+    folder.prepare(tmp_path / "run", TrainConfig(data="x")).close()
     warning = (
         f"{tmp_path / 'run'} can't be locked ({os.strerror(errno.ENOLCK)}): two processes could write here at once"
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from fasttrain.cli import UserError
 from fasttrain.config import TrainConfig
-from fasttrain.convolution import convert_convolutions
-from fasttrain.encoders import make_encoder
 from fasttrain.methods.base import Method
 from fasttrain.methods.moco import MoCo
 from fasttrain.methods.xmoco import XMoCo
-from fasttrain.momentum import Queue
+from fasttrain.networks.convolution import convert_convolutions
+from fasttrain.networks.encoders import make_encoder
+from fasttrain.networks.queue import Queue
+from fasttrain.system.errors import UserError
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of --precision
 METHODS: dict[str, type[MoCo]] = {"moco": MoCo, "xmoco": XMoCo}

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasttrain.batch_norm import convert_batch_norm
 from fasttrain.config import TrainConfig
-from fasttrain.dist import gather_rows
 from fasttrain.kernels import similarity
 from fasttrain.methods.base import Method
-from fasttrain.momentum import Queue, ema_update, momentum_copy
+from fasttrain.networks.batch_norm import convert_batch_norm
+from fasttrain.networks.momentum import ema_update, momentum_copy
+from fasttrain.networks.queue import Queue
+from fasttrain.system.collectives import gather_rows
 
 
 def make_projector(width: int, dim: int, head: str) -> nn.Module:

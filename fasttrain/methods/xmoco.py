@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fasttrain.dist import sum_over_ranks, world_size
 from fasttrain.kernels import similarity
 from fasttrain.kernels.similarity import Gram
 from fasttrain.methods.moco import MoCo
+from fasttrain.system.collectives import sum_over_ranks, world_size
 
 
 class XMoCo(MoCo):

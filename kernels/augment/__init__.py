@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from fasttrain.views import ViewTable
+    from fasttrain.kernels.augment.table import ViewTable
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -19,7 +19,7 @@ from torch import Tensor
 from fasttrain.kernels.augment.compiled import LANES, TILE, Arrays, make_views
 
 if TYPE_CHECKING:
-    from fasttrain.views import ViewTable
+    from fasttrain.kernels.augment.table import ViewTable
 
 _LINE = 64  # bytes of a cache line, to which vectors are aligned
 _CHUNKS_PER_THREAD = 4  # evens out images of different sizes; a chunk is one call into compiled code
@@ -69,7 +69,7 @@ def augment(
 
 
 def _threads() -> int:
-    """The cores this process may use (each rank of a machine keeps to its own: fasttrain/dist.py)."""
+    """The cores this process may use (each rank of a machine keeps to its own: fasttrain/engine/ranks.py)."""
     return len(os.sched_getaffinity(0))
 
 

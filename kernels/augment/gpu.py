@@ -30,7 +30,7 @@ from fasttrain.kernels.augment.gpu_kernels import (
 )
 
 if TYPE_CHECKING:
-    from fasttrain.views import ViewTable
+    from fasttrain.kernels.augment.table import ViewTable
 
 INTERPRETED = triton.knobs.runtime.interpret  # the kernels below then run on the CPU, in numpy, for tests
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
 if TYPE_CHECKING:
-    from fasttrain.views import ViewTable
+    from fasttrain.kernels.augment.table import ViewTable
 
 _COLOUR = (T.adjust_brightness, T.adjust_contrast, T.adjust_saturation, T.adjust_hue)
 

@@ -1,0 +1,1 @@
+"""What images may come in: one file a kind; kinds.py recognises them."""

@@ -1,0 +1,203 @@
+"""Images inside .tar and .zip files, read in place: nothing is unpacked, no link is followed, sizes are limited."""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from fasttrain.dataprep.sources.source import Source
+from fasttrain.formats.folder import arrange
+from fasttrain.formats.listing import IMAGE_EXTENSIONS, MAX_FILE_BYTES, Listing, Sample, SourceError
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: signature, ..., length of its name, of its extra field
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+Skipped = list[dict[str, str]]
+
+
+@functools.lru_cache(maxsize=128)
+def _opened(path: str) -> BinaryIO:
+    return open(path, "rb", buffering=0)
+
+
+def read_range(path: str, offset: int, size: int) -> bytes:
+    """Return size bytes of a file from offset on; SourceError if it ends before, OSError if it can't be read."""
+    file = _opened(path)  # held, or another thread's use of the cache could close it meanwhile
+    data = os.pread(file.fileno(), size, offset)
+    while len(data) < size:
+        more = os.pread(file.fileno(), size - len(data), offset + len(data))
+        if not more:
+            raise SourceError("truncated archive")
+        data += more
+    return data
+
+
+class TarReader(NamedTuple):
+    """Reads members of tar files; place = (file, offset, size)."""
+
+    files: tuple[str, ...]
+
+    def read(self, sample: Sample) -> bytes:
+        file, offset, size = sample.place
+        return read_range(self.files[file], offset, size)
+
+    def size(self, sample: Sample) -> int:
+        return sample.place[2]
+
+
+class ZipReader(NamedTuple):
+    """Reads members of a zip file; place = (offset of the local header, method, compressed size, size, CRC)."""
+
+    file: str
+
+    def read(self, sample: Sample) -> bytes:
+        offset, method, compressed, size, checksum = sample.place
+        signature, name, extra = _LOCAL_HEADER.unpack(read_range(self.file, offset, _LOCAL_HEADER.size))
+        if signature != b"PK\x03\x04":
+            raise SourceError("damaged archive: no member where the directory says")
+        data = read_range(self.file, offset + _LOCAL_HEADER.size + name + extra, compressed)
+        if method == zipfile.ZIP_DEFLATED:
+            try:
+                data = zlib.decompressobj(-15).decompress(data, size + 1)
+            except zlib.error as error:
+                raise SourceError(f"damaged archive: {error}") from None
+        if len(data) != size or zlib.crc32(data) != checksum:
+            raise SourceError("damaged archive: wrong checksum")
+        return data
+
+    def size(self, sample: Sample) -> int:
+        return sample.place[3]
+
+
+def tar_members(path: str, skipped: Skipped) -> Iterator[tarfile.TarInfo]:
+    """Yield the regular files of a tar, in order; links, sparse and oversized ones and a cut end go to skipped.
+
+    Raises:
+        SourceError: no tar, or a compressed one.
+        OSError: it can't be read.
+    """
+    with open(path, "rb") as file:
+        start = file.read(2)
+        if start in _COMPRESSED:
+            raise SourceError(f"{path}: compressed with {_COMPRESSED[start]}: decompress it first")
+        size = file.seek(0, os.SEEK_END)
+        try:
+            with tarfile.open(path, "r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                    if reason := _unusable(member, size):
+                        skipped.append({"path": member.name, "reason": reason})
+                    elif member.isreg():
+                        yield member
+                # Past its first member, tarfile takes anything it does not understand for the end.
+                if os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
+                    skipped.append({"path": path, "reason": "truncated or damaged archive: no end mark"})
+        except tarfile.TarError as error:
+            if "unexpected end" not in str(error):
+                raise SourceError(f"{path}: no tar archive: {error}") from None
+            skipped.append({"path": path, "reason": "truncated archive: what follows is lost"})
+
+
+def _unusable(member: tarfile.TarInfo, archive_size: int) -> str | None:
+    if member.islnk() or member.issym():
+        return "a link, which is not followed"
+    if member.issparse():
+        return "a sparse file"
+    if member.isreg() and member.size > MAX_FILE_BYTES:
+        return f"larger than {MAX_FILE_BYTES} bytes"
+    return "truncated archive" if member.isreg() and member.offset_data + member.size > archive_size else None
+
+
+def plain_name(name: str) -> str:
+    """Return a member's name without the leading `./` or `/` that some archivers write."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+def tar_source(path: Path) -> Source:
+    """List the images of a tar of an image folder. Raises SourceError, OSError."""
+    skipped: Skipped = []
+    members = Listing(
+        Sample(plain_name(member.name), -1, (0, member.offset_data, member.size))
+        for member in tar_members(str(path), skipped)
+        if member.name.lower().endswith(IMAGE_EXTENSIONS)
+    )
+    classes, splits = arrange(ArchiveTree(str(path), members))
+    return Source(path, classes, splits, TarReader((str(path),)), (str(path),), skipped)
+
+
+def zip_source(path: Path) -> Source:
+    """List the images of a zip of an image folder. Raises SourceError (also for a truncated zip), OSError."""
+    skipped: Skipped = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = Listing(_zip_images(archive, skipped))
+    except (zipfile.BadZipFile, ValueError, struct.error) as error:
+        raise SourceError(f"{path}: damaged or truncated zip: {error}") from None
+    classes, splits = arrange(ArchiveTree(str(path), members))
+    return Source(path, classes, splits, ZipReader(str(path)), (str(path),), skipped)
+
+
+def _zip_images(archive: zipfile.ZipFile, skipped: Skipped) -> Iterator[Sample]:
+    for member in archive.infolist():
+        if member.is_dir() or not member.filename.lower().endswith(IMAGE_EXTENSIONS):
+            continue
+        if reason := _unusable_zip(member):
+            skipped.append({"path": member.filename, "reason": reason})
+            continue
+        place = (member.header_offset, member.compress_type, member.compress_size, member.file_size, member.CRC)
+        yield Sample(plain_name(member.filename), -1, place)
+
+
+def _unusable_zip(member: zipfile.ZipInfo) -> str | None:
+    if stat.S_ISLNK(member.external_attr >> 16):
+        return "a link, which is not followed"
+    if member.flag_bits & 1:
+        return "encrypted"
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "compressed by a method other than deflate"
+    too_large = max(member.file_size, member.compress_size) > MAX_FILE_BYTES
+    return f"larger than {MAX_FILE_BYTES} bytes" if too_large else None
+
+
+class ArchiveTree:
+    """The folders that the member names of an archive speak of; one common root folder is looked through.
+
+    Names are only names: nothing is written under them. A name with a hidden part (`.x`, `..`) is left out.
+    """
+
+    def __init__(self, root: str, members: Listing) -> None:
+        self.root = root
+        self._members = members
+        self._folders: dict[str, tuple[set[str], list[int]]] = {"": (set(), [])}
+        for row, sample in enumerate(members):
+            folder, name = _split(sample.path)
+            if not any(part.startswith(".") for part in (*folder.split("/"), name) if part):
+                self._folder(folder)[1].append(row)
+        names, files = self._folders[""]
+        self._top = next(iter(names)) if len(names) == 1 and not files and names != {"train"} else ""
+
+    def _folder(self, folder: str) -> tuple[set[str], list[int]]:
+        if folder not in self._folders:
+            self._folders[folder] = (set(), [])
+            above, name = _split(folder)
+            self._folder(above)[0].add(name)
+        return self._folders[folder]
+
+    def entries(self, folder: str) -> tuple[list[str], list[Sample]]:
+        names, rows = self._folders["/".join(filter(None, (self._top, folder)))]
+        last = {
+            sample.path: sample for sample in map(self._members.__getitem__, rows)
+        }  # as in tar, the last one counts
+        return sorted(names), [last[path] for path in sorted(last)]
+
+
+def _split(path: str) -> tuple[str, str]:
+    folder, _, name = path.rpartition("/")
+    return folder, name

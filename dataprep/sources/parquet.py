@@ -1,0 +1,258 @@
+"""Parquet tables as a source: a column of images (bytes, or Hugging Face's struct of them) and one of labels."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fasttrain.dataprep.sources.labels import Labels, number_labels, split_files, whole_numbers
+from fasttrain.dataprep.sources.source import Groups, Source
+from fasttrain.formats.listing import MAX_FILE_BYTES, Listing, Sample, SourceError
+from fasttrain.system.errors import UserError
+
+_IMAGE_NAMES = ("image", "img", "jpg", "png", "bytes")
+_LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
+# Row groups of one file are read whole. A process keeps those it read last, up to this many bytes of images, or one.
+CACHE_BYTES = 1 << 28
+MAX_GROUP_BYTES = 1 << 30
+_ROWS_AT_ONCE, _LABELS_AT_ONCE = 4, 1 << 14
+
+
+def _pyarrow() -> Any:  # noqa: ANN401 - a module that may be missing
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError("parquet sources need pyarrow: pip install pyarrow") from None
+    return pyarrow
+
+
+class ParquetReader(NamedTuple):
+    """Reads rows of parquet files; place = (file, row group, row in it); column: a path, as `image.bytes`."""
+
+    files: tuple[str, ...]
+    column: str
+
+    def read(self, sample: Sample) -> bytes:
+        file, group, row = sample.place
+        value = _cached_group(self.files[file], group, self.column)[row].as_py()
+        if isinstance(value, dict):
+            value = value.get("bytes")
+        if value is None:
+            raise SourceError("no image bytes in this row")
+        if len(value) > MAX_FILE_BYTES:
+            raise SourceError(f"larger than {MAX_FILE_BYTES} bytes")
+        return bytes(value)
+
+    def size(self, sample: Sample) -> int:
+        file, group, _ = sample.place
+        return _mean_bytes(self.files[file], group, self.column)
+
+
+_groups: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
+_groups_lock = threading.Lock()
+
+
+def _cached_group(file: str, group: int, column: str) -> Any:  # noqa: ANN401 - pyarrow's chunked array
+    key = (file, group, column)
+    with _groups_lock:  # reading, too, so that no two threads read one group
+        if key not in _groups:
+            try:
+                _groups[key] = _decoded(file, group, column)
+            except SourceError as error:
+                _groups[key] = error  # each of its rows gets the reason, without decoding all again
+            while len(_groups) > 1 and sum(getattr(found, "nbytes", 0) for found in _groups.values()) > CACHE_BYTES:
+                _groups.popitem(last=False)
+        _groups.move_to_end(key)
+        if isinstance(_groups[key], SourceError):
+            raise SourceError(str(_groups[key]))
+        return _groups[key]
+
+
+def _decoded(file: str, group: int, column: str) -> Any:  # noqa: ANN401 - pyarrow's chunked array
+    """Return a column of a row group; SourceError if it is damaged or takes more than MAX_GROUP_BYTES.
+
+    What the file says of its size is no limit: rows may share one value, which each takes anew when decoded. Hence
+    few rows at once.
+    """
+    pyarrow = _pyarrow()
+    parts, num_bytes = [], 0
+    try:
+        for batch in _opened(file).iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+            parts.append(batch.column(0))
+            num_bytes += batch.nbytes
+            if num_bytes > MAX_GROUP_BYTES:
+                raise SourceError(f"row group {group} takes more than {MAX_GROUP_BYTES} bytes in memory")
+        decoded = pyarrow.chunked_array(parts)
+    except SourceError:
+        raise
+    except (pyarrow.ArrowException, ValueError, OSError) as error:  # ValueError: no rows
+        raise SourceError(f"damaged row group {group}: {_line(error)}") from None
+    if len(decoded) != _opened(file).metadata.row_group(group).num_rows:
+        raise SourceError(f"damaged row group {group}: {len(decoded)} rows")
+    return decoded
+
+
+@functools.lru_cache(maxsize=1024)
+def _mean_bytes(file: str, group: int, column: str) -> int:
+    metadata = _opened(file).metadata.row_group(group)
+    return _stated_bytes(metadata, column) // metadata.num_rows
+
+
+def _stated_bytes(group: Any, column: str) -> int:  # noqa: ANN401 - pyarrow's metadata
+    parts = (group.column(i) for i in range(group.num_columns))
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema == column)
+
+
+@functools.lru_cache(maxsize=64)
+def _opened(file: str, as_dictionary: str | None = None) -> Any:  # noqa: ANN401 - pyarrow's file
+    pyarrow = _pyarrow()
+    try:
+        return pyarrow.parquet.ParquetFile(file, memory_map=True, read_dictionary=as_dictionary and [as_dictionary])
+    except (pyarrow.ArrowException, OSError) as error:
+        raise SourceError(f"{file}: damaged or truncated parquet file: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def parquet_files(root: Path) -> list[str]:
+    """Return the .parquet files of a folder, or of its folder `data`; or the file itself."""
+    if not root.is_dir():
+        return [str(root)]
+    return sorted(map(str, root.glob("*.parquet"))) or sorted(map(str, (root / "data").glob("*.parquet")))
+
+
+def parquet_source(root: Path) -> Source:
+    """List the rows of a file or of a folder of files; images are not read. Raises SourceError, OSError, UserError.
+
+    Row groups are read whole, so samples are shuffled among neighbours in a shuffled order of row groups.
+    """
+    files = tuple(parquet_files(root))
+    if not files:
+        raise SourceError(f"{root}: no .parquet files")
+    schema = _opened(files[0]).schema_arrow
+    column = _image_column(files[0], schema)
+    label = next((name for name in _LABEL_NAMES if name in schema.names), None)
+    splits, groups, values = {}, {}, {}
+    for split, rows in split_files(files).items():
+        groups[split] = _groups_of(files, rows, column)
+        splits[split] = Listing(_rows(files, rows))
+        if not splits[split]:
+            raise SourceError(f"{root}: no rows in the {split} split")
+        values[split] = _labels(files, rows, label)
+        if len(values[split]) != len(splits[split]):
+            raise SourceError(f"{root}: {len(splits[split])} rows, but {len(values[split])} labels")
+    classes, labels = number_labels(values, _class_names(schema, label))
+    labelled = {split: listing.labelled(labels[split]) for split, listing in splits.items()}
+    return Source(root, classes, labelled, ParquetReader(files, column), files, groups=groups)
+
+
+def _image_column(file: str, schema: Any) -> str:  # noqa: ANN401 - pyarrow's schema
+    """Return the path of the column of images, of a struct that of its bytes: nothing else in it is decoded."""
+    types = _pyarrow().types
+
+    def holds_images(kind: Any) -> bool:  # noqa: ANN401 - pyarrow's type
+        if types.is_struct(kind):
+            return any(field.name == "bytes" and holds_bytes(field.type) for field in kind)
+        return holds_bytes(kind)
+
+    def holds_bytes(kind: Any) -> bool:  # noqa: ANN401 - pyarrow's type
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+    found = [name for name in schema.names if holds_images(schema.field(name).type)]
+    if not found:
+        raise SourceError(f"{file}: no column of images (bytes, or a struct with bytes); columns: {schema.names}")
+    name = next((name for name in _IMAGE_NAMES if name in found), found[0])
+    return f"{name}.bytes" if types.is_struct(schema.field(name).type) else name
+
+
+def _class_names(schema: Any, label: str | None) -> list[str]:  # noqa: ANN401 - pyarrow's schema
+    """Return the names in the schema metadata that Hugging Face's datasets write; [] if there are none."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return [str(name) for name in features[label]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def _rows(files: tuple[str, ...], rows: list[int]) -> Iterator[Sample]:
+    for file in rows:
+        metadata = _opened(files[file]).metadata
+        count, name = 0, os.path.basename(files[file])
+        for group in range(metadata.num_row_groups):
+            for row in range(metadata.row_group(group).num_rows):
+                yield Sample(f"{name}/{count + row}", -1, (file, group, row))
+            count += metadata.row_group(group).num_rows
+
+
+def _groups_of(files: tuple[str, ...], rows: list[int], column: str) -> Groups:
+    counts, sizes = [], []
+    for file in rows:
+        metadata = _opened(files[file]).metadata
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            size = _stated_bytes(group, column)
+            if group.num_rows > os.path.getsize(files[file]):  # a listing grows with the rows, which may cost nothing
+                raise SourceError(f"{files[file]}: more rows than bytes")
+            if size > MAX_GROUP_BYTES:
+                raise SourceError(f"{files[file]}: row group {number} holds {size} bytes, more than {MAX_GROUP_BYTES}")
+            counts.append(group.num_rows)
+            sizes.append(size)
+    return Groups(np.repeat(np.arange(len(counts), dtype=np.int32), counts), np.array(sizes, np.int64))
+
+
+def _labels(files: tuple[str, ...], rows: list[int], label: str | None) -> Labels | np.ndarray:
+    """Return the labels of files; SourceError names a column that can't be read or holds no labels."""
+    if label is None:
+        return np.full(sum(_opened(files[file]).metadata.num_rows for file in rows), -1)
+    texts, numbers = Labels(), []
+    try:
+        for column in _label_columns(files, rows, label):
+            if _is_text(column.type):
+                _add_texts(texts, column)
+            else:
+                numbers.append(_as_numbers(column))
+    except (_pyarrow().ArrowException, KeyError, OSError, SourceError) as error:
+        raise SourceError(f"column {label!r} can't be read: {_line(error)}") from None
+    return np.concatenate(numbers) if numbers else texts
+
+
+def _label_columns(files: tuple[str, ...], rows: list[int], label: str) -> Iterator[Any]:
+    """Yield arrays of labels, text as pyarrow's dictionary arrays: a text that many rows share is decoded once."""
+    for file in rows:
+        opened = _opened(files[file], label if _is_text(_opened(files[file]).schema_arrow.field(label).type) else None)
+        for batch in opened.iter_batches(batch_size=_LABELS_AT_ONCE, columns=[label]):
+            yield batch.column(0)
+
+
+def _is_text(kind: Any) -> bool:  # noqa: ANN401 - pyarrow's type
+    types = _pyarrow().types
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def _add_texts(texts: Labels, column: Any) -> None:  # noqa: ANN401 - pyarrow's dictionary array
+    names = column.dictionary.to_pylist()
+    index_N = column.indices.cast(_pyarrow().int64()).fill_null(len(names)).to_numpy()
+    texts.extend([*names, None], index_N)
+
+
+def _as_numbers(column: Any) -> np.ndarray:  # noqa: ANN401 - pyarrow's array
+    pyarrow, kind = _pyarrow(), column.type
+    if pyarrow.types.is_dictionary(kind):
+        return _as_numbers(column.dictionary_decode())
+    if pyarrow.types.is_floating(kind):
+        return whole_numbers(column.cast(pyarrow.float64()).fill_null(-1).to_numpy())
+    if pyarrow.types.is_integer(kind) or pyarrow.types.is_boolean(kind) or pyarrow.types.is_null(kind):
+        return column.cast(pyarrow.int64()).fill_null(-1).to_numpy()
+    raise SourceError(f"it holds {kind}, neither whole numbers nor text")

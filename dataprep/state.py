@@ -1,0 +1,95 @@
+"""What an unfinished conversion keeps in its folder, so that the same command continues it after any interruption.
+
+`conversion.json`, there from the first moment until `manifest.json` is, holds what must not change in between; beside
+each finished shard lies its record (fasttrain.dataprep.shards). The folder is locked while a conversion runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fasttrain.dataprep.shards import record_path
+from fasttrain.formats.manifest import FILE_NAME, Manifest
+from fasttrain.system.durable import temporary_path, write_json
+from fasttrain.system.errors import UserError
+
+STATE_FILE = "conversion.json"
+
+
+@contextlib.contextmanager
+def sole_user(out: Path) -> Iterator[None]:
+    """Keep a second conversion out of the folder; the system drops the lock with the process, however it ends.
+
+    A file system without locks gets a warning. Raises UserError if another conversion holds the lock.
+    """
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out}: another conversion is writing here") from None
+        except OSError as error:
+            reason = f"{out} can't be locked ({error.strerror})"
+            print(f"warning: {reason}: two processes could write here at once", file=sys.stderr, flush=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def finished_manifest(out: Path, settings: dict[str, Any]) -> Manifest | None:
+    """Return the manifest if this very conversion is done, None if there is none; UserError if it is another one."""
+    if not (out / FILE_NAME).exists():
+        return None
+    manifest = Manifest.load(out)
+    _check_same(out, manifest.settings, settings)
+    manifest.check_shards(out)
+    return manifest
+
+
+def begin(out: Path, state: dict[str, Any]) -> None:
+    """Record the state in a new folder, or check that the folder's unfinished conversion has the same.
+
+    Args:
+        out: the folder, empty or with an unfinished conversion.
+        state: the settings, and whatever else must not change before the last shard is written.
+
+    Raises:
+        UserError: the folder holds anything else.
+    """
+    path = out / STATE_FILE
+    if path.exists():
+        _check_same(out, _read_state(path), state)
+    elif any(name != temporary_path(path).name for name in os.listdir(out)):
+        raise UserError(f"{out} is not empty and holds no conversion: remove it or name another folder")
+    else:
+        write_json(path, state)
+
+
+def clear_state(out: Path, names: Iterable[str]) -> None:
+    """Remove what only an unfinished conversion needs: the records of the shards of these names, and the state."""
+    for name in names:
+        record_path(out, name).unlink(missing_ok=True)
+    (out / STATE_FILE).unlink(missing_ok=True)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        raise UserError(
+            f"{path} was not written by a conversion: remove {path.parent} or name another folder"
+        ) from None
+
+
+def _check_same(out: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    names = [name for name in new if old.get(name) != new[name]]
+    if names:
+        what = "the source has changed" if names == ["source"] else f"other settings: {', '.join(names)}"
+        raise UserError(f"{out} holds a conversion that differs ({what}): remove it or name another folder")

@@ -1,0 +1,1 @@
+"""What makes a step: its forward, backward and update, the optimizers, the ranks, skipped steps."""

@@ -1,0 +1,111 @@
+"""Frozen features of a whole split, in a file while they are used: memory does not grow with the data set."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+from fasttrain.input import Order, Store, open_dataset, open_loader
+from fasttrain.input.stores import Encoded
+from fasttrain.kernels.augment import augment
+from fasttrain.system.errors import RunError, UserError
+from fasttrain.views.draw import center
+
+SMALL_VIEW = 64  # px; views this small show the whole of a small picture, larger ones the customary centre crop
+
+
+@dataclass
+class Features:
+    """values_NF: float16 rows in a mapped file without a name, which goes with them; label_N: int64."""
+
+    values_NF: np.memmap
+    label_N: torch.Tensor
+
+    def rows(self, index: slice | np.ndarray, device: torch.device) -> torch.Tensor:
+        """Rows in fp32 on a device."""
+        return torch.from_numpy(np.ascontiguousarray(self.values_NF[index])).to(device).float()
+
+
+class Part:
+    """Evenly spaced samples of a store, `most` at most: all classes of sorted files are among them in proportion."""
+
+    def __init__(self, store: Store, most: int) -> None:
+        self.num_samples = min(most, store.num_samples)
+        self.classes, self.fingerprint = store.classes, store.fingerprint
+        self.write = store.write
+        self._store, self._index = store, np.linspace(0, store.num_samples - 1, self.num_samples).astype(np.int64)
+
+    def labels(self, index_N: np.ndarray) -> np.ndarray:
+        return self._store.labels(self._index[index_N])
+
+    def read(self, index: int) -> Encoded:
+        return self._store.read(int(self._index[index]))
+
+    def name(self, index: int) -> str:
+        return self._store.name(int(self._index[index]))
+
+
+def open_labelled(path: pathlib.Path, loader: str, view_size: int, most: int = sys.maxsize) -> tuple[Part, Part]:
+    """The train and val splits, `most` samples of each. Raises UserError unless every one of these has a label."""
+    train, val = (Part(open_dataset(path, split, loader, view_size), most) for split in ("train", "val"))
+    labelled = [(part.labels(np.arange(part.num_samples)) >= 0).all() for part in (train, val)]
+    if not train.classes or not all(labelled):
+        raise UserError(f"{path} has images without labels; kNN and the linear probe need a class folder for each")
+    return train, val
+
+
+@torch.no_grad()
+def extract(
+    network: nn.Module, width: int, store: Store, folder: pathlib.Path, device: torch.device,
+    *, size: int, mean: tuple, std: tuple, batch_size: int, workers: int, max_failed_fraction: float,
+    each_batch: Callable[[], None] = lambda: None,
+) -> Features:  # fmt: skip
+    """Run `network` (N, 3, size, size) → (N, width), in evaluation mode, over the central crop of every image.
+
+    The features lie on the disk of `folder`. each_batch is called before each batch and may raise to end it. Raises
+    LoaderError when more than max_failed_fraction of the images can't be decoded, RunError when the disk is too full.
+    """
+    values_NF = _on_disk(folder, (store.num_samples, width))
+    label_N = torch.empty(store.num_samples, dtype=torch.int64)
+    order = Order(store.num_samples, batch_size, shuffle=False)
+    loader = open_loader(store, order, workers, device=device, max_failed_fraction=max_failed_fraction)
+    limit = torch.finfo(torch.float16).max
+    console = Console(stderr=True)
+    try:
+        batches = track(
+            loader.epoch(0), f"features of {store.num_samples} images", loader.steps_per_epoch, console=console,
+            disable=not console.is_terminal,
+        )  # fmt: skip
+        for step, batch in enumerate(batches):
+            each_batch()
+            table = center(batch.height_B, batch.width_B, 1.0 if size <= SMALL_VIEW else 0.875)
+            views = augment(batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, size, mean, std)
+            with torch.autocast(device.type, torch.bfloat16):
+                out_BF = network(views[:, 0])
+            rows = slice(step * batch_size, step * batch_size + len(batch))
+            values_NF[rows] = out_BF.float().clamp(-limit, limit).half().cpu().numpy()
+            label_N[rows] = batch.label_B
+    finally:
+        loader.close()
+    return Features(values_NF, label_N)
+
+
+def _on_disk(folder: pathlib.Path, shape: tuple[int, int]) -> np.memmap:
+    """An array of float16 in a file that has no name, so that none is left behind, however the process ends."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            # A mapped file that can't grow when it is written to would end the process without a word.
+            os.posix_fallocate(file.fileno(), 0, max(1, 2 * shape[0] * shape[1]))
+        except OSError as error:
+            raise RunError(f"{folder}: no room for the features of {shape[0]} images: {error.strerror}") from None
+        return np.memmap(file, np.float16, "r+", shape=shape)

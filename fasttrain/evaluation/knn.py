@@ -1,0 +1,45 @@
+"""Weighted k-nearest-neighbour classification (Wu et al., arXiv 1805.01978, section 3.4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fasttrain.evaluation.features import Features
+
+QUERY_ROWS, MEMORY_ROWS = 2048, 16384  # similarities held at once: 128 MiB, whatever the size of the sets
+
+
+def knn_accuracy(
+    memory: Features, queries: Features, num_classes: int, k: int, temperature: float, device: torch.device
+) -> float:
+    """Top-1 accuracy in percent. Neighbours by cosine similarity, each voting with exp(similarity / temperature).
+
+    k is cut to the size of the memory.
+    """
+    k = min(k, len(memory.label_N))
+    correct = 0
+    for first in range(0, len(queries.label_N), QUERY_ROWS):
+        rows = slice(first, first + QUERY_ROWS)
+        query_QF = F.normalize(queries.rows(rows, device), dim=1)
+        similarity_Qk, label_Qk = _nearest(query_QF, memory, k)
+        votes_QC = torch.zeros(len(query_QF), num_classes, device=device)
+        votes_QC.scatter_add_(1, label_Qk, ((similarity_Qk - 1) / temperature).exp())  # −1: no overflow, same order
+        correct += int((votes_QC.argmax(1).cpu() == queries.label_N[rows]).sum())
+    return 100.0 * correct / len(queries.label_N)
+
+
+def _nearest(query_QF: Tensor, memory: Features, k: int) -> tuple[Tensor, Tensor]:
+    """Similarities and labels of the k nearest rows of the memory, (Q, k) each, the memory read a chunk at a time."""
+    device = query_QF.device
+    best_Qk = torch.empty(len(query_QF), 0, device=device)
+    label_Qk = torch.empty(len(query_QF), 0, dtype=torch.int64, device=device)
+    for first in range(0, len(memory.label_N), MEMORY_ROWS):
+        rows = slice(first, first + MEMORY_ROWS)
+        similarity_QM = query_QF @ F.normalize(memory.rows(rows, device), dim=1).T
+        label_M = memory.label_N[rows].to(device)
+        values, places = torch.cat([best_Qk, similarity_QM], 1).topk(min(k, best_Qk.shape[1] + len(label_M)), dim=1)
+        label_Qk = torch.cat([label_Qk, label_M.expand(len(query_QF), -1)], 1).gather(1, places)
+        best_Qk = values
+    return best_Qk, label_Qk

@@ -1,0 +1,112 @@
+"""kNN accuracy while a run is under way: a figure that, unlike the loss, says which checkpoint is the best."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Callable
+
+import torch
+
+from fasttrain.config import TrainConfig
+from fasttrain.engine.ranks import Ranks
+from fasttrain.evaluation.features import extract, open_labelled
+from fasttrain.evaluation.knn import knn_accuracy
+from fasttrain.input import pixel_statistics
+from fasttrain.methods import Method
+from fasttrain.run.checkpoint import keep_best
+from fasttrain.run.log import TrainLog, read_metrics
+
+MOST = 50_000  # images of a split: enough to rank checkpoints by, and other ranks need not wait for long
+NEIGHBOURS, TEMPERATURE = 200, 0.1
+BATCH_SIZE = 256
+
+
+class KnnMonitor:
+    """Classifies (at most MOST of) the val split by the train split, as evaluate.py does. Draws nothing at random."""
+
+    def __init__(self, config: TrainConfig, device: torch.device, workers: int) -> None:
+        """Raises DataError without a val split, UserError where labels are missing."""
+        data = pathlib.Path(config.data)
+        self._splits = open_labelled(data, config.loader, config.size, MOST)
+        self._statistics = pixel_statistics(data, config.loader)
+        self._size, self._device, self._workers = config.size, device, workers
+        self._max_failed = config.max_failed_fraction
+
+    def __call__(self, method: Method, folder: pathlib.Path, each_batch: Callable[[], None]) -> float:
+        """Top-1 accuracy in percent of the encoder's features, which lie on the disk of `folder` meanwhile.
+
+        each_batch is called before each batch and may raise to end it.
+        """
+        method.encoder.eval()
+        try:
+            return self._accuracy(method, folder, each_batch)
+        finally:
+            method.encoder.train()
+
+    def _accuracy(self, method: Method, folder: pathlib.Path, each_batch: Callable[[], None]) -> float:
+        mean, std = self._statistics
+        with torch.compiler.set_stance("force_eager"):  # else every size of batch is compiled again
+            memory, queries = (
+                extract(
+                    method.encoder, method.feature_width, part, folder, self._device, size=self._size, mean=mean,
+                    std=std, batch_size=BATCH_SIZE, workers=self._workers, max_failed_fraction=self._max_failed,
+                    each_batch=each_batch,
+                )
+                for part in self._splits
+            )  # fmt: skip
+            classes = len(self._splits[0].classes)
+            return knn_accuracy(memory, queries, classes, NEIGHBOURS, TEMPERATURE, self._device)
+
+
+class Interrupted(Exception):
+    """A signal came during an evaluation."""
+
+
+class Evaluations:
+    """kNN every so many steps, on the first rank while the others wait; the best step's checkpoint is best.pt.
+
+    What was measured is what metrics.jsonl tells: a step's checkpoint is saved before its evaluation, which may be cut
+    short by a signal, or never begin. A run that goes on from that checkpoint makes up for it first.
+    """
+
+    def __init__(
+        self, knn: KnnMonitor | None, every: int, run: pathlib.Path, ranks: Ranks, received: Callable[[], int]
+    ) -> None:
+        """knn: None for no evaluations. received: the signal that this process was sent, 0 for none."""
+        self._knn, self._every, self._run, self._ranks, self._received = knn, every, run, ranks, received
+
+    def due(self, step: int) -> bool:
+        """Is a step one of those to be evaluated? (The same on all ranks.)"""
+        return self._knn is not None and step > 0 and step % self._every == 0
+
+    def __call__(self, method: Method, step: int, epoch: int, log: TrainLog) -> int:
+        """Evaluate a step, whose checkpoint is saved, unless it has been. Returns the signal that cut it short, or 0.
+
+        Every rank calls it, and all return the same.
+        """
+        return self._ranks.of_first(lambda still_here: self._evaluate(method, step, epoch, log, still_here))
+
+    def _evaluate(self, method: Method, step: int, epoch: int, log: TrainLog, still_here: Callable[[], None]) -> int:
+        def each_batch() -> None:
+            still_here()
+            if self._received():
+                raise Interrupted
+
+        assert self._knn is not None
+        if step not in self._measured():
+            began = time.monotonic()
+            try:
+                accuracy = self._knn(method, self._run, each_batch)
+            except Interrupted:
+                return self._received()
+            log.event(step, epoch, time.monotonic() - began, knn_top1=round(accuracy, 2))
+        measured = self._measured()
+        if max(measured, key=lambda other: measured[other]) == step:  # the first, of several
+            keep_best(self._run / "checkpoints", step)
+        return 0
+
+    def _measured(self) -> dict[int, float]:
+        """Accuracies by step, of all attempts at this run."""
+        entries = read_metrics(self._run / "metrics.jsonl")
+        return {entry["step"]: entry["knn_top1"] for entry in entries if "knn_top1" in entry}

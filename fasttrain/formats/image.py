@@ -1,0 +1,169 @@
+"""Any supported image file (JPEG, PNG, WebP, BMP) to RGB pixels."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from fasttrain.formats import jpeg
+from fasttrain.system.errors import DataError
+
+# Pillow warns from half of MAX_PIXELS on; here an image is either fine or an error.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+# The size from which Pillow refuses to decode, too: a small file that claims more is an attack or a mistake.
+MAX_PIXELS = 178_956_970
+
+
+# EXIF is the first or second segment of a JPEG, and each has 64 KiB at most.
+_EXIF_WITHIN = 1 << 17
+
+
+_EXIF, _START_OF_SCAN = b"Exif\0\0", b"\xda"
+
+
+Decoded = TypeVar("Decoded")
+
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+
+
+_ORIENTATION_TAG = 0x0112
+
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+# libjpeg's warnings after which every pixel is still known.
+_HARMLESS = ("extraneous bytes", "unknown JFIF revision", "Unknown Adobe color transform", "Invalid SOS parameters")
+
+
+class ImageError(DataError):
+    """The bytes cannot be used as an image; the text is the reason, in one line."""
+
+
+def read_rgb(data: bytes) -> np.ndarray:
+    """Decode an image file; EXIF orientation is applied, transparency is put on white.
+
+    Args:
+        data: the whole file: JPEG, PNG, WebP or BMP, of any mode (the first frame, if there are several).
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        ImageError: empty, truncated, damaged, no image, or more than MAX_PIXELS pixels.
+    """
+    pixels_HW3, orientation = decode_rgb(data, jpeg_header(data), 1), exif_orientation(data)
+    return pixels_HW3 if orientation == 1 else np.array(turned(Image.fromarray(pixels_HW3), orientation))
+
+
+def jpeg_header(data: bytes) -> jpeg.JpegHeader | None:
+    """Return the header of a JPEG that libturbojpeg can decode to RGB; None leaves the file to Pillow."""
+    if not data:
+        raise ImageError("empty file")
+    if data[:2] != b"\xff\xd8":
+        return None
+    try:
+        header = jpeg.read_header(data)
+    except jpeg.JpegError:
+        return None
+    check_size(header.height, header.width)
+    plain = header.colorspace in (jpeg.COLORSPACE_RGB, jpeg.COLORSPACE_YCBCR, jpeg.COLORSPACE_GRAY)
+    return header if plain else None
+
+
+def check_size(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise ImageError(f"more than {MAX_PIXELS} pixels")
+
+
+def decode_rgb(data: bytes, header: jpeg.JpegHeader | None, shrink: int) -> np.ndarray:
+    pixels_HW3 = None if header is None else decode_strictly(data, header, shrink)
+    return _decode_with_pillow(data) if pixels_HW3 is None else pixels_HW3
+
+
+def decode_strictly(data: bytes, header: jpeg.JpegHeader, shrink: int) -> np.ndarray | None:
+    """Decode with libturbojpeg; None after a harmless warning. Pillow alone would hide damaged data as gray areas."""
+    return sound(lambda: jpeg.decode(data, header, shrink))
+
+
+def sound(decode: Callable[[], Decoded]) -> Decoded | None:
+    """Return what is decoded, None after a harmless warning; ImageError for damaged data."""
+    try:
+        return decode()
+    except jpeg.JpegError as error:
+        text = str(error)
+        if any(warning in text for warning in _HARMLESS):
+            return None
+        raise ImageError("truncated" if "premature end" in text.lower() else f"damaged: {text}") from None
+
+
+def _decode_with_pillow(data: bytes) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            check_size(image.height, image.width)
+            image.load()
+            return _to_rgb(image)
+    except (ImageError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise ImageError("not an image (JPEG, PNG, WebP or BMP)") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"more than {MAX_PIXELS} pixels") from None
+    except Exception as error:  # damaged files make Pillow raise errors of nearly every type
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ImageError("truncated" if "truncated" in text.lower() else f"damaged: {text}") from None
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):  # 16-bit gray: convert() would clip instead of scale
+        gray_HW = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+        return np.repeat(gray_HW[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", layer.size, "white")
+        image.paste(layer, mask=layer.getchannel("A"))
+    return np.array(image.convert("RGB"))
+
+
+def exif_orientation(data: bytes) -> int:
+    """Return the EXIF orientation, 1 (upright) to 8."""
+    # A JPEG is searched first: opening it with Pillow takes longer than decoding a small one.
+    if data[:2] == b"\xff\xd8" and not _has_exif(data):
+        return 1
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # broken metadata of any kind leaves the pixels as they are
+        return 1
+
+
+def _has_exif(jpeg_data: bytes) -> bool:
+    """Whether a JPEG has a segment of EXIF before its pixels."""
+    at = 2
+    while jpeg_data[at : at + 1] == b"\xff":
+        if jpeg_data[at + 1 : at + 2] == _START_OF_SCAN:
+            return False
+        if jpeg_data.startswith(_EXIF, at + 4):
+            return True
+        at += 2 + max(2, int.from_bytes(jpeg_data[at + 2 : at + 4], "big"))
+    return jpeg_data.find(_EXIF, 0, _EXIF_WITHIN) >= 0  # odd bytes between segments
+
+
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image

@@ -1,0 +1,310 @@
+"""The loader: threads decode whole images into packed batches, ahead of the training loop. Nothing else happens here.
+
+A planner thread walks the epoch's order. For each step it has the pool read the samples' sizes, lays them out in a free
+buffer, and has the pool decode into it. The decoder releases the GIL, so plain threads reach its own speed. Every wait
+ends when nothing moves any more (stall.py), a worker's exception is raised where the batch is asked for, and buffers
+are made once and used again.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fasttrain.input.batch import Batch
+from fasttrain.input.order import Order
+from fasttrain.input.stall import STALL_SECONDS, LoaderError, Watch, poll_seconds
+from fasttrain.input.stores import Encoded, Store
+from fasttrain.system.errors import DataError
+from fasttrain.system.workers import Workers
+
+AHEAD = 3  # batches decoded ahead of the one in use
+MAX_FAILED_FRACTION = 0.01  # of the samples asked for so far; above it training stops
+MIN_FAILED = 10  # … but not for fewer failures than this
+NAMED_FAILURES = 20  # are printed; all are counted
+MAX_ATTEMPTS = 20
+
+
+class Loader(Protocol):
+    """What training asks of a loader. All give the same samples at the same step, for the same Order."""
+
+    num_samples: int
+    steps_per_epoch: int
+
+    def epoch(self, n: int) -> Iterator[Batch]:
+        """The batches of epoch n from the position on (its start, unless load_state_dict set one inside it)."""
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: the epoch and the step in it that comes next."""
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """epoch(state["epoch"]) then starts at state["step"]."""
+
+    def close(self) -> None:
+        """Free threads and memory. A second call does nothing."""
+
+
+class Placed(NamedTuple):
+    """A sample and where its pixels go in the buffer."""
+
+    number: int
+    encoded: Encoded
+    offset: int
+
+
+class Failed(NamedTuple):
+    """A sample that could not be decoded: its place in the batch, and why."""
+
+    place: int
+    error: DataError
+
+
+class Started(NamedTuple):
+    """A batch whose samples are being decoded; index_B: those that the order has there."""
+
+    index_B: np.ndarray
+    buffer: Tensor
+    placed: list[Placed]
+    futures: list[Future]
+
+
+class ThreadLoader:
+    """Iterates a store in an Order. See Batch for what comes out, and for how long it is valid."""
+
+    def __init__(
+        self, store: Store, order: Order, workers: int, max_failed_fraction: float = MAX_FAILED_FRACTION,
+        pinned: bool = False,
+    ) -> None:  # fmt: skip
+        """workers: decoding threads (≥ 1). max_failed_fraction: of the samples asked for; more failing is an error.
+        pinned: decode into page-locked memory, from which a GPU copies."""
+        self.num_samples, self.steps_per_epoch = store.num_samples, order.steps_per_epoch
+        self.failed: dict[str, str] = {}  # sample -> reason, of every one that had to be replaced
+        self._store, self._order, self._pinned = store, order, pinned
+        self._pool = Workers(workers)
+        self._parts = 4 * workers  # tasks a batch is cut into, so that threads finish together
+        self._asked, self._failures, self._max_failed = 0, 0, max_failed_fraction
+        self._epoch, self._next_step = 0, 0
+        self._free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        for _ in range(AHEAD + 1):
+            self._free.put(self._new_buffer(1))
+        self._lock, self._watch = threading.Lock(), Watch(store.name)
+        self._stop = threading.Event()
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: the epoch and the step in it that comes next."""
+        return {"epoch": self._epoch, "step": self._next_step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """epoch(state["epoch"]) then starts at state["step"]."""
+        self._epoch, self._next_step = state["epoch"], state["step"]
+
+    def epoch(self, n: int) -> Iterator[Batch]:
+        """The batches of epoch n from the position on (its start, unless load_state_dict set one inside it).
+
+        Raises LoaderError when too many samples fail or none is done for STALL_SECONDS, and whatever a worker raised.
+        """
+        if n != self._epoch:
+            self._epoch, self._next_step = n, 0
+        ready: queue.Queue = queue.Queue(AHEAD)
+        stop = self._stop = threading.Event()
+        planner = threading.Thread(target=self._plan, args=(n, self._next_step, ready, stop), daemon=True)
+        planner.start()
+        try:
+            while (item := self._take(ready)) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                try:
+                    self._next_step += 1
+                    yield self._finish(n, item)
+                finally:
+                    self._give_back(item)
+            self._epoch, self._next_step = n + 1, 0
+        finally:
+            stop.set()
+            planner.join(timeout=0 if self._watch.stalled else STALL_SECONDS)
+            while not ready.empty():
+                if isinstance(item := ready.get(), Started):
+                    self._give_back(item)
+
+    def close(self) -> None:
+        """Stop the threads. A second call does nothing."""
+        self._stop.set()
+        self._pool.close()
+
+    # The planner thread
+
+    def _plan(self, epoch: int, first: int, ready: queue.Queue, stop: threading.Event) -> None:
+        try:
+            epoch_order = self._order.epoch(epoch)
+            for step in range(first, self.steps_per_epoch):
+                item = self._start(epoch, self._order.step(epoch_order, step), stop)
+                if item is None:
+                    return
+                if not _put(ready, item, stop):
+                    self._give_back(item)
+                    return
+            _put(ready, None, stop)
+        except BaseException as error:  # raised again where the batch is asked for
+            _put(ready, error, stop)
+
+    def _start(self, epoch: int, index_B: np.ndarray, stop: threading.Event) -> Started | None:
+        """Lay a batch out and start decoding it; None when the epoch was abandoned."""
+        chunks = [chunk.tolist() for chunk in np.array_split(index_B, min(len(index_B), self._parts))]
+        reads = [self._pool.submit(self._read, epoch, chunk) for chunk in chunks]
+        samples = [sample for read in reads for sample in self._watch.result(read)]
+        offset_B = np.cumsum([0] + [sample.height * sample.width * 3 for _, sample in samples])
+        buffer = self._free_buffer(int(offset_B[-1]), stop)
+        if buffer is None:
+            return None
+        placed = [Placed(*sample, int(offset)) for sample, offset in zip(samples, offset_B[:-1], strict=True)]
+        return Started(index_B, buffer, placed, self._decode(buffer, placed))
+
+    def _decode(self, buffer: Tensor, placed: list[Placed]) -> list[Future[list[Failed]]]:
+        """Have the batch's pixels written to their offsets in the buffer."""
+        places = np.array_split(np.arange(len(placed)), min(len(placed), self._parts))
+        return [self._pool.submit(self._write, buffer, placed, share.tolist()) for share in places]
+
+    def _new_buffer(self, num_bytes: int) -> Tensor:
+        """A little larger than asked, as batches differ in size."""
+        return torch.empty(num_bytes + num_bytes // 8, dtype=torch.uint8, pin_memory=self._pinned)
+
+    def _free_buffer(self, num_bytes: int, stop: threading.Event) -> Tensor | None:
+        """A buffer of at least num_bytes, once the training loop gives one back; None when the epoch was abandoned."""
+        while not stop.is_set():
+            try:
+                buffer = self._free.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            return buffer if len(buffer) >= num_bytes else self._new_buffer(num_bytes)
+        return None
+
+    # The workers
+
+    def _read(self, epoch: int, indices: list[int]) -> list[tuple[int, Encoded]]:
+        return [self._read_or_substitute(epoch, index) for index in indices]
+
+    def _read_or_substitute(self, epoch: int, index: int, attempt: int = 0) -> tuple[int, Encoded]:
+        while True:
+            chosen = self._order.substitute(epoch, index, attempt) if attempt else index
+            self._watch.begin(chosen)
+            try:
+                return chosen, self._store.read(chosen)
+            except (DataError, OSError) as error:
+                self._report(chosen, error)
+            finally:
+                self._watch.end()
+            attempt += 1
+
+    def _write(self, buffer: Tensor, placed: list[Placed], places: list[int]) -> list[Failed]:
+        """Decode some of the batch's samples into its buffer (in host memory)."""
+        failed, base = [], buffer.data_ptr()
+        for place in places:
+            self._watch.begin(placed[place].number)
+            try:
+                self._store.write(placed[place].encoded, base + placed[place].offset)
+            except DataError as error:
+                failed.append(Failed(place, error))
+            finally:
+                self._watch.end()
+        return failed
+
+    def _report(self, index: int, error: Exception) -> None:
+        """Count and name a sample that has to be replaced. Raises LoaderError when there are too many."""
+        name, reason = self._store.name(index), str(error)
+        with self._lock:
+            self._failures += 1
+            count, new = self._failures, name not in self.failed
+            self.failed[name] = reason
+        if new:
+            warn_of_failed(len(self.failed), name, reason)
+        if count > max(MIN_FAILED, self._max_failed * self._asked):
+            raise too_many_failed(count, self._asked, name, reason)
+
+    # The consumer
+
+    def _take(self, ready: queue.Queue) -> Started | BaseException | None:
+        since = time.monotonic()
+        while True:
+            try:
+                return ready.get(timeout=poll_seconds())
+            except queue.Empty:
+                self._watch.check(since)
+
+    def _finish(self, epoch: int, item: Started) -> Batch:
+        """Wait for the decoders, put other samples in place of failed ones, and wrap the buffer."""
+        asked_B, pixels, placed, futures = item
+        self._asked += len(placed)
+        failed: list[Failed] = []
+        for future in futures:  # all of them, before anything is copied: they write into the buffer
+            failed += self._watch.result(future)
+        for place, error in failed:
+            self._report(placed[place].number, error)
+            pixels = self._replace(epoch, pixels, placed, place)
+        index_B = np.array([sample.number for sample in placed])
+        return Batch(
+            pixels,
+            torch.tensor([sample.offset for sample in placed]),
+            torch.tensor([sample.encoded.height for sample in placed], dtype=torch.int32),
+            torch.tensor([sample.encoded.width for sample in placed], dtype=torch.int32),
+            torch.from_numpy(index_B),
+            torch.from_numpy(self._store.labels(index_B)),
+            int((index_B != asked_B).sum()),
+        )
+
+    def _replace(self, epoch: int, pixels: Tensor, placed: list[Placed], place: int) -> Tensor:
+        """Decode another sample behind all others, in a copy of the buffer (its size may differ), for a failed one."""
+        decoded = self._pool.submit(self._decode_substitute, epoch, placed[place].number)
+        index, encoded, image = self._watch.result(decoded)
+        placed[place] = Placed(index, encoded, len(pixels))
+        return torch.cat([pixels, image.to(pixels.device)])
+
+    def _decode_substitute(self, epoch: int, number: int) -> tuple[int, Encoded, Tensor]:
+        """A worker's: the first sample that can be decoded, of those that the order puts in place of this one."""
+        for attempt in range(1, MAX_ATTEMPTS):
+            index, encoded = self._read_or_substitute(epoch, number, attempt)
+            image = torch.empty(encoded.height * encoded.width * 3, dtype=torch.uint8)
+            placed = Placed(index, encoded, 0)
+            if not (failed := self._write(image, [placed], [0])):
+                return index, encoded, image
+            self._report(index, failed[0].error)
+        raise LoaderError(f"no sample could be decoded in place of {self._store.name(number)}")
+
+    def _give_back(self, item: Started) -> None:
+        """Take the buffer of a batch back once no worker writes into it; never, if one hangs."""
+        for future in item.futures:
+            future.cancel()
+        if not wait(item.futures, 0 if self._watch.stalled else STALL_SECONDS).not_done:
+            self._free.put(item.buffer)
+
+
+def _put(ready: queue.Queue, item: object, stop: threading.Event) -> bool:
+    """Hand an item over unless the epoch was abandoned."""
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=0.2)
+            return True
+        except queue.Full:
+            continue
+    return False
+
+
+def warn_of_failed(count: int, name: str, reason: str) -> None:
+    """Name the count-th sample that can't be decoded, up to a number of them."""
+    if count <= NAMED_FAILURES:
+        last = "; more of them are only counted" if count == NAMED_FAILURES else ""
+        print(f"warning: {name}: {reason}; another takes its place{last}", file=sys.stderr, flush=True)
+
+
+def too_many_failed(count: int, total: int, name: str, reason: str) -> LoaderError:
+    """The error of a set with more damaged samples than --max-failed-fraction."""
+    allow = "--max-failed-fraction allows more"
+    return LoaderError(f"{count} of {total} samples can't be decoded ({allow}); the last: {name}: {reason}")

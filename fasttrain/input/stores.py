@@ -1,0 +1,103 @@
+"""Where samples come from, as one numbered set of images each: the contract, and .beton shards."""
+
+from __future__ import annotations
+
+import ctypes
+import pathlib
+from typing import NamedTuple, Protocol, cast, runtime_checkable
+
+import numpy as np
+
+from fasttrain.formats import jpeg
+from fasttrain.formats.beton import MODE_RAW, BetonReader
+from fasttrain.formats.manifest import Manifest, ManifestError
+from fasttrain.system.errors import DataError
+
+
+class Encoded(NamedTuple):
+    """One sample before its pixels are written: its size, and what write() needs."""
+
+    height: int
+    width: int
+    content: object
+
+
+class Store(Protocol):
+    """A numbered set of images. read and write are called from many threads, and raise DataError for a bad sample."""
+
+    num_samples: int
+    classes: tuple[str, ...]
+    fingerprint: str  # changes when any sample's content or number does
+
+    def labels(self, index_N: np.ndarray) -> np.ndarray:
+        """Labels of samples, int64, -1 for none."""
+
+    def read(self, index: int) -> Encoded: ...
+
+    def write(self, sample: Encoded, address: int) -> None:
+        """Write height×width×3 RGB bytes at a memory address."""
+
+    def name(self, index: int) -> str:
+        """How an error names the sample."""
+
+
+@runtime_checkable
+class JpegStore(Store, Protocol):
+    """A store whose samples lie in files as JPEG streams, so that another decoder can take them."""
+
+    def jpeg(self, sample: Encoded) -> np.ndarray:
+        """The stream of a sample that read() gave, uint8; DataError for one that is stored otherwise."""
+
+
+class ShardStore:
+    """The .beton shards of one split, read in place; pixels are decoded straight into the batch."""
+
+    def __init__(self, folder: pathlib.Path, manifest: Manifest, split: str) -> None:
+        """Raises DataError where a shard does not match the manifest."""
+        self.classes = tuple(manifest.classes)
+        self.fingerprint = manifest.fingerprint(split)
+        self._shards = []
+        for shard in manifest.splits[split]:
+            reader = BetonReader(folder / shard.name)
+            if reader.num_samples != shard.num_samples:
+                raise ManifestError(
+                    f"{folder / shard.name} holds {reader.num_samples} samples, the manifest says {shard.num_samples}"
+                )
+            self._shards.append(reader)
+        self._start_S = np.cumsum([0] + [shard.num_samples for shard in self._shards])
+        self.num_samples = int(self._start_S[-1])
+        self._label_N = np.concatenate([shard.label_N for shard in self._shards])
+        self._base_S = [shard.data.ctypes.data for shard in self._shards]
+
+    def labels(self, index_N: np.ndarray) -> np.ndarray:
+        return self._label_N[index_N]
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._start_S, index, side="right")) - 1
+        return shard, index - int(self._start_S[shard])
+
+    def read(self, index: int) -> Encoded:
+        shard, row = self._locate(index)
+        reader = self._shards[shard]
+        return Encoded(int(reader.height_N[row]), int(reader.width_N[row]), (shard, row))
+
+    def write(self, sample: Encoded, address: int) -> None:
+        shard, row = cast("tuple[int, int]", sample.content)
+        reader = self._shards[shard]
+        source, size = self._base_S[shard] + int(reader.pointer_N[row]), int(reader.size_N[row])
+        if reader.mode_N[row] == MODE_RAW:
+            ctypes.memmove(address, source, size)
+            return
+        jpeg.decode_into(source, size, sample.height, sample.width, address)
+
+    def jpeg(self, sample: Encoded) -> np.ndarray:
+        shard, row = cast("tuple[int, int]", sample.content)
+        reader = self._shards[shard]
+        if reader.mode_N[row] == MODE_RAW:
+            raise DataError("stored as raw pixels, not as a JPEG")
+        start = int(reader.pointer_N[row])
+        return reader.data[start : start + int(reader.size_N[row])]
+
+    def name(self, index: int) -> str:
+        shard, row = self._locate(index)
+        return f"sample {row} of {self._shards[shard].path}"

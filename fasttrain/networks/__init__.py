@@ -1,0 +1,1 @@
+"""Parts that methods are composed of: encoders, heads, momentum encoder, queue, batch norm, convolution."""

@@ -1,0 +1,266 @@
+"""Batch norm that does not tell a query which key is its own.
+
+With ordinary batch norm the network can recognise its positive by the statistics both share (MoCo, arXiv 1911.05722,
+section 3.3, "shuffling BN"). Here statistics are taken over groups of a few dozen images and the key batch is permuted
+inside the rank (fasttrain/methods/moco.py), so the two views of an image are normalised with different groups. Nothing
+is communicated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fasttrain.system.collectives import gather_rows, world_size
+
+Context = Any  # autograd's, which takes any attribute
+
+GROUP_SIZE = 32  # images that share statistics; MoCo's 256 images on 8 GPUs
+
+
+class _BatchNorm(nn.Module):
+    """Normalises by running statistics in evaluation; what it does in training is up to `_normalised`."""
+
+    def __init__(self, plain: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+        """Takes over the parameters and buffers of `plain`, under the same names."""
+        super().__init__()
+        if plain.momentum is None or not plain.track_running_stats:
+            raise ValueError("batch norm needs running statistics with a fixed momentum here")
+        self.weight, self.bias = plain.weight, plain.bias
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", plain.running_mean)
+        self.register_buffer("running_var", plain.running_var)
+        self.register_buffer("num_batches_tracked", plain.num_batches_tracked)
+        self.eps, self.momentum = plain.eps, plain.momentum
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return self._normalised(x)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _SplitBatchNorm(_BatchNorm):
+    """In training, each group of about GROUP_SIZE rows has statistics of its own."""
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        groups = max(1, round(x.shape[0] / GROUP_SIZE))
+        momentum = self.momentum / groups  # so that all groups together move the running statistics once
+        running = self.running_mean, self.running_var
+        if groups == 1:
+            return F.batch_norm(x, *running, self.weight, self.bias, True, momentum, self.eps)
+        if torch.compiler.is_compiling() and x.shape[0] % groups == 0:
+            out, mean_GC, var_GC = _NormaliseFusibly.apply(x, self.weight, self.bias, groups, self.eps)
+            self._move_running_statistics(mean_GC, var_GC, x.numel() // mean_GC.numel(), momentum)
+            return out
+        return _normalise_groups(x, self.weight, self.bias, *running, groups, momentum, self.eps)
+
+    @torch.no_grad()
+    def _move_running_statistics(self, mean_GC: Tensor, var_GC: Tensor, rows: int, momentum: float) -> None:
+        """As if each group of so many rows had moved them in turn."""
+        groups = len(mean_GC)
+        powers = torch.arange(groups - 1, -1, -1, device=mean_GC.device)
+        part_G1 = (momentum * (1 - momentum) ** powers)[:, None]
+        unbiased_GC = var_GC * (rows / max(1, rows - 1))
+        for running, values_GC in ((self.running_mean, mean_GC), (self.running_var, unbiased_GC)):
+            # not as a product of matrices, which autocast would take in 16 bits
+            running.mul_((1 - momentum) ** groups).add_((part_G1 * values_GC).sum(0))
+
+
+class _SyncBatchNorm(_BatchNorm):
+    """In training, all ranks share their statistics: torch's SyncBatchNorm, which is for GPUs only, on a CPU.
+
+    Every rank must hold as many rows.
+    """
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        running = self.running_mean, self.running_var
+        return _NormaliseTogether.apply(x, self.weight, self.bias, *running, self.momentum, self.eps)
+
+
+class _NormaliseGroups(torch.autograd.Function):
+    """torch's batch norm of each group, written into its place of the whole.
+
+    Autograd of the groups one by one would concatenate what comes out, and in backward pad every group's gradient with
+    zeros and add them up: a quarter of a small encoder's step on a CPU.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, groups: int,
+        momentum: float, eps: float,
+    ) -> Tensor:  # fmt: skip
+        out = torch.empty_like(x)
+        ctx.groups, ctx.eps = groups, eps
+        saved = mean.new_empty((2, groups, mean.shape[0]), dtype=torch.promote_types(x.dtype, torch.float32))
+        for group, place, *statistics in zip(*_split(groups, x, out), *saved, strict=True):
+            torch.ops.aten.native_batch_norm.out(
+                group, weight, bias, mean, variance, True, momentum, eps,
+                out=place, save_mean=statistics[0], save_invstd=statistics[1],
+            )  # fmt: skip
+        ctx.save_for_backward(x, weight, saved)
+        return out
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, saved = ctx.saved_tensors
+        grad_x, sums = torch.empty_like(x), []
+        parts = zip(*_split(ctx.groups, grad, x, grad_x), *saved, strict=True)
+        for grad_group, group, place, mean, inverse_std in parts:
+            part, *both = torch.ops.aten.native_batch_norm_backward(
+                grad_group, group, weight, None, None, mean, inverse_std, True, ctx.eps, [True, True, True]
+            )
+            place.copy_(part)
+            sums.append(torch.stack(both))
+        grad_weight, grad_bias = torch.stack(sums).sum(0)
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None
+
+
+@torch.compiler.disable
+def _normalise_groups(*arguments: Any) -> Tensor:  # noqa: ANN401 those of _NormaliseGroups
+    """Never compiled: of groups of unequal size, Inductor's backward leaves gradients uninitialised (torch 2.14)."""
+    return _NormaliseGroups.apply(*arguments)
+
+
+class _NormaliseFusibly(torch.autograd.Function):
+    """Batch norm of equal groups, for a compiler: two kernels forward, two backward, as of plain batch norm.
+
+    Also returns the groups' means and biased variances (G, C), fp32. Backward is written out because autograd of the
+    forward takes four passes over the images where two do: a fifth of what a compiled ResNet-50 reads and writes.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        var_GC, mean_GC = torch.var_mean(_grouped(x, groups), _own_dims(x), correction=0)
+        inverse_std_GC = (var_GC + eps).rsqrt()
+        out = (x.float() - _of_each(mean_GC, x)) * _of_each(weight * inverse_std_GC, x)
+        out = out + bias.view(1, -1, *[1] * (x.dim() - 2))
+        ctx.save_for_backward(x, weight, mean_GC, inverse_std_GC)
+        ctx.mark_non_differentiable(mean_GC, var_GC)
+        return out.to(x.dtype), mean_GC, var_GC
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor, *_of_statistics: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, mean_GC, inverse_std_GC = ctx.saved_tensors
+        groups = len(mean_GC)
+        rows = x.numel() // mean_GC.numel()
+        grad, centred = grad.float(), x.float() - _of_each(mean_GC, x)
+        grad_bias_GC = _grouped(grad, groups).sum(_own_dims(x))
+        grad_weight_GC = _grouped(grad * centred, groups).sum(_own_dims(x)) * inverse_std_GC
+        along_GC = grad_weight_GC * inverse_std_GC / rows
+        grad_x = grad - _of_each(grad_bias_GC / rows, x) - centred * _of_each(along_GC, x)
+        grad_x = grad_x * _of_each(weight * inverse_std_GC, x)
+        return grad_x.to(x.dtype), grad_weight_GC.sum(0), grad_bias_GC.sum(0), None, None
+
+
+def _grouped(x: Tensor, groups: int) -> Tensor:
+    """(N, C, …) → (G, N/G, C, …), fp32."""
+    return x.unflatten(0, (groups, -1)).float()
+
+
+def _own_dims(x: Tensor) -> list[int]:
+    """Of grouped x (N, C, …): all but group and channel."""
+    return [1, *range(3, x.dim() + 1)]
+
+
+def _of_each(value_GC: Tensor, x: Tensor) -> Tensor:
+    """A group's value for each of its images: (N, C, 1, …), nothing copied once compiled."""
+    groups, channels = value_GC.shape
+    each = value_GC[:, None].expand(groups, x.shape[0] // groups, channels)
+    return each.reshape(x.shape[0], channels, *[1] * (x.dim() - 2))
+
+
+class _NormaliseTogether(torch.autograd.Function):
+    """Batch norm over the rows of all ranks (Ioffe & Szegedy, arXiv 1502.03167, section 3), statistics in fp32."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, momentum: float,
+        eps: float,
+    ) -> Tensor:  # fmt: skip
+        dims = [0, *range(2, x.dim())]
+        own_2C = torch.stack(torch.var_mean(x.float(), dims, correction=0))
+        var_WC, mean_WC = gather_rows(own_2C[None].flatten(1)).unflatten(1, own_2C.shape).unbind(1)
+        mean_C = mean_WC.mean(0)
+        var_C = (var_WC + (mean_WC - mean_C).square()).mean(0)
+        rows = x.numel() // x.shape[1] * len(var_WC)
+        mean.lerp_(mean_C, momentum)
+        variance.lerp_(var_C * (rows / max(1, rows - 1)), momentum)
+        ctx.save_for_backward(x, weight, mean_C, (var_C + eps).rsqrt())
+        ctx.rows = rows
+        return F.batch_norm(x, mean_C, var_C, weight, bias, eps=eps)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, mean_C, inverse_std_C = ctx.saved_tensors
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        dims = [0, *range(2, x.dim())]
+        grad_32, normed = grad.float(), (x.float() - mean_C.view(shape)) * inverse_std_C.view(shape)
+        own_2C = torch.stack([grad_32.sum(dims), (grad_32 * normed).sum(dims)])
+        # The statistics are every rank's, so each loss has a part in every row's gradient; DDP takes the mean of the
+        # parameters' own gradients.
+        all_2C = own_2C.clone()
+        torch.distributed.all_reduce(all_2C)
+        first, second = (all_2C / ctx.rows).view(2, *shape).unbind(0)
+        grad_x = (weight * inverse_std_C).view(shape) * (grad_32 - first - normed * second)
+        return grad_x.to(x.dtype), own_2C[1].to(weight.dtype), own_2C[0].to(weight.dtype), None, None, None, None
+
+
+def _split(groups: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    return [tensor.tensor_split(groups) for tensor in tensors]
+
+
+def convert_batch_norm(module: nn.Module, kind: str) -> nn.Module:
+    """Replace every batch norm in `module`: kind "plain" leaves them, "split" see above, "sync" takes statistics over
+    all processes (on a GPU by torch's SyncBatchNorm; one process keeps the plain kind)."""
+    if kind == "plain" or (kind == "sync" and world_size() == 1):
+        return module
+    if kind == "sync" and torch.distributed.get_backend() != "gloo":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    _replace(module, {"split": _SplitBatchNorm, "sync": _SyncBatchNorm}[kind])
+    return module
+
+
+def _replace(module: nn.Module, by: type[_BatchNorm]) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            setattr(module, name, by(child))
+        else:
+            _replace(child, by)
+
+
+class RunningStatistics:
+    """The running statistics of every batch norm in a module, so that a step that is skipped can take its own back."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._groups = [_named(module, "running_mean", "running_var"), _named(module, "num_batches_tracked")]
+        self.save()
+
+    def save(self) -> None:
+        """Remember them as they are now."""
+        self._saved = [_flat(group) for group in self._groups]
+
+    @torch.no_grad()
+    def keep_if(self, good: Tensor) -> None:
+        """Put back what was saved unless `good` (0-dim bool on the device)."""
+        for group, saved in zip(self._groups, self._saved, strict=True):
+            if group:
+                chosen = torch.where(good, _flat(group), saved).split([buffer.numel() for buffer in group])
+                torch._foreach_copy_(group, [part.view_as(b) for part, b in zip(chosen, group, strict=True)])
+
+
+def _named(module: nn.Module, *names: str) -> list[Tensor]:
+    found = (child._buffers.get(name) for child in module.modules() for name in names)
+    return [buffer for buffer in found if buffer is not None]
+
+
+def _flat(buffers: list[Tensor]) -> Tensor:
+    return torch.cat([buffer.flatten() for buffer in buffers] or [torch.empty(0)])

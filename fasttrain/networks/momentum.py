@@ -1,0 +1,30 @@
+"""The momentum (key) encoder and the queue of keys (MoCo, arXiv 1911.05722)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+def momentum_copy(module: nn.Module) -> nn.Module:
+    """A copy that takes no gradient."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def ema_update(average: nn.Module, current: nn.Module, momentum: float, good: Tensor | None = None) -> None:
+    """average ← average + (1 − momentum)·(current − average) over all parameters, in place.
+
+    good: 0-dim bool on the device; where false, nothing changes. None: true.
+    """
+    averages: list[Tensor] = list(average.parameters())
+    currents: list[Tensor] = list(current.parameters())
+    if good is None or good.device.type == "cpu":  # a flag on the CPU can be looked at, and one fused pass is enough
+        if good is None or good:
+            torch._foreach_lerp_(averages, currents, 1 - momentum)
+        return
+    change = list(torch._foreach_sub(currents, averages))
+    torch._foreach_mul_(change, (1 - momentum) * good)
+    torch._foreach_add_(averages, change)

@@ -1,0 +1,34 @@
+"""The queue of keys (MoCo, arXiv 1911.05722)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Queue(nn.Module):
+    """The last K keys, L2-normalised rows (K, D); saved with the model, never read by the host."""
+
+    keys_KD: Tensor
+    pointer: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("keys_KD", nn.functional.normalize(torch.randn(size, dim), dim=1))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def enqueue(self, new_ND: Tensor, good: Tensor | None = None) -> None:
+        """Replace the oldest keys by `new_ND`, wrapping at the end; of more than K new keys the last K stay.
+
+        good: 0-dim bool on the device; where false, nothing changes. None: true.
+        """
+        size = self.keys_KD.shape[0]
+        kept_ND = new_ND[-size:]
+        first = new_ND.shape[0] - kept_ND.shape[0]
+        rows_N = (self.pointer + torch.arange(first, new_ND.shape[0], device=new_ND.device)) % size
+        kept_ND = kept_ND.to(self.keys_KD.dtype)
+        if good is not None:
+            kept_ND = torch.where(good, kept_ND, self.keys_KD[rows_N])
+        self.keys_KD.index_copy_(0, rows_N, kept_ND)
+        self.pointer.copy_((self.pointer + new_ND.shape[0] * (1 if good is None else good)) % size)

@@ -1,0 +1,170 @@
+"""Checkpoints: everything a run needs to go on, written so that nothing already saved can be lost.
+
+A file is torch.save's, followed by a line with the SHA-256 of all before it, which torch.load does not mind.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+import sys
+from typing import BinaryIO, NamedTuple
+
+import torch
+
+from fasttrain.system.durable import publish, replace_file
+from fasttrain.system.errors import RunError
+from fasttrain.system.memory import is_full_memory
+
+FORMAT = 1
+BEST = "best.pt"
+SEAL = re.compile(rb"sha256 ([0-9a-f]{64})\n")
+SEAL_BYTES = 72
+READ_BYTES = 1 << 20
+
+
+class CheckpointError(RunError):
+    """A checkpoint can't be written, or is damaged or foreign."""
+
+
+class Checkpoint(NamedTuple):
+    """One that was read. digest: SHA-256 of what torch.save wrote."""
+
+    path: pathlib.Path
+    state: dict
+    digest: str
+
+
+def checkpoint_path(folder: pathlib.Path, step: int) -> pathlib.Path:
+    return folder / f"step-{step:09d}.pt"
+
+
+def saved_checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The checkpoints in a folder, newest first."""
+    return sorted(folder.glob("step-*.pt"), reverse=True)
+
+
+def save_checkpoint(folder: pathlib.Path, state: dict, keep_last: int) -> pathlib.Path:
+    """Write state (with its "step"), then delete all but the newest keep_last up to that step (0: none).
+
+    Atomic: written under a temporary name, flushed to the disk, renamed. Raises CheckpointError, naming the checkpoint
+    before it, when it can't be written; those before it stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = checkpoint_path(folder, state["step"])
+    try:
+        replace_file(path, lambda file: _write_sealed({"format": FORMAT, **state}, file))
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        good = next((other for other in saved_checkpoints(folder) if other.name <= path.name), "none yet")
+        raise CheckpointError(f"checkpoint {path} can't be written: {error}; the last good one: {good}") from error
+    # One of a later step is none that this run has written or read: it must not push out those that are good.
+    too_old = [other for other in saved_checkpoints(folder) if other.name <= path.name][keep_last:] if keep_last else []
+    for useless in (*too_old, *folder.glob("step-*.tmp")):  # the latter: of a process that was killed while saving
+        useless.unlink(missing_ok=True)
+    return path
+
+
+class _Hashed:
+    """A file for torch.save to write to, which is hashed on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.sha256 = file, hashlib.sha256()
+        self.flush = file.flush
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+
+def _write_sealed(state: dict, file: BinaryIO) -> None:
+    hashed = _Hashed(file)
+    torch.save(state, hashed)  # type: ignore[arg-type]
+    file.write(f"sha256 {hashed.sha256.hexdigest()}\n".encode())
+
+
+def keep_best(folder: pathlib.Path, step: int) -> None:
+    """Let best.pt be the checkpoint of a step. It stays when that one is deleted, and is never the newest.
+
+    A hard link where the file system has them, else a copy; atomic either way. Raises CheckpointError.
+    """
+    path, best = checkpoint_path(folder, step), folder / BEST
+    try:
+        if not _linked(path, best):
+            with open(path, "rb") as source:
+                replace_file(best, lambda file: shutil.copyfileobj(source, file, READ_BYTES))
+    except OSError as error:
+        raise CheckpointError(f"{best} can't be written: {error}") from error
+
+
+def _linked(path: pathlib.Path, best: pathlib.Path) -> bool:
+    temporary = best.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        return False
+    publish(temporary, best)
+    temporary.unlink(missing_ok=True)  # renaming one link to a file to another of the same does nothing
+    return True
+
+
+def load_checkpoint(path: pathlib.Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU, executing nothing in it.
+
+    Raises CheckpointError for a file that is damaged, in any byte, or foreign, and RunError for one that the system
+    can't read, which says nothing of the file. (One that an earlier version wrote has no seal to be checked by.)
+    """
+    try:
+        with open(path, "rb") as file:
+            digest = _checked(path, file)
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail anywhere inside the reader
+        if isinstance(error, CheckpointError) or is_full_memory(error):
+            raise
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # that one: damage led the reader out of the file
+            raise RunError(
+                f"checkpoint {path} could not be read: {error.strerror or error}; if it never can, move it away"
+            ) from error
+        raise CheckpointError(f"checkpoint {path} can't be read: {type(error).__name__}: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this program (format {FORMAT})")
+    return Checkpoint(path, state, digest)
+
+
+def _checked(path: pathlib.Path, file: BinaryIO) -> str:
+    """The SHA-256 of a file without its seal. Raises CheckpointError where the seal has another."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(max(0, size - SEAL_BYTES))
+    seal = SEAL.fullmatch(file.read())
+    left = size - SEAL_BYTES if seal else size
+    sha256 = hashlib.sha256()
+    file.seek(0)
+    while data := file.read(min(left, READ_BYTES)):
+        sha256.update(data)
+        left -= len(data)
+    if seal and seal[1].decode() != sha256.hexdigest():
+        raise CheckpointError(f"checkpoint {path} can't be read: its content has changed since it was written")
+    return sha256.hexdigest()
+
+
+def load_newest(folder: pathlib.Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; others passed over are named on stderr. None if there is none.
+
+    Raises CheckpointError when there are checkpoints and none is whole, RunError when one can't be read just now.
+    """
+    paths = saved_checkpoints(folder)
+    for path in paths:
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            print(f"warning: {' '.join(str(error).split())[:300]}; trying the one before", file=sys.stderr, flush=True)
+    if paths:
+        raise CheckpointError(f"none of the {len(paths)} checkpoints in {folder} can be read; --fresh starts over")
+    return None

@@ -1,0 +1,70 @@
+"""Faults from outside, told in one line: memory that is full, another process that is gone."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from fasttrain.config import TrainConfig
+from fasttrain.system.errors import EXIT_FAILURE, RunError
+from fasttrain.system.memory import HOST_MEMORY
+
+GPU_MEMORY = re.compile(r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cuda failure.*out of memory")
+CONNECTION = re.compile(r"gloo|Connection (closed|reset|refused)|Broken pipe|ncclRemoteError")
+
+
+def explained(train: Callable[[TrainConfig], int]) -> Callable[[TrainConfig], int]:
+    """`train`, raising RunError with what to do where it would raise torch's errors for these faults."""
+
+    @functools.wraps(train)
+    def wrapped(config: TrainConfig) -> int:
+        try:
+            return train(config)
+        except torch.OutOfMemoryError as error:
+            raise RunError(_out_of_memory("GPU", config, error)) from error
+        except MemoryError as error:
+            raise RunError(_out_of_memory("main", config, error)) from error
+        except RuntimeError as error:
+            if GPU_MEMORY.search(str(error)):
+                raise RunError(_out_of_memory("GPU", config, error)) from error
+            if HOST_MEMORY.search(str(error)):
+                raise RunError(_out_of_memory("main", config, error)) from error
+            lost = isinstance(error, dist.DistNetworkError | dist.DistStoreError) or CONNECTION.search(str(error))
+            if lost and dist.is_initialized():
+                atexit.register(_end_at_once)
+                raise RunError(_lost_process(error)) from error
+            raise
+
+    return wrapped
+
+
+def _out_of_memory(which: str, config: TrainConfig, error: BaseException) -> str:
+    lower = f"lower --batch-size (now {config.batch_size}) or --size (now {config.size})"
+    other = "try --accumulate or --checkpoint-activations, or share the batch among more processes"
+    return f"out of {which} memory; {lower}, {other}: {_begin(error)}"
+
+
+def _lost_process(error: BaseException) -> str:
+    return (
+        "lost another process of this job, whose own error tells more if it could write one; the same command "
+        f"continues from the newest checkpoint: {_begin(error)}"
+    )
+
+
+def _end_at_once() -> None:
+    """End the process before torch's own clean-up, which waits for collectives on the GPU that can never finish."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_FAILURE)
+
+
+def _begin(error: BaseException) -> str:
+    return textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" …")

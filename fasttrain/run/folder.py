@@ -1,0 +1,111 @@
+"""The run folder: config.json, metrics.jsonl, checkpoints/, samples.png, evaluation.json, report.html."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from typing import IO
+
+import torch
+
+from fasttrain import __version__
+from fasttrain.config import TrainConfig, as_dict, differences, load_config
+from fasttrain.system.durable import replace_file
+from fasttrain.system.errors import UserError
+
+LOCK = "lock"
+BEGUN = {LOCK, "config.tmp"}  # all there is in the folder of a run that ended before it had a config.json
+RESTARTS = "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"
+PATIENCE_SECONDS = 60.0  # that a run which was told to stop may take to write its checkpoint
+
+
+def run_path(config: TrainConfig) -> pathlib.Path:
+    return pathlib.Path(config.run or f"runs/{config.method}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def prepare(run: pathlib.Path, config: TrainConfig) -> IO:
+    """Make the folder and its config.json, or see that an existing one was made with the same settings.
+
+    --fresh moves an existing folder aside first, once in a job: not when its launcher has started it again. Returns an
+    open file: while it is open, no other process can train here. Raises UserError for other settings, a folder that is
+    no run, or one that another process is training in.
+    """
+    path = run / "config.json"
+    if run.exists() and not path.exists() and any(file.name not in BEGUN for file in run.iterdir()):
+        raise UserError(f"{run} exists and is not a run folder; choose another --run")
+    if config.fresh and run.exists() and not _same_job(path):
+        with _claim(run):
+            run.rename(_free_name(run))
+    run.mkdir(parents=True, exist_ok=True)
+    claim = _claim(run)
+    if path.exists():
+        changed = differences(as_dict(load_config(run)), config)
+        if changed:
+            raise UserError(f"{run} has other settings: {'; '.join(changed)}; use another --run, or --fresh")
+        return claim
+    content = {"config": as_dict(config), "environment": environment(), "job": job()}
+    replace_file(path, lambda file: file.write(f"{json.dumps(content, indent=1)}\n".encode()))
+    return claim
+
+
+def job() -> str:
+    """torchrun's name of the job this process belongs to, the same when it is started again; "" where it has none."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return "" if name == "none" else name
+
+
+def _same_job(path: pathlib.Path) -> bool:
+    """Was this process started again by its launcher, or the folder begun by the same job?
+
+    Both are asked: torchrun does not count a start because a machine joined, and not every job has a name of its own.
+    """
+    if any(int(os.environ.get(name) or 0) for name in RESTARTS):
+        return True
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # no folder yet, or a damaged one: moved aside
+        return job() != "" and json.loads(path.read_text()).get("job") == job()
+    return False
+
+
+def _claim(run: pathlib.Path) -> IO:
+    """Lock the folder for this process; the system drops the lock with it, however it ends.
+
+    A run that was told to stop may still be writing its checkpoint when it is started again, so this waits for a while.
+    A file system without locks gets a warning. Raises UserError if another process keeps the lock.
+    """
+    file = open(run / LOCK, "w")  # noqa: SIM115 - the lock lasts as long as it is open
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.close()
+                raise UserError(f"another process is training in {run}") from None
+            time.sleep(0.2)
+        except OSError as error:
+            reason = f"{run} can't be locked ({error.strerror})"
+            print(f"warning: {reason}: two processes could write here at once", file=sys.stderr, flush=True)
+            return file
+
+
+def _free_name(run: pathlib.Path) -> pathlib.Path:
+    number = 1
+    while (name := run.with_name(f"{run.name}.previous-{number}")).exists():
+        number += 1
+    return name
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for the record."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return {
+        "fasttrain": __version__, "torch": torch.__version__, "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {device}",
+    }  # fmt: skip

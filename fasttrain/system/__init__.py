@@ -1,0 +1,1 @@
+"""What has nothing to do with images or learning: command lines, errors, durable files, threads, cores, memory."""

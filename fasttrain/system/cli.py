@@ -1,0 +1,104 @@
+"""How every command reads its options and ends: typed flags in, one clear line and a non-zero status on bad input."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+from fasttrain.system.errors import EXIT_FAILURE, EXIT_USER_ERROR, DataError, RunError, UserError
+
+Options = TypeVar("Options")
+OWN_PACKAGES = "fasttrain", "benchmarks"
+
+
+def parse(
+    options: type[Options], argv: Sequence[str] | None = None, default: Options | None = None, positional: bool = False
+) -> Options:
+    """Turn the command line into `options`, a dataclass whose docstrings are the help texts.
+
+    default: an instance whose values replace the class's defaults (a preset). positional: fields without a default
+    are given by place, not by flag.
+    Raises SystemExit(2) after one line on stderr for a bad command line, SystemExit(0) after --help.
+    """
+    import tyro  # here, so that everything but the command line works without it
+
+    argv = sys.argv[1:] if argv is None else argv
+    places = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(
+                options,
+                args=argv,
+                description=inspect.cleandoc(options.__doc__ or ""),
+                default=tyro.MISSING_NONPROP if default is None else default,
+                config=places if positional else (),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            fail(_one_line(captured.getvalue()) + " (--help lists the options)")
+            raise SystemExit(EXIT_USER_ERROR) from None
+        raise
+
+
+def check_workers(workers: int | Literal["auto"]) -> None:
+    """Raises UserError for a number of workers below 1."""
+    if workers != "auto" and workers < 1:
+        raise UserError(f"--workers {workers}: must be auto, or at least 1")
+
+
+def _one_line(boxed: str) -> str:
+    """The message inside tyro's box (in Unicode, or dashes for plain streams) and the options it suggests."""
+    framed = "│" in boxed
+    lines = [line.strip("│ \t") for line in boxed.splitlines() if not line.startswith(("╭", "╰"))]
+    parts: list[list[str]] = [[]]
+    for line in lines:
+        if line and not line.strip("─-"):
+            parts.append([])
+        elif line:
+            parts[-1].append(line)
+    message, *others = parts if framed else parts[1:] or parts  # a plain box has its title as the first part
+    suggestions = [part for part in others if part and part[0].startswith(("Perhaps you meant", "Arguments similar"))]
+    names = [line.split()[0] for part in suggestions for line in part if line.startswith("--")]
+    return _options_only(" ".join(message)) + (f"; did you mean {' or '.join(names)}?" if names else "")
+
+
+def _options_only(message: str) -> str:
+    """tyro lists the values of unknown options among them: "Unrecognized options: --gpu, 1"."""
+    title, colon, words = message.partition("Unrecognized options: ")
+    options = [word for word in words.split(", ") if word.startswith("-")]
+    return f"{title}{colon}{', '.join(options)}" if options else message
+
+
+def fail(message: str) -> None:
+    """Print one line on stderr: which command failed and why."""
+    line = " ".join(str(message).split())
+    print(f"{pathlib.Path(sys.argv[0]).name}: error: {line}", file=sys.stderr, flush=True)
+
+
+def finish(main: Callable[[], int]) -> int:
+    """Run a command's main and return its exit status; errors a person can cause become one line, never a traceback.
+
+    Status: what main returns; 2 bad input; 1 it can't go on (disk full, permission, …); 130 Ctrl-C.
+    """
+    try:
+        return main()
+    except (UserError, DataError) as error:
+        fail(str(error))
+        return EXIT_USER_ERROR
+    except (RunError, OSError) as error:
+        fail(str(error))
+        return EXIT_FAILURE
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] in OWN_PACKAGES:
+            raise
+        fail(f"the package {error.name} is missing here: make install has all of them")
+        return EXIT_FAILURE
+    except KeyboardInterrupt:
+        fail("interrupted")
+        return 130

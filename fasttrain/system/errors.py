@@ -1,0 +1,20 @@
+"""Errors whose text is one line for a person, and the exit status that each ends a command with."""
+
+from __future__ import annotations
+
+EXIT_USER_ERROR = 2
+
+
+EXIT_FAILURE = 1
+
+
+class UserError(Exception):
+    """Bad input: something the person who typed the command can put right. Its text is the one line they see."""
+
+
+class RunError(Exception):
+    """Well begun, but it can't go on (disk full, loss not finite, data unreadable). Its text is one line."""
+
+
+class DataError(ValueError):
+    """Something is wrong with data on disk; the text is one line for a person. Base of every error about data."""

@@ -1,0 +1,46 @@
+"""Keeps the memory that a step frees for the next step, in large pages: a fifth of a small encoder's step on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import pathlib
+import re
+
+import torch
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # glibc's numbers, from its malloc.h
+_MADV_HUGEPAGE = 14  # Linux's
+_RESERVED = 1 << 30  # bytes of addresses; memory is taken when it is used
+_PAGE = 1 << 21  # a large page's size and alignment
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc's malloc to return nothing to the system, and Linux to back the heap with large pages.
+
+    A tensor of some megabytes is otherwise mapped, cleared page by page by the kernel, used once and unmapped, in every
+    step again. Other C libraries and systems are left as they are.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt") or not pathlib.Path("/proc/self/maps").exists():
+        return
+    libc.mallopt(_TRIM_THRESHOLD, -1)  # never
+    libc.mallopt(_MMAP_MAX, 0)  # no block is mapped by itself
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.mallopt(_TOP_PAD, _RESERVED)
+    libc.free(libc.malloc(_RESERVED // 8))  # more than is free: the heap grows by the reserve
+    libc.mallopt(_TOP_PAD, _PAGE)
+    for line in pathlib.Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith("[heap]"):
+            first, last = (int(address, 16) for address in line.split()[0].split("-"))
+            first, last = -(-first // _PAGE) * _PAGE, last // _PAGE * _PAGE
+            libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(max(0, last - first)), _MADV_HUGEPAGE)
+
+
+# What torch says, in errors without a type of their own, when memory of the host or a connection (gloo, NCCL) fails.
+HOST_MEMORY = re.compile(r"DefaultCPUAllocator|can't allocate memory")
+
+
+def is_full_memory(error: BaseException) -> bool:
+    """Does it say that memory, of the host or a GPU, is full?"""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(HOST_MEMORY.search(str(error)))

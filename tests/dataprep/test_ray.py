@@ -1,0 +1,56 @@
+"""--engine ray: the bytes of the local engine, on a real local cluster."""
+
+import builtins
+import functools
+import importlib.util
+from pathlib import Path
+
+import pytest
+from conftest import make_images
+
+from fasttrain.dataprep import convert
+from fasttrain.dataprep.encode import encode_samples
+from fasttrain.dataprep.engines import Note, ShardWork, on_ray
+from fasttrain.dataprep.plan import plan_shards
+from fasttrain.dataprep.sources.kinds import open_source
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_ray_gives_the_same_bytes(tmp_path: Path, run_command) -> None:
+    source = make_images(tmp_path / "source", 2, 12)
+    (source / "class0" / "bad.jpg").write_bytes(b"")
+    options = ("--max-side", 48, "--shard-size", 6, "--workers", 2)
+    local = run_command("dataprep/convert.py", source, tmp_path / "local", *options)
+    done = run_command("dataprep/convert.py", source, tmp_path / "ray", *options, "--engine", "ray")
+    assert local.returncode == done.returncode == convert.EXIT_SKIPPED, done.stderr
+    assert "skipped class0/bad.jpg: empty file" in done.stderr
+    assert files_of(tmp_path / "local") == files_of(tmp_path / "ray")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_a_failing_task_raises_its_own_error(tmp_path: Path) -> None:
+    source = open_source(make_images(tmp_path / "source", 2, 4))
+    encode = functools.partial(encode_samples, max_side=0, quality=90)
+    work = ShardWork(tmp_path / "missing", source.reader, encode, 2, False)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        list(on_ray(work, plan_shards(source.splits, 4, "ffcv"), 1, Note(lambda: None)))
+
+
+def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    plain_import = builtins.__import__
+
+    def without_ray(name: str, *arguments, **named):
+        if name == "ray":
+            raise ImportError(name)
+        return plain_import(name, *arguments, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without_ray)
+    source = make_images(tmp_path / "source", 1, 2)
+    assert convert.main([str(source), str(tmp_path / "out"), "--engine", "ray"]) == 2
+    assert "--engine ray needs Ray: pip install ray" in capfd.readouterr().err

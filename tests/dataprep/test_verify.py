@@ -1,0 +1,176 @@
+"""dataprep/verify.py: every kind of damage is named, and nothing else is."""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_images, one_line
+
+from fasttrain.dataprep import convert, verify
+from fasttrain.dataprep.shards import checksum
+from fasttrain.formats.beton import BetonReader
+from fasttrain.formats.manifest import Manifest
+from fasttrain.system import watch
+from fasttrain.system.errors import RunError
+from fasttrain.system.pool import map_in_order
+
+OPTIONS = ("--shard-size", "10", "--workers", "2")
+
+
+@pytest.fixture(scope="module", params=["ffcv", "webdataset"])
+def sound(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    make_images(folder / "source", 3, 8)
+    assert convert.main([str(folder / "source"), str(folder / "out"), "--format", request.param, *OPTIONS]) == 0
+    return folder / "out"
+
+
+def problems_of(out: Path, *options: str, capfd: pytest.CaptureFixture[str]) -> list[str]:
+    capfd.readouterr()
+    status = verify.main([str(out), "--workers", "1", *options])
+    *lines, last = capfd.readouterr().out.splitlines()
+    result = json.loads(last)
+    assert lines == result["problems"]
+    assert result["ok"] == (not lines)
+    assert status == (verify.EXIT_PROBLEMS if lines else 0)
+    return lines
+
+
+@pytest.mark.parametrize("options", [(), ("--deep",)])
+def test_a_sound_set(sound: Path, options: tuple, capfd: pytest.CaptureFixture[str]) -> None:
+    assert problems_of(sound, *options, capfd=capfd) == []
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 0xFF
+    path.write_bytes(data)
+
+
+def shard(out: Path, number: int) -> Path:
+    return next(p for p in sorted(out.iterdir()) if p.stem == f"train-{number:05d}" and p.suffix in (".beton", ".tar"))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda out: shard(out, 0).unlink(), "missing"),
+    "cut": (lambda out: shard(out, 1).write_bytes(shard(out, 1).read_bytes()[:-700]), "bytes, but the manifest says"),
+    "one byte": (lambda out: flip(shard(out, 1), shard(out, 1).stat().st_size // 2), "the content has changed"),
+    "unknown": (lambda out: shutil.copy(shard(out, 0), out / f"train-00009{shard(out, 0).suffix}"), "not in manifest"),
+    "swapped": (lambda out: shutil.copy(shard(out, 2), shard(out, 1)), "train-00001.* the manifest says|has changed"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_named(sound: Path, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    out = shutil.copytree(sound, tmp_path / "out")
+    damage, message = DAMAGE[name]
+    damage(out)
+    problems = problems_of(out, capfd=capfd)
+    assert any(re.search(message, problem) for problem in problems), problems
+    assert {Path(problem.split(":")[0]).stem for problem in problems} <= {"train-00000", "train-00001", "train-00009"}
+
+
+def restate(out: Path, name: str) -> None:
+    """Put what a shard is now into the manifest, so that only its content can give it away."""
+    content = json.loads((out / "manifest.json").read_bytes())
+    for entry in content["splits"]["train"]:
+        if entry["name"] == name:
+            entry.update(num_bytes=(out / name).stat().st_size, sha256=checksum(out / name))
+    (out / "manifest.json").write_text(json.dumps(content))
+
+
+def test_deep_finds_an_image_that_does_not_decode(
+    sound: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(sound, tmp_path / "out")
+    path = shard(out, 0)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"\xff\xda") + 14
+    data[start : start + 60] = bytes(60)
+    data[start + 20 : start + 22] = b"\xff\xd9"  # the end of the image, too early
+    path.write_bytes(data)
+    restate(out, path.name)
+    assert problems_of(out, capfd=capfd) == []
+    (problem,) = problems_of(out, "--deep", capfd=capfd)
+    assert f"{path}: sample 0: " in problem
+
+
+def test_counts_and_labels(sound: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = shutil.copytree(sound, tmp_path / "out")
+    content = json.loads((out / "manifest.json").read_bytes())
+    content["splits"]["train"][0]["num_samples"] += 1
+    content["classes"] = ["one"]
+    (out / "manifest.json").write_text(json.dumps(content))
+    problems = problems_of(out, capfd=capfd)
+    assert "10 samples, but the manifest says 11" in problems[0]
+    assert "a label outside the 1 classes" in problems[1]
+
+
+def test_names_that_leave_the_folder(sound: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = shutil.copytree(sound, tmp_path / "out")
+    content = json.loads((out / "manifest.json").read_bytes())
+    content["splits"]["train"][0]["name"] = "../secret.beton"
+    (out / "manifest.json").write_text(json.dumps(content))
+    (problem,) = problems_of(out, capfd=capfd)
+    assert "'../secret.beton' is no plain file name" in problem
+
+
+def test_index_damage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_images(tmp_path / "source", 2, 4)
+    out = tmp_path / "out"
+    assert convert.main([str(tmp_path / "source"), str(out), "--format", "webdataset", "--workers", "1"]) == 0
+    index = (out / "train-00000.idx").read_text()
+    (out / "train-00000.idx").write_text(index.replace("jpg 512", "jpg 513"))
+    problems = problems_of(out, capfd=capfd)
+    assert "train-00000.idx: the content has changed" in problems[0]
+    assert "the index does not match the members" in problems[1]
+    (out / "train-00000.idx").unlink()
+    assert "train-00000.idx: missing" in problems_of(out, capfd=capfd)[0]
+
+
+def test_raw_shards(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_images(tmp_path / "source", 2, 4)
+    out = tmp_path / "out"
+    assert convert.main([str(tmp_path / "source"), str(out), "--write", "raw", "--workers", "1"]) == 0
+    assert np.all(BetonReader(out / "train-00000.beton").mode_N == 1)
+    assert problems_of(out, "--deep", capfd=capfd) == []
+
+
+def test_as_typed(run_command, tmp_path: Path, sound: Path) -> None:
+    done = run_command("dataprep/verify.py", sound)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"ok": True, "problems": []}
+    done = run_command("dataprep/verify.py", tmp_path)
+    assert done.returncode == 2
+    assert "is not a converted data set" in one_line(done)
+
+
+def test_storage_that_hangs_is_named(
+    sound: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def slow(check: Callable, parts: list, workers: int) -> Iterator[list[str]]:
+        for number, _ in enumerate(parts):
+            time.sleep(1.0 if number == 1 else 0.0)
+            yield []
+
+    monkeypatch.setattr(watch, "WARN_SECONDS", 0.3)
+    monkeypatch.setattr(verify, "map_in_order", slow)
+    assert verify.main([str(sound)]) == 0
+    name = shard(sound, 1).name
+    assert capfd.readouterr().err == f"warning: no part finished for 0 s, still waiting: checking {name}\n"
+
+
+def test_manifest_names_the_index(sound: Path) -> None:
+    shards = Manifest.load(sound).splits["train"]
+    assert all((shard.index is None) == shard.name.endswith(".beton") for shard in shards)
+
+
+def test_a_dead_worker_is_an_error() -> None:
+    with pytest.raises(RunError, match="a worker process died"):
+        list(map_in_order(os._exit, [1], 1))

@@ -1,0 +1,95 @@
+"""--write raw and smart: pixels in .beton shards, read by the project's loader and by stock FFCV alike."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fasttrain.dataprep import convert
+from fasttrain.dataprep.encode import SMART_FACTOR, encode_image
+from fasttrain.formats.beton import MODE_JPG, MODE_RAW, BetonReader
+from fasttrain.input import open_dataset
+
+RNG = np.random.default_rng(0)
+IMAGES = [RNG.integers(0, 256, (16, 24, 3)).astype(np.uint8) for _ in range(6)]
+
+
+def make_source(root: Path) -> Path:
+    root.mkdir()
+    for i, pixels_HW3 in enumerate(IMAGES):
+        Image.fromarray(pixels_HW3).save(root / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("raw")
+    assert convert.main([str(make_source(folder / "source")), str(folder / "out"), "--write", "raw"]) == 0
+    return folder / "out"
+
+
+def test_our_loader_reads_raw_shards(raw: Path) -> None:
+    store = open_dataset(raw, "train")
+    seen = []
+    for i in range(store.num_samples):
+        sample = store.read(i)
+        pixels_HW3 = np.empty((sample.height, sample.width, 3), np.uint8)
+        store.write(sample, pixels_HW3.ctypes.data)
+        seen.append(pixels_HW3.tobytes())
+    assert sorted(seen) == sorted(image.tobytes() for image in IMAGES)
+
+
+def test_stock_ffcv_reads_raw_shards(raw: Path) -> None:
+    loader = pytest.importorskip("ffcv.loader")
+    decoders = pytest.importorskip("ffcv.fields.decoders")
+    pipelines = {"image": [decoders.SimpleRGBImageDecoder()], "label": [decoders.IntDecoder()]}
+    path = str(raw / "train-00000.beton")
+    batches = loader.Loader(path, 2, num_workers=1, order=loader.OrderOption.SEQUENTIAL, pipelines=pipelines)
+    seen = [np.asarray(image).tobytes() for images_B, _ in batches for image in images_B]
+    assert sorted(seen) == sorted(image.tobytes() for image in IMAGES)
+
+
+def test_max_side_applies_to_raw(raw: Path, tmp_path: Path) -> None:
+    source = raw.parent / "source"
+    assert convert.main([str(source), str(tmp_path / "out"), "--write", "raw", "--max-side", "12"]) == 0
+    reader = BetonReader(tmp_path / "out" / "train-00000.beton")
+    assert set(reader.mode_N) == {MODE_RAW}
+    assert (set(reader.height_N), set(reader.width_N)) == ({8}, {12})
+
+
+def test_smart_takes_pixels_where_they_are_small(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    Image.fromarray(IMAGES[0]).save(tmp_path / "source" / "noise.jpg", quality=95)
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "source" / "flat.jpg")
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "source" / "flat.png")
+    assert convert.main([str(tmp_path / "source"), str(tmp_path / "out"), "--write", "smart"]) == 0
+    reader = BetonReader(tmp_path / "out" / "train-00000.beton")
+    modes = {int(width): int(mode) for width, mode in zip(reader.width_N, reader.mode_N, strict=True)}
+    assert modes == {24: MODE_RAW, 300: MODE_JPG}
+
+
+def test_smart_threshold() -> None:
+    for pixels_HW3 in (*IMAGES, np.zeros((64, 64, 3), np.uint8)):
+        jpeg = encode_image(pixels_HW3, 0, 90)
+        smart = encode_image(pixels_HW3, 0, 90, "smart")
+        assert not jpeg.raw
+        assert smart.raw == (pixels_HW3.nbytes <= SMART_FACTOR * len(jpeg.stream))
+        assert smart.pixels == jpeg.pixels
+
+
+def test_gray_and_turned_images_are_stored_as_rgb() -> None:
+    gray = encode_image(np.repeat(IMAGES[0][:, :, :1], 3, 2), 0, 90, "raw")
+    assert gray.stream == np.repeat(IMAGES[0][:, :, :1], 3, 2).tobytes()
+
+
+def test_unmeasured_images_are_still_checked(tmp_path: Path) -> None:
+    from fasttrain.formats.image import ImageError
+
+    Image.fromarray(np.tile(IMAGES[0], (8, 8, 1))).save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    encoded = encode_image(data, 0, 90, measure=False)
+    assert encoded.stream is data
+    assert encoded.pixels is None
+    with pytest.raises(ImageError, match="truncated"):
+        encode_image(data[: len(data) - 200], 0, 90, measure=False)

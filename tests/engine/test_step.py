@@ -1,0 +1,387 @@
+"""The training step: what its options may change and what not, and steps that must change nothing."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from support.launch import equal, final_state, train
+from torch import nn
+
+from fasttrain import methods
+from fasttrain.config import TrainConfig
+from fasttrain.engine.ranks import Ranks
+from fasttrain.engine.step import TrainStep, compile_networks
+from fasttrain.kernels.augment import augment
+from fasttrain.methods import AUTOCAST, make_method
+from fasttrain.methods.moco import MoCo
+from fasttrain.run import health
+from fasttrain.run.log import TrainLog, read_metrics
+from fasttrain.system.errors import UserError
+from fasttrain.train import make_networks, seed_step
+from fasttrain.views.draw import draw
+from fasttrain.views.spec import RECIPES
+
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SMALL = TrainConfig(data="", arch="small", size=16, queue_size=40, dim=8, batch_size=8, precision="fp32", method="moco")
+
+
+def views(count=8, seed=0):
+    return torch.randn(count, 2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def make(**changes):
+    config = dataclasses.replace(SMALL, **changes)
+    method = make_method(config)
+    step = TrainStep(method, config, Ranks("cpu"))
+    step._scaler.load_state_dict({**step._scaler.state_dict(), "scale": 64.0} if config.precision == "fp16" else {})
+    return method, step
+
+
+def make_without_norm(**changes):
+    """A method whose images do not meet in a batch norm, so that cutting a batch changes nothing."""
+    config = dataclasses.replace(SMALL, batch_norm="plain", **changes)
+    torch.manual_seed(0)
+    method = MoCo(nn.Sequential(nn.Flatten(), nn.Linear(768, 12), nn.ReLU()), 12, config)
+    return method, TrainStep(method, config, Ranks("cpu"))
+
+
+def whole_state(method, step):
+    """Copies of everything a step may change."""
+    state = {name: v.clone() for name, v in method.state_dict().items()}
+    optimizer = step.optimizer.state_dict()
+    return {"method": state, "optimizer": {i: dict(s) for i, s in optimizer["state"].items()}}
+
+
+def snapshot(state):
+    return json.loads(json.dumps(state, default=lambda tensor: [str(tensor.dtype), tensor.flatten().tolist()]))
+
+
+# Every set of options goes on exactly where it stopped
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--optimizer lars --lr 5 --clip-norm 1",
+        "--optimizer adamw --precision fp16 --accumulate 2",
+        "--method moco --batch-norm plain --checkpoint-activations --resolution 8:24 --size 24 --knn-every 1",
+    ],
+)
+def test_resume_is_bit_identical(shards, tmp_path, options):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(shards, whole, *options.split()) == 0
+    stop = random.randrange(1, 16)
+    assert train(shards, run, *options.split(), "--max-steps", stop) == 0
+    assert train(shards, run, *options.split()) == 0
+    assert equal(final_state(whole), final_state(run)) == [], f"stopped at {stop}"
+
+
+def test_recomputed_activations_end_with_the_same_weights(shards, tmp_path):
+    for name, more in (("with", ["--checkpoint-activations"]), ("without", [])):
+        assert train(shards, tmp_path / name, "--max-steps", 6, *more) == 0
+    assert equal(final_state(tmp_path / "with"), final_state(tmp_path / "without")) == []
+
+
+# Micro-batches and clipping
+
+
+def test_micro_batches_add_up_to_the_batch():
+    outcomes = []
+    for parts in (1, 2, 4):
+        method, step = make_without_norm(accumulate=parts)
+        terms = [step(views(8, n), n, 0.1)["loss"] for n in range(3)]
+        outcomes.append((torch.stack(terms), *method.state_dict().values()))
+    for other in outcomes[1:]:
+        for a, b in zip(outcomes[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_that_can_t_be_cut_is_refused(shards, tmp_path, capsys):
+    assert train(shards, tmp_path / "run", "--accumulate", 3) == 2
+    assert "--batch-size 16 can't be cut into 3 equal parts (--accumulate)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_gradients_are_clipped_at_their_true_size(precision):
+    """SGD's first step moves the weights by lr times the gradient, whatever factor the loss was scaled by."""
+    lengths = {}
+    for clip_norm in (0.0, 1e-3, 1e3):
+        method, step = make_without_norm(clip_norm=clip_norm, precision=precision, weight_decay=0.0)
+        before = nn.utils.parameters_to_vector(method.encoder.parameters()).detach().clone(), method.projector
+        start = torch.cat([before[0], nn.utils.parameters_to_vector(before[1].parameters()).detach()])
+        step(views(), 0, 1.0)
+        end = nn.utils.parameters_to_vector([*method.encoder.parameters(), *method.projector.parameters()])
+        lengths[clip_norm] = float((end - start).norm().detach())
+    assert lengths[0.0] > 0.01
+    assert lengths[1e-3] == pytest.approx(1e-3, rel=1e-2)
+    assert lengths[1e3] == pytest.approx(lengths[0.0], rel=1e-3)
+
+
+# Steps whose gradients are not finite
+
+
+@pytest.mark.parametrize("bad_first", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_norm": "split"}, {"batch_norm": "plain", "optimizer": "adamw"}, {"optimizer": "lars", "accumulate": 2},
+        {"precision": "fp16", "clip_norm": 1.0}, {"precision": "bf16", "method": "xmoco"},
+    ],
+)  # fmt: skip
+def test_a_bad_step_changes_nothing(changes, bad_first):
+    """Every weight, statistic and key stays to the bit, and the step after it is as if it had not been."""
+    method, step = make(**changes)
+    twin, twin_step = make(**changes)
+    if not bad_first:
+        for m in (step, twin_step):
+            torch.manual_seed(1)
+            m(views(), 0, 0.1)
+    before = snapshot(whole_state(method, step)["method"])
+    bad = views(seed=1)
+    bad[3, 1, 0, 2, 2] = float("nan") if bad_first else float("inf")
+    step(bad, 5, 0.1)
+    assert snapshot(whole_state(method, step)["method"]) == before
+    assert step.skips_3.tolist() == [1, 1, 5]
+    if "precision" not in changes:  # the scale of fp16 rightly differs
+        for m in (step, twin_step):
+            torch.manual_seed(2)
+            m(views(seed=2), 6, 0.1)
+        assert equal(whole_state(method, step), whole_state(twin, twin_step)) == []
+        assert step.skips_3.tolist() == [1, 0, 5]
+
+
+def test_fp16_halves_its_scale_and_goes_on():
+    method, step = make(precision="fp16", batch_norm="plain")
+    step._scaler.load_state_dict({**step._scaler.state_dict(), "scale": 2.0**40})  # every gradient overflows at first
+    weight = next(method.encoder.parameters())
+    before = weight.detach().clone()
+    number = 0
+    while torch.equal(weight, before):
+        step(views(), number, 0.1)
+        number += 1
+        assert number < 40
+    total, in_a_row, last = step.skips_3.tolist()
+    assert (total, in_a_row, last) == (number - 1, 0, number - 2)
+    assert step._scaler.state_dict()["scale"] == 2.0 ** (40 - total)
+
+
+def _bad_on_one_rank(rank, folder):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=(folder / "port").read_text())
+    ranks = Ranks("cpu")
+    config = dataclasses.replace(SMALL, batch_norm="plain", accumulate=2)
+    torch.manual_seed(0)
+    method = MoCo(nn.Sequential(nn.Flatten(), nn.Linear(768, 12), nn.ReLU()), 12, config)
+    step = TrainStep(method, config, ranks)
+    states = [snapshot(method.state_dict())]
+    for number in range(4):
+        batch = views(8, number)[4 * rank : 4 * rank + 4].clone()
+        if number == 2 and rank == 1:
+            batch[0] = float("nan")
+        step(batch, number, 0.1)
+        states.append(snapshot(method.state_dict()))
+    (folder / f"rank{rank}.json").write_text(json.dumps([states, step.skips_3.tolist()]))
+    ranks.close()
+
+
+def test_ranks_accumulate_as_one_process_does_and_skip_together(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (tmp_path / "port").write_text(str(free.getsockname()[1]))
+    mp.spawn(_bad_on_one_rank, (tmp_path,), nprocs=2)
+    (states, skips), other = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    assert [states, skips] == other
+    assert skips == [1, 0, 2]
+    assert states[3] == states[2] != states[1]
+    assert states[4] != states[3]
+    # One process over the same batches. A rank's micro-batches lie apart in it, so the queue's order differs.
+    method, step = make_without_norm()
+    for number in (0, 1):
+        step(views(8, number), number, 0.1)
+    for name, value in method.state_dict().items():
+        if not name.startswith("queue"):
+            torch.testing.assert_close(torch.tensor(states[2][name][1]), value.flatten(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def nan_at(monkeypatch):
+    """Views that hold a NaN at some steps of a run."""
+    from fasttrain import train as module
+
+    def damage(steps):
+        calls, augment = iter(range(10_000)), module.augment
+
+        def damaged(*arguments, **options):
+            out = augment(*arguments, **options)
+            if next(calls) in steps:
+                out[0, 0, 0, 0, 0] = float("nan")
+            return out
+
+        monkeypatch.setattr(module, "augment", damaged)
+
+    return damage
+
+
+def test_a_run_goes_on_after_a_bad_step(shards, tmp_path, nan_at, capsys):
+    nan_at({5, 8, 9})
+    run = tmp_path / "run"
+    assert train(shards, run) == 0
+    entries = read_metrics(run / "metrics.jsonl")
+    assert [entry["skipped"] for entry in entries] == [0, 0, 1, 1, 3, 3, 3, 3]
+    assert [entry["step"] for entry in entries if entry["loss"] is None] == [10]  # both its steps were skipped
+    assert "3 steps skipped" in capsys.readouterr().err
+    assert final_state(run)["skips"].tolist() == [3, 0, 9]
+    assert "steps skipped" in (run / "report.html").read_text()
+    state = final_state(run)
+    assert all(value.isfinite().all() for value in state["method"].values())
+
+
+def test_too_many_bad_steps_end_the_run(shards, tmp_path, nan_at, monkeypatch, capsys):
+    """With the step, the samples and the last checkpoint from before them, which none written meanwhile pushes out."""
+    monkeypatch.setattr(health, "MAX_SKIPPED", 5)
+    nan_at(set(range(6, 1000)))
+    run = tmp_path / "run"
+    assert train(shards, run, "--checkpoint-every", 1, "--keep-last", 2, "--log-every", 1) == 1
+    error = next(line for line in capsys.readouterr().err.splitlines() if ": error: " in line)
+    assert "not finite in 5 of 11 steps, 5 in a row, the last at step 11 with samples" in error
+    assert "step-000000006.pt" in error
+    record = json.loads((run / "not-finite.json").read_text())
+    assert (record["step"], record["epoch"], len(set(record["samples"]))) == (11, 2, 16)
+    assert str(record["samples"][0]) in error
+    assert final_state(run)["step"] == 6
+
+
+# Compiling
+
+
+def test_compile_in_place_keeps_the_names_of_a_method_s_state(monkeypatch):
+    method = make_method(SMALL)
+    names, compiled = list(method.state_dict()), []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
+    compile_networks(method, dataclasses.replace(SMALL, compile="on"), torch.device("cpu"))
+    assert list(method.state_dict()) == names
+    assert [m for m, _ in compiled] == [method.encoder, method.projector, method.key_encoder, method.key_projector]
+    compiled.clear()
+    compile_networks(method, SMALL, torch.device("cpu"))
+    assert not compiled
+
+
+def test_cuda_graph_without_a_gpu_is_refused():
+    with pytest.raises(UserError, match="--cuda-graph needs a GPU"):
+        compile_networks(make_method(SMALL), dataclasses.replace(SMALL, cuda_graph=True), torch.device("cpu"))
+
+
+def test_compile_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
+        compile_networks(make_method(SMALL), dataclasses.replace(SMALL, compile="on"), torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_a_compiled_run_can_be_continued_without_compiling(shards, tmp_path):
+    run = tmp_path / "run"
+    assert train(shards, run, "--compile", "on", "--max-steps", 3) == 0
+    assert train(shards, run, "--compile", "off", "--max-steps", 6) == 0
+    assert final_state(run)["step"] == 6
+    assert not any("_orig_mod" in name for name in final_state(run)["method"])
+
+
+def five_steps(device, **changes):
+    """Losses, skipped steps, the state before and after five steps of which one has a NaN in its views."""
+    torch._dynamo.reset()
+    config = dataclasses.replace(SMALL, method="xmoco", batch_size=64, ema=0.9, **changes)
+    ranks = Ranks(device)
+    method = make_networks(config, ranks.device)
+    step, losses = TrainStep(method, config, ranks), []
+    before = {name: value.cpu().clone() for name, value in method.state_dict().items()}
+    for number in range(5):
+        batch = torch.randn(2, 64, 16, 16, 3, generator=torch.Generator().manual_seed(number)).permute(1, 0, 4, 2, 3)
+        batch[0, 0, 0, 0, 0] = torch.nan if number == 2 else 0.0
+        seed_step(0, number, 0)
+        losses.append(step(batch.to(ranks.device), number, 0.05)["loss"].clone())
+    return (
+        torch.stack(losses).cpu(),
+        step.skips_3.tolist(),
+        before,
+        {n: v.cpu() for n, v in method.state_dict().items()},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("device", "precision", "options"),
+    [
+        pytest.param("cpu", "fp32", {"compile": "on"}, marks=NEEDS_COMPILER),
+        pytest.param("cuda", "fp32", {"compile": "on"}, marks=pytest.mark.gpu),
+        pytest.param("cuda", "bf16", {"compile": "on"}, marks=pytest.mark.gpu),
+        pytest.param("cuda", "fp32", {"cuda_graph": True}, marks=pytest.mark.gpu),
+        pytest.param("cuda", "bf16", {"cuda_graph": True}, marks=pytest.mark.gpu),
+    ],
+)
+def test_compiled_steps_are_those_of_eager_torch(device, precision, options):
+    expected, skips, before, eager = five_steps(device, precision=precision, compile="off")
+    losses, compiled_skips, same, compiled = five_steps(device, precision=precision, **options)
+    assert compiled_skips == skips == [1, 0, 2]
+    tolerance, part = (0.02, 0.3) if precision == "bf16" else (2e-3, 0.05)  # of a loss; of what the steps changed
+    torch.testing.assert_close(losses, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+    assert losses[[0, 1, 3, 4]].isfinite().all()
+    assert equal(before, same) == []
+    assert compiled["queue.pointer"] == eager["queue.pointer"] == 4 * 64 % SMALL.queue_size
+    for name in eager:
+        first, one, other = (state[name].double() for state in (before, eager, compiled))
+        assert (other - one).norm() <= part * (one - first).norm(), name
+
+
+@pytest.mark.gpu
+def test_a_run_goes_on_on_another_device(shards, tmp_path):
+    """Queue, momentum and loss scale move; the queue is kept in 16 bits on a GPU only."""
+    run = tmp_path / "run"
+    for steps, device in ((4, "cuda"), (8, "cpu"), (16, "cuda")):
+        assert train(shards, run, "--device", device, "--max-steps", steps) == 0
+        assert final_state(run)["step"] == steps
+    assert [entry["step"] for entry in read_metrics(run / "metrics.jsonl")] == list(range(2, 17, 2))
+    assert all(value.isfinite().all() for value in final_state(run)["method"].values())
+
+
+# No wait for the device
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
+def test_a_step_never_waits_for_the_gpu(tmp_path, optimizer, precision):
+    """Nor do the making of its views and the log, an entry for every step."""
+    config = dataclasses.replace(SMALL, optimizer=optimizer, precision=precision, clip_norm=1.0, method="xmoco")
+    ranks = Ranks("cuda")
+    method = methods.channels_last(make_method(config), ranks.device)
+    step = TrainStep(method, config, ranks)
+    log = TrainLog(tmp_path, 0, 100, 1, 8, False, ranks.device, 1)
+    sizes = torch.full((8,), 20, dtype=torch.int32), torch.full((8,), 24, dtype=torch.int32)
+    index = torch.arange(8)
+    pixels = torch.randint(0, 256, (8 * 20 * 24 * 3,), dtype=torch.uint8, device=ranks.device)
+
+    def take(number):
+        with log.making_views():
+            table = draw(RECIPES["mocov2"], *sizes, index, 0, number)
+            batch = augment(pixels, index * 20 * 24 * 3, *sizes, table, 16, *STATISTICS, dtype=AUTOCAST[precision])
+        log.step(number + 1, 0, 0.1, step(batch, number, 0.1), step.skips_3)
+
+    for number in range(2):  # compile kernels
+        take(number)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        take(2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    log.flush(3, 0, 0.1)
+    log.close()
+    assert [entry["step"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]

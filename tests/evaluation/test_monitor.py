@@ -1,0 +1,165 @@
+"""kNN while training: what it measures, what it keeps, and that it leaves no trace in the weights."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from support.launch import equal, final_state, train
+
+from fasttrain.engine.step import TrainStep
+from fasttrain.evaluation import features, monitor
+from fasttrain.evaluation.features import Part, _on_disk
+from fasttrain.formats.beton import BetonReader
+from fasttrain.input import open_dataset
+from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
+from fasttrain.run.log import read_metrics
+from fasttrain.system.errors import RunError
+
+
+def test_part_is_spread_evenly_and_keeps_names_and_labels(shards):
+    store = open_dataset(shards, "train")
+    part = Part(store, 7)
+    places = [round(i * (store.num_samples - 1) / 6 - 0.499) for i in range(7)]
+    assert part.num_samples == 7
+    assert [part.name(i) for i in range(7)] == [store.name(place) for place in places]
+    assert part.labels(np.arange(7)).tolist() == store.labels(np.array(places)).tolist()
+    assert part.read(3)[:2] == store.read(places[3])[:2]
+    assert Part(store, 10**6).num_samples == store.num_samples
+
+
+def test_the_best_checkpoint_is_kept_and_training_is_not_disturbed(shards, tmp_path, monkeypatch, run_command):
+    plain, run = tmp_path / "plain", tmp_path / "run"
+    assert train(shards, plain) == 0
+    monkeypatch.setattr(monitor, "MOST", 20)
+    assert train(shards, run, "--knn-every", 1, "--keep-last", 1, "--max-steps", 9) == 0
+    assert train(shards, run, "--knn-every", 1, "--keep-last", 1) == 0
+    assert equal(final_state(plain), final_state(run)) == []
+
+    measured = {e["step"]: e["knn_top1"] for e in read_metrics(run / "metrics.jsonl") if "knn_top1" in e}
+    assert list(measured) == [4, 8, 12, 16]
+    first_best = max(measured, key=lambda step: measured[step])
+    assert load_checkpoint(run / "checkpoints" / "best.pt").state["step"] == first_best
+    assert [path.name for path in saved_checkpoints(run / "checkpoints")] == ["step-000000016.pt"]
+    assert "kNN top-1 while training" in (run / "report.html").read_text()
+    assert not list(run.glob("features-*"))
+
+    process = run_command("fasttrain/evaluate.py", run, "--knn", "--best")
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout.splitlines()[-1])["step"] == first_best
+    stale = "The accuracy is that of step" in (run / "report.html").read_text()
+    assert stale == (first_best != 16)
+
+
+def test_a_run_that_ended_before_it_linked_its_best_does_so_when_continued(shards, tmp_path):
+    run = tmp_path / "run"
+    assert train(shards, run, "--knn-every", 1, "--max-steps", 4) == 0
+    (run / "checkpoints" / "best.pt").unlink()
+    assert train(shards, run, "--knn-every", 1, "--max-steps", 5) == 0
+    assert load_checkpoint(run / "checkpoints" / "best.pt").state["step"] == 4
+
+
+def accuracies(run):
+    return {e["step"]: e["knn_top1"] for e in read_metrics(run / "metrics.jsonl") if "knn_top1" in e}
+
+
+@pytest.mark.parametrize("moment", ["before", "in the middle"])
+def test_a_signal_around_an_evaluation_finds_the_step_saved_and_the_evaluation_is_made_up_for(
+    shards, tmp_path, monkeypatch, moment
+):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train(shards, whole, "--knn-every", 1) == 0
+
+    if moment == "before":
+        real = TrainStep.__call__
+        monkeypatch.setattr(
+            TrainStep, "__call__", lambda self, views, step, lr: (at(7, step), real(self, views, step, lr))[1]
+        )
+    else:
+        extracted = iter(range(100))  # twice in each evaluation
+        real = features.center
+        monkeypatch.setattr(features, "center", lambda *words: (at(2, next(extracted)), real(*words))[1])
+
+    def at(wanted, now):
+        if now == wanted:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert train(shards, run, "--knn-every", 1) == 143
+    assert final_state(run)["step"] == 8
+    assert list(accuracies(run)) == [4]
+    assert not list(run.glob("features-*"))
+    monkeypatch.undo()
+    assert train(shards, run, "--knn-every", 1) == 0
+    assert accuracies(run) == accuracies(whole)
+    entries = [entry for entry in read_metrics(run / "metrics.jsonl") if "knn_top1" in entry]
+    assert [(entry["step"], entry["epoch"]) for entry in entries] == [(4, 0), (8, 1), (12, 2), (16, 3)]
+    assert equal(final_state(whole), final_state(run)) == []
+    best = [load_checkpoint(folder / "checkpoints" / "best.pt").state for folder in (whole, run)]
+    assert equal(*best) == []
+
+
+def test_an_evaluation_of_the_last_step_that_was_cut_short_is_made_up_for(shards, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setattr(features, "center", lambda *_words: os.kill(os.getpid(), signal.SIGTERM) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(shards, run, "--knn-every", 4)
+    monkeypatch.undo()
+    assert final_state(run)["step"] == 16
+    assert train(shards, run, "--knn-every", 4) == 0
+    assert list(accuracies(run)) == [16]
+
+
+def test_knn_of_a_set_without_val_split_is_one_line(image_folder, tmp_path, capsys):
+    assert train(image_folder / "val", tmp_path / "run", "--knn-every", 1) == 2
+    assert "val" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_monitor_leaves_the_encoder_in_training(shards):
+    from fasttrain.config import TrainConfig
+    from fasttrain.methods import make_method
+
+    config = TrainConfig(data=str(shards), arch="small", size=16, queue_size=40, dim=8)
+    method = make_method(config)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    random_state = torch.get_rng_state()
+    accuracy = monitor.KnnMonitor(config, torch.device("cpu"), 1)(method, shards.parent, lambda: None)
+    assert 0 <= accuracy <= 100
+    assert all(module.training for module in method.modules())
+    assert equal(before, dict(method.state_dict())) == []
+    assert torch.equal(random_state, torch.get_rng_state())
+
+
+def test_features_have_no_name_and_a_full_disk_is_an_error(tmp_path):
+    """A limit on file size stands for the full disk, which would end the process while it writes to the mapping."""
+    values = _on_disk(tmp_path, (100, 50))
+    values[:] = 7
+    assert list(tmp_path.iterdir()) == []
+    assert (values == 7).all()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(RunError, match="no room for the features of 10000 images"):
+            _on_disk(tmp_path, (10_000, 500))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_the_allowed_part_of_bad_images_holds_for_the_evaluation_too(shards, tmp_path, run_command):
+    """A run that may go on with half of its images must not end at its first evaluation."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(shards, data)
+    reader = BetonReader(data / "train-00000.beton")
+    damaged = bytearray((data / "train-00000.beton").read_bytes())
+    for i in range(0, reader.num_samples, 3):
+        start = int(reader.pointer_N[i])
+        damaged[start + 2 : start + int(reader.size_N[i])] = bytes(int(reader.size_N[i]) - 2)
+    (data / "train-00000.beton").write_bytes(damaged)
+    half = ["--max-failed-fraction", 0.5]
+    assert train(data, run, "--knn-every", 1, "--max-steps", 4, *half) == 0
+    assert [e for e in read_metrics(run / "metrics.jsonl") if "knn_top1" in e]
+    assert run_command("fasttrain/evaluate.py", run, "--knn").returncode == 0

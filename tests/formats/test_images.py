@@ -1,0 +1,229 @@
+"""fasttrain.dataprep.images: every kind of file becomes the right RGB, and every unusable one a one-line reason."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fasttrain.dataprep.encode import encode_image, encode_samples
+from fasttrain.dataprep.sources.folder import FolderReader
+from fasttrain.formats import jpeg
+from fasttrain.formats.image import MAX_PIXELS, ImageError, read_rgb
+from fasttrain.formats.listing import Sample
+
+COLOURS = np.array([[[200, 30, 40], [20, 180, 60]], [[30, 60, 190], [240, 240, 230]]], np.uint8)
+
+
+def blocks(height: int = 48, width: int = 64) -> np.ndarray:
+    """Four flat quarters: colours survive any codec, and show how the image was turned."""
+    return COLOURS.repeat(height // 2, 0).repeat(width // 2, 1)
+
+
+def as_file(image: Image.Image | np.ndarray, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def corners(pixels_HW3: np.ndarray) -> np.ndarray:
+    height, width, _ = pixels_HW3.shape
+    return pixels_HW3[height // 4 :: height // 2, width // 4 :: width // 2].astype(int)
+
+
+def with_orientation(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_formats(kind: str) -> None:
+    pixels_HW3 = read_rgb(as_file(blocks(), kind))
+    assert pixels_HW3.shape == (48, 64, 3)
+    assert pixels_HW3.dtype == np.uint8
+    assert pixels_HW3.flags.writeable
+    assert abs(corners(pixels_HW3) - COLOURS).max() < 12
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "1", "L", "LA"])
+def test_modes(mode: str) -> None:
+    image = Image.fromarray(blocks()).convert(mode)
+    np.testing.assert_array_equal(read_rgb(as_file(image, "PNG")), np.asarray(image.convert("RGB")))
+
+
+def test_16_bit_gray_is_scaled() -> None:
+    gray_HW = np.array([[0, 256, 32768, 65535]], np.uint16)
+    assert read_rgb(as_file(gray_HW, "PNG"))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_transparency_goes_on_white() -> None:
+    layer = np.dstack([blocks(), np.full((48, 64), 255, np.uint8)])
+    layer[:24, :, 3] = 0
+    pixels_HW3 = read_rgb(as_file(layer, "PNG"))
+    assert (pixels_HW3[:24] == 255).all()
+    np.testing.assert_array_equal(pixels_HW3[24:], blocks()[24:])
+
+
+def test_palette_with_transparent_colour_goes_on_white() -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    assert (read_rgb(as_file(image, "PNG", transparency=1)) == 255).all()
+
+
+def test_cmyk_jpeg() -> None:
+    data = as_file(Image.fromarray(blocks()).convert("CMYK"), "JPEG")
+    assert abs(corners(read_rgb(data)) - COLOURS).max() < 12
+    encoded = encode_image(data, 0, 90)
+    assert not encoded.passed_through
+    assert abs(corners(jpeg.decode(encoded.stream)) - COLOURS).max() < 12
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(kind: str, orientation: int) -> None:
+    data = as_file(blocks(), kind, exif=with_orientation(orientation))
+    expected = {
+        1: COLOURS, 2: COLOURS[:, ::-1], 3: COLOURS[::-1, ::-1], 4: COLOURS[::-1], 5: COLOURS.transpose(1, 0, 2),
+        6: np.rot90(COLOURS, -1), 7: np.rot90(COLOURS, 2).transpose(1, 0, 2), 8: np.rot90(COLOURS),
+    }[orientation]  # fmt: skip
+    pixels_HW3 = read_rgb(data)
+    assert pixels_HW3.shape == ((48, 64, 3) if orientation < 5 else (64, 48, 3))
+    assert abs(corners(pixels_HW3) - expected).max() < 12
+    encoded = encode_image(data, 0, 95)
+    assert encoded.passed_through == (kind == "JPEG" and orientation == 1)
+    assert (encoded.height, encoded.width) == pixels_HW3.shape[:2]
+    assert abs(corners(jpeg.decode(encoded.stream)) - expected).max() < 12
+
+
+def test_broken_exif_is_ignored() -> None:
+    data = as_file(blocks(), "JPEG")
+    broken = data[:2] + b"\xff\xe1\x00\x10Exif\0\0" + bytes(8) + data[2:]
+    np.testing.assert_array_equal(read_rgb(broken), read_rgb(data))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_within_the_limit_is_passed_through(mode: str) -> None:
+    data = as_file(Image.fromarray(blocks()).convert(mode), "JPEG", quality=30)
+    for max_side in (0, 64, 65):
+        encoded = encode_image(data, max_side, 90)
+        assert encoded.stream is data
+        assert encoded.passed_through
+        assert (encoded.height, encoded.width) == (48, 64)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [(480, 640), (640, 480), (2000, 1000), (640, 2)])
+def test_resize_to_the_longer_side(kind: str, size: tuple[int, int]) -> None:
+    encoded = encode_image(as_file(blocks(*size), kind), 100, 90)
+    assert not encoded.passed_through
+    assert max(encoded.height, encoded.width) == 100
+    assert encoded.height == max(1, round(100 * size[0] / max(size)))
+    header = jpeg.read_header(encoded.stream)
+    assert (header.height, header.width) == (encoded.height, encoded.width)
+    if min(size) > 2:
+        assert abs(corners(jpeg.decode(encoded.stream)) - COLOURS).max() < 12
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("size", [(301, 203), (120, 777), (1001, 900)])
+def test_resized_planes_look_like_resized_pixels(subsampling: int, size: tuple[int, int]) -> None:
+    y, x = np.mgrid[: size[0], : size[1]]
+    waves = (np.sin(x / 40), np.cos(y / 50), np.sin((x + y) / 60))
+    smooth = np.stack([128 + 100 * wave for wave in waves], 2).astype(np.uint8)
+    data = as_file(smooth, "JPEG", quality=95, subsampling=subsampling)
+    by_planes = jpeg.decode(encode_image(data, 100, 95).stream)
+    by_pixels = jpeg.decode(encode_image(jpeg.decode(data), 100, 95).stream)
+    assert by_planes.shape == by_pixels.shape
+    assert abs(by_planes.astype(int) - by_pixels).mean() < 3
+
+
+def test_resize_is_antialiased() -> None:
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 255
+    for data in (as_file(stripes, "PNG"), as_file(stripes, "JPEG", quality=95)):
+        pixels_HW3 = jpeg.decode(encode_image(data, 64, 95).stream)
+        assert abs(pixels_HW3[4:-4, 4:-4].astype(int) - 127).max() < 5
+
+
+def test_pixel_sums() -> None:
+    pixels_HW3 = np.random.default_rng(0).integers(0, 256, (50, 30, 3)).astype(np.uint8)
+    sums = encode_image(as_file(pixels_HW3, "PNG"), 0, 90).pixels
+    sample = pixels_HW3[::8, ::8].astype(int)
+    assert sums.num_pixels == 7 * 4
+    assert sums.total_3 == tuple(sample.sum((0, 1)))
+    assert sums.square_3 == tuple((sample**2).sum((0, 1)))
+
+
+def test_a_harmless_warning_keeps_the_image() -> None:
+    data = as_file(blocks(), "JPEG")
+    scan = data.index(b"\xff\xda")
+    odd = data[:scan] + b"\x00\x00\x00" + data[scan:]
+    with pytest.raises(jpeg.JpegError, match="extraneous"):
+        jpeg.decode(odd)
+    assert abs(corners(read_rgb(odd)) - COLOURS).max() < 12
+    encoded = encode_image(odd, 0, 90)
+    assert not encoded.passed_through
+    assert len(jpeg.decode(encoded.stream)) == 48
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def jpeg_claiming(width: int, height: int) -> bytes:
+    data = as_file(blocks(), "JPEG")
+    size = data.index(b"\xff\xc0") + 5
+    return data[:size] + struct.pack(">HH", height, width) + data[size + 4 :]
+
+
+NOISE = np.random.default_rng(1).integers(0, 256, (200, 200, 3)).astype(np.uint8)
+UNUSABLE = {
+    "empty": (b"", "empty file"),
+    "text": (b"hello, this is text", "not an image"),
+    "gif": (as_file(blocks(), "GIF"), "not an image"),
+    "start of a jpeg": (b"\xff\xd8\xff\xe0", "not an image|truncated"),
+    "cut jpeg": (as_file(NOISE, "JPEG")[:9000], "truncated"),
+    "cut jpeg with an end": (as_file(NOISE, "JPEG")[:9000] + b"\xff\xd9", "truncated"),
+    "cut turned jpeg": (as_file(NOISE, "JPEG", exif=with_orientation(6))[:9000] + b"\xff\xd9", "truncated"),
+    "cut cmyk jpeg": (as_file(Image.fromarray(NOISE).convert("CMYK"), "JPEG")[:9000], "truncated"),
+    "cut png": (as_file(NOISE, "PNG")[:9000], "truncated"),
+    "cut webp": (as_file(NOISE, "WEBP")[:5000], "."),
+    "cut bmp": (as_file(NOISE, "BMP")[:9000], "truncated"),
+    "png bomb": (png_claiming(60000, 60000), f"more than {MAX_PIXELS} pixels"),
+    "png without its pixels": (png_claiming(1000, 1000), "."),
+    "jpeg bomb": (jpeg_claiming(60000, 60000), f"more than {MAX_PIXELS} pixels"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+@pytest.mark.filterwarnings("error")
+def test_unusable_files_give_a_reason(name: str) -> None:
+    data, reason = UNUSABLE[name]
+    for attempt in (lambda: read_rgb(data), lambda: encode_image(data, 0, 90), lambda: encode_image(data, 32, 90)):
+        with pytest.raises(ImageError, match=reason) as error:
+            attempt()
+        assert "\n" not in str(error.value)
+
+
+def test_a_side_too_long() -> None:
+    data = as_file(np.zeros((1, 65536, 3), np.uint8), "PNG")
+    with pytest.raises(ImageError, match="a side is longer than"):
+        encode_image(data, 0, 90)
+    assert encode_image(data, 400, 90).width == 400
+
+
+def test_encode_samples_goes_on_after_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "good.jpg").write_bytes(as_file(blocks(), "JPEG"))
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    task = [(Sample(name, 0), True) for name in ("bad.jpg", "missing.jpg", "good.jpg")]
+    results = list(encode_samples(FolderReader(str(tmp_path)), task, 0, 90))
+    assert results[:2] == ["empty file", "No such file or directory"]
+    assert results[2].passed_through  # type: ignore[union-attr]

@@ -1,0 +1,258 @@
+"""The loader: order, resume, sharing between ranks, equal pixels from every store, and what happens on faults."""
+
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+from support.loading import Numbers, images, indices
+
+from fasttrain.dataprep.verify import main as verify
+from fasttrain.formats.beton import BetonReader
+from fasttrain.formats.image import read_rgb
+from fasttrain.input import LoaderError, Order, ThreadLoader, open_dataset, stall
+from fasttrain.system.errors import DataError
+
+
+def test_order_is_a_permutation_that_depends_on_seed_and_epoch_alone():
+    order = Order(1000, 64, seed=3)
+    assert sorted(order.epoch(5)) == list(range(1000))
+    assert np.array_equal(order.epoch(5), Order(1000, 8, seed=3).epoch(5))
+    assert not np.array_equal(order.epoch(5), order.epoch(6))
+    assert not np.array_equal(order.epoch(5), Order(1000, 64, seed=4).epoch(5))
+    assert (np.diff(order.epoch(0)) == np.diff(order.epoch(1))).mean() < 0.05  # not one the other shifted
+    assert order.steps_per_epoch == 15
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_share_the_same_global_batch(world_size):
+    whole = Order(100, 16, seed=1)
+    shares = [Order(100, 16, 1, True, rank, world_size) for rank in range(world_size)]
+    for step in range(6):
+        parts = [share.step(share.epoch(2), step) for share in shares]
+        assert np.concatenate(parts).tolist() == whole.step(whole.epoch(2), step).tolist()
+
+
+def test_unshuffled_order_shows_every_sample_once():
+    order = Order(70, 32, shuffle=False)
+    assert [len(order.step(order.epoch(0), step)) for step in range(order.steps_per_epoch)] == [32, 32, 6]
+
+
+def test_folder_and_shards_give_the_files_own_pixels(image_folder, shards):
+    """Shards are shuffled, so images are matched by their content."""
+    for split in ("train", "val"):
+        files = {read_rgb(p.read_bytes()).tobytes(): p.parent.name for p in (image_folder / split).rglob("*.jpg")}
+        for path in (image_folder, shards):
+            store = open_dataset(path, split)
+            reader = ThreadLoader(store, Order(store.num_samples, 16, shuffle=False), 3)
+            seen = {px.tobytes(): store.classes[label] for batch in reader.epoch(0) for _, label, px in images(batch)}
+            assert seen == files
+            reader.close()
+
+
+def test_batches_follow_the_order_and_buffers_are_not_mixed_up():
+    reader = ThreadLoader(Numbers(100), Order(100, 16, seed=2), 2)
+    order = Order(100, 16, seed=2)
+    for epoch in (0, 3):
+        for step, batch in enumerate(reader.epoch(epoch)):
+            assert batch.index_B.tolist() == order.step(order.epoch(epoch), step).tolist()
+            assert all((pixels == index % 251).all() for index, _, pixels in images(batch))
+    reader.close()
+
+
+def test_resume_inside_an_epoch_gives_the_rest_of_it():
+    whole = ThreadLoader(Numbers(100), Order(100, 16, seed=2), 2)
+    expected = indices(whole.epoch(4))
+    batches = whole.epoch(5)
+    for _ in range(3):
+        next(batches)
+    state = whole.state_dict()
+    assert state == {"epoch": 5, "step": 3}
+    rest = [batch.index_B.tolist() for batch in batches]
+    resumed = ThreadLoader(Numbers(100), Order(100, 16, seed=2), 1)
+    resumed.load_state_dict(state)
+    assert indices(resumed.epoch(5)) == rest
+    assert indices(resumed.epoch(4)) == expected
+    whole.close(), resumed.close()
+
+
+def test_an_abandoned_epoch_leaves_no_thread_and_the_next_one_works():
+    before = set(threading.enumerate())
+    reader = ThreadLoader(Numbers(100), Order(100, 10), 2)
+    for _ in range(5):
+        batches = reader.epoch(0)
+        next(batches)
+        batches.close()
+        reader.load_state_dict({"epoch": 0, "step": 0})
+    assert len(indices(reader.epoch(1))) == 10
+    reader.close()
+    deadline = time.monotonic() + 5
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not set(threading.enumerate()) - before
+
+
+def test_a_broken_sample_is_replaced_counted_and_named():
+    runs = []
+    for workers in (1, 3):
+        reader = ThreadLoader(Numbers(200, broken=[17, 18]), Order(200, 20, seed=5), workers)
+        replaced, batches = [], []
+        for batch in reader.epoch(0):
+            replaced.append(batch.replaced)
+            batches.append(list(images(batch)))
+        assert sum(replaced) == 2
+        assert all((pixels == index % 251).all() for batch in batches for index, _, pixels in batch)
+        assert all(label == index for batch in batches for index, label, _ in batch)
+        runs.append([[index for index, _, _ in batch] for batch in batches])
+        assert reader.failed == {"number 17": "broken", "number 18": "broken"}
+        reader.close()
+    assert runs[0] == runs[1]
+    seen = [index for batch in runs[0] for index in batch]
+    assert not {17, 18} & set(seen)
+    order = Order(200, 20, seed=5)
+    same = sum(a == b for a, b in zip(seen, order.epoch(0).tolist(), strict=True))
+    assert same == 198
+
+
+def test_too_many_broken_samples_stop_with_a_clear_error():
+    reader = ThreadLoader(Numbers(100, broken=range(50)), Order(100, 10), 2)
+    with pytest.raises(LoaderError, match=r"samples can't be decoded .*; the last: number \d+: broken"):
+        list(reader.epoch(0))
+    reader.close()
+
+
+def test_an_unexpected_error_of_a_worker_is_raised_where_batches_are_asked_for():
+    store = Numbers(100)
+    store.write = lambda sample, address: 1 / 0
+    reader = ThreadLoader(store, Order(100, 10), 2)
+    with pytest.raises(ZeroDivisionError):
+        list(reader.epoch(0))
+    reader.close()
+
+
+@pytest.mark.parametrize("where", ["read", "write", "a replacement"])
+def test_a_hanging_worker_is_named_and_then_an_error(monkeypatch, capfd, where):
+    monkeypatch.setattr(stall, "WARN_SECONDS", 0.2)
+    monkeypatch.setattr(stall, "STALL_SECONDS", 1.0)
+    release = threading.Event()
+    store = Numbers(100, broken=[7] if where == "a replacement" else ())
+    hanging = Order(100, 10).substitute(0, 7, 1) if where == "a replacement" else 7
+    read, write = store.read, store.write
+
+    def hang_at(index):
+        if index == hanging:
+            release.wait()
+
+    if where == "read":
+        store.read = lambda index: (hang_at(index), read(index))[1]
+    else:
+        store.write = lambda sample, address: (hang_at(sample.content), write(sample, address))
+    reader = ThreadLoader(store, Order(100, 10), 2)
+    ended = threading.Event()
+
+    def train():
+        with pytest.raises(LoaderError, match=f"no sample for 1 s: .* hangs, at number {hanging}"):
+            list(reader.epoch(0))
+        ended.set()
+
+    threading.Thread(target=train, daemon=True).start()
+    assert ended.wait(30)
+    assert f"(the run ends after 1), at number {hanging}\n" in capfd.readouterr().err
+    release.set()
+    reader.close()
+
+
+@pytest.mark.parametrize("method", ["read", "write"])
+def test_storage_may_be_slower_than_any_limit_as_long_as_it_moves(monkeypatch, method):
+    monkeypatch.setattr(stall, "WARN_SECONDS", 0.3)
+    monkeypatch.setattr(stall, "STALL_SECONDS", 0.6)
+    store = Numbers(40)
+    call = getattr(store, method)
+    setattr(store, method, lambda *rest: (time.sleep(0.05), call(*rest))[1])
+    reader = ThreadLoader(store, Order(40, 40), 1)  # one batch: two seconds
+    assert [len(batch) for batch in reader.epoch(0)] == [40]
+    reader.close()
+
+
+def test_a_slow_training_step_is_no_stall(monkeypatch, capfd):
+    monkeypatch.setattr(stall, "WARN_SECONDS", 0.1)
+    monkeypatch.setattr(stall, "STALL_SECONDS", 0.3)
+    reader = ThreadLoader(Numbers(60), Order(60, 10), 2)
+    for _ in reader.epoch(0):
+        time.sleep(0.4)
+    assert "no sample for" not in capfd.readouterr().err
+    reader.close()
+
+
+def test_a_workers_own_timeout_is_its_error_not_a_stall():
+    """A network file system answers with ETIMEDOUT, which Python raises as the TimeoutError of a wait."""
+    store = Numbers(20)
+    store.write = lambda sample, address: (_ for _ in ()).throw(TimeoutError("the server does not answer"))
+    reader = ThreadLoader(store, Order(20, 10), 2)
+    with pytest.raises(TimeoutError, match="does not answer"):
+        list(reader.epoch(0))
+    reader.close()
+
+
+def test_corrupt_jpeg_inside_a_shard(shards, tmp_path):
+    shutil.copytree(shards, tmp_path / "data")
+    store = open_dataset(tmp_path / "data", "train")
+    shard = store._shards[0]
+    with open(shard.path, "r+b") as file:
+        file.seek(int(shard.pointer_N[0]) + int(shard.size_N[0]) // 2)
+        file.write(b"\xff\xd9" + b"\0" * 64)
+    reader = ThreadLoader(open_dataset(tmp_path / "data", "train"), Order(72, 12), 2)
+    assert sum(len(batch) for batch in reader.epoch(0)) == 72
+    assert len(reader.failed) == 1
+    assert "sample 0 of" in next(iter(reader.failed))
+    reader.close()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "replaced", "other content"])
+def test_shards_that_do_not_match_the_manifest_are_refused(shards, tmp_path, damage):
+    data = tmp_path / "data"
+    shutil.copytree(shards, data)
+    first, second = sorted(data.glob("train-*.beton"))[:2]
+    if damage == "missing":
+        first.unlink()
+    elif damage == "truncated":
+        first.write_bytes(first.read_bytes()[:-100])
+    elif damage == "other content":  # of the same size
+        first.write_bytes(np.random.default_rng(0).bytes(first.stat().st_size))
+    else:
+        shutil.copy(sorted(data.glob("train-*.beton"))[-1], second)
+    with pytest.raises(DataError, match=r"train-0000\d\.beton"):
+        open_dataset(data, "train")
+
+
+def test_other_content_in_a_shard_of_the_same_size_harms_no_other_image(shards, tmp_path):
+    """Only its checksum tells at once, and verify.py compares that; here, the one image that is none is replaced."""
+    data = tmp_path / "data"
+    shutil.copytree(shards, data)
+    path = data / "train-00000.beton"
+    expected = [(i, px.tobytes()) for batch in unshuffled(data) for i, _, px in images(batch)]
+    content = bytearray(path.read_bytes())
+    reader = BetonReader(path)
+    place, size = int(reader.pointer_N[3]), int(reader.size_N[3])
+    content[place : place + size] = content[place : place + size].replace(b"\xff\xda", b"\xff\xfe", 1)
+    path.write_bytes(content)
+    found = [(i, px.tobytes()) for batch in unshuffled(data) for i, _, px in images(batch)]
+    assert [a == b for a, b in zip(expected, found, strict=True)].count(False) == 1
+    assert verify([str(data)]) == 1
+
+
+def unshuffled(data):
+    store = open_dataset(data, "train")
+    return ThreadLoader(store, Order(store.num_samples, 12, shuffle=False), 1).epoch(0)
+
+
+def test_what_is_not_there_is_a_clear_error(image_folder, shards, tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        open_dataset(tmp_path / "nowhere", "train")
+    with pytest.raises(DataError):
+        open_dataset(tmp_path, "train")
+    with pytest.raises(DataError, match="'val' split"):
+        open_dataset(image_folder / "train", "val")
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        open_dataset(image_folder, "train", "ffcv")

@@ -1,0 +1,38 @@
+"""Encoders by name."""
+
+import pytest
+import torch
+
+from fasttrain.networks.encoders import make_encoder
+from fasttrain.system.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "width"),
+    [("small", 32, 256), ("resnet18", 64, 512), ("mobilenet_v3_small", 64, 576), ("vit_b_16", 224, 768)],
+)
+def test_encoder_gives_features_of_the_stated_width(arch, size, width):
+    encoder, found = make_encoder(arch, size)
+    assert found == width
+    assert encoder.training
+    assert encoder(torch.randn(2, 3, size, size)).shape == (2, width)
+
+
+def test_cifar_stem_keeps_the_resolution():
+    encoder, width = make_encoder("resnet18", 32, cifar_stem=True)
+    assert width == 512
+    assert encoder.layer1(encoder.conv1(torch.randn(1, 3, 32, 32))).shape[-1] == 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("resnet5", 32), "unknown --arch 'resnet5'.*resnet50"),
+        (("fasterrcnn_resnet50_fpn", 64), "unknown --arch"),
+        (("small", 32, True), "--cifar-stem is for torchvision ResNets"),
+        (("vit_b_16", 100), "can't take views of 100 px"),
+    ],
+)
+def test_what_can_not_be_is_a_clear_error(arguments, message):
+    with pytest.raises(UserError, match=message):
+        make_encoder(*arguments)

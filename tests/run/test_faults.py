@@ -1,0 +1,244 @@
+"""What goes wrong on machines: killed processes, power cuts, full disks, full memory, lost ranks."""
+
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from conftest import ROOT, one_line
+from support.launch import ENDLESS, command, environment, equal, final_state, launcher, started, train, wait_for_step
+
+from fasttrain.config import TrainConfig
+from fasttrain.methods.moco import MoCo
+from fasttrain.run import folder
+from fasttrain.run.checkpoint import keep_best, load_newest, save_checkpoint, saved_checkpoints
+from fasttrain.run.log import TrainLog, read_metrics
+
+STEPS = 16  # of launch.TINY
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert train(shards, run) == 0
+    return run
+
+
+def test_killed_twice_and_continued_is_bit_identical(uninterrupted, shards, tmp_path):
+    """SIGKILL somewhere, perhaps in the middle of saving: weights, queue, optimizer and loader end the same."""
+    run = tmp_path / "run"
+    kills = sorted(random.sample(range(1, STEPS - 3), 2))
+    for kill in kills:
+        with started(command(shards, run, "--checkpoint-every", 1), tmp_path / "log") as process:
+            wait_for_step(run, kill, process)
+            process.kill()
+    assert train(shards, run, "--checkpoint-every", 1) == 0
+    assert equal(final_state(uninterrupted), final_state(run)) == [], f"killed after {kills}"
+    steps = [entry["step"] for entry in read_metrics(run / "metrics.jsonl")]
+    assert steps == sorted(set(steps))
+    assert set(range(2, STEPS + 1, 2)) <= set(steps)
+    assert not list(run.glob("checkpoints/*.tmp"))
+
+
+KILLED_IN_A_STEP = """
+import os, signal, sys
+from fasttrain import train
+at, real = int(sys.argv.pop(1)), train.TrainStep.__call__
+def step(self, views, step, lr):
+    if step == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, views, step, lr)
+train.TrainStep.__call__ = step
+train.main()
+"""
+
+
+def test_killed_between_checkpoints_the_steps_since_are_done_again_to_the_bit(uninterrupted, shards, tmp_path):
+    run, rare = tmp_path / "run", ["--checkpoint-every", 6]
+    for kill, newest in ((11, 6), (9, 6), (15, 12)):
+        words = [sys.executable, "-c", KILLED_IN_A_STEP, str(kill), *command(shards, run, *rare)[2:]]
+        job = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=100, env=environment())
+        assert job.returncode == -signal.SIGKILL, job.stderr
+        assert final_state(run)["step"] == newest
+    assert train(shards, run, *rare) == 0
+    assert equal(final_state(uninterrupted), final_state(run)) == []
+    assert [entry["step"] for entry in read_metrics(run / "metrics.jsonl")] == list(range(2, STEPS + 1, 2))
+
+
+class PowerCut(BaseException):
+    """Ends a save where it stands: nothing that would tidy up is run."""
+
+
+@pytest.mark.parametrize("point", ["write", "fsync", "replace", "flush_folder"])
+def test_power_cut_while_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch, point):
+    state = {"step": 1, "weights": torch.arange(5000.0)}
+    save_checkpoint(tmp_path, state, 2)
+
+    def cut(*_arguments):
+        raise PowerCut
+
+    def half(_state, file):
+        file.write(b"PK" * 700)
+        cut()
+
+    if point == "write":
+        monkeypatch.setattr(torch, "save", half)
+    elif point == "flush_folder":
+        real = os.fsync
+        monkeypatch.setattr(os, "fsync", lambda file: cut() if stat.S_ISDIR(os.fstat(file).st_mode) else real(file))
+    else:
+        monkeypatch.setattr(os, point, cut)
+    with pytest.raises(PowerCut):
+        save_checkpoint(tmp_path, {**state, "step": 2}, 2)
+    monkeypatch.undo()
+    newest = load_newest(tmp_path).state
+    assert newest["step"] == (2 if point == "flush_folder" else 1)
+    assert torch.equal(newest["weights"], state["weights"])
+    save_checkpoint(tmp_path, {**state, "step": 3}, 2)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_what_is_renamed_is_on_the_disk_first(tmp_path, monkeypatch):
+    """A file system may carry out a rename before the writes, unless they are flushed before it."""
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *words, name=name, real=real: (calls.append(name), real(*words))[1])
+    save_checkpoint(tmp_path, {"step": 1}, 2)
+    assert calls == ["fsync", "replace", "fsync"]
+    calls.clear()
+    monkeypatch.setattr(os, "link", lambda *paths: (_ for _ in ()).throw(PermissionError(1, "no links")))
+    keep_best(tmp_path, 1)
+    assert calls == ["fsync", "replace", "fsync"]
+    calls.clear()
+    folder.prepare(tmp_path / "run", TrainConfig(data="")).close()
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_power_cut_while_old_metrics_are_removed_leaves_all_of_them(tmp_path, monkeypatch):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 9)))
+
+    def cut(*_arguments):
+        raise PowerCut
+
+    for point in ("fsync", "replace"):
+        monkeypatch.setattr(os, point, cut)
+        with pytest.raises(PowerCut):
+            TrainLog(tmp_path, 5, 10, 1, 1, False, torch.device("cpu"), 1)
+        monkeypatch.undo()
+        assert [entry["step"] for entry in read_metrics(metrics)] == list(range(1, 9))
+    TrainLog(tmp_path, 5, 10, 1, 1, False, torch.device("cpu"), 1).close()
+    assert [entry["step"] for entry in read_metrics(metrics)] == list(range(1, 6))
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.fixture
+def small_disk(tmp_path, uninterrupted):
+    """A file system with room for one checkpoint and a half."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = saved_checkpoints(uninterrupted / "checkpoints")[0].stat().st_size * 3 // 2
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_full_disk_ends_with_one_line_and_the_last_checkpoint(small_disk, shards):
+    run = small_disk / "run"
+    assert train(shards, run, "--max-steps", 2) == 0
+    words = command(shards, run, "--checkpoint-every", 3)
+    process = subprocess.run(words, capture_output=True, text=True, timeout=200, env=environment())
+    assert process.returncode == 1, process.stderr
+    assert "can't be written" in one_line(process)
+    assert "step-000000002.pt" in one_line(process)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000002.pt"]
+
+
+def test_checkpoint_that_is_none_of_ours_is_named_and_the_one_before_is_taken(uninterrupted, shards, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(shards, run, "--max-steps", 5) == 0
+    torch.save({"state_dict": {"weight": torch.zeros(3)}}, run / "checkpoints/step-000000009.pt")
+    assert train(shards, run) == 0
+    errors = capsys.readouterr().err
+    assert "step-000000009.pt is not a checkpoint of this program" in errors
+    assert f"continuing {run} from step 5" in errors
+    assert equal(final_state(uninterrupted), final_state(run)) == []
+
+
+def test_two_ranks_stop_when_one_is_killed_and_the_run_goes_on(shards, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    with started(launcher(shards, run, *ENDLESS), log, PET_NPROC_PER_NODE=2) as job:
+        wait_for_step(run, 4, job)
+        ranks = [child for child in psutil.Process(job.pid).children() if "train.py" in " ".join(child.cmdline())]
+        assert len(ranks) == 2
+        ranks[1].kill()
+        assert job.wait(60) == 1
+        psutil.wait_procs(ranks, timeout=10)
+        assert not any(rank.is_running() for rank in ranks)
+    text = log.read_text()
+    assert text.count("lost another process of this job") == 1
+    assert "Signal 9 (SIGKILL) received" in text  # torchrun's report of the rank that died
+    step = final_state(run)["step"]
+    with started(launcher(shards, run, *ENDLESS, "--max-steps", step + 2), log, PET_NPROC_PER_NODE=2) as job:
+        assert job.wait(100) == 0, log.read_text()
+    assert final_state(run)["step"] == step + 2
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "out of GPU memory"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+            "out of GPU memory",
+        ),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), "out of GPU memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            "out of main memory",
+        ),
+        (MemoryError(), "out of main memory"),
+    ],
+)
+def test_full_memory_is_one_line_that_says_what_to_lower(shards, tmp_path, capsys, monkeypatch, error, message):
+    def loss(*_arguments):
+        raise error
+
+    monkeypatch.setattr(MoCo, "loss", loss)
+    assert train(shards, tmp_path / "run", "--method", "moco") == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert "lower --batch-size (now 16) or --size (now 16)" in line
+
+
+def test_an_error_of_our_own_is_not_explained_away(shards, tmp_path, monkeypatch):
+    def loss(*_arguments):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(MoCo, "loss", loss)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        train(shards, tmp_path / "run", "--method", "moco")
+
+
+def test_a_signal_that_is_repeated_still_leaves_a_checkpoint(shards, tmp_path):
+    """Schedulers signal every process of a job, and torchrun passes the signal on as well."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    with started(command(shards, run, *ENDLESS), log) as process:
+        before = wait_for_step(run, 4, process)
+        for _ in range(5):
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(0.03)  # so that each is delivered
+        assert process.wait(60) == 128 + signal.SIGUSR1
+    assert "stopped by SIGUSR1" in log.read_text()
+    assert final_state(run)["step"] >= before

@@ -1,0 +1,203 @@
+"""Going on with a run: all ranks from the same checkpoint or none, what does not fit, what is set aside, --fresh."""
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+
+import psutil
+import pytest
+import torch
+from conftest import ROOT, one_line
+from support.launch import TINY, environment, equal, final_state, launcher, started, train, wait_for_step
+
+from fasttrain.config import TrainConfig
+from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
+from fasttrain.run.folder import prepare
+
+EVERY_4 = ["--checkpoint-every", 4]
+
+
+def names(run):
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def stopped(shards, tmp_path_factory):
+    """Stopped at step 9, with checkpoints of 4, 8 and 9."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    assert train(shards, run, "--max-steps", 9, *EVERY_4) == 0
+    return run
+
+
+@pytest.fixture
+def run(stopped, tmp_path):
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
+def change_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    path.write_bytes(content)
+
+
+def test_a_damaged_one_is_set_aside_and_pushes_no_good_one_out(run, shards, capsys):
+    change_byte(run / "checkpoints/step-000000009.pt")
+    assert train(shards, run, "--keep-last", 1, "--max-steps", 9, "--checkpoint-every", 100) == 0
+    errors = capsys.readouterr().err
+    assert "step-000000009.pt can't be read: its content has changed since it was written" in errors
+    assert f"continuing {run} from step 8" in errors
+    assert names(run) == ["step-000000009.pt", "step-000000009.pt.unreadable"]
+
+
+def test_the_last_good_checkpoint_is_one_that_can_be_read(run, shards, capsys, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    change_byte(run / "checkpoints/step-000000009.pt")
+    monkeypatch.setattr(torch, "save", full)
+    assert train(shards, run) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith(f"No space left on device; the last good one: {run / 'checkpoints/step-000000008.pt'}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state["config"].update(dim=8), "a checkpoint of other settings: --dim was 8, now 16"),
+        (lambda state: state.update(data="other"), "a checkpoint of a run begun with other images"),
+        (lambda state: state.pop("method"), "does not fit these networks"),
+        (lambda state: state.pop("config"), "a checkpoint of other settings"),
+        (lambda state: state.pop("optimizer"), "does not fit these networks"),
+        (lambda state: state["method"].update({key: torch.zeros(3) for key in state["method"]}), "does not fit"),
+    ],
+)
+def test_one_that_does_not_fit_is_one_line_which_offers_the_one_before(run, shards, capsys, change, message):
+    newest = saved_checkpoints(run / "checkpoints")[0]
+    state = torch.load(newest, weights_only=True)
+    change(state)
+    save_checkpoint(run / "checkpoints", state, 0)
+    assert train(shards, run) in (1, 2)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert str(newest) in line
+    assert "move it away and the same command continues from step 8, or use --fresh" in line
+    newest.unlink()
+    assert train(shards, run, "--max-steps", 9) == 0
+    assert f"continuing {run} from step 8" in capsys.readouterr().err
+
+
+def test_one_that_does_not_fit_is_one_line_of_the_evaluation_too(run, run_command):
+    newest = saved_checkpoints(run / "checkpoints")[0]
+    state = torch.load(newest, weights_only=True)
+    state["method"].update({key: torch.zeros(3) for key in state["method"]})
+    save_checkpoint(run / "checkpoints", state, 0)
+    process = run_command("fasttrain/evaluate.py", run, "--knn")
+    assert process.returncode == 2
+    assert f"{newest} does not fit the networks of its run's config.json" in one_line(process)
+
+
+def test_one_that_does_not_fit_with_none_before_it_offers_to_start_over(run, shards, capsys):
+    for path in saved_checkpoints(run / "checkpoints")[1:]:
+        path.unlink()
+    state = torch.load(saved_checkpoints(run / "checkpoints")[0], weights_only=True)
+    save_checkpoint(run / "checkpoints", {**state, "data": "other"}, 0)
+    assert train(shards, run) == 2
+    assert "use another --run, or --fresh to start over" in capsys.readouterr().err
+
+
+RANK = """
+import os, sys
+from fasttrain.run import checkpoint
+from fasttrain import train
+{trouble}
+sys.exit(train.main())
+"""
+NOT_THERE = """
+if os.environ["RANK"] == "1":
+    from fasttrain import resume
+    real = resume.load_checkpoint
+    resume.load_checkpoint = lambda path: real(path.parent.with_name("elsewhere") / path.name)
+"""
+ANOTHER = """
+if os.environ["RANK"] == "1":
+    from fasttrain import resume
+    real = resume.load_checkpoint
+    resume.load_checkpoint = lambda path: real(path.with_name("step-000000004.pt"))
+"""
+REFUSED = ""
+
+
+@pytest.mark.parametrize(
+    ("trouble", "more", "message"),
+    [
+        (NOT_THERE, [], "process 1: checkpoint"),
+        (ANOTHER, [], "is another file than the first process reads; all must see the same --run"),
+        (REFUSED, ["--temperature", "0.3"], "has other settings: --temperature was 0.2, now 0.3"),
+    ],
+)
+def test_ranks_go_on_from_the_same_checkpoint_or_all_end(run, shards, tmp_path, trouble, more, message):
+    (tmp_path / "rank.py").write_text(RANK.format(trouble=trouble))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
+    words = [*torchrun, tmp_path / "rank.py", "--data", shards, "--run", run, *TINY, *more]
+    job = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, timeout=100,
+        env={**environment(OMP_NUM_THREADS=1), "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert job.returncode == 1
+    errors = [line for line in job.stderr.splitlines() if ": error: " in line]
+    assert len(errors) == 1, job.stderr
+    assert message in errors[0]
+    assert names(run) == [f"step-{step:09d}.pt" for step in (4, 8, 9)]
+    assert final_state(run)["step"] == 9
+
+
+def test_a_signal_to_one_of_two_ranks_stops_both_and_they_go_on_together(shards, tmp_path):
+    """Not to the launcher, which would hand it on to both."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = ["--epochs", 100, "--checkpoint-every", 4, "--knn-every", 50]
+    with started(launcher(shards, run, *words), log, PET_NPROC_PER_NODE=2) as job:
+        wait_for_step(run, 4, job)
+        ranks = [child for child in psutil.Process(job.pid).children() if "train.py" in " ".join(child.cmdline())]
+        next(rank for rank in ranks if rank.environ()["RANK"] == "1").terminate()
+        assert job.wait(60) == 1
+    step = final_state(run)["step"]
+    assert f"stopped by SIGTERM at step {step};" in log.read_text()
+    assert "lost another process" not in log.read_text()
+    with started(launcher(shards, run, *words, "--max-steps", step + 3), log, PET_NPROC_PER_NODE=2) as job:
+        assert job.wait(100) == 0, log.read_text()
+    whole = tmp_path / "whole"
+    with started(launcher(shards, whole, *words, "--max-steps", step + 3), log, PET_NPROC_PER_NODE=2) as job:
+        assert job.wait(100) == 0, log.read_text()
+    assert equal(final_state(whole), final_state(run)) == []
+
+
+@pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_fresh_is_honoured_once_in_a_job(run, shards, monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    assert train(shards, run, "--fresh", "--max-steps", 10) == 0
+    assert not run.with_name("run.previous-1").exists()
+    monkeypatch.setenv(name, "0")
+    assert train(shards, run, "--fresh", "--max-steps", 2) == 0
+    assert final_state(run)["step"] == 2
+    assert final_state(run.with_name("run.previous-1"))["step"] == 10
+
+
+def test_fresh_is_honoured_once_in_a_job_that_a_machine_joins(run, monkeypatch):
+    """torchrun starts its processes again then, and does not count it; only the job's name is the same."""
+    config = TrainConfig(data="", fresh=True)
+    for job, moved in (("a", 1), ("a", 1), ("b", 2), ("none", 3), ("none", 4)):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
+        prepare(run, config).close()
+        assert len(list(run.parent.glob("run.previous-*"))) == moved, job
+
+
+def test_a_run_that_ended_before_it_had_a_config_can_begin(tmp_path, shards):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "lock").touch()
+    (run / "config.tmp").write_text('{"config": {')
+    assert train(shards, run, "--max-steps", 1) == 0
+    assert json.loads((run / "config.json").read_text())["config"]["dim"] == 16
+    assert not (run / "config.tmp").exists()

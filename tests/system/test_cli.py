@@ -1,0 +1,25 @@
+"""How commands end."""
+
+import pytest
+
+from fasttrain.system.cli import finish
+
+
+def test_a_package_that_is_missing_is_one_line(capsys):
+    def main():
+        import a_package_that_nobody_has.part  # noqa: F401
+
+        return 0
+
+    assert finish(main) == 1
+    assert "error: the package a_package_that_nobody_has is missing here" in capsys.readouterr().err
+
+
+def test_a_module_of_our_own_that_is_missing_is_a_defect_and_shows_where():
+    def main():
+        import fasttrain.no_such_module  # noqa: F401
+
+        return 0
+
+    with pytest.raises(ModuleNotFoundError, match=r"fasttrain\.no_such_module"):
+        finish(main)
