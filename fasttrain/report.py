@@ -56,7 +56,7 @@ class ReportConfig:
     """
 
     run: str
-    """Run folder."""
+    """Run folder; by place, or by --run."""
 
 
 def write_report(run: pathlib.Path) -> pathlib.Path:

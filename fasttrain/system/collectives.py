@@ -16,12 +16,27 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 
 
 def gather_rows(x_ND: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, (W·N, D), without gradient. Every rank must hold the same N."""
-    if world_size() == 1:
-        return x_ND.detach()
-    out_MD = x_ND.new_empty(world_size() * x_ND.shape[0], x_ND.shape[1])
-    _all_gather(out_MD, x_ND.detach().contiguous())
-    return out_MD
+    """Rows of all ranks in rank order, (W·N, D), differentiable. Every rank must hold the same N.
+
+    For losses that each rank takes over its own rows against all: DDP's mean over the ranks is then the gradient of the
+    mean of their losses.
+    """
+    return x_ND if world_size() == 1 else _GatherRows.apply(x_ND)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x_ND: Tensor) -> Tensor:  # type: ignore[override]
+        out_MD = x_ND.new_empty(world_size() * x_ND.shape[0], x_ND.shape[1])
+        _all_gather(out_MD, x_ND.contiguous())
+        return out_MD
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad_MD: Tensor) -> Tensor:  # type: ignore[override]
+        total_MD = grad_MD.contiguous().clone()
+        dist.all_reduce(total_MD)  # every rank's loss has a part in each row's gradient
+        count = len(total_MD) // world_size()
+        return total_MD[first_row(count) :][:count]
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -41,3 +56,8 @@ class _SumOverRanks(torch.autograd.Function):
 def sum_over_ranks(x: Tensor) -> Tensor:
     """The sum of all ranks' x, differentiable, for a loss that every rank computes alike over the global batch."""
     return x if world_size() == 1 else _SumOverRanks.apply(x)
+
+
+def first_row(count: int) -> int:
+    """Where this rank's rows begin among the gathered rows of all ranks, each of which holds `count`."""
+    return dist.get_rank() * count if world_size() > 1 else 0

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, one_line
 from support.launch import ENDLESS, command, environment, equal, final_state, launcher, started, train, wait_for_step
 
-from fasttrain.config import TrainConfig
+from fasttrain.config import make_config
 from fasttrain.methods.moco import MoCo
 from fasttrain.run import folder
 from fasttrain.run.checkpoint import keep_best, load_newest, save_checkpoint, saved_checkpoints
@@ -117,7 +117,7 @@ def test_what_is_renamed_is_on_the_disk_first(tmp_path, monkeypatch):
     keep_best(tmp_path, 1)
     assert calls == ["fsync", "replace", "fsync"]
     calls.clear()
-    folder.prepare(tmp_path / "run", TrainConfig(data="")).close()
+    folder.prepare(tmp_path / "run", Settings.of(make_config(data="x")), False).close()
     assert calls == ["fsync", "replace", "fsync"]
 
 

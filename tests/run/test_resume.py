@@ -12,9 +12,10 @@ import torch
 from conftest import ROOT, one_line
 from support.launch import TINY, environment, equal, final_state, launcher, started, train, wait_for_step
 
-from fasttrain.config import TrainConfig
+from fasttrain.config import make_config
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.folder import prepare
+from fasttrain.system.options import Settings
 
 EVERY_4 = ["--checkpoint-every", 4]
 
@@ -186,10 +187,10 @@ def test_fresh_is_honoured_once_in_a_job(run, shards, monkeypatch, name):
 
 def test_fresh_is_honoured_once_in_a_job_that_a_machine_joins(run, monkeypatch):
     """torchrun starts its processes again then, and does not count it; only the job's name is the same."""
-    config = TrainConfig(data="", fresh=True)
+    settings = Settings.of(make_config(data="x"))
     for job, moved in (("a", 1), ("a", 1), ("b", 2), ("none", 3), ("none", 4)):
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
-        prepare(run, config).close()
+        prepare(run, settings, True).close()
         assert len(list(run.parent.glob("run.previous-*"))) == moved, job
 
 
