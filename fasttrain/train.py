@@ -20,6 +20,7 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import torch
+from rich.console import Console
 
 from fasttrain.config import TrainConfig, as_dict, parse_config
 from fasttrain.engine.optim import learning_rate
@@ -34,9 +35,11 @@ from fasttrain.networks.encoders import feature_width
 from fasttrain.networks.recompute import checkpoint_activations
 from fasttrain.report import write_report
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
+from fasttrain.run.display import Display
 from fasttrain.run.faults import explained
 from fasttrain.run.folder import prepare, run_path
-from fasttrain.run.log import SilentLog, TrainLog
+from fasttrain.run.health import Health
+from fasttrain.run.metrics import Metrics, open_files
 from fasttrain.run.resume import resume
 from fasttrain.run.samples import write_samples
 from fasttrain.system.cli import finish
@@ -157,19 +160,16 @@ def train(config: TrainConfig) -> int:
     steps_per_epoch = loader.steps_per_epoch
     schedule = config.epochs * steps_per_epoch, int(config.warmup_epochs * steps_per_epoch), config.lr
     last_step = min(schedule[0], config.max_steps or schedule[0])
-    log: TrainLog = SilentLog()
-    if ranks.is_main:
-        log = TrainLog(
-            run, step, last_step, config.log_every, config.batch_size, config.tensorboard, ranks.device, workers
-        )
+    health = Health(ranks.device, workers)
+    files = open_files(run, step, config.tensorboard) if ranks.is_main else ()
     evaluations = Evaluations(knn, config.knn_every * steps_per_epoch, run, ranks, lambda: stop.received)
 
     def save(at_any_rate: bool) -> None:
         """Write a checkpoint; unless at any rate, not while steps are being skipped: it might push out good ones."""
-        log.flush(step, epoch, lr)
-        if log.skips.too_many(step):
-            raise not_finite(run, config, store.num_samples, log.skips, step)
-        if ranks.is_main and (at_any_rate or not log.skips.in_a_row):
+        metrics.flush(step, epoch, lr)
+        if ranks.is_main and metrics.skips.too_many(step):
+            raise not_finite(run, config, store.num_samples, metrics.skips, step)
+        if ranks.is_main and (at_any_rate or not metrics.skips.in_a_row):
             state = {
                 "step": step, "config": as_dict(config), "data": store.fingerprint, "method": method.state_dict(),
                 **update.state_dict(), "loader": loader.state_dict(),
@@ -179,16 +179,24 @@ def train(config: TrainConfig) -> int:
     stopped, epoch, lr = 0, max(0, step - 1) // steps_per_epoch, 0.0
     views: torch.Tensor | None = None  # one buffer for all steps
     views_dtype = AUTOCAST.get(config.precision, torch.float32)
+    compiles = config.compile == "on" or ranks.device.type == "cuda"
+    console = Console(stderr=True, quiet=not ranks.is_main)
+    display = Display(console, step, last_step, config.batch_size, health.hint)
+    metrics = Metrics((*files, display), health, ranks.device, config.log_every, config.batch_size)
     try:
         if evaluations.due(step):  # may not have been done when this checkpoint was written
-            stopped = evaluations(method, step, epoch, log)
+            with display.aside("evaluating"):
+                stopped = evaluations(method, step, epoch, metrics)
+        display.status("making the first batch")
         while step < last_step and not stopped:
             epoch = step // steps_per_epoch
             size = view_size(epoch, config)
             if views is not None and views.shape[-1] != size:
                 views = None
-            for batch in log.timed(loader.epoch(epoch)):
-                with log.making_views():
+            for batch in metrics.timed(loader.epoch(epoch)):
+                if views is None:  # the first step at this size
+                    display.status("compiling" if compiles else "the first step")
+                with metrics.making_views():
                     sizes = batch.height_B, batch.width_B
                     table = draw(RECIPES[config.recipe], *sizes, batch.index_B, config.seed, epoch)
                     views = augment(
@@ -201,20 +209,23 @@ def train(config: TrainConfig) -> int:
                 terms = update(views, step, lr)
                 step += 1
 
-                log.step(step, epoch, lr, ranks.mean(terms), update.skips_3)
-                if log.skips.too_many(step):
-                    raise not_finite(run, config, store.num_samples, log.skips, step)
+                metrics.step(step, epoch, lr, ranks.mean(terms), update.skips_3)
+                display.step(step)
+                if ranks.is_main and metrics.skips.too_many(step):
+                    raise not_finite(run, config, store.num_samples, metrics.skips, step)
                 stopped = ranks.agree(stop.received)
                 due, ends = evaluations.due(step), bool(stopped) or step == last_step
                 if ends or due or step % config.checkpoint_every == 0:
-                    save(at_any_rate=ends or due)
+                    with display.doing("saving"):
+                        save(at_any_rate=ends or due)
                 if due and not stopped:
-                    stopped = evaluations(method, step, epoch, log)
+                    with display.aside("evaluating"):
+                        stopped = evaluations(method, step, epoch, metrics)
                 if stopped or ends:
                     break
     finally:
         loader.close()
-        log.close()
+        metrics.close()
         if claim:
             claim.close()
     if ranks.is_main:

@@ -23,7 +23,7 @@ from fasttrain.config import TrainConfig
 from fasttrain.formats.beton import BetonReader
 from fasttrain.run import folder
 from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
-from fasttrain.run.log import read_metrics
+from fasttrain.run.metrics import read_metrics
 from fasttrain.train import view_size
 
 

@@ -11,17 +11,18 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from support.launch import equal, final_state, train
+from support.metrics import make_metrics
 from torch import nn
 
 from fasttrain import methods
 from fasttrain.config import TrainConfig
+from fasttrain.engine import skips
 from fasttrain.engine.ranks import Ranks
 from fasttrain.engine.step import TrainStep, compile_networks
 from fasttrain.kernels.augment import augment
 from fasttrain.methods import AUTOCAST, make_method
 from fasttrain.methods.moco import MoCo
-from fasttrain.run import health
-from fasttrain.run.log import TrainLog, read_metrics
+from fasttrain.run.metrics import read_metrics
 from fasttrain.system.errors import UserError
 from fasttrain.train import make_networks, seed_step
 from fasttrain.views.draw import draw
@@ -246,7 +247,7 @@ def test_a_run_goes_on_after_a_bad_step(shards, tmp_path, nan_at, capsys):
 
 def test_too_many_bad_steps_end_the_run(shards, tmp_path, nan_at, monkeypatch, capsys):
     """With the step, the samples and the last checkpoint from before them, which none written meanwhile pushes out."""
-    monkeypatch.setattr(health, "MAX_SKIPPED", 5)
+    monkeypatch.setattr(skips, "MAX_SKIPPED", 5)
     nan_at(set(range(6, 1000)))
     run = tmp_path / "run"
     assert train(shards, run, "--checkpoint-every", 1, "--keep-last", 2, "--log-every", 1) == 1
@@ -358,21 +359,21 @@ def test_a_run_goes_on_on_another_device(shards, tmp_path):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
 def test_a_step_never_waits_for_the_gpu(tmp_path, optimizer, precision):
-    """Nor do the making of its views and the log, an entry for every step."""
+    """Nor do the making of its views and the metrics, an entry for every step."""
     config = dataclasses.replace(SMALL, optimizer=optimizer, precision=precision, clip_norm=1.0, method="xmoco")
     ranks = Ranks("cuda")
     method = methods.channels_last(make_method(config), ranks.device)
     step = TrainStep(method, config, ranks)
-    log = TrainLog(tmp_path, 0, 100, 1, 8, False, ranks.device, 1)
+    metrics = make_metrics(tmp_path, 1, 8, ranks.device)
     sizes = torch.full((8,), 20, dtype=torch.int32), torch.full((8,), 24, dtype=torch.int32)
     index = torch.arange(8)
     pixels = torch.randint(0, 256, (8 * 20 * 24 * 3,), dtype=torch.uint8, device=ranks.device)
 
     def take(number):
-        with log.making_views():
+        with metrics.making_views():
             table = draw(RECIPES["mocov2"], *sizes, index, 0, number)
             batch = augment(pixels, index * 20 * 24 * 3, *sizes, table, 16, *STATISTICS, dtype=AUTOCAST[precision])
-        log.step(number + 1, 0, 0.1, step(batch, number, 0.1), step.skips_3)
+        metrics.step(number + 1, 0, 0.1, step(batch, number, 0.1), step.skips_3)
 
     for number in range(2):  # compile kernels
         take(number)
@@ -382,6 +383,6 @@ def test_a_step_never_waits_for_the_gpu(tmp_path, optimizer, precision):
         take(2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    log.flush(3, 0, 0.1)
-    log.close()
+    metrics.flush(3, 0, 0.1)
+    metrics.close()
     assert [entry["step"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
