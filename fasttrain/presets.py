@@ -1,4 +1,4 @@
-"""Presets: values of the options that all methods have. A method's own stand beside its options (MethodOptions.presets)."""
+"""Presets: values of options that all methods have. A method's own stand beside its options (MethodOptions.presets)."""
 
 from __future__ import annotations
 

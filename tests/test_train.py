@@ -14,7 +14,6 @@ import time
 
 import pytest
 from conftest import ROOT, one_line
-from fasttrain.run.metrics import read_metrics
 from PIL import Image
 from support.launch import TINY as SMALL
 from support.launch import equal, final_state, train
@@ -23,6 +22,7 @@ from fasttrain.config import make_config
 from fasttrain.formats.beton import BetonReader
 from fasttrain.run import folder
 from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
+from fasttrain.run.metrics import read_metrics
 from fasttrain.system.options import Settings
 
 

@@ -11,9 +11,11 @@ from fasttrain.system.options import Bounds, Free, NotNegative, Options, Positiv
 BASE_BATCH = 256  # images, for which --lr is given
 # Peak learning rate at BASE_BATCH and weight decay: MoCo's, MoCo v3's for its ResNet and its ViT, apex's own.
 OPTIMIZERS: dict[str, dict[str, float]] = {
-    "sgd": {"lr": 0.03, "weight_decay": 1e-4}, "lars": {"lr": 0.6, "weight_decay": 1e-6}, "adamw": {"lr": 1.5e-4, "weight_decay": 0.1},
+    "sgd": {"lr": 0.03, "weight_decay": 1e-4},
+    "lars": {"lr": 0.6, "weight_decay": 1e-6},
+    "adamw": {"lr": 1.5e-4, "weight_decay": 0.1},
     "lamb": {"lr": 1e-3, "weight_decay": 0.01},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

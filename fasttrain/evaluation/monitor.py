@@ -15,7 +15,7 @@ from fasttrain.input import pixel_statistics
 from fasttrain.input.options import DataOptions
 from fasttrain.methods import Method
 from fasttrain.run.checkpoint import keep_best
-from fasttrain.run.log import TrainLog, read_metrics
+from fasttrain.run.metrics import Metrics, read_metrics
 
 MOST = 50_000  # images of a split: enough to rank checkpoints by, and other ranks need not wait for long
 BATCH_SIZE = 256
@@ -79,14 +79,14 @@ class Evaluations:
         """Is a step one of those to be evaluated? (The same on all ranks.)"""
         return self._knn is not None and step > 0 and step % self._every == 0
 
-    def __call__(self, method: Method, step: int, epoch: int, log: TrainLog) -> int:
+    def __call__(self, method: Method, step: int, epoch: int, metrics: Metrics) -> int:
         """Evaluate a step, whose checkpoint is saved, unless it has been. Returns the signal that cut it short, or 0.
 
         Every rank calls it, and all return the same.
         """
-        return self._ranks.of_first(lambda still_here: self._evaluate(method, step, epoch, log, still_here))
+        return self._ranks.of_first(lambda still_here: self._evaluate(method, step, epoch, metrics, still_here))
 
-    def _evaluate(self, method: Method, step: int, epoch: int, log: TrainLog, still_here: Callable[[], None]) -> int:
+    def _evaluate(self, method: Method, step: int, epoch: int, metrics: Metrics, still_here: Callable[[], None]) -> int:
         def each_batch() -> None:
             still_here()
             if self._received():
@@ -99,7 +99,7 @@ class Evaluations:
                 accuracy = self._knn(method, self._run, each_batch)
             except Interrupted:
                 return self._received()
-            log.event(step, epoch, time.monotonic() - began, knn_top1=round(accuracy, 2))
+            metrics.event(step, epoch, time.monotonic() - began, knn_top1=round(accuracy, 2))
         measured = self._measured()
         if max(measured, key=lambda other: measured[other]) == step:  # the first, of several
             keep_best(self._run / "checkpoints", step)

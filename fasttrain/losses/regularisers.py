@@ -2,8 +2,8 @@
 
     L = L_contrast + λ_x · L_cross + λ_u · L_uniform
 
-Each is read over the batch or over the queue; the equations are in docs/objective.md. What is read over the queue shares
-the contrast's pass over it. Under data parallelism "batch" is the global batch.
+Each is read over the batch or over the queue; the equations are in docs/objective.md. What is read over the queue
+shares the contrast's pass over it. Under data parallelism "batch" is the global batch.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -48,7 +48,7 @@ class MoCoOptions(MethodOptions):
     """Temperature of InfoNCE."""
     decoupled: bool = False
     """Leave a query's own key out of InfoNCE's denominator: the decoupled contrastive loss (arXiv 2110.06848)."""
-    regularisers: Regularisers = Regularisers()
+    regularisers: Regularisers = field(default_factory=Regularisers)
     """XMoCo's regularisers, which go with any method of queries and keys"""
 
     def build(self, encoder: nn.Module, width: int) -> MoCo:

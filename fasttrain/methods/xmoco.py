@@ -5,7 +5,7 @@ L = L_InfoNCE + λ_x · L_cross + λ_u · L_uniform; the equations are in docs/o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fasttrain.losses.regularisers import Regularisers
 from fasttrain.methods.moco import MoCoOptions
@@ -15,5 +15,5 @@ from fasttrain.methods.moco import MoCoOptions
 class XMoCoOptions(MoCoOptions):
     """XMoCo: MoCo v2 with cross-similarity consistency and uniform-similarity regularisation."""
 
-    regularisers: Regularisers = Regularisers(cross="batch", uniform="batch")
+    regularisers: Regularisers = field(default_factory=lambda: Regularisers(cross="batch", uniform="batch"))
     """XMoCo's regularisers"""

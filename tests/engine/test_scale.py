@@ -11,7 +11,7 @@ from conftest import ROOT
 from support.launch import environment, final_state, launcher, train
 
 from fasttrain.engine import ranks
-from fasttrain.run.log import read_metrics
+from fasttrain.run.metrics import read_metrics
 from fasttrain.system.cores import share_of, usable_cores
 
 # Batch statistics are the one thing that depends on how many images a process holds, so this encoder has none, and

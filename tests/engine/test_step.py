@@ -9,7 +9,6 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as mp
-from fasttrain.run.metrics import Metrics, open_files, read_metrics
 from support.launch import equal, final_state, train
 from support.steps import build, make, make_without_norm, sample, small, take
 from torch import nn
@@ -22,6 +21,7 @@ from fasttrain.engine.step import TrainStep
 from fasttrain.kernels.augment import augment
 from fasttrain.methods import Sample
 from fasttrain.run.health import Health
+from fasttrain.run.metrics import Metrics, open_files, read_metrics
 from fasttrain.system.errors import UserError
 from fasttrain.train import seed_step
 from fasttrain.views.draw import draw
@@ -75,7 +75,10 @@ def test_recomputed_activations_end_with_the_same_weights(shards, tmp_path):
 AS_BEFORE = [
     ({"method": "moco"}, [1.664846658706665, 2.654585838317871, 3.1751232147216797]),
     ({"method": "xmoco"}, [1.7449328899383545, 2.8330633640289307, 3.240865468978882]),
-    ({"method": "xmoco", "cross": "queue", "uniform": "queue"}, [2.6563825607299805, 3.2253990173339844, 3.5906758308410645]),
+    (
+        {"method": "xmoco", "cross": "queue", "uniform": "queue"},
+        [2.6563825607299805, 3.2253990173339844, 3.5906758308410645],
+    ),
     ({"method": "moco", "decoupled": True}, [1.3999892473220825, 2.558432102203369, 3.090754985809326]),
 ]  # fmt: skip
 

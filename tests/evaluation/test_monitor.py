@@ -18,7 +18,7 @@ from fasttrain.evaluation.features import Part, _on_disk
 from fasttrain.formats.beton import BetonReader
 from fasttrain.input import open_dataset
 from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
-from fasttrain.run.log import read_metrics
+from fasttrain.run.metrics import read_metrics
 from fasttrain.system.errors import RunError
 
 

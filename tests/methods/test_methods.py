@@ -3,6 +3,7 @@
 import sys
 import types
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(method, cross, uniform):
 
 
 def test_unknown_method_names_the_choices():
-    with pytest.raises(UserError, match="choose from: moco, xmoco, or package.module:Class"):
+    with pytest.raises(UserError, match=r"choose from: moco, xmoco, or package\.module:Class"):
         make_config("simclr")
 
 
@@ -116,9 +117,9 @@ class Pull(Method):
 class PullOptions(MethodOptions):
     """Pulls two views together."""
 
-    views = RECIPES["mocov1"]
-    paper = {"lr": 0.7}
-    presets = {"demo": {"pull_weight": 3.0}}
+    views: ClassVar = RECIPES["mocov1"]
+    paper: ClassVar = {"lr": 0.7}
+    presets: ClassVar = {"demo": {"pull_weight": 3.0}}
 
     pull_weight: float = 2.0
     """Weight of the pull."""
