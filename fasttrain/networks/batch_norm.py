@@ -237,6 +237,11 @@ def _replace(module: nn.Module, by: type[_BatchNorm]) -> None:
             _replace(child, by)
 
 
+def is_split(module: nn.Module) -> bool:
+    """Does a batch norm in it take its statistics over groups of images?"""
+    return any(isinstance(child, _SplitBatchNorm) for child in module.modules())
+
+
 class RunningStatistics:
     """The running statistics of every batch norm in a module, so that a step that is skipped can take its own back."""
 
