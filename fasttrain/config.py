@@ -118,9 +118,9 @@ def _with_optimizer(config: TrainConfig, name: str) -> TrainConfig:
 def _last(argv: Sequence[str], name: str) -> str | None:
     """The last value that a flag is given, as `--name value` or `--name=value`."""
     found = None
-    for word, after in zip(argv, [*argv[1:], None], strict=True):
-        if word == name:
-            found = after
+    for place, word in enumerate(argv):
+        if word == name and place + 1 < len(argv):
+            found = argv[place + 1]
         elif word.startswith(f"{name}="):
             found = word.removeprefix(f"{name}=")
     return found
