@@ -186,11 +186,11 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
     dtype, count = AUTOCAST["bf16"], 0
 
     if data is None:
-        made = torch.randn(2, case.batch_size, case.size, case.size, 3, device=device).to(dtype).permute(1, 0, 4, 2, 3)
+        made = torch.randn(2, case.batch_size, case.size, case.size, 3, device=device).to(dtype).permute(0, 1, 4, 2, 3)
 
         def synthetic(steps: int) -> None:
             for _ in range(steps):
-                update(made, 0, config.lr)
+                update((made,), 0, config.lr)
 
         return synthetic
 
@@ -214,9 +214,9 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
                 epoch, batch = next(batches)
             with parts.part("views"):
                 sizes = batch.height_B, batch.width_B  # type: ignore[attr-defined]
-                table = draw(RECIPES["mocov1"], *sizes, batch.index_B, 0, epoch)  # type: ignore[attr-defined]
+                table = draw(RECIPES["mocov1"], *sizes, batch.index_B, 0, epoch, case.size)  # type: ignore[attr-defined]
                 views = augment(
-                    batch.pixels, batch.offset_B, *sizes, table, case.size, mean, std, dtype=dtype, out=views  # type: ignore[attr-defined]
+                    batch.pixels, batch.offset_B, *sizes, table, (case.size,) * 2, mean, std, dtype=dtype, out=views  # type: ignore[attr-defined]
                 )  # fmt: skip
             update(views, count, config.lr)
             count += 1

@@ -28,7 +28,7 @@ from fasttrain.engine.skips import Skips
 from fasttrain.engine.step import TrainStep, compile_networks
 from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
 from fasttrain.input import Loader, Order, Store, open_dataset, open_loader, pixel_statistics
-from fasttrain.kernels.augment import augment
+from fasttrain.kernels.augment import Views, augment
 from fasttrain.methods import AUTOCAST, Method, channels_last, make_method
 from fasttrain.networks.encoders import feature_width
 from fasttrain.networks.recompute import checkpoint_activations
@@ -42,7 +42,7 @@ from fasttrain.run.samples import write_samples
 from fasttrain.system.cli import finish
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.views.draw import draw
-from fasttrain.views.spec import RECIPES
+from fasttrain.views.spec import RECIPES, sides
 
 GROWING = 0.75  # part of the epochs in which views grow to their final size
 NAMED = 8  # samples in an error line
@@ -177,7 +177,8 @@ def train(config: TrainConfig) -> int:
             save_checkpoint(run / "checkpoints", state, config.keep_last)
 
     stopped, epoch, lr = 0, max(0, step - 1) // steps_per_epoch, 0.0
-    views: torch.Tensor | None = None  # one buffer for all steps
+    views: Views | None = None  # one buffer for all steps
+    recipe = RECIPES[config.recipe]
     views_dtype = AUTOCAST.get(config.precision, torch.float32)
     try:
         if evaluations.due(step):  # may not have been done when this checkpoint was written
@@ -185,14 +186,15 @@ def train(config: TrainConfig) -> int:
         while step < last_step and not stopped:
             epoch = step // steps_per_epoch
             size = view_size(epoch, config)
-            if views is not None and views.shape[-1] != size:
+            sides_V = sides(recipe, size)
+            if views and [group.shape[-1] for group in views] != list(dict.fromkeys(sides_V)):
                 views = None
             for batch in log.timed(loader.epoch(epoch)):
                 with log.making_views():
                     sizes = batch.height_B, batch.width_B
-                    table = draw(RECIPES[config.recipe], *sizes, batch.index_B, config.seed, epoch)
+                    table = draw(recipe, *sizes, batch.index_B, config.seed, epoch, size)
                     views = augment(
-                        batch.pixels, batch.offset_B, *sizes, table, size, mean, std, dtype=views_dtype, out=views
+                        batch.pixels, batch.offset_B, *sizes, table, sides_V, mean, std, dtype=views_dtype, out=views
                     )
                 if ranks.is_main and step == 0:
                     write_samples(run / "samples.png", batch, views, mean, std)

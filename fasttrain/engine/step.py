@@ -17,6 +17,7 @@ from fasttrain.config import TrainConfig
 from fasttrain.engine.optim import make_optimizer, set_learning_rate, take_step
 from fasttrain.engine.ranks import Ranks, data_parallel
 from fasttrain.engine.skips import Skips
+from fasttrain.kernels.augment import Views
 from fasttrain.methods import AUTOCAST, Method
 from fasttrain.networks.batch_norm import RunningStatistics
 from fasttrain.system.errors import UserError
@@ -35,12 +36,12 @@ class TrainStep:
         self._accumulate, self._clip_norm, self._cuda_graph = config.accumulate, config.clip_norm, config.cuda_graph
         self._statistics = RunningStatistics(method)
 
-    def __call__(self, views: Tensor, step: int, lr: float) -> dict[str, Tensor]:
-        """views (B, V, 3, S, S) of this rank → the loss terms, scalars on the device, means over the micro-batches."""
+    def __call__(self, views: Views, step: int, lr: float) -> dict[str, Tensor]:
+        """This rank's views (V, B, 3, S, S) of each size → its loss terms on the device, means over micro-batches."""
         if self._cuda_graph:
             torch.compiler.cudagraph_mark_step_begin()
         self._statistics.save()
-        parts = views.chunk(self._accumulate)
+        parts = list(zip(*(group.chunk(self._accumulate, dim=1) for group in views), strict=True))
         terms = [self._forward_backward(part, last=i == len(parts) - 1) for i, part in enumerate(parts)]
 
         self._scaler.unscale_(self.optimizer)
@@ -61,7 +62,7 @@ class TrainStep:
         self.skips_3 = torch.stack([total + bad, (in_a_row + 1) * bad, torch.where(good, last, step)])
         return terms[0] if len(terms) == 1 else {n: torch.stack([t[n] for t in terms]).mean() for n in terms[0]}
 
-    def _forward_backward(self, views: Tensor, last: bool) -> dict[str, Tensor]:
+    def _forward_backward(self, views: Views, last: bool) -> dict[str, Tensor]:
         """Add a micro-batch's gradients to those before it; the last one's backward sums them over the ranks."""
         wait = isinstance(self._model, DistributedDataParallel) and not last
         kind, dtype = self._autocast

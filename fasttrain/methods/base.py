@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fasttrain.config import TrainConfig
+from fasttrain.kernels.augment import Views
 
 
 class Method(nn.Module):
@@ -19,8 +20,8 @@ class Method(nn.Module):
         self.config = config
         self.feature_width = feature_width
 
-    def forward(self, views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """views (B, 2, 3, S, S), channels-last → scalar loss in fp32 and its detached scalar terms by name."""
+    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+        """views (V, B, 3, S, S) of each size, channels-last → scalar loss in fp32 and its detached scalar terms."""
         raise NotImplementedError
 
     def after_step(self, good: Tensor | None = None) -> None:

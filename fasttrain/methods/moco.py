@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from fasttrain.config import TrainConfig
 from fasttrain.kernels import similarity
+from fasttrain.kernels.augment import Views
 from fasttrain.methods.base import Method
 from fasttrain.networks.batch_norm import convert_batch_norm
 from fasttrain.networks.momentum import ema_update, momentum_copy
@@ -34,10 +35,10 @@ class MoCo(Method):
         self.queue = Queue(config.queue_size, config.dim)
         self._new_keys: list[Tensor] = []  # (M, D) of every micro-batch of the step
 
-    def forward(self, views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """views (B, 2, 3, S, S) → scalar loss in fp32, and its detached terms."""
-        q_ND = self._embed(self.projector(self.encoder(views[:, 0])))
-        k_ND = self._keys(views[:, 1])
+    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+        """One group of views (2, B, 3, S, S) → scalar loss in fp32, and its detached terms."""
+        q_ND = self._embed(self.projector(self.encoder(views[0][0])))
+        k_ND = self._keys(views[0][1])
         with torch.autocast(q_ND.device.type, enabled=False):
             k_MD = gather_rows(k_ND)
             loss, terms = self.loss(q_ND, k_ND, k_MD)

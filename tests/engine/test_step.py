@@ -33,7 +33,7 @@ SMALL = TrainConfig(data="", arch="small", size=16, queue_size=40, dim=8, batch_
 
 
 def views(count=8, seed=0):
-    return torch.randn(count, 2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return (torch.randn(2, count, 3, 16, 16, generator=torch.Generator().manual_seed(seed)),)
 
 
 def make(**changes):
@@ -146,7 +146,7 @@ def test_a_bad_step_changes_nothing(changes, bad_first):
             m(views(), 0, 0.1)
     before = snapshot(whole_state(method, step)["method"])
     bad = views(seed=1)
-    bad[3, 1, 0, 2, 2] = float("nan") if bad_first else float("inf")
+    bad[0][1, 3, 0, 2, 2] = float("nan") if bad_first else float("inf")
     step(bad, 5, 0.1)
     assert snapshot(whole_state(method, step)["method"]) == before
     assert step.skips_3.tolist() == [1, 1, 5]
@@ -183,10 +183,10 @@ def _bad_on_one_rank(rank, folder):
     step = TrainStep(method, config, ranks)
     states = [snapshot(method.state_dict())]
     for number in range(4):
-        batch = views(8, number)[4 * rank : 4 * rank + 4].clone()
+        batch = views(8, number)[0][:, 4 * rank : 4 * rank + 4].clone()
         if number == 2 and rank == 1:
-            batch[0] = float("nan")
-        step(batch, number, 0.1)
+            batch[:, 0] = float("nan")
+        step((batch,), number, 0.1)
         states.append(snapshot(method.state_dict()))
     (folder / f"rank{rank}.json").write_text(json.dumps([states, step.skips_3.tolist()]))
     ranks.close()
@@ -222,7 +222,7 @@ def nan_at(monkeypatch):
         def damaged(*arguments, **options):
             out = augment(*arguments, **options)
             if next(calls) in steps:
-                out[0, 0, 0, 0, 0] = float("nan")
+                out[0][0, 0, 0, 0, 0] = float("nan")
             return out
 
         monkeypatch.setattr(module, "augment", damaged)
@@ -303,10 +303,10 @@ def five_steps(device, **changes):
     step, losses = TrainStep(method, config, ranks), []
     before = {name: value.cpu().clone() for name, value in method.state_dict().items()}
     for number in range(5):
-        batch = torch.randn(2, 64, 16, 16, 3, generator=torch.Generator().manual_seed(number)).permute(1, 0, 4, 2, 3)
+        batch = torch.randn(2, 64, 16, 16, 3, generator=torch.Generator().manual_seed(number)).permute(0, 1, 4, 2, 3)
         batch[0, 0, 0, 0, 0] = torch.nan if number == 2 else 0.0
         seed_step(0, number, 0)
-        losses.append(step(batch.to(ranks.device), number, 0.05)["loss"].clone())
+        losses.append(step((batch.to(ranks.device),), number, 0.05)["loss"].clone())
     return (
         torch.stack(losses).cpu(),
         step.skips_3.tolist(),
@@ -370,8 +370,10 @@ def test_a_step_never_waits_for_the_gpu(tmp_path, optimizer, precision):
 
     def take(number):
         with log.making_views():
-            table = draw(RECIPES["mocov2"], *sizes, index, 0, number)
-            batch = augment(pixels, index * 20 * 24 * 3, *sizes, table, 16, *STATISTICS, dtype=AUTOCAST[precision])
+            table = draw(RECIPES["mocov2"], *sizes, index, 0, number, 16)
+            batch = augment(
+                pixels, index * 20 * 24 * 3, *sizes, table, (16, 16), *STATISTICS, dtype=AUTOCAST[precision]
+            )
         log.step(number + 1, 0, 0.1, step(batch, number, 0.1), step.skips_3)
 
     for number in range(2):  # compile kernels
