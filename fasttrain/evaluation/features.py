@@ -89,9 +89,9 @@ def extract(
         for step, batch in enumerate(batches):
             each_batch()
             table = center(batch.height_B, batch.width_B, 1.0 if size <= SMALL_VIEW else 0.875)
-            views = augment(batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, size, mean, std)
+            (group,) = augment(batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, (size,), mean, std)
             with torch.autocast(device.type, torch.bfloat16):
-                out_BF = network(views[:, 0])
+                out_BF = network(group[0])
             if values_NF is None:
                 values_NF = _on_disk(folder, (store.num_samples, out_BF.shape[1]))
             rows = slice(step * batch_size, step * batch_size + len(batch))
