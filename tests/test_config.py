@@ -1,7 +1,6 @@
 """Options: what decides a default, what is refused, and one line for it."""
 
 import dataclasses
-import itertools
 import json
 import re
 from typing import get_type_hints
@@ -138,14 +137,6 @@ def test_help_names_every_option_in_groups(capsys: pytest.CaptureFixture[str]) -
         assert flag(name) in text
     for group in get_type_hints(TrainConfig):
         assert f"{group} options" in text
-
-
-def test_every_option_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_config(["--help"])
-    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
-    alone = [a for a, b in itertools.pairwise(lines) if a.startswith("--") and b.startswith("--")]
-    assert [line for line in alone if "  " not in line] == []
 
 
 def test_differences_are_of_what_binds_a_run() -> None:

@@ -9,18 +9,21 @@ import io
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fasttrain.system.errors import EXIT_FAILURE, EXIT_USER_ERROR, DataError, RunError, UserError
 from fasttrain.system.options import flag
 
-Options = TypeVar("Options")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Parsed = TypeVar("Parsed", bound="DataclassInstance")
 OWN_PACKAGES = "fasttrain", "benchmarks"
 
 
 def parse(
-    options: type[Options], argv: Sequence[str] | None = None, default: Options | None = None, positional: bool = False
-) -> Options:
+    options: type[Parsed], argv: Sequence[str] | None = None, default: Parsed | None = None, positional: bool = False
+) -> Parsed:
     """Turn the command line into `options`, a dataclass whose docstrings are the help texts.
 
     default: an instance whose values replace the class's defaults (a preset). positional: fields without a default
