@@ -14,6 +14,7 @@ import os
 import pathlib
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 if __package__ in (None, ""):  # run as a script from a bare checkout
@@ -60,6 +61,7 @@ class StopSignal:
     received = 0
 
     def __init__(self) -> None:
+        self.tell: Callable[[str], None] = self._write  # until there is a display
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
 
@@ -69,8 +71,11 @@ class StopSignal:
         if self.received:
             return
         self.received = number
+        self.tell("stopping after this step, with a checkpoint")
+
+    def _write(self, text: str) -> None:
         if os.environ.get("RANK", "0") == "0":  # not print: the signal may have come in the middle of one
-            os.write(2, b"stopping after this step, with a checkpoint\n")
+            os.write(2, f"{text}\n".encode())
 
 
 def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
@@ -182,6 +187,7 @@ def train(config: TrainConfig) -> int:
     compiles = config.compile == "on" or ranks.device.type == "cuda"
     console = Console(stderr=True, quiet=not ranks.is_main)
     display = Display(console, step, last_step, config.batch_size, health.hint)
+    stop.tell = display.note
     metrics = Metrics((*files, display), health, ranks.device, config.log_every, config.batch_size)
     try:
         if evaluations.due(step):  # may not have been done when this checkpoint was written

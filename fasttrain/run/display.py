@@ -10,6 +10,7 @@ is: compiling, saving, evaluating.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ class Display:
         with self.doing(text):
             if self._bar:
                 self._bar.stop(transient=True)
-                self.say(f"{_count(self._pace)}: {text}")
+                self.say(f"{_count(self._pace.step, self._pace.last_step)}: {text}")
             yield
             if self._bar:
                 self._bar.start()
@@ -80,6 +81,13 @@ class Display:
     def say(self, text: str) -> None:
         """One line, above the others if they stay."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)
+
+    def note(self, text: str) -> None:
+        """Say something that holds until the end. A signal handler may call it: it takes no lock."""
+        if self._bar:
+            self._pace.note = text
+        elif not self._console.quiet:
+            os.write(2, f"{text}\n".encode())
 
     def write(self, entry: Entry) -> None:
         self._figures.entry = entry
@@ -105,7 +113,7 @@ class _Figures:
         self.entry: Entry = {}
         self._batch_size = batch_size
 
-    def main(self, pace: Pace) -> list[str]:
+    def always(self, pace: Pace) -> list[str]:
         """What a person always wants to see."""
         left, loss = pace.seconds_left(), self.entry.get("loss")
         rate = pace.steps_per_second * self._batch_size or self.entry.get("images_per_sec", 0.0)
@@ -115,7 +123,7 @@ class _Figures:
             f"loss {'-' if loss is None else f'{loss:.4f}'}",
         ]
 
-    def others(self) -> list[str]:
+    def as_fits(self) -> list[str]:
         """The rest, the most important first."""
         entry = self.entry
         if not entry:
@@ -132,8 +140,8 @@ class _Figures:
         ]
 
 
-def _count(pace: Pace) -> str:
-    return f"step {pace.step}/{pace.last_step}"
+def _count(step: int, last_step: int, width: int = 0) -> str:
+    return f"step {step:{width}}/{last_step}"
 
 
 class _Bar:
@@ -157,20 +165,21 @@ class _Bar:
         yield self._second(options.max_width)
 
     def _first(self, width: int) -> Table:
-        count, texts = _count(self._pace), self._figures.main(self._pace)
+        step, last_step = self._pace.step, self._pace.last_step
+        count, texts = _count(step, last_step, len(str(last_step))), self._figures.always(self._pace)
         while True:  # on a very narrow terminal, without the last ones
             room = width - sum(GAP + len(text) for text in (count, *texts))
             if room >= LEAST_BAR or not texts:
                 break
             texts.pop()
-        bar = ProgressBar(self._pace.last_step, self._pace.step, width=max(1, min(room, MOST_BAR)))
+        bar = ProgressBar(last_step, step, width=max(1, min(room, MOST_BAR)))
         line = Table.grid(padding=(0, GAP))
         line.add_row(count, bar, *texts)
         return line
 
     def _second(self, width: int) -> Text:
         line = Text(self._pace.activity(), "yellow", no_wrap=True, overflow="ellipsis")
-        for text in self._figures.others():
+        for text in self._figures.as_fits():
             text = f", {text}" if line else text
             if len(line) + len(text) <= width:
                 line.append(text, "dim")
@@ -188,8 +197,10 @@ class _Lines:
     def status(self, text: str) -> None:
         if self._timer:
             self._timer.cancel()
-        self._timer = threading.Timer(MOMENT, self._say, [f"{_count(self._pace)}: {text}"]) if text else None
-        if self._timer:
+            self._timer = None
+        if text:
+            line = f"{_count(self._pace.step, self._pace.last_step)}: {text}"
+            self._timer = threading.Timer(MOMENT, self._say, [line])
             self._timer.daemon = True
             self._timer.start()
 
@@ -197,5 +208,5 @@ class _Lines:
         now, entry = time.monotonic(), self._figures.entry
         if now - self._last >= PLAIN_SECONDS or entry["step"] == self._pace.last_step:
             self._last = now
-            texts = *self._figures.main(self._pace), *self._figures.others()
-            self._say(f"step {entry['step']}/{self._pace.last_step}, {', '.join(texts)}")
+            texts = *self._figures.always(self._pace), *self._figures.as_fits()
+            self._say(f"{_count(entry['step'], self._pace.last_step)}, {', '.join(texts)}")
