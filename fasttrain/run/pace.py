@@ -46,8 +46,9 @@ class Pace:
         self._seconds += (now - self._read) * self._running
         self._read = now
 
-    def seconds_left(self) -> float | None:
-        return (self.last_step - self.step) / self.steps_per_second if self.steps_per_second else None
+    def seconds_left(self, step: int) -> float | None:
+        """After a step; None where nothing is known yet."""
+        return (self.last_step - step) / self.steps_per_second if self.steps_per_second else None
 
     def activity(self) -> str:
         """What is being done and for how long, where it takes its time, after the note; "" while steps are quick."""
