@@ -14,6 +14,7 @@ import os
 import pathlib
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 if __package__ in (None, ""):  # run as a script from a bare checkout
@@ -60,6 +61,7 @@ class StopSignal:
     received = 0
 
     def __init__(self) -> None:
+        self.tell: Callable[[str], None] = self._write  # until there is a display
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
 
@@ -69,8 +71,11 @@ class StopSignal:
         if self.received:
             return
         self.received = number
+        self.tell("stopping after this step, with a checkpoint")
+
+    def _write(self, text: str) -> None:
         if os.environ.get("RANK", "0") == "0":  # not print: the signal may have come in the middle of one
-            os.write(2, b"stopping after this step, with a checkpoint\n")
+            os.write(2, f"{text}\n".encode())
 
 
 def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
@@ -161,6 +166,7 @@ def train(config: TrainConfig) -> int:
     health = Health(ranks.device, workers)
     files = open_files(run, step, config.logging.tensorboard) if ranks.is_main else ()
     display = Display(Console(stderr=True, quiet=not ranks.is_main), step, last_step, batch_size, health.hint)
+    stop.tell = display.note
     metrics = Metrics((*files, display), health, ranks.device, config.logging.log_every, batch_size)
     display.say(f"learning rate {optimisation.peak_lr:g}: --lr {optimisation.lr:g} × {batch_size}/{BASE_BATCH}")
     evaluations = Evaluations(knn, config.logging.knn_every * steps_per_epoch, run, ranks, lambda: stop.received)

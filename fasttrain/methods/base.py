@@ -48,7 +48,7 @@ class Method(nn.Module):
     projector: nn.Module
 
     def forward(self, sample: Sample) -> Output:
-        """One micro-batch. "Batch" in a loss is the global batch: values and gradients are equal on any number of ranks."""
+        """Loss and terms of one micro-batch. "Batch" in a loss is the global batch, whatever the number of ranks."""
         raise NotImplementedError
 
     def after_backward(self) -> None:

@@ -10,6 +10,7 @@ is: compiling, saving, evaluating.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,10 +40,11 @@ class Display:
     ) -> None:
         """step: the one the run goes on from. hint: a line to say after an entry, or ""."""
         self._console, self._hint = console, hint
-        self._pace, self._figures = Pace(step, last_step), _Figures(batch_size)
+        self._pace = Pace(step, last_step)
+        self._texts = _Texts(self._pace, batch_size)
         on_terminal = console.is_interactive and not console.quiet
-        self._lines = None if on_terminal else _Lines(self.say, self._pace, self._figures)
-        self._bar = _Bar(console, self._pace, self._figures) if on_terminal else None
+        self._lines = None if on_terminal else _Lines(self.say, self._texts)
+        self._bar = _Bar(console, self._texts) if on_terminal else None
 
     def status(self, text: str) -> None:
         """Say what is being done while no step is: until the next one is finished, or another text is set; "": nothing.
@@ -66,7 +68,7 @@ class Display:
         with self.doing(text):
             if self._bar:
                 self._bar.stop(transient=True)
-                self.say(f"{_count(self._pace)}: {text}")
+                self.say(f"{self._texts.count(self._pace.step)}: {text}")
             yield
             if self._bar:
                 self._bar.start()
@@ -81,8 +83,15 @@ class Display:
         """One line, above the others if they stay."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)
 
+    def note(self, text: str) -> None:
+        """Say something that holds until the end. A signal handler may call it: it takes no lock."""
+        if self._bar:
+            self._pace.note = text
+        elif not self._console.quiet:
+            os.write(2, f"{text}\n".encode())
+
     def write(self, entry: Entry) -> None:
-        self._figures.entry = entry
+        self._texts.entry = entry
         if self._lines:
             self._lines.write()
         if hint := self._hint(entry):
@@ -98,24 +107,27 @@ class Display:
             self._bar.stop(transient=False)
 
 
-class _Figures:
-    """The texts of what was last measured."""
+class _Texts:
+    """How far a run is, and what was last measured, in words."""
 
-    def __init__(self, batch_size: int) -> None:
-        self.entry: Entry = {}
+    def __init__(self, pace: Pace, batch_size: int) -> None:
+        self.pace, self.entry = pace, Entry()
         self._batch_size = batch_size
 
-    def main(self, pace: Pace) -> list[str]:
-        """What a person always wants to see."""
-        left, loss = pace.seconds_left(), self.entry.get("loss")
-        rate = pace.steps_per_second * self._batch_size or self.entry.get("images_per_sec", 0.0)
+    def count(self, step: int) -> str:
+        return f"step {step}/{self.pace.last_step}"
+
+    def always(self, step: int) -> list[str]:
+        """What a person always wants to see after a step, besides their count; the least important last."""
+        left, loss = self.pace.seconds_left(step), self.entry.get("loss")
+        rate = self.pace.steps_per_second * self._batch_size or self.entry.get("images_per_sec", 0.0)
         return [
             f"{'-:--:--' if left is None else clock(left)} left",
             f"{f'{rate:.{0 if rate >= 10 else 1}f}' if rate else '-'} images/s",
             f"loss {'-' if loss is None else f'{loss:.4f}'}",
         ]
 
-    def others(self) -> list[str]:
+    def as_fits(self) -> list[str]:
         """The rest, the most important first."""
         entry = self.entry
         if not entry:
@@ -132,15 +144,11 @@ class _Figures:
         ]
 
 
-def _count(pace: Pace) -> str:
-    return f"step {pace.step}/{pace.last_step}"
-
-
 class _Bar:
     """The two lines at the bottom of a terminal, drawn by a thread of their own."""
 
-    def __init__(self, console: Console, pace: Pace, figures: _Figures) -> None:
-        self._console, self._pace, self._figures = console, pace, figures
+    def __init__(self, console: Console, texts: _Texts) -> None:
+        self._console, self._texts = console, texts
         self.start()
 
     def start(self) -> None:
@@ -157,45 +165,49 @@ class _Bar:
         yield self._second(options.max_width)
 
     def _first(self, width: int) -> Table:
-        count, texts = _count(self._pace), self._figures.main(self._pace)
+        step, last_step = self._texts.pace.step, self._texts.pace.last_step
+        texts = self._texts.always(step)
+        count = self._texts.count(step).ljust(len(self._texts.count(last_step)))
         while True:  # on a very narrow terminal, without the last ones
             room = width - sum(GAP + len(text) for text in (count, *texts))
             if room >= LEAST_BAR or not texts:
                 break
             texts.pop()
-        bar = ProgressBar(self._pace.last_step, self._pace.step, width=max(1, min(room, MOST_BAR)))
+        bar = ProgressBar(last_step, step, width=max(1, min(room, MOST_BAR)))
         line = Table.grid(padding=(0, GAP))
         line.add_row(count, bar, *texts)
         return line
 
     def _second(self, width: int) -> Text:
-        line = Text(self._pace.activity(), "yellow", no_wrap=True, overflow="ellipsis")
-        for text in self._figures.others():
-            text = f", {text}" if line else text
-            if len(line) + len(text) <= width:
-                line.append(text, "dim")
+        line = Text(self._texts.pace.activity(), "yellow", no_wrap=True, overflow="ellipsis")
+        between = "; " if line else ""
+        for text in self._texts.as_fits():
+            if len(line) + len(between) + len(text) <= width:
+                line.append(between + text, "dim")
+                between = ", "
         return line
 
 
 class _Lines:
     """Plain lines: figures every PLAIN_SECONDS, and what takes more than a MOMENT."""
 
-    def __init__(self, say: Callable[[str], None], pace: Pace, figures: _Figures) -> None:
-        self._say, self._pace, self._figures = say, pace, figures
+    def __init__(self, say: Callable[[str], None], texts: _Texts) -> None:
+        self._say, self._texts = say, texts
         self._timer: threading.Timer | None = None
         self._last = -PLAIN_SECONDS
 
     def status(self, text: str) -> None:
         if self._timer:
             self._timer.cancel()
-        self._timer = threading.Timer(MOMENT, self._say, [f"{_count(self._pace)}: {text}"]) if text else None
-        if self._timer:
+            self._timer = None
+        if text:
+            line = f"{self._texts.count(self._texts.pace.step)}: {text}"
+            self._timer = threading.Timer(MOMENT, self._say, [line])
             self._timer.daemon = True
             self._timer.start()
 
     def write(self) -> None:
-        now, entry = time.monotonic(), self._figures.entry
-        if now - self._last >= PLAIN_SECONDS or entry["step"] == self._pace.last_step:
+        now, step = time.monotonic(), self._texts.entry["step"]
+        if now - self._last >= PLAIN_SECONDS or step == self._texts.pace.last_step:
             self._last = now
-            texts = *self._figures.main(self._pace), *self._figures.others()
-            self._say(f"step {entry['step']}/{self._pace.last_step}, {', '.join(texts)}")
+            self._say(", ".join((self._texts.count(step), *self._texts.always(step), *self._texts.as_fits())))

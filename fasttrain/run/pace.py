@@ -17,7 +17,7 @@ class Pace:
 
     def __init__(self, step: int, last_step: int) -> None:
         self.step, self.last_step = step, last_step
-        self.status = ""
+        self.status = self.note = ""
         self.steps_per_second = 0.0  # 0 where nothing is known yet
         self._since = time.monotonic()  # of the status, or the end of the last step
         self._running = False
@@ -46,16 +46,17 @@ class Pace:
         self._seconds += (now - self._read) * self._running
         self._read = now
 
-    def seconds_left(self) -> float | None:
-        return (self.last_step - self.step) / self.steps_per_second if self.steps_per_second else None
+    def seconds_left(self, step: int) -> float | None:
+        """After a step; None where nothing is known yet."""
+        return (self.last_step - step) / self.steps_per_second if self.steps_per_second else None
 
     def activity(self) -> str:
-        """What is being done and for how long, where it takes its time; "" while steps are quick."""
+        """What is being done and for how long, where it takes its time, after the note; "" while steps are quick."""
         seconds = time.monotonic() - self._since
-        if not self.status and seconds < IDLE_SECONDS:
-            return ""
-        text = self.status or f"step {self.step + 1}"
-        return f"{text}, {clock(seconds) if seconds >= 60 else f'{seconds:.0f} s'}" if seconds >= 1 else text
+        text = self.status or (f"step {self.step + 1}" if seconds >= IDLE_SECONDS else "")
+        if text and seconds >= 1:
+            text += f", {clock(seconds) if seconds >= 60 else f'{seconds:.0f} s'}"
+        return "; ".join(filter(None, (self.note, text)))
 
 
 def clock(seconds: float) -> str:
