@@ -40,6 +40,7 @@ from fasttrain.run.log import SilentLog, TrainLog
 from fasttrain.run.resume import resume
 from fasttrain.run.samples import write_samples
 from fasttrain.system.cli import finish
+from fasttrain.system.collectives import common_generator
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.views.draw import draw
 from fasttrain.views.spec import RECIPES
@@ -128,8 +129,11 @@ def not_finite(run: pathlib.Path, config: TrainConfig, num_samples: int, skips: 
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make everything torch draws in a step a function of (seed, step, rank), so there is no random state to save."""
-    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**63)
+    """Make everything drawn in a step a function of (seed, step, rank), or (seed, step) for what ranks draw alike, so
+    there is no random state to save."""
+    common = seed * 1_000_003 + step
+    common_generator.manual_seed(common % 2**63)
+    torch.manual_seed((common * 65_537 + rank) % 2**63)
 
 
 @explained

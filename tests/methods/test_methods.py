@@ -54,9 +54,8 @@ def test_keys_and_queries_of_an_image_are_normalised_in_different_groups():
     torch.manual_seed(0)
     model = make_method(dataclasses.replace(SMALL, batch_norm="split"))
     same = views(64)
-    same[:, 1] = same[:, 0]
     q = model._embed(model.projector(model.encoder(same[:, 0])))
-    k = model._keys(same[:, 1])
+    k = model._keys(same[:, 0])
     assert (q - k).abs().max() > 1e-3  # the weights are equal, the views are equal: only the groups differ
 
 
