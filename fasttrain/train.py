@@ -34,6 +34,7 @@ from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
 from fasttrain.input import Loader, Order, Store, open_dataset, open_loader, pixel_statistics
 from fasttrain.kernels.augment import Views, augment
 from fasttrain.methods import Method, Sample
+from fasttrain.networks.groups import check_groups
 from fasttrain.report import write_report
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.display import Display
@@ -44,6 +45,7 @@ from fasttrain.run.metrics import Metrics, open_files
 from fasttrain.run.resume import resume
 from fasttrain.run.samples import write_samples
 from fasttrain.system.cli import finish
+from fasttrain.system.collectives import common_generator
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.options import Settings
 from fasttrain.views.draw import draw
@@ -90,6 +92,8 @@ def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
         )
     if batch_size // ranks.world_size % accumulate or batch_size < 2 * parts:
         raise UserError(f"--batch-size {batch_size} can't be cut into {parts} equal parts (--accumulate) of 2 or more")
+    if config.encoder.batch_norm == "split":
+        check_groups(batch_size, ranks.world_size, accumulate, config.encoder.batch_norm_groups)
     order = Order(store.num_samples, batch_size, config.run.seed, True, ranks.rank, ranks.world_size)
     workers = ranks.threads(config.machine.workers)
     return open_loader(store, order, workers, config.data.loader, ranks.device, config.data.max_failed_fraction)
@@ -111,8 +115,11 @@ def not_finite(run: pathlib.Path, order: Order, skips: Skips, step: int) -> RunE
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make everything torch draws in a step a function of (seed, step, rank), so there is no random state to save."""
-    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**63)
+    """Make everything drawn in a step a function of (seed, step, rank), or (seed, step) for what ranks draw alike, so
+    there is no random state to save."""
+    common = seed * 1_000_003 + step
+    common_generator.manual_seed(common % 2**63)
+    torch.manual_seed((common * 65_537 + rank) % 2**63)
 
 
 def state_of(step: int, settings: Settings, images: str, method: Method, trainer: TrainStep, loader: Loader) -> dict:

@@ -16,7 +16,8 @@ from fasttrain.networks.batch_norm import is_split
 from fasttrain.networks.heads import linear_head, mlp_head
 from fasttrain.networks.momentum import ema_update, momentum_copy
 from fasttrain.networks.queue import Queue
-from fasttrain.system.collectives import gather_rows
+from fasttrain.networks.shuffle import encode_shuffled
+from fasttrain.system.collectives import first_row, gather_rows
 from fasttrain.system.options import Momentum, Positive
 from fasttrain.views.spec import RECIPES, Recipe
 
@@ -73,9 +74,9 @@ class MoCo(Method):
     def forward(self, sample: Sample) -> Output:
         query, key = sample.views[0]
         q_ND = self._embed(self.projector(self.encoder(query)))
-        k_ND = self._keys(key)
+        k_MD = self._keys(key)
+        k_ND = k_MD[first_row(len(q_ND)) :][: len(q_ND)]
         with torch.autocast(q_ND.device.type, enabled=False):
-            k_MD = gather_rows(k_ND)
             loss, terms = self.loss(q_ND, k_ND, k_MD)
         return Output(loss, terms, (k_MD,))
 
@@ -85,15 +86,12 @@ class MoCo(Method):
 
     @torch.no_grad()
     def _keys(self, view: Tensor) -> Tensor:
-        """Keys (N, D) of a view. Shuffled before and unshuffled after where batch norm is split, so that an image's
-        key and query are normalised with different groups."""
-        if not self._shuffles:
-            return self._embed(self.key_projector(self.key_encoder(view)))
-        # drawn on the CPU, the same on every backend, and pinned, so that the host does not wait for the copy
-        shuffle_N = torch.randperm(view.shape[0], pin_memory=view.is_cuda).to(view.device, non_blocking=True)
-        shuffled = view[shuffle_N].contiguous(memory_format=torch.channels_last)
-        k_ND = self._embed(self.key_projector(self.key_encoder(shuffled)))
-        return torch.empty_like(k_ND).index_copy_(0, shuffle_N, k_ND)
+        """Keys (M, D) of all ranks' images from this rank's view (N, 3, S, S). Shuffled where batch norm is split, so
+        that an image's key and query are normalised with different groups."""
+        return encode_shuffled(self._key, view) if self._shuffles else gather_rows(self._key(view))
+
+    def _key(self, view: Tensor) -> Tensor:
+        return self._embed(self.key_projector(self.key_encoder(view)))
 
     @staticmethod
     def _embed(out_ND: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from fasttrain.networks.groups import GROUPS
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import Options
+from fasttrain.system.options import Options, Positive
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class EncoderOptions(Options):
     """For torchvision ResNets: 3x3 stride-1 first convolution and no max-pool, for images of about 32 px."""
     batch_norm: Literal["split", "sync", "plain"] = "split"
     """split: statistics over groups of images, keys shuffled between them; sync: over all processes."""
+    batch_norm_groups: Positive[int] = GROUPS
+    """Groups of --batch-norm split that each micro-batch is cut into, over all processes: as many as the GPUs of MoCo's
+    recipes."""
 
 
 class _Block(nn.Module):

@@ -11,6 +11,15 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+# For what all ranks must draw alike: whoever draws from it does so on every rank. train.py seeds it at every step, so
+# that it has no state to save.
+common_generator = torch.Generator()
+
+
 # its name until torch 2.13
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -39,6 +48,18 @@ class _GatherRows(torch.autograd.Function):
         return total_MD[first_row(count) :][:count]
 
 
+def exchange_rows(x: Tensor, send_W: list[int], receive_W: list[int]) -> Tensor:
+    """The first send_W[0] rows of x (N, …) to rank 0, the next to rank 1, and so on; returns what came, in rank order.
+
+    Without gradient. receive_W: how many rows come from each rank, which every rank must know.
+    """
+    if world_size() == 1:
+        return x.detach()
+    out = x.new_empty(sum(receive_W), *x.shape[1:])
+    dist.all_to_all_single(out, x.detach().contiguous(), receive_W, send_W)
+    return out
+
+
 class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:  # type: ignore[override]
@@ -60,4 +81,4 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 def first_row(count: int) -> int:
     """Where this rank's rows begin among the gathered rows of all ranks, each of which holds `count`."""
-    return dist.get_rank() * count if world_size() > 1 else 0
+    return rank() * count
