@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from fasttrain.system import torch_start  # noqa: F401, before all that imports torch
-
-# isort: split
 import pathlib
 
 import torch

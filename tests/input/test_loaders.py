@@ -359,13 +359,6 @@ def test_importing_the_loader_leaves_slow_packages_alone():
     assert done.stdout.strip() == "[]", done.stderr
 
 
-@pytest.mark.parametrize("collecting", [True, False])
-def test_importing_the_loader_leaves_garbage_collection_as_it_was(collecting):
-    code = f"import gc; gc.{'enable' if collecting else 'disable'}(); import fasttrain.input; print(gc.isenabled())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.stdout.strip() == str(collecting), done.stderr
-
-
 def test_a_slow_consumer_gets_batches_that_stay_as_they_are():
     reader = ThreadLoader(Numbers(60), Order(60, 10, seed=1), 3)
     for batch in reader.epoch(0):
