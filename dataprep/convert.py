@@ -28,7 +28,7 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from fasttrain import __version__
-from fasttrain.dataprep.encode import Write, encode_samples
+from fasttrain.dataprep.encode import Check, Write, encode_samples
 from fasttrain.dataprep.engines import ENGINES, Note, ShardWork
 from fasttrain.dataprep.plan import PlannedShard, by_split, plan_shards
 from fasttrain.dataprep.shards import ShardRecord, read_record
@@ -70,6 +70,9 @@ class ConvertConfig:
     """Longer side in pixels to which larger images are shrunk; 0 keeps every size. JPEGs within it are copied as is."""
     quality: int = 90
     """JPEG quality, 1 to 100, of images that are shrunk or were no JPEG."""
+    check: Check = "decode"
+    """How damage is found in JPEGs that are copied: decode = by decoding them at 1/8, and they are left out; none = it
+    is not: training, or verify.py --deep, meets it. Others are decoded anyway, as are those measured for statistics."""
     shard_size: int = 2048
     """Images per shard."""
     workers: int | Literal["auto"] = "auto"
@@ -100,7 +103,7 @@ def check(config: ConvertConfig) -> None:
 
 def settings_of(config: ConvertConfig, source: Source) -> dict[str, Any]:
     """Return what decides the content of the shards, as manifest.json records it."""
-    names = ("format", "write", "max_side", "quality", "shard_size", "val_fraction", "seed")
+    names = ("format", "write", "max_side", "quality", "check", "shard_size", "val_fraction", "seed")
     return {**{name: getattr(config, name) for name in names}, "source": fingerprint(source)}
 
 
@@ -119,7 +122,9 @@ def convert_shards(
     missing = [planned for planned in plan if planned.name not in records]
     total, left = (sum(len(planned.samples) for planned in shards) for shards in (plan, missing))
     raw = config.write != "jpeg"
-    encode = functools.partial(encode_samples, max_side=config.max_side, quality=config.quality, write=config.write)
+    encode = functools.partial(
+        encode_samples, max_side=config.max_side, quality=config.quality, write=config.write, check=config.check
+    )
     work = ShardWork(config.out, source.reader, encode, len(source.classes), raw)
     start = time.perf_counter()
     with progress(total, total - left) as advance:
