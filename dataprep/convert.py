@@ -34,10 +34,11 @@ from fasttrain.dataprep.plan import PlannedShard, by_split, plan_shards
 from fasttrain.dataprep.shards import ShardRecord, read_record
 from fasttrain.dataprep.sources.kinds import Kind, fingerprint, open_source, shuffled_splits
 from fasttrain.dataprep.sources.source import Source
-from fasttrain.dataprep.state import begin, clear_state, finished_manifest, sole_user
+from fasttrain.dataprep.state import begin, clear_state, finished_manifest
 from fasttrain.formats.manifest import Manifest
 from fasttrain.system.cli import check_workers, finish, parse
 from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.lock import lock
 from fasttrain.system.progress import progress
 
 EXIT_SKIPPED = 3
@@ -191,7 +192,7 @@ def convert(config: ConvertConfig) -> tuple[Manifest, float]:
     settings = settings_of(config, source)
     plan = plan_shards(shuffled_splits(source, config.val_fraction, config.seed), config.shard_size, config.format)
     config.out.mkdir(parents=True, exist_ok=True)
-    with sole_user(config.out):
+    with lock(config.out, f"{config.out}: another conversion is writing here"):
         manifest = finished_manifest(config.out, settings)
         if manifest is not None:
             clear_state(config.out, (planned.name for planned in plan))

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
 import platform
-import sys
 import time
-from typing import IO
 
 import torch
 
@@ -18,6 +15,7 @@ from fasttrain import __version__
 from fasttrain.config import TrainConfig, as_dict, differences, load_config
 from fasttrain.system.durable import replace_file
 from fasttrain.system.errors import UserError
+from fasttrain.system.lock import Lock, lock
 
 LOCK = "lock"
 BEGUN = {LOCK, "config.tmp"}  # all there is in the folder of a run that ended before it had a config.json
@@ -29,11 +27,11 @@ def run_path(config: TrainConfig) -> pathlib.Path:
     return pathlib.Path(config.run or f"runs/{config.method}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
-def prepare(run: pathlib.Path, config: TrainConfig) -> IO:
+def prepare(run: pathlib.Path, config: TrainConfig) -> Lock:
     """Make the folder and its config.json, or see that an existing one was made with the same settings.
 
-    --fresh moves an existing folder aside first, once in a job: not when its launcher has started it again. Returns an
-    open file: while it is open, no other process can train here. Raises UserError for other settings, a folder that is
+    --fresh moves an existing folder aside first, once in a job: not when its launcher has started it again. Returns
+    a lock: while it is held, no other process can train here. Raises UserError for other settings, a folder that is
     no run, or one that another process is training in.
     """
     path = run / "config.json"
@@ -72,27 +70,9 @@ def _same_job(path: pathlib.Path) -> bool:
     return False
 
 
-def _claim(run: pathlib.Path) -> IO:
-    """Lock the folder for this process; the system drops the lock with it, however it ends.
-
-    A run that was told to stop may still be writing its checkpoint when it is started again, so this waits for a while.
-    A file system without locks gets a warning. Raises UserError if another process keeps the lock.
-    """
-    file = open(run / LOCK, "w")  # noqa: SIM115 - the lock lasts as long as it is open
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.close()
-                raise UserError(f"another process is training in {run}") from None
-            time.sleep(0.2)
-        except OSError as error:
-            reason = f"{run} can't be locked ({error.strerror})"
-            print(f"warning: {reason}: two processes could write here at once", file=sys.stderr, flush=True)
-            return file
+def _claim(run: pathlib.Path) -> Lock:
+    """Lock the folder. A run that was told to stop may still be writing its checkpoint when it is started again."""
+    return lock(run / LOCK, f"another process is training in {run}", PATIENCE_SECONDS)
 
 
 def _free_name(run: pathlib.Path) -> pathlib.Path:
