@@ -13,12 +13,13 @@ import torch
 
 from fasttrain import __version__
 from fasttrain.config import TrainConfig, as_dict, differences, load_config
-from fasttrain.system.durable import replace_file
+from fasttrain.system.durable import temporary_path, write_json
 from fasttrain.system.errors import UserError
 from fasttrain.system.lock import Lock, lock
 
 LOCK = "lock"
-BEGUN = {LOCK, "config.tmp"}  # all there is in the folder of a run that ended before it had a config.json
+CONFIG = pathlib.Path("config.json")
+BEGUN = {LOCK, temporary_path(CONFIG).name}  # all there is in the folder of a run that ended before it had a config
 RESTARTS = "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"
 PATIENCE_SECONDS = 60.0  # that a run which was told to stop may take to write its checkpoint
 
@@ -34,7 +35,7 @@ def prepare(run: pathlib.Path, config: TrainConfig) -> Lock:
     a lock: while it is held, no other process can train here. Raises UserError for other settings, a folder that is
     no run, or one that another process is training in.
     """
-    path = run / "config.json"
+    path = run / CONFIG
     if run.exists() and not path.exists() and any(file.name not in BEGUN for file in run.iterdir()):
         raise UserError(f"{run} exists and is not a run folder; choose another --run")
     if config.fresh and run.exists() and not _same_job(path):
@@ -47,8 +48,7 @@ def prepare(run: pathlib.Path, config: TrainConfig) -> Lock:
         if changed:
             raise UserError(f"{run} has other settings: {'; '.join(changed)}; use another --run, or --fresh")
         return claim
-    content = {"config": as_dict(config), "environment": environment(), "job": job()}
-    replace_file(path, lambda file: file.write(f"{json.dumps(content, indent=1)}\n".encode()))
+    write_json(path, {"config": as_dict(config), "environment": environment(), "job": job()})
     return claim
 
 
