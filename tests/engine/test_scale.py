@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from support.commands import ROOT
 from support.launch import environment, final_state, launcher, train
 
 from fasttrain.engine import ranks

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 import torch
-from conftest import ROOT, one_line
+from support.commands import ROOT, one_line
 from support.launch import ENDLESS, command, environment, equal, final_state, launcher, started, train, wait_for_step
 
 from fasttrain.config import TrainConfig

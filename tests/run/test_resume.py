@@ -9,7 +9,7 @@ import sys
 import psutil
 import pytest
 import torch
-from conftest import ROOT, one_line
+from support.commands import ROOT, one_line
 from support.launch import TINY, environment, equal, final_state, launcher, started, train, wait_for_step
 
 from fasttrain.config import TrainConfig

@@ -9,7 +9,7 @@ import sys
 import time
 
 import torch
-from conftest import ROOT
+from support.commands import ROOT
 
 from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.train import main

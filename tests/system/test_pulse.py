@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from support.commands import ROOT
 from support.launch import environment
 
 # One rank does what is asked while the others are busy, as if waiting for a GPU: only the pulse can end them there.
