@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from support.commands import CORES
 from support.commands import run_command as run_script
 from support.pictures import make_images
 
@@ -15,6 +16,14 @@ if not torch.cuda.is_available():  # before anything imports triton: its kernels
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers side by side keep to cores of their own: threads of all on all cores would wait for each other."""
+    worker = getattr(config, "workerinput", None)
+    if worker and worker["workercount"] <= len(CORES):
+        place = int(worker["workerid"].removeprefix("gw"))
+        os.sched_setaffinity(0, sorted(CORES)[place :: worker["workercount"]])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

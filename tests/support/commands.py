@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+CORES = os.sched_getaffinity(0)  # before conftest gives each of pytest's workers a part of them
 
 
 def run_command(*words: object, cwd: pathlib.Path, **options: object) -> subprocess.CompletedProcess[str]:
