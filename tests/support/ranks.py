@@ -12,11 +12,9 @@ import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
-from support.commands import CORES
-
 # The process that is forked starts with the first use, and imports what takes seconds only once.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["pytest", "torch._dynamo", "fasttrain.train"])
+_FORKS.set_forkserver_preload(["pytest", "fasttrain.train"])
 SECONDS = 120  # in which every job here has to end
 
 
@@ -72,7 +70,6 @@ def _run(
 ) -> None:
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     os.environ.update(variables)
-    os.sched_setaffinity(0, CORES)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status = function(*arguments) or 0

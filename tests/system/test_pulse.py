@@ -16,7 +16,7 @@ KILLED = -signal.SIGKILL  # a stopped rank, in the end
 
 
 def _busy(what: str, which: int) -> None:
-    """One rank does what is asked while the others are busy, as if waiting for a GPU: only the pulse can end them there."""
+    """One rank does what is asked, the others are busy, as if waiting for a GPU: only the pulse can end them there."""
     pulse.EVERY, pulse.QUIET, pulse.LONGER, pulse.GRACE = 0.2, 2.0, 2.0, 0.5
     ranks = Ranks("cpu")
     if what == "late":  # later than QUIET, but alive
