@@ -51,6 +51,7 @@ lint: .venv/ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	.venv/bin/lint-imports --no-logo --no-cache
 	.venv/bin/shellcheck install.sh .ci/run recipes/*.sh recipes/slurm.sbatch
 	.venv/bin/yamllint --strict compose.yaml recipes/kubernetes.yaml
 	[ ! -x .venv/bin/hadolint ] || .venv/bin/hadolint Dockerfile

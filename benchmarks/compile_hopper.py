@@ -127,9 +127,9 @@ def augment() -> None:
         height_B, width_B = (torch.full((count,), side, dtype=torch.int32) for side in (300, 400))
         offset_B = torch.arange(count) * 300 * 400 * 3
         pixels = torch.zeros(count * 300 * 400 * 3, dtype=torch.uint8)
-        table = draw(RECIPES["mocov3"], height_B, width_B, torch.arange(count), seed=1, epoch=0)
+        table = draw(RECIPES["mocov3"], height_B, width_B, torch.arange(count), seed=1, epoch=0, size=224)
         plain = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        augment(pixels, offset_B, height_B, width_B, table, 224, *plain, impl="triton", dtype=dtype)
+        augment(pixels, offset_B, height_B, width_B, table, (224, 224), *plain, impl="triton", dtype=dtype)
 
 
 KERNELS = {"similarity": similarity, "augment": augment}

@@ -14,13 +14,12 @@ import time
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.loader_ours import SIZE
 from benchmarks.repeated import Repeated
 from fasttrain.input import IMAGENET_MEAN, IMAGENET_STD, Batch, Loader, Order, open_dataset, open_loader
-from fasttrain.kernels.augment import augment
+from fasttrain.kernels.augment import Views, augment
 from fasttrain.networks.encoders import make_encoder
 from fasttrain.run.clock import BatchClock, seconds_of
 from fasttrain.system.errors import UserError
@@ -100,7 +99,7 @@ class _Loop:
         self._batches = self._clock.timed(_endless(loader))
         encoder, _ = make_encoder("resnet50", SIZE)
         self._encoder = encoder.to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._views: Tensor | None = None
+        self._views: Views | None = None
 
     def run(self, steps: int) -> float:
         """Takes some steps; returns the part of the time in which they waited for batches, by the GPU's clock."""
@@ -112,13 +111,13 @@ class _Loop:
 
     def _step(self, batch: Batch) -> None:
         sizes = batch.height_B, batch.width_B
-        table = draw(RECIPES["mocov2"], *sizes, batch.index_B, 0, 0)
+        table = draw(RECIPES["mocov2"], *sizes, batch.index_B, 0, 0, SIZE)
         self._views = augment(
-            batch.pixels, batch.offset_B, *sizes, table, SIZE, IMAGENET_MEAN, IMAGENET_STD, dtype=torch.bfloat16,
-            out=self._views,
+            batch.pixels, batch.offset_B, *sizes, table, (SIZE, SIZE), IMAGENET_MEAN, IMAGENET_STD,
+            dtype=torch.bfloat16, out=self._views,
         )  # fmt: skip
         with torch.autocast("cuda", torch.bfloat16):
-            features_BF = self._encoder(self._views[:, 0])
+            features_BF = self._encoder(self._views[0][0])
         features_BF.float().square().mean().backward()
         self._encoder.zero_grad(set_to_none=True)
 

@@ -7,17 +7,15 @@ import pathlib
 import threading
 from collections.abc import Iterator
 
-from torch import Tensor
-
 from fasttrain.formats.beton import BetonReader
 from fasttrain.formats.manifest import Manifest
 from fasttrain.input import IMAGENET_MEAN, IMAGENET_STD, Order, ThreadLoader, open_dataset
-from fasttrain.kernels.augment import augment
+from fasttrain.kernels.augment import Views, augment
 from fasttrain.views.draw import draw
-from fasttrain.views.spec import RECIPES, ViewRecipe, ViewSpec
+from fasttrain.views.spec import RECIPES, ViewSpec
 
 SIZE = 224
-_CROPS = ViewRecipe("crops", (ViewSpec(jitter_p=0, gray_p=0, blur_p=0),) * 2)
+_CROPS = (ViewSpec(jitter_p=0, gray_p=0, blur_p=0, count=2),)
 _RGB, _FAST_DCT = 0, 2048  # of turbojpeg.h, the loader's own settings
 
 
@@ -63,7 +61,7 @@ class Ours:
         store = open_dataset(data, "train")
         self._loader = ThreadLoader(store, Order(store.num_samples, batch_size), threads)
         self._recipe = {"decode": None, "crops": _CROPS, "full": RECIPES["mocov2"]}[work]
-        self._views: Tensor | None = None
+        self._views: Views | None = None
 
     def epoch(self, n: int) -> int:
         count = 0
@@ -71,10 +69,11 @@ class Ours:
             count += len(batch)
             if self._recipe is not None:
                 sizes = batch.height_B, batch.width_B
-                table = draw(self._recipe, *sizes, batch.index_B, 0, n)
+                table = draw(self._recipe, *sizes, batch.index_B, 0, n, SIZE)
                 self._views = augment(
-                    batch.pixels, batch.offset_B, *sizes, table, SIZE, IMAGENET_MEAN, IMAGENET_STD, out=self._views
-                )
+                    batch.pixels, batch.offset_B, *sizes, table, (SIZE, SIZE), IMAGENET_MEAN, IMAGENET_STD,
+                    out=self._views,
+                )  # fmt: skip
         return count
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import record
-from fasttrain.kernels import similarity
+from fasttrain.losses.queue import InfoNCE, QueueConsistency, QueueUniformity, queue_terms
 from fasttrain.system.cli import finish, parse
 
 TAU = 0.2  # of all three terms, as in the presets
@@ -56,11 +56,12 @@ class Options:
     """Time that one side takes in one round, about; at least one pass over the inputs."""
 
 
+TERMS = InfoNCE(TAU), QueueConsistency(TAU), QueueUniformity(TAU)
+
+
 def ours(q: Tensor, k: Tensor, queue: Tensor, impl: str = "auto") -> Tensor:
-    terms = similarity.queue_terms(q, k, queue, TAU, consistency_temperature=TAU, uniformity_temperature=TAU, impl=impl)
-    assert terms.consistency is not None
-    assert terms.uniformity is not None
-    return terms.contrast + terms.consistency + terms.uniformity
+    contrast, consistency, uniformity = queue_terms(TERMS, q, k, queue, impl)
+    return contrast + consistency + uniformity
 
 
 def eager(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:

@@ -158,39 +158,46 @@ class Parts:
 def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Parts) -> Steps:
     """The training step of fasttrain/train.py, its parts wrapped from outside."""
     from benchmarks.repeated import Repeated
-    from fasttrain.config import TrainConfig
+    from fasttrain.config import make_config
+    from fasttrain.engine.networks import AUTOCAST, make_networks
     from fasttrain.engine.ranks import Ranks
     from fasttrain.engine.step import TrainStep
     from fasttrain.input import Order, open_dataset, open_loader, pixel_statistics
-    from fasttrain.kernels.augment import augment
-    from fasttrain.methods import AUTOCAST
-    from fasttrain.train import make_networks
+    from fasttrain.kernels.augment import Views, augment
+    from fasttrain.methods import Sample
     from fasttrain.views.draw import draw
-    from fasttrain.views.spec import RECIPES
+    from fasttrain.views.spec import sides
 
-    config = TrainConfig(
-        data=str(data), method="moco", arch=case.arch, cifar_stem=case.cifar_stem, size=case.size, recipe="mocov1",
-        batch_size=case.batch_size, queue_size=case.queue_size, head=case.head, loader="auto",
+    config = make_config(
+        "moco", data=str(data), arch=case.arch, cifar_stem=case.cifar_stem, size=case.size, recipe="mocov1",
+        batch_size=case.batch_size, queue_size=case.queue_size, head=case.head,
     )  # fmt: skip
     ranks = Ranks("auto")
-    method = make_networks(config, device)
+    method: Any = make_networks(
+        config.method, config.encoder, config.views, config.optimisation, config.machine, device, config.run.seed
+    )
     for name, network in method.named_children():
         if name in ("encoder", "projector"):
             parts.wrap_network("query forward", network)
-    method._keys = parts.wrap("key forward", method._keys)  # type: ignore[assignment]
-    method.loss = parts.wrap("loss", method.loss)  # type: ignore[assignment]
-    method.after_step = parts.wrap("EMA, queue", method.after_step)  # type: ignore[method-assign]
-    update = TrainStep(method, config, ranks)
-    update._forward_backward = parts.wrap("forward and backward", update._forward_backward)  # type: ignore[method-assign]
-    update.optimizer.step = parts.wrap("optimizer", update.optimizer.step)  # type: ignore[method-assign]
-    dtype, count = AUTOCAST["bf16"], 0
+    method._keys = parts.wrap("key forward", method._keys)
+    method.loss = parts.wrap("loss", method.loss)
+    method.update = parts.wrap("EMA, queue", method.update)
+    trainer = TrainStep(method, config.optimisation, device)
+    trainer.forward_backward = parts.wrap("forward and backward", trainer.forward_backward)  # type: ignore[method-assign]
+    trainer.optimizer.step = parts.wrap("optimizer", trainer.optimizer.step)  # type: ignore[method-assign]
+    dtype, count, lr = AUTOCAST["bf16"], 0, config.optimisation.peak_lr
+    recipe = config.views.recipe_for(config.method.views)
+    size_V = sides(recipe, case.size)
 
     if data is None:
-        made = torch.randn(2, case.batch_size, case.size, case.size, 3, device=device).to(dtype).permute(1, 0, 4, 2, 3)
+        shape = (2, case.batch_size, case.size, case.size, 3)
+        made = (torch.randn(shape, device=device).to(dtype).permute(0, 1, 4, 2, 3),)
+        index_B = torch.arange(case.batch_size)
 
         def synthetic(steps: int) -> None:
             for _ in range(steps):
-                update(made, 0, config.lr)
+                trainer.forward_backward(Sample(made, None, index_B))
+                trainer.update(0, lr, 0.0)
 
         return synthetic
 
@@ -198,14 +205,15 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
     loader = open_loader(store, Order(store.num_samples, case.batch_size), ranks.cores, "auto", device)
     mean, std = pixel_statistics(data, "auto")
 
-    def epochs() -> Iterator[tuple[int, object]]:
+    def epochs() -> Iterator[tuple[int, Any]]:
         epoch = 0
         while True:
             for batch in loader.epoch(epoch):
                 yield epoch, batch
             epoch += 1
 
-    batches, views = epochs(), None
+    batches = epochs()
+    views: Views | None = None
 
     def loaded(steps: int) -> None:
         nonlocal views, count
@@ -213,12 +221,13 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
             with parts.part("data wait"):
                 epoch, batch = next(batches)
             with parts.part("views"):
-                sizes = batch.height_B, batch.width_B  # type: ignore[attr-defined]
-                table = draw(RECIPES["mocov1"], *sizes, batch.index_B, 0, epoch)  # type: ignore[attr-defined]
+                size_2B = batch.height_B, batch.width_B
+                table = draw(recipe, *size_2B, batch.index_B, 0, epoch, case.size)
                 views = augment(
-                    batch.pixels, batch.offset_B, *sizes, table, case.size, mean, std, dtype=dtype, out=views  # type: ignore[attr-defined]
+                    batch.pixels, batch.offset_B, *size_2B, table, size_V, mean, std, dtype=dtype, out=views
                 )  # fmt: skip
-            update(views, count, config.lr)
+            trainer.forward_backward(Sample(views, None, batch.index_B))
+            trainer.update(count, lr, 0.0)
             count += 1
 
     return loaded
@@ -226,11 +235,12 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
 
 def _peer(name: str, case: Case, folder: pathlib.Path | None, device: torch.device) -> Steps:
     from benchmarks.step_peers import MoCoLoop, Recipe, loaded_views
-    from fasttrain.methods.moco import make_projector
     from fasttrain.networks.encoders import make_encoder
+    from fasttrain.networks.heads import linear_head, mlp_head
 
     encoder, width = make_encoder(case.arch, case.size, case.cifar_stem)
-    network = nn.Sequential(encoder, make_projector(width, 128, case.head))
+    head = {"mlp": mlp_head, "linear": linear_head}[case.head]
+    network = nn.Sequential(encoder, head(width, 128))
     recipe = Recipe(dim=128, queue_size=case.queue_size, ema=0.999, temperature=0.2, lr=0.03, weight_decay=1e-4)
     loop = MoCoLoop(network, recipe, device, amp="amp" in name, channels_last="channels-last" in name)
     pairs: Iterator[tuple[Tensor, Tensor]]

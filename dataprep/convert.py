@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import PIL
@@ -36,15 +36,16 @@ from fasttrain.dataprep.sources.kinds import Kind, fingerprint, open_source, shu
 from fasttrain.dataprep.sources.source import Source
 from fasttrain.dataprep.state import begin, clear_state, finished_manifest, sole_user
 from fasttrain.formats.manifest import Manifest
-from fasttrain.system.cli import check_workers, finish, parse
+from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.options import Bounds, Options
 from fasttrain.system.progress import progress
 
 EXIT_SKIPPED = 3
 
 
 @dataclass(frozen=True)
-class ConvertConfig:
+class ConvertConfig(Options):
     """Convert images (JPEG, PNG, WebP, BMP, pixels) to numbered shards and a manifest.
 
     SOURCE is a folder of images only, or of one folder per class, or of train/ and val/ (or valid, validation, test) of
@@ -66,29 +67,24 @@ class ConvertConfig:
     """Shard format: ffcv = .beton files that the stock FFCV loader reads; webdataset = .tar files with DALI's index."""
     write: Write = "jpeg"
     """What an .beton file stores: jpeg; raw = RGB pixels; smart = pixels where they take at most 3 times the JPEG."""
-    max_side: int = 0
+    max_side: Annotated[int, Bounds(0, 65500)] = 0
     """Longer side in pixels to which larger images are shrunk; 0 keeps every size. JPEGs within it are copied as is."""
-    quality: int = 90
+    quality: Annotated[int, Bounds(1, 100)] = 90
     """JPEG quality, 1 to 100, of images that are shrunk or were no JPEG."""
-    shard_size: int = 2048
+    shard_size: Annotated[int, Bounds(1, 1 << 24)] = 2048
     """Images per shard."""
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int | Literal["auto"], Bounds(1)] = "auto"
     """Threads, with ray shards at a time; auto = one for each core this process, or the cluster, may use."""
     engine: Literal["local", "ray"] = "local"
     """Where the work is done; ray = on a Ray cluster, whose machines see SOURCE and OUT under the same paths."""
-    val_fraction: float = 0.0
+    val_fraction: Annotated[float, Bounds(0, 0.99)] = 0.0
     """Fraction of each class, rounded to whole images, to set apart as the validation split of a source without one."""
-    seed: int = 0
+    seed: Annotated[int, Bounds(0, 2**64 - 1)] = 0
     """Seed of the order in which images are written, and of the choice of validation images."""
 
 
 def check(config: ConvertConfig) -> None:
-    """Raises UserError for values out of range and for folders that do not go together."""
-    limits = {"quality": (1, 100), "max_side": (0, 65500), "shard_size": (1, 1 << 24)}
-    for name, (low, high) in {**limits, "seed": (0, 2**64 - 1), "val_fraction": (0, 0.99)}.items():
-        if not low <= getattr(config, name) <= high:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be {low} to {high}")
-    check_workers(config.workers)
+    """Raises UserError for options and for folders that do not go together."""
     if config.format == "webdataset" and config.write != "jpeg":
         raise UserError(f"--write {config.write} is for --format ffcv: a .tar shard holds JPEGs only")
     source, out = config.source.resolve(), config.out.resolve()

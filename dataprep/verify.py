@@ -18,7 +18,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 
@@ -30,8 +30,9 @@ from fasttrain.formats import jpeg
 from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.manifest import EXTENSION, FILE_NAME, Index, Manifest, Shard
 from fasttrain.formats.tar import read_index
-from fasttrain.system.cli import check_workers, finish, parse
+from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import DataError
+from fasttrain.system.options import Bounds, Options
 from fasttrain.system.pool import map_in_order
 from fasttrain.system.progress import progress
 from fasttrain.system.watch import Watch
@@ -41,7 +42,7 @@ TASK_IMAGES = 256
 
 
 @dataclass(frozen=True)
-class VerifyConfig:
+class VerifyConfig(Options):
     """Check a converted data set: every shard and index against the manifest, and files that it does not know.
 
     Exit status: 0 all is well, 1 problems found, 2 no converted data set. The last line on stdout is JSON.
@@ -51,7 +52,7 @@ class VerifyConfig:
     """OUT, the converted data set."""
     deep: bool = False
     """Decode every image, too."""
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int | Literal["auto"], Bounds(1)] = "auto"
     """Worker processes; auto = one for each core this process may use."""
 
 
@@ -161,7 +162,6 @@ def unknown_files(folder: pathlib.Path, manifest: Manifest) -> list[str]:
 
 def verify(config: VerifyConfig) -> list[str]:
     """Return the problems of a data set; ManifestError if there is no readable manifest."""
-    check_workers(config.workers)
     manifest = Manifest.load(config.out)
     shards = [shard for group in manifest.splits.values() for shard in group]
     odd = [file.name for shard in shards for file in shard.files() if os.path.basename(file.name) != file.name]

@@ -12,29 +12,31 @@ import json
 import pathlib
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from torch import nn
 
-from fasttrain.config import TrainConfig, load_config
+from fasttrain.config import load_config
+from fasttrain.engine.networks import laid_out, make_method
 from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.features import extract, open_labelled
-from fasttrain.evaluation.knn import knn_accuracy
+from fasttrain.evaluation.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy
 from fasttrain.evaluation.linear_probe import linear_accuracy
 from fasttrain.input import pixel_statistics
-from fasttrain.methods import Method, channels_last, make_method
+from fasttrain.methods import Method
 from fasttrain.report import write_report
-from fasttrain.run.checkpoint import BEST, Checkpoint, load_checkpoint, load_newest
-from fasttrain.system.cli import check_workers, finish, parse
+from fasttrain.run.checkpoint import BEST, UNFIT, Checkpoint, load_checkpoint, load_newest
+from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import UserError
 from fasttrain.system.memory import is_full_memory
+from fasttrain.system.options import Bounds, Options, Positive
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Options):
     """Evaluate a run's newest checkpoint by weighted kNN and a linear probe on frozen features.
 
     Features of the data set's train split are the memory; its val split is classified. Without --knn or --linear both
@@ -42,16 +44,16 @@ class EvaluateConfig:
     """
 
     run: str
-    """Run folder."""
+    """Run folder; by place, or by --run."""
     data: str = ""
     """Labelled data set with train and val splits. Empty: the one the run was trained on."""
     knn: bool = False
     """Weighted k-nearest-neighbour classification."""
     linear: bool = False
     """Linear classifier on the frozen features."""
-    k: int = 200
+    k: Positive[int] = NEIGHBOURS
     """Neighbours of kNN."""
-    temperature: float = 0.1
+    temperature: Positive[float] = TEMPERATURE
     """Temperature of the neighbours' votes, exp(similarity / temperature)."""
     features: Literal["encoder", "projection"] = "encoder"
     """What is compared: the encoder's output, or the projection head's (as MoCo's CIFAR-10 notebook does)."""
@@ -59,15 +61,15 @@ class EvaluateConfig:
     """Evaluate checkpoints/best.pt, the best by training's --knn-every, instead of the newest checkpoint."""
     untrained: bool = False
     """Also evaluate the same network with the weights it started from; those figures end in _untrained."""
-    batch_size: int = 256
+    batch_size: Positive[int] = 256
     """Images a step."""
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int | Literal["auto"], Bounds(1)] = "auto"
     """Decoding threads. auto: every core this process may use."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU when there is one."""
 
 
-def chosen_checkpoint(run: pathlib.Path, config: TrainConfig, best: bool) -> Checkpoint:
+def chosen_checkpoint(run: pathlib.Path, checkpoint_every: int, best: bool) -> Checkpoint:
     """The newest of a run, or its best. Raises UserError where there is none, and says how to get one."""
     path = run / "checkpoints" / BEST
     if best and not path.exists():
@@ -75,7 +77,7 @@ def chosen_checkpoint(run: pathlib.Path, config: TrainConfig, best: bool) -> Che
     checkpoint = load_checkpoint(path) if best else load_newest(run / "checkpoints")
     if checkpoint is None:
         raise UserError(
-            f"{run} has no checkpoint yet: training writes one every {config.checkpoint_every} steps, at its end, and "
+            f"{run} has no checkpoint yet: training writes one every {checkpoint_every} steps, at its end, and "
             "when it is told to stop; if it has failed, its last line said why: run the same command again"
         )
     return checkpoint
@@ -85,7 +87,7 @@ def load_weights(method: Method, checkpoint: Checkpoint) -> None:
     """Give the method a checkpoint's weights. Raises UserError where they are of other networks."""
     try:
         method.load_state_dict(checkpoint.state["method"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except UNFIT as error:
         if is_full_memory(error):
             raise
         reason = " ".join(str(error).split())[:300]
@@ -94,30 +96,27 @@ def load_weights(method: Method, checkpoint: Checkpoint) -> None:
 
 def evaluate(options: EvaluateConfig) -> int:
     """Print and keep the figures; returns the exit status."""
-    if options.k < 1 or options.temperature <= 0 or options.batch_size < 1:
-        raise UserError("--k and --batch-size must be at least 1, --temperature above 0")
-    check_workers(options.workers)
     run = pathlib.Path(options.run)
     config = load_config(run)
-    data = pathlib.Path(options.data or config.data)
-    train, val = open_labelled(data, config.loader if str(data) == config.data else "auto", config.size)
-    mean, std = pixel_statistics(pathlib.Path(config.data), config.loader)
-    checkpoint = chosen_checkpoint(run, config, options.best)
+    size, trained_on = config.views.size, config.data.data
+    data = options.data or trained_on
+    train, val = open_labelled(pathlib.Path(data), config.data.loader if data == trained_on else "auto", size)
+    mean, std = pixel_statistics(pathlib.Path(trained_on), config.data.loader)
+    checkpoint = chosen_checkpoint(run, config.run.checkpoint_every, options.best)
     ranks = Ranks(options.device)
     device = ranks.device
-    method = make_method(config)
-    width = method.feature_width if options.features == "encoder" else config.dim
+    method = make_method(config.method, config.encoder, size, config.run.seed)
     network = method.encoder if options.features == "encoder" else nn.Sequential(method.encoder, method.projector)
 
     figures: dict[str, float | int] = {"step": checkpoint.state["step"]}
     for suffix in ("_untrained", "") if options.untrained else ("",):
         if not suffix:
             load_weights(method, checkpoint)
-        channels_last(method, device).eval()
+        laid_out(method, device, config.optimisation.precision).eval()
         memory, queries = (
             extract(
-                network, width, store, run, device, size=config.size, mean=mean, std=std, batch_size=options.batch_size,
-                workers=ranks.threads(options.workers), max_failed_fraction=config.max_failed_fraction,
+                network, store, run, device, size=size, mean=mean, std=std, batch_size=options.batch_size,
+                workers=ranks.threads(options.workers), max_failed_fraction=config.data.max_failed_fraction,
             )
             for store in (train, val)
         )  # fmt: skip
@@ -127,7 +126,7 @@ def evaluate(options: EvaluateConfig) -> int:
             figures[f"knn_top1{suffix}"] = round(accuracy, 2)
         if options.linear or not options.knn:
             figures[f"linear_top1{suffix}"] = round(linear_accuracy(memory, queries, classes, device), 2)
-    settings = {"data": str(data), "k": options.k, "temperature": options.temperature, "features": options.features}
+    settings = {"data": data, "k": options.k, "temperature": options.temperature, "features": options.features}
     (run / "evaluation.json").write_text(json.dumps({**figures, "settings": settings}) + "\n")
     write_report(run)
     print(json.dumps(figures), flush=True)

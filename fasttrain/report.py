@@ -18,15 +18,11 @@ from dataclasses import dataclass
 if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from fasttrain.run.health import MEMORY
-from fasttrain.run.log import read_metrics
+from fasttrain.run.metrics import FIGURES, read_metrics
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import UserError
 
 SUBTITLE = ("method", "arch", "data")
-NOT_TERMS = {
-    "step", "epoch", "lr", "images_per_sec", "data_wait", "transfer_wait", "views_time", "skipped", "replaced", *MEMORY,
-}  # fmt: skip
 STYLE = """
 :root { color-scheme: light; --ink: #1c2733; --soft: #5d6b7a; --line: #e3e8ee; --accent: #1f6feb; }
 body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink);
@@ -56,7 +52,7 @@ class ReportConfig:
     """
 
     run: str
-    """Run folder."""
+    """Run folder; by place, or by --run."""
 
 
 def write_report(run: pathlib.Path) -> pathlib.Path:
@@ -142,7 +138,7 @@ def _card(figure: str, name: str) -> str:
 
 def _curves(metrics: list[dict]) -> list[str]:
     """One drawing for each loss term, the learning rate, the rate and the data wait."""
-    terms = [name for name in metrics[-1] if name not in NOT_TERMS]
+    terms = [name for name in metrics[-1] if name not in FIGURES]
     titles = {"lr": "learning rate", "images_per_sec": "images per second", "data_wait": "waiting for data, % of time"}
     scale = {"data_wait": 100.0}
     steps = [entry["step"] for entry in metrics]

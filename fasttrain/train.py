@@ -14,37 +14,43 @@ import os
 import pathlib
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 import torch
+from rich.console import Console
 
-from fasttrain.config import TrainConfig, as_dict, parse_config
+from fasttrain.config import TrainConfig, parse_config
+from fasttrain.engine.networks import AUTOCAST, make_networks
 from fasttrain.engine.optim import learning_rate
+from fasttrain.engine.options import BASE_BATCH
 from fasttrain.engine.ranks import Ranks
 from fasttrain.engine.skips import Skips
-from fasttrain.engine.step import TrainStep, compile_networks
+from fasttrain.engine.step import TrainStep
 from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
 from fasttrain.input import Loader, Order, Store, open_dataset, open_loader, pixel_statistics
-from fasttrain.kernels.augment import augment
-from fasttrain.methods import AUTOCAST, Method, channels_last, make_method
-from fasttrain.networks.encoders import feature_width
-from fasttrain.networks.recompute import checkpoint_activations
+from fasttrain.kernels.augment import Views, augment
+from fasttrain.methods import Method, Sample
+from fasttrain.networks.groups import check_groups
 from fasttrain.report import write_report
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
+from fasttrain.run.display import Display
 from fasttrain.run.faults import explained
 from fasttrain.run.folder import prepare, run_path
-from fasttrain.run.log import SilentLog, TrainLog
+from fasttrain.run.health import Health
+from fasttrain.run.metrics import Metrics, open_files
 from fasttrain.run.resume import resume
 from fasttrain.run.samples import write_samples
 from fasttrain.system.cli import finish
+from fasttrain.system.collectives import common_generator
 from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.options import Settings
 from fasttrain.views.draw import draw
-from fasttrain.views.spec import RECIPES
+from fasttrain.views.spec import sides
 
-GROWING = 0.75  # part of the epochs in which views grow to their final size
 NAMED = 8  # samples in an error line
 
 
@@ -57,6 +63,7 @@ class StopSignal:
     received = 0
 
     def __init__(self) -> None:
+        self.tell: Callable[[str], None] = self._write  # until there is a display
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
 
@@ -66,54 +73,34 @@ class StopSignal:
         if self.received:
             return
         self.received = number
+        self.tell("stopping after this step, with a checkpoint")
+
+    def _write(self, text: str) -> None:
         if os.environ.get("RANK", "0") == "0":  # not print: the signal may have come in the middle of one
-            os.write(2, b"stopping after this step, with a checkpoint\n")
+            os.write(2, f"{text}\n".encode())
 
 
 def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
     """The samples in their seeded order. Raises UserError for a batch that can't be."""
-    if config.batch_size > store.num_samples:
-        raise UserError(f"--batch-size {config.batch_size} is larger than the data set ({store.num_samples} images)")
-    parts = ranks.world_size * config.accumulate
-    if config.batch_size % ranks.world_size or config.batch_size // ranks.world_size < 2:
+    batch_size, accumulate = config.optimisation.batch_size, config.optimisation.accumulate
+    if batch_size > store.num_samples:
+        raise UserError(f"--batch-size {batch_size} is larger than the data set ({store.num_samples} images)")
+    parts = ranks.world_size * accumulate
+    if batch_size % ranks.world_size or batch_size // ranks.world_size < 2:
         raise UserError(
-            f"--batch-size {config.batch_size} must be a multiple of the {ranks.world_size} process(es), 2 or more each"
+            f"--batch-size {batch_size} must be a multiple of the {ranks.world_size} process(es), 2 or more each"
         )
-    if config.batch_size // ranks.world_size % config.accumulate or config.batch_size < 2 * parts:
-        raise UserError(
-            f"--batch-size {config.batch_size} can't be cut into {parts} equal parts (--accumulate) of 2 or more"
-        )
-    order = Order(store.num_samples, config.batch_size, config.seed, True, ranks.rank, ranks.world_size)
-    return open_loader(
-        store, order, ranks.threads(config.workers), config.loader, ranks.device, config.max_failed_fraction
-    )
+    if batch_size // ranks.world_size % accumulate or batch_size < 2 * parts:
+        raise UserError(f"--batch-size {batch_size} can't be cut into {parts} equal parts (--accumulate) of 2 or more")
+    if config.encoder.batch_norm == "split":
+        check_groups(batch_size, ranks.world_size, accumulate, config.encoder.batch_norm_groups)
+    order = Order(store.num_samples, batch_size, config.run.seed, True, ranks.rank, ranks.world_size)
+    workers = ranks.threads(config.machine.workers)
+    return open_loader(store, order, workers, config.data.loader, ranks.device, config.data.max_failed_fraction)
 
 
-def make_networks(config: TrainConfig, device: torch.device) -> Method:
-    """The method on its device, its networks as the options have them run. Raises UserError for what can't be."""
-    method = make_method(config)
-    if config.resolution:
-        feature_width(method.encoder, config.arch, config.start_size)
-    if config.checkpoint_activations:
-        checkpoint_activations(method.encoder)
-    compile_networks(method, config, device)
-    return channels_last(method, device)
-
-
-def view_size(epoch: int, config: TrainConfig) -> int:
-    """Side of an epoch's views: from the first of --resolution linearly to --size, reached after GROWING of the epochs.
-
-    In steps of an encoder's total stride, so that no size wastes pixels.
-    """
-    stride = 32 if config.size > 64 else 8
-    progress = min(1.0, epoch / (GROWING * config.epochs))
-    missing = (config.size - config.start_size) * (1 - progress)
-    return max(config.start_size, config.size - round(missing / stride) * stride)
-
-
-def not_finite(run: pathlib.Path, config: TrainConfig, num_samples: int, skips: Skips, step: int) -> RunError:
+def not_finite(run: pathlib.Path, order: Order, skips: Skips, step: int) -> RunError:
     """The error of too many skipped steps. The last one's samples are written to RUN/not-finite.json."""
-    order = Order(num_samples, config.batch_size, config.seed)
     epoch, place = divmod(skips.last, order.steps_per_epoch)
     samples = order.step(order.epoch(epoch), place).tolist()
     record = run / "not-finite.json"
@@ -128,93 +115,122 @@ def not_finite(run: pathlib.Path, config: TrainConfig, num_samples: int, skips: 
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make everything torch draws in a step a function of (seed, step, rank), so there is no random state to save."""
-    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank) % 2**63)
+    """Make everything drawn in a step a function of (seed, step, rank), or (seed, step) for what ranks draw alike, so
+    there is no random state to save."""
+    common = seed * 1_000_003 + step
+    common_generator.manual_seed(common % 2**63)
+    torch.manual_seed((common * 65_537 + rank) % 2**63)
 
 
-@explained
+def state_of(step: int, settings: Settings, images: str, method: Method, trainer: TrainStep, loader: Loader) -> dict:
+    """Everything that a run needs to go on from a step. images: their fingerprint."""
+    return {
+        "step": step, "config": settings.values, "data": images, "method": method.state_dict(), **trainer.state_dict(),
+        "loader": loader.state_dict(),
+    }  # fmt: skip
+
+
 def train(config: TrainConfig) -> int:
     """Train to the end of the schedule, --max-steps or a signal; returns the exit status."""
     stop = StopSignal()
-    ranks = Ranks(config.device)
-    method = make_networks(config, ranks.device)
-    update = TrainStep(method, config, ranks)
-    store = open_dataset(pathlib.Path(config.data), "train", config.loader, config.size)
-    loader = make_loader(store, config, ranks)
-    mean, std = pixel_statistics(pathlib.Path(config.data), config.loader)
-    workers = ranks.threads(config.workers)
-    knn = KnnMonitor(config, ranks.device, workers) if config.knn_every else None
+    # First, as it keeps this process, and all threads that it starts from now on, on its share of the cores.
+    ranks = Ranks(config.machine.device)
 
-    run = pathlib.Path(ranks.share(str(run_path(config))))
-    claim = ranks.together(lambda: prepare(run, config) if ranks.is_main else None)
+    # What may be refused for its options or its data comes before the run folder is touched.
+    method = make_networks(
+        config.method, config.encoder, config.views, config.optimisation, config.machine, ranks.device, config.run.seed
+    )
+    trainer = TrainStep(method, config.optimisation, ranks.device, config.machine.cuda_graph)
+    recipe = config.views.recipe_for(config.method.views)
+    data = pathlib.Path(config.data.data)
+    store = open_dataset(data, "train", config.data.loader, config.views.size)
+    loader = make_loader(store, config, ranks)
+    mean, std = pixel_statistics(data, config.data.loader)
+    workers = ranks.threads(config.machine.workers)
+    knn = KnnMonitor(config.data, config.views.size, ranks.device, workers) if config.logging.knn_every else None
+
+    # The first rank claims the folder; then all go on from the checkpoint that it chooses.
+    settings = Settings.of(config)
+    run = pathlib.Path(ranks.share(str(run_path(config.run))))
+    claim = ranks.together(lambda: prepare(run, settings, config.run.fresh) if ranks.is_main else None)
 
     def restore(state: dict) -> None:
         method.load_state_dict(state["method"])
-        update.load_state_dict(state)
+        trainer.load_state_dict(state)
         loader.load_state_dict(state["loader"])
 
-    step = resume(run / "checkpoints", config, store.fingerprint, ranks, restore)
+    step = resume(run / "checkpoints", settings, store.fingerprint, ranks, restore)
+
+    # The schedule is a function of the step; --max-steps does not change it.
+    optimisation, batch_size = config.optimisation, config.optimisation.batch_size
     steps_per_epoch = loader.steps_per_epoch
-    schedule = config.epochs * steps_per_epoch, int(config.warmup_epochs * steps_per_epoch), config.lr
-    last_step = min(schedule[0], config.max_steps or schedule[0])
-    log: TrainLog = SilentLog()
-    if ranks.is_main:
-        log = TrainLog(
-            run, step, last_step, config.log_every, config.batch_size, config.tensorboard, ranks.device, workers
-        )
-    evaluations = Evaluations(knn, config.knn_every * steps_per_epoch, run, ranks, lambda: stop.received)
+    total_steps = optimisation.epochs * steps_per_epoch
+    warmup_steps = int(optimisation.warmup_epochs * steps_per_epoch)
+    last_step = min(total_steps, config.run.max_steps or total_steps)
+    epoch, lr, stopped = max(0, step - 1) // steps_per_epoch, 0.0, 0
 
-    def save(at_any_rate: bool) -> None:
-        """Write a checkpoint; unless at any rate, not while steps are being skipped: it might push out good ones."""
-        log.flush(step, epoch, lr)
-        if log.skips.too_many(step):
-            raise not_finite(run, config, store.num_samples, log.skips, step)
-        if ranks.is_main and (at_any_rate or not log.skips.in_a_row):
-            state = {
-                "step": step, "config": as_dict(config), "data": store.fingerprint, "method": method.state_dict(),
-                **update.state_dict(), "loader": loader.state_dict(),
-            }  # fmt: skip
-            save_checkpoint(run / "checkpoints", state, config.keep_last)
-
-    stopped, epoch, lr = 0, max(0, step - 1) // steps_per_epoch, 0.0
-    views: torch.Tensor | None = None  # one buffer for all steps
-    views_dtype = AUTOCAST.get(config.precision, torch.float32)
+    # Last, as they truncate metrics.jsonl to the step that was resumed, and take over the terminal.
+    health = Health(ranks.device, workers)
+    files = open_files(run, step, config.logging.tensorboard) if ranks.is_main else ()
+    display = Display(Console(stderr=True, quiet=not ranks.is_main), step, last_step, batch_size, health.hint)
+    stop.tell = display.note
+    metrics = Metrics((*files, display), health, ranks.device, config.logging.log_every, batch_size)
+    display.say(f"learning rate {optimisation.peak_lr:g}: --lr {optimisation.lr:g} × {batch_size}/{BASE_BATCH}")
+    evaluations = Evaluations(knn, config.logging.knn_every * steps_per_epoch, run, ranks, lambda: stop.received)
+    compiles = config.machine.compile == "on" or ranks.device.type == "cuda"
+    views_dtype = AUTOCAST.get(optimisation.precision, torch.float32)
+    views: Views | None = None  # one buffer for all steps of a size
+    shown: tuple[int, ...] = ()  # its sides
     try:
         if evaluations.due(step):  # may not have been done when this checkpoint was written
-            stopped = evaluations(method, step, epoch, log)
+            with display.aside("evaluating"):
+                stopped = evaluations(method, step, epoch, metrics)
+        display.status("making the first batch")
         while step < last_step and not stopped:
             epoch = step // steps_per_epoch
-            size = view_size(epoch, config)
-            if views is not None and views.shape[-1] != size:
-                views = None
-            for batch in log.timed(loader.epoch(epoch)):
-                with log.making_views():
-                    sizes = batch.height_B, batch.width_B
-                    table = draw(RECIPES[config.recipe], *sizes, batch.index_B, config.seed, epoch)
+            size = config.views.size_at(epoch, optimisation.epochs)
+            size_V = sides(recipe, size)
+            for batch in metrics.timed(loader.epoch(epoch)):
+                if size_V != shown:
+                    display.status("compiling" if compiles else "the first step")
+                    views, shown = None, size_V
+                with metrics.making_views():
+                    size_2B = batch.height_B, batch.width_B
+                    table = draw(recipe, *size_2B, batch.index_B, config.run.seed, epoch, size)
                     views = augment(
-                        batch.pixels, batch.offset_B, *sizes, table, size, mean, std, dtype=views_dtype, out=views
+                        batch.pixels, batch.offset_B, *size_2B, table, size_V, mean, std, dtype=views_dtype, out=views
                     )
                 if ranks.is_main and step == 0:
                     write_samples(run / "samples.png", batch, views, mean, std)
-                seed_step(config.seed, step, ranks.rank)
-                lr = learning_rate(step, *schedule)
-                terms = update(views, step, lr)
+                seed_step(config.run.seed, step, ranks.rank)
+                lr = learning_rate(step, total_steps, warmup_steps, optimisation.peak_lr)
+                terms = trainer.forward_backward(Sample(views, batch.label_B, batch.index_B))
+                trainer.update(step, lr, step / total_steps)
                 step += 1
 
-                log.step(step, epoch, lr, ranks.mean(terms), update.skips_3)
-                if log.skips.too_many(step):
-                    raise not_finite(run, config, store.num_samples, log.skips, step)
+                metrics.step(step, epoch, lr, ranks.mean(terms), trainer.skips_3)
+                display.step(step)
                 stopped = ranks.agree(stop.received)
                 due, ends = evaluations.due(step), bool(stopped) or step == last_step
-                if ends or due or step % config.checkpoint_every == 0:
-                    save(at_any_rate=ends or due)
+                saves = ends or due or step % config.run.checkpoint_every == 0
+                if saves:
+                    metrics.flush(step, epoch, lr)  # what it knows of skipped steps is then up to this one
+                if ranks.is_main and metrics.skips.too_many(step):
+                    order = Order(store.num_samples, batch_size, config.run.seed)
+                    raise not_finite(run, order, metrics.skips, step)
+                # A periodic one is not written while steps are being skipped: it might push out good ones.
+                if ranks.is_main and saves and (ends or due or not metrics.skips.in_a_row):
+                    with display.doing("saving"):
+                        state = state_of(step, settings, store.fingerprint, method, trainer, loader)
+                        save_checkpoint(run / "checkpoints", state, config.run.keep_last)
                 if due and not stopped:
-                    stopped = evaluations(method, step, epoch, log)
+                    with display.aside("evaluating"):
+                        stopped = evaluations(method, step, epoch, metrics)
                 if stopped or ends:
                     break
     finally:
         loader.close()
-        log.close()
+        metrics.close()
         if claim:
             claim.close()
     if ranks.is_main:
@@ -226,7 +242,12 @@ def train(config: TrainConfig) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return finish(lambda: train(parse_config(sys.argv[1:] if argv is None else argv)))
+    def command() -> int:
+        config = parse_config(sys.argv[1:] if argv is None else argv)
+        with explained(config.optimisation.batch_size, config.views.size):
+            return train(config)
+
+    return finish(command)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def test_augment_benchmark_refuses_to_time_wrong_views(image_folder, tmp_path, m
     def wrong(*inputs, impl="auto", **options):
         views = right(*inputs, impl=impl, **options)
         if impl != "reference":
-            views[0, 0, 0, 3, 3] = 0.5 if views[0, 0, 0, 3, 3] > 0.7 else 0.9
+            views[0][0, 0, 0, 3, 3] = 0.5 if views[0][0, 0, 0, 3, 3] > 0.7 else 0.9
         return views
 
     monkeypatch.setattr(record, "RESULTS", tmp_path)

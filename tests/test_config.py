@@ -1,19 +1,35 @@
-"""The command line: presets, and one line for what can't be."""
+"""Options: what decides a default, what is refused, and one line for it."""
 
+import dataclasses
+import json
 import re
+from typing import get_type_hints
 
 import pytest
 
-from fasttrain.config import PRESETS, TrainConfig, as_dict, differences, parse_config
+from fasttrain.config import TrainConfig, load_config, make_config, parse_config
+from fasttrain.engine.options import MachineOptions
 from fasttrain.engine.ranks import Ranks
+from fasttrain.presets import PRESETS
+from fasttrain.run.folder import prepare
 from fasttrain.system.errors import UserError
+from fasttrain.system.options import Settings, flag, flat
 
 
-def test_defaults_and_presets():
-    assert parse_config(["--data", "x"]) == TrainConfig(data="x")
+def test_defaults_and_presets() -> None:
+    assert parse_config(["--data", "x"]) == make_config(data="x")
     config = parse_config(["--preset", "cifar10", "--data", "x", "--batch-size", "256"])
-    assert (config.arch, config.cifar_stem, config.batch_size, config.queue_size) == ("resnet18", True, 256, 4096)
-    assert parse_config(["--data=x", "--preset=demo"]).arch == PRESETS["demo"]["arch"]
+    assert (config.encoder.arch, config.encoder.cifar_stem, config.optimisation.batch_size) == ("resnet18", True, 256)
+    assert flat(config)["queue_size"] == 4096
+    assert parse_config(["--data=x", "--preset=demo"]).encoder.arch == PRESETS["demo"]["arch"]
+
+
+def test_the_last_method_and_preset_count_wherever_they_stand() -> None:
+    config = parse_config(
+        ["--preset", "demo", "--method=moco", "--data", "x", "--preset", "cifar10", "--method", "xmoco"]
+    )
+    assert config == make_config("xmoco", "cifar10", data="x")
+    assert config.encoder.arch == "resnet18"
 
 
 @pytest.mark.parametrize(
@@ -25,11 +41,12 @@ def test_defaults_and_presets():
         (["--data", "x", "stray"], "Unrecognized options: stray"),
         ([], "--data"),
         (["--data", "x", "--lr", "fast"], "--lr"),
-        (["--data", "x", "--preset", "huge"], "--preset"),
         (["--data", "x", "--precision", "fp8"], "fp8.*bf16"),
     ],
 )
-def test_bad_command_lines_are_one_line_and_status_2(words, message, capsys):
+def test_bad_command_lines_are_one_line_and_status_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         parse_config(words)
     assert stop.value.code == 2
@@ -38,60 +55,146 @@ def test_bad_command_lines_are_one_line_and_status_2(words, message, capsys):
     assert re.search(message, captured.err)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--epochs", "0"], "--epochs must be above 0"),
-        (["--batch-size", "-4"], "--batch-size must be above 0"),
-        (["--temperature", "0"], "--temperature must be above 0"),
-        (["--lr", "nan"], "--lr must be above 0"),
-        (["--ema", "1"], "--ema must be"),
-        (["--cross-weight", "-1"], "--cross-weight must not be negative"),
-        (["--warmup-epochs", "200"], "leaves nothing"),
-        (["--accumulate", "0"], "--accumulate must be above 0"),
-        (["--clip-norm", "-1"], "--clip-norm must not be negative"),
-        (["--workers", "0"], "--workers 0: must be auto, or at least 1"),
-        (["--resolution", "256:224"], "--resolution '256:224' is not two sides of views such as 128:224"),
-        (["--resolution", "128:224", "--size", "160"], "ends with views of 224 px, --size 160 is another"),
-    ],
-)
-def test_values_no_run_could_use(words, message):
+VALUES = [
+    (["--epochs", "0"], "--epochs must be above 0, not 0"),
+    (["--batch-size", "-4"], "--batch-size must be above 0"),
+    (["--temperature", "0"], "--temperature must be above 0"),
+    (["--lr", "nan"], "--lr must be above 0"),
+    (["--ema", "1"], "--ema must be at least 0 and below 1"),
+    (["--cross-weight", "-1"], "--cross-weight must be at least 0"),
+    (["--warmup-epochs", "200"], "leaves nothing"),
+    (["--accumulate", "0"], "--accumulate must be above 0"),
+    (["--clip-norm", "-1"], "--clip-norm must be at least 0"),
+    (["--workers", "0"], "--workers must be at least 1, not 0"),
+    (["--max-failed-fraction", "2"], "--max-failed-fraction must be at least 0 and at most 1"),
+    (["--resolution", "256:224"], "--resolution '256:224' is not two sides of views such as 128:224"),
+    (["--resolution", "128:224", "--size", "160"], "ends with views of 224 px, --size 160 is another"),
+    (["--preset", "huge"], "unknown --preset 'huge'; choose from: imagenet, cifar10, demo"),
+    (["--method", "simclr"], "unknown --method 'simclr'; choose from: moco, xmoco"),
+    (
+        ["--recipe", "swav"],
+        "--recipe swav gives 2 views of full size and 6 views of 43 %; this method needs 2",
+    ),
+    (["--crop-scale", "0.5", "0.2"], "crop scale 0.5 0.2"),
+    (["--blur", "2"], "probability of blur 2"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), VALUES)
+def test_values_no_run_could_use(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_config(["--data", "x", *words])
 
 
-def test_an_optimizer_brings_its_defaults():
+def test_values_are_checked_from_python_too() -> None:
+    with pytest.raises(UserError, match="--workers must be at least 1"):
+        MachineOptions(workers=0)
+    with pytest.raises(UserError, match="--temperature must be above 0"):
+        make_config(data="x", temperature=-1.0)
+    with pytest.raises(UserError, match="moco has no option --batchsize"):
+        make_config("moco", batchsize=3)
+
+
+def test_an_option_of_other_methods_is_refused_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fasttrain import config
+    from fasttrain.methods.moco import MoCoOptions
+
+    @dataclasses.dataclass(frozen=True)
+    class CentredOptions(MoCoOptions):
+        centre_momentum: float = 0.9
+
+    monkeypatch.setitem(config.METHODS, "centred", CentredOptions)
+    assert (
+        flat(parse_config(["--data", "x", "--method", "centred", "--centre-momentum", "0.5"]))["centre_momentum"] == 0.5
+    )
+    with pytest.raises(UserError, match="--centre-momentum is an option of --method centred, not of moco"):
+        parse_config(["--data", "x", "--method", "moco", "--centre-momentum", "0.5"])
+
+
+def test_an_optimizer_brings_its_defaults() -> None:
     """MoCo v3's for LARS and AdamW; what is typed counts more, in any order."""
-    config = parse_config(["--data", "x", "--optimizer", "lars"])
+    config = parse_config(["--data", "x", "--optimizer", "lars"]).optimisation
     assert (config.lr, config.weight_decay) == (0.6, 1e-6)
-    config = parse_config(["--lr", "0.001", "--data=x", "--preset=cifar10", "--optimizer=adamw"])
+    config = parse_config(["--lr", "0.001", "--data=x", "--preset=cifar10", "--optimizer=adamw"]).optimisation
     assert (config.lr, config.weight_decay, config.batch_size) == (0.001, 0.1, 512)
+    own = parse_config(["--data", "x", "--preset", "cifar10", "--optimizer", "sgd"]).optimisation  # the method's anyway
+    assert own == make_config("xmoco", "cifar10").optimisation
 
 
-def test_help_names_every_option(capsys):
+def test_the_learning_rate_is_per_256_images() -> None:
+    """Of MoCo's CIFAR-10 notebook, 0.06 at a batch of 512."""
+    config = make_config("moco", "cifar10", data="x")
+    assert config.optimisation.peak_lr == pytest.approx(0.06)
+    assert make_config("moco", data="x", batch_size=1024).optimisation.peak_lr == pytest.approx(4 * 0.03)
+
+
+def test_help_names_every_option_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse_config(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for name in TrainConfig.__dataclass_fields__:
-        assert f"--{name.replace('_', '-')}" in text
+    for name in flat(make_config(data="x")):
+        assert flag(name) in text
+    for group in get_type_hints(TrainConfig):
+        assert f"{group} options" in text
 
 
-def test_differences_are_of_what_changes_the_result():
-    saved = as_dict(TrainConfig(data="x", workers=3))
-    assert differences(saved, TrainConfig(data="y", workers=1, max_steps=9)) == []
-    assert differences(saved, TrainConfig(data="x", lr=0.5)) == ["--lr was 0.03, now 0.5"]
+def test_differences_are_of_what_binds_a_run() -> None:
+    saved = Settings.of(make_config(data="x", workers=3)).values
+    assert Settings.of(make_config(data="y", workers=1, max_steps=9)).differences(saved) == []
+    assert Settings.of(make_config(data="x", lr=0.5)).differences(saved) == ["--lr was 0.03, now 0.5"]
+    other = Settings.of(make_config(data="x", crop_scale=(0.1, 1.0))).differences(saved)
+    assert other == ["--crop-scale was None, now [0.1, 1.0]"]
+    assert Settings.of(make_config("moco", data="x", cross="batch", uniform="batch")).differences(saved) == [
+        "--method was 'xmoco', now 'moco'"
+    ]
 
 
-def test_workers_are_a_number_or_all_the_cores():
-    assert parse_config(["--data", "x"]).workers == parse_config(["--data", "x", "--workers", "auto"]).workers == "auto"
-    assert parse_config(["--data", "x", "--workers", "3"]).workers == 3
+def test_a_saved_configuration_is_a_start_for_another_run(tmp_path) -> None:
+    config = make_config("moco", "demo", data="x", blur=(0.1, 0.2), lr=0.5, run="runs/first", crop_scale=(0.3, 1.0))
+    prepare(tmp_path / "run", Settings.of(config), False).close()
+    assert load_config(tmp_path / "run") == config
+    path = str(tmp_path / "run" / "config.json")
+    again = parse_config(["--config", path, "--lr", "0.7"])
+    assert again == make_config("moco", "demo", data="x", blur=(0.1, 0.2), lr=0.7, config=path, crop_scale=(0.3, 1.0))
+    other = parse_config([f"--config={path}", "--method", "xmoco", "--data", "y"])
+    assert (other.run.method, other.data.data, other.optimisation.lr) == ("xmoco", "y", 0.5)
+    (tmp_path / "old.json").write_text(json.dumps({"config": {"method": "moco"}}))
+    with pytest.raises(UserError, match="by an earlier version of fasttrain"):
+        parse_config(["--config", str(tmp_path / "old.json")])
+    with pytest.raises(UserError, match="No such file"):
+        parse_config(["--config", str(tmp_path / "none.json")])
+
+
+def test_the_run_folder_may_be_given_by_place() -> None:
+    assert parse_config(["runs/first", "--data", "x"]) == parse_config(["--data", "x", "--run", "runs/first"])
+    with pytest.raises(UserError, match="RUN is given twice"):
+        parse_config(["runs/first", "--data", "x", "--run", "runs/second"])
+
+
+def test_workers_are_a_number_or_all_the_cores() -> None:
+    assert parse_config(["--data", "x"]).machine == parse_config(["--data", "x", "--workers", "auto"]).machine
+    assert parse_config(["--data", "x", "--workers", "3"]).machine.workers == 3
     ranks = Ranks("cpu")
     assert (ranks.threads("auto"), ranks.threads(3)) == (ranks.cores, 3)
 
 
-def test_a_resolution_sets_the_first_and_the_final_side():
-    config = parse_config(["--data", "x", "--resolution", "96:160"])
-    assert (config.start_size, config.size) == (96, 160)
-    assert parse_config(["--data", "x", "--resolution", "96:160", "--size", "160"]).size == 160
-    assert parse_config(["--data", "x"]).start_size == 224
+def test_a_resolution_sets_the_first_and_the_final_side() -> None:
+    views = parse_config(["--data", "x", "--resolution", "96:160"]).views
+    assert (views.start_size, views.size) == (96, 160)
+    assert parse_config(["--data", "x", "--resolution", "96:160", "--size", "160"]).views.size == 160
+    assert make_config(data="x", resolution="96:160").views == views
+    assert parse_config(["--data", "x"]).views.start_size == 224
+
+
+def test_views_grow_linearly_in_steps_of_the_stride() -> None:
+    views = make_config(resolution="128:224").views
+    sizes = [views.size_at(epoch, 100) for epoch in range(100)]
+    assert sizes[0] == 128
+    assert set(sizes[75:]) == {224}
+    assert sorted(sizes) == sizes
+    assert set(sizes) == {128, 160, 192, 224}
+    assert {make_config().views.size_at(epoch, 100) for epoch in range(100)} == {224}
+    assert make_config(resolution="100:224").views.size_at(0, 100) == 100
+    small = make_config(resolution="16:32").views
+    assert {small.size_at(epoch, 100) for epoch in range(100)} == {16, 24, 32}

@@ -7,43 +7,71 @@ stay as they were. That is decided on the device, from the gradients all ranks s
 from __future__ import annotations
 
 import contextlib
-import shutil
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fasttrain.config import TrainConfig
+from fasttrain.engine.networks import AUTOCAST
 from fasttrain.engine.optim import make_optimizer, set_learning_rate, take_step
-from fasttrain.engine.ranks import Ranks, data_parallel
+from fasttrain.engine.options import OptimisationOptions
+from fasttrain.engine.ranks import data_parallel
 from fasttrain.engine.skips import Skips
-from fasttrain.methods import AUTOCAST, Method
+from fasttrain.methods import Method, Output, Sample
 from fasttrain.networks.batch_norm import RunningStatistics
-from fasttrain.system.errors import UserError
 
 
 class TrainStep:
-    """Makes the step of a method. It owns the optimizer and the loss scale, and counts what it skips."""
+    """Makes the steps of a method. It owns the optimizer and the loss scale, and counts what it skips."""
 
-    def __init__(self, method: Method, config: TrainConfig, ranks: Ranks) -> None:
-        """method: on the ranks' device. Raises UserError for a missing optimizer package."""
-        self.optimizer = make_optimizer(config.optimizer, method, config.lr, config.weight_decay)
-        self.skips_3 = torch.tensor(Skips(), device=ranks.device)  # never read by the host here
-        self._method, self._model = method, data_parallel(method, static_graph=config.accumulate == 1)
-        self._scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
-        self._autocast = ranks.device.type, AUTOCAST.get(config.precision)
-        self._accumulate, self._clip_norm, self._cuda_graph = config.accumulate, config.clip_norm, config.cuda_graph
+    def __init__(
+        self, method: Method, options: OptimisationOptions, device: torch.device, cuda_graph: bool = False
+    ) -> None:
+        """method: on the device. Raises UserError for a missing optimizer package."""
+        self.optimizer = make_optimizer(options.optimizer, method, options.peak_lr, options.weight_decay)
+        self.skips_3 = torch.tensor(Skips(), device=device)  # never read by the host here
+        self._method, self._model = method, data_parallel(method, static_graph=options.accumulate == 1)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+        self._autocast = device.type, AUTOCAST.get(options.precision)
+        self._accumulate, self._clip_norm, self._cuda_graph = options.accumulate, options.clip_norm, cuda_graph
         self._statistics = RunningStatistics(method)
+        self._carry: tuple[Tensor, ...] = ()  # between forward_backward and update
 
-    def __call__(self, views: Tensor, step: int, lr: float) -> dict[str, Tensor]:
-        """views (B, V, 3, S, S) of this rank → the loss terms, scalars on the device, means over the micro-batches."""
+    def forward_backward(self, sample: Sample) -> dict[str, Tensor]:
+        """The gradients of this rank's share of the batch, a micro-batch after the other, summed over the ranks.
+
+        Returns the loss and its terms: scalars on the device, means over the micro-batches.
+        """
         if self._cuda_graph:
             torch.compiler.cudagraph_mark_step_begin()
         self._statistics.save()
-        parts = views.chunk(self._accumulate)
-        terms = [self._forward_backward(part, last=i == len(parts) - 1) for i, part in enumerate(parts)]
+        outputs = [self._micro_batch(part, last) for part, last in _micro_batches(sample, self._accumulate)]
+        self._carry = outputs[0].carry
+        if len(outputs) > 1:
+            self._carry = tuple(map(torch.cat, zip(*(output.carry for output in outputs), strict=True)))
+        all_terms = [{"loss": output.loss.detach(), **output.terms} for output in outputs]
+        if len(all_terms) == 1:
+            return all_terms[0]
+        return {name: torch.stack([terms[name] for terms in all_terms]).mean() for name in all_terms[0]}
 
+    def _micro_batch(self, sample: Sample, last: bool) -> Output:
+        """Add a micro-batch's gradients to those before it; the last one's backward sums them over the ranks."""
+        wait = isinstance(self._model, DistributedDataParallel) and not last
+        kind, dtype = self._autocast
+        with self._model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+            with torch.autocast(kind, dtype, enabled=dtype is not None):
+                output: Output = self._model(sample)
+            self._scaler.scale(output.loss / self._accumulate).backward()
+        return output
+
+    def update(self, step: int, lr: float, part: float) -> None:
+        """Move weights, momentum encoder and queue by what forward_backward left; nothing where it is not finite.
+
+        step: its number, from 0, by which it is named if it is skipped. part: of the run that is done, 0…1.
+        """
         self._scaler.unscale_(self.optimizer)
+        self._method.after_backward()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         good = norm.isfinite()
@@ -54,22 +82,12 @@ class TrainStep:
         self._scaler.update()
         self.optimizer.zero_grad()
         self._statistics.keep_if(good)
-        self._method.after_step(good)
+        self._method.update(good, part, self._carry)
+        self._carry = ()
 
         total, in_a_row, last = self.skips_3.unbind()
         bad = (~good).long()
         self.skips_3 = torch.stack([total + bad, (in_a_row + 1) * bad, torch.where(good, last, step)])
-        return terms[0] if len(terms) == 1 else {n: torch.stack([t[n] for t in terms]).mean() for n in terms[0]}
-
-    def _forward_backward(self, views: Tensor, last: bool) -> dict[str, Tensor]:
-        """Add a micro-batch's gradients to those before it; the last one's backward sums them over the ranks."""
-        wait = isinstance(self._model, DistributedDataParallel) and not last
-        kind, dtype = self._autocast
-        with self._model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
-            with torch.autocast(kind, dtype, enabled=dtype is not None):
-                loss, terms = self._model(views)
-            self._scaler.scale(loss / self._accumulate).backward()
-        return terms
 
     def state_dict(self) -> dict:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict(), "skips": self.skips_3}
@@ -80,22 +98,13 @@ class TrainStep:
         self.skips_3 = state["skips"].to(self.skips_3.device)
 
 
-def compile_networks(method: Method, config: TrainConfig, device: torch.device) -> None:
-    """torch.compile a method's networks in place: the names in its state stay as they are.
-
-    --compile auto does so on a GPU where there is the C compiler that Triton needs. An encoder that recomputes its
-    activations is left as it is: its stages run twice under different conditions.
-    Raises UserError for --cuda-graph where it can't be.
-    """
-    compiler = any(map(shutil.which, ("g++", "clang++") if device.type == "cpu" else ("cc", "gcc", "clang")))
-    if config.compile == "on" and not compiler:
-        raise UserError("--compile on needs a C++ compiler on a CPU (g++), and a C compiler on a GPU (gcc)")
-    wanted = config.compile == "on" or (config.compile == "auto" and device.type == "cuda" and compiler)
-    if config.cuda_graph and (device.type != "cuda" or not wanted or config.accumulate > 1):
-        raise UserError("--cuda-graph needs a GPU, --compile on or auto (with a C compiler), and --accumulate 1")
-    if wanted:  # every network, at every size of views (--resolution), counts towards one limit; beyond it runs eagerly
-        torch._dynamo.config.recompile_limit = 64
-    for name, network in method.named_children():
-        recomputed = config.checkpoint_activations and name == "encoder"
-        if wanted and not recomputed and any(p.dim() > 1 for p in network.parameters()):
-            network.compile(dynamic=False, mode="reduce-overhead" if config.cuda_graph else None)
+def _micro_batches(sample: Sample, count: int) -> Iterator[tuple[Sample, bool]]:
+    """The sample cut into parts of equal size, each with whether it is the last."""
+    if count == 1:
+        yield sample, True
+        return
+    views = zip(*(group.chunk(count, dim=1) for group in sample.views), strict=True)
+    labels = [None] * count if sample.label_B is None else sample.label_B.chunk(count)
+    parts = zip(views, labels, sample.index_B.chunk(count), strict=True)
+    for number, part in enumerate(parts):
+        yield Sample(*part), number == count - 1

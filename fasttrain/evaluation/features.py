@@ -66,16 +66,16 @@ def open_labelled(path: pathlib.Path, loader: str, view_size: int, most: int = s
 
 @torch.no_grad()
 def extract(
-    network: nn.Module, width: int, store: Store, folder: pathlib.Path, device: torch.device,
+    network: nn.Module, store: Store, folder: pathlib.Path, device: torch.device,
     *, size: int, mean: tuple, std: tuple, batch_size: int, workers: int, max_failed_fraction: float,
     each_batch: Callable[[], None] = lambda: None,
 ) -> Features:  # fmt: skip
-    """Run `network` (N, 3, size, size) → (N, width), in evaluation mode, over the central crop of every image.
+    """Run `network` (N, 3, size, size) → (N, F), in evaluation mode, over the central crop of every image.
 
     The features lie on the disk of `folder`. each_batch is called before each batch and may raise to end it. Raises
     LoaderError when more than max_failed_fraction of the images can't be decoded, RunError when the disk is too full.
     """
-    values_NF = _on_disk(folder, (store.num_samples, width))
+    values_NF: np.memmap | None = None
     label_N = torch.empty(store.num_samples, dtype=torch.int64)
     order = Order(store.num_samples, batch_size, shuffle=False)
     loader = open_loader(store, order, workers, device=device, max_failed_fraction=max_failed_fraction)
@@ -89,14 +89,17 @@ def extract(
         for step, batch in enumerate(batches):
             each_batch()
             table = center(batch.height_B, batch.width_B, 1.0 if size <= SMALL_VIEW else 0.875)
-            views = augment(batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, size, mean, std)
+            (group,) = augment(batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, (size,), mean, std)
             with torch.autocast(device.type, torch.bfloat16):
-                out_BF = network(views[:, 0])
+                out_BF = network(group[0])
+            if values_NF is None:
+                values_NF = _on_disk(folder, (store.num_samples, out_BF.shape[1]))
             rows = slice(step * batch_size, step * batch_size + len(batch))
             values_NF[rows] = out_BF.float().clamp(-limit, limit).half().cpu().numpy()
             label_N[rows] = batch.label_B
     finally:
         loader.close()
+    assert values_NF is not None, "a store holds one image at least"
     return Features(values_NF, label_N)
 
 

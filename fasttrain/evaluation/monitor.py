@@ -8,30 +8,29 @@ from collections.abc import Callable
 
 import torch
 
-from fasttrain.config import TrainConfig
 from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.features import extract, open_labelled
-from fasttrain.evaluation.knn import knn_accuracy
+from fasttrain.evaluation.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy
 from fasttrain.input import pixel_statistics
+from fasttrain.input.options import DataOptions
 from fasttrain.methods import Method
 from fasttrain.run.checkpoint import keep_best
-from fasttrain.run.log import TrainLog, read_metrics
+from fasttrain.run.metrics import Metrics, read_metrics
 
 MOST = 50_000  # images of a split: enough to rank checkpoints by, and other ranks need not wait for long
-NEIGHBOURS, TEMPERATURE = 200, 0.1
 BATCH_SIZE = 256
 
 
 class KnnMonitor:
     """Classifies (at most MOST of) the val split by the train split, as evaluate.py does. Draws nothing at random."""
 
-    def __init__(self, config: TrainConfig, device: torch.device, workers: int) -> None:
-        """Raises DataError without a val split, UserError where labels are missing."""
-        data = pathlib.Path(config.data)
-        self._splits = open_labelled(data, config.loader, config.size, MOST)
-        self._statistics = pixel_statistics(data, config.loader)
-        self._size, self._device, self._workers = config.size, device, workers
-        self._max_failed = config.max_failed_fraction
+    def __init__(self, options: DataOptions, size: int, device: torch.device, workers: int) -> None:
+        """size: side of the views. Raises DataError without a val split, UserError where labels are missing."""
+        data = pathlib.Path(options.data)
+        self._splits = open_labelled(data, options.loader, size, MOST)
+        self._statistics = pixel_statistics(data, options.loader)
+        self._size, self._device, self._workers = size, device, workers
+        self._max_failed = options.max_failed_fraction
 
     def __call__(self, method: Method, folder: pathlib.Path, each_batch: Callable[[], None]) -> float:
         """Top-1 accuracy in percent of the encoder's features, which lie on the disk of `folder` meanwhile.
@@ -49,7 +48,7 @@ class KnnMonitor:
         with torch.compiler.set_stance("force_eager"):  # else every size of batch is compiled again
             memory, queries = (
                 extract(
-                    method.encoder, method.feature_width, part, folder, self._device, size=self._size, mean=mean,
+                    method.encoder, part, folder, self._device, size=self._size, mean=mean,
                     std=std, batch_size=BATCH_SIZE, workers=self._workers, max_failed_fraction=self._max_failed,
                     each_batch=each_batch,
                 )
@@ -80,14 +79,14 @@ class Evaluations:
         """Is a step one of those to be evaluated? (The same on all ranks.)"""
         return self._knn is not None and step > 0 and step % self._every == 0
 
-    def __call__(self, method: Method, step: int, epoch: int, log: TrainLog) -> int:
+    def __call__(self, method: Method, step: int, epoch: int, metrics: Metrics) -> int:
         """Evaluate a step, whose checkpoint is saved, unless it has been. Returns the signal that cut it short, or 0.
 
         Every rank calls it, and all return the same.
         """
-        return self._ranks.of_first(lambda still_here: self._evaluate(method, step, epoch, log, still_here))
+        return self._ranks.of_first(lambda still_here: self._evaluate(method, step, epoch, metrics, still_here))
 
-    def _evaluate(self, method: Method, step: int, epoch: int, log: TrainLog, still_here: Callable[[], None]) -> int:
+    def _evaluate(self, method: Method, step: int, epoch: int, metrics: Metrics, still_here: Callable[[], None]) -> int:
         def each_batch() -> None:
             still_here()
             if self._received():
@@ -100,7 +99,7 @@ class Evaluations:
                 accuracy = self._knn(method, self._run, each_batch)
             except Interrupted:
                 return self._received()
-            log.event(step, epoch, time.monotonic() - began, knn_top1=round(accuracy, 2))
+            metrics.event(step, epoch, time.monotonic() - began, knn_top1=round(accuracy, 2))
         measured = self._measured()
         if max(measured, key=lambda other: measured[other]) == step:  # the first, of several
             keep_best(self._run / "checkpoints", step)

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import torch
+import importlib
 
-from fasttrain.config import TrainConfig
-from fasttrain.methods.base import Method
-from fasttrain.methods.moco import MoCo
-from fasttrain.methods.xmoco import XMoCo
-from fasttrain.networks.convolution import convert_convolutions
-from fasttrain.networks.encoders import make_encoder
-from fasttrain.networks.queue import Queue
+from fasttrain.methods.base import Method, MethodOptions, Output, Sample
+from fasttrain.methods.moco import MoCoOptions
+from fasttrain.methods.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of --precision
-METHODS: dict[str, type[MoCo]] = {"moco": MoCo, "xmoco": XMoCo}
+__all__ = ["METHODS", "Method", "MethodOptions", "Output", "Sample", "method_options"]
+
+METHODS: dict[str, type[MethodOptions]] = {"moco": MoCoOptions, "xmoco": XMoCoOptions}
 
 
-def make_method(config: TrainConfig) -> Method:
-    """The method `config.method` names, with the weights that config.seed gives.
+def method_options(name: str) -> type[MethodOptions]:
+    """The options of the method of that name: one of METHODS, or "package.module:Class" for one from outside.
 
-    Raises UserError for an unknown name.
+    Raises UserError for an unknown name, a module that is not there, and a class that is no MethodOptions.
     """
-    if config.method not in METHODS:
-        raise UserError(f"unknown --method {config.method!r}; choose from: {', '.join(METHODS)}")
-    torch.manual_seed(config.seed)
-    encoder, width = make_encoder(config.arch, config.size, config.cifar_stem)
-    return METHODS[config.method](encoder, width, config)
-
-
-def channels_last(method: Method, device: torch.device) -> Method:
-    """The method on a device, its convolution weights in the memory format the views are born in.
-
-    A GPU multiplies with the queue in the step's precision, so the queue is kept in it there: half the memory to read.
-    """
-    if device.type == "cuda" and method.config.precision != "fp32":
-        for module in method.modules():
-            if isinstance(module, Queue):
-                module.keys_KD = module.keys_KD.to(AUTOCAST[method.config.precision])
-    if device.type == "cpu" and method.config.precision == "bf16":
-        convert_convolutions(method.encoder)
-    return method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if name in METHODS:
+        return METHODS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        choices = f"{', '.join(METHODS)}, or package.module:Class of your own"
+        raise UserError(f"unknown --method {name!r}; choose from: {choices}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--method {name}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, MethodOptions)):
+        raise UserError(f"--method {name}: {attribute} is not a dataclass that extends MethodOptions")
+    return found

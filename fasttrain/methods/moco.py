@@ -2,75 +2,105 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasttrain.config import TrainConfig
-from fasttrain.kernels import similarity
-from fasttrain.methods.base import Method
-from fasttrain.networks.batch_norm import convert_batch_norm
+from fasttrain.losses.queue import Decoupled, InfoNCE
+from fasttrain.losses.regularisers import Regularisers, regularised
+from fasttrain.methods.base import Method, MethodOptions, Output, Sample
+from fasttrain.networks.batch_norm import is_split
+from fasttrain.networks.heads import linear_head, mlp_head
 from fasttrain.networks.momentum import ema_update, momentum_copy
 from fasttrain.networks.queue import Queue
-from fasttrain.system.collectives import gather_rows
+from fasttrain.networks.shuffle import encode_shuffled
+from fasttrain.system.collectives import first_row, gather_rows
+from fasttrain.system.options import Momentum, Positive
+from fasttrain.views.spec import RECIPES, Recipe
 
 
-def make_projector(width: int, dim: int, head: str) -> nn.Module:
-    """(N, width) → (N, dim): linear (MoCo v1) or one hidden layer as wide as the features (MoCo v2)."""
-    if head == "linear":
-        return nn.Linear(width, dim)
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, dim))
+@dataclass(frozen=True)
+class MoCoOptions(MethodOptions):
+    """MoCo v2; v1 with --head linear, --temperature 0.07 and --recipe mocov1."""
+
+    views: ClassVar[Recipe] = RECIPES["mocov2"]
+    paper: ClassVar = {"optimizer": "sgd", "lr": 0.03, "weight_decay": 1e-4, "batch_norm": "split"}
+    presets: ClassVar = {
+        # MoCo's own CIFAR-10 notebook
+        "cifar10": {
+            "recipe": "cifar", "lr": 0.03, "weight_decay": 5e-4, "head": "linear", "queue_size": 4096, "ema": 0.99,
+            "temperature": 0.1,
+        },
+        "demo": {"lr": 0.12, "weight_decay": 5e-4, "queue_size": 2048, "ema": 0.99, "temperature": 0.1},
+    }  # fmt: skip
+
+    dim: Positive[int] = 128
+    """Width of queries and keys."""
+    head: Literal["mlp", "linear"] = "mlp"
+    """Projection head: one hidden layer as wide as the features (MoCo v2), or linear (MoCo v1)."""
+    queue_size: Positive[int] = 65536
+    """Keys kept as negatives."""
+    ema: Momentum[float] = 0.999
+    """Momentum of the key encoder."""
+    temperature: Positive[float] = 0.2
+    """Temperature of InfoNCE."""
+    decoupled: bool = False
+    """Leave a query's own key out of InfoNCE's denominator: the decoupled contrastive loss (arXiv 2110.06848)."""
+    regularisers: Regularisers = field(default_factory=Regularisers)
+    """XMoCo's regularisers, which go with any method of queries and keys"""
+
+    def build(self, encoder: nn.Module, width: int) -> MoCo:
+        return MoCo(encoder, width, self)
 
 
 class MoCo(Method):
-    """InfoNCE of view 0's query against view 1's key and the queue."""
+    """InfoNCE of view 0's query against view 1's key and the queue, with the regularisers that are on."""
 
-    def __init__(self, encoder: nn.Module, feature_width: int, config: TrainConfig) -> None:
-        super().__init__(config, feature_width)
-        self.encoder = convert_batch_norm(encoder, config.batch_norm)
-        self.projector = make_projector(feature_width, config.dim, config.head)
+    def __init__(self, encoder: nn.Module, width: int, options: MoCoOptions) -> None:
+        """encoder: (N, 3, S, S) → (N, width), its batch norm as it is to be. Where that is split, keys are shuffled."""
+        super().__init__()
+        self.encoder = encoder
+        head = {"mlp": mlp_head, "linear": linear_head}[options.head]
+        self.projector = head(width, options.dim)
         self.key_encoder = momentum_copy(self.encoder)
         self.key_projector = momentum_copy(self.projector)
-        self.queue = Queue(config.queue_size, config.dim)
-        self._new_keys: list[Tensor] = []  # (M, D) of every micro-batch of the step
+        self.queue = Queue(options.queue_size, options.dim)
+        self._options, self._shuffles = options, is_split(encoder)
+        self._contrast = (Decoupled if options.decoupled else InfoNCE)(options.temperature)
 
-    def forward(self, views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """views (B, 2, 3, S, S) → scalar loss in fp32, and its detached terms."""
-        q_ND = self._embed(self.projector(self.encoder(views[:, 0])))
-        k_ND = self._keys(views[:, 1])
+    def forward(self, sample: Sample) -> Output:
+        query, key = sample.views[0]
+        q_ND = self._embed(self.projector(self.encoder(query)))
+        k_MD = self._keys(key)
+        k_ND = k_MD[first_row(len(q_ND)) :][: len(q_ND)]
         with torch.autocast(q_ND.device.type, enabled=False):
-            k_MD = gather_rows(k_ND)
             loss, terms = self.loss(q_ND, k_ND, k_MD)
-        self._new_keys.append(k_MD)
-        return loss, {"loss": loss.detach(), **terms}
+        return Output(loss, terms, (k_MD,))
 
     def loss(self, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """q_ND, k_ND this rank's rows; k_MD the rows of all ranks."""
-        config = self.config
-        terms = similarity.queue_terms(q_ND, k_ND, self.queue.keys_KD, config.temperature, decoupled=config.decoupled)
-        return terms.contrast, {}
+        """The loss and its terms. q_ND, k_ND: this rank's rows; k_MD: the rows of all ranks."""
+        return regularised(self._contrast, self._options.regularisers, q_ND, k_ND, k_MD, self.queue.keys_KD)
 
     @torch.no_grad()
     def _keys(self, view: Tensor) -> Tensor:
-        """Keys (N, D) of a view. Shuffled before and unshuffled after where batch norm is split, so that an image's
-        key and query are normalised with different groups."""
-        if self.config.batch_norm != "split":
-            return self._embed(self.key_projector(self.key_encoder(view)))
-        # drawn on the CPU, the same on every backend, and pinned, so that the host does not wait for the copy
-        shuffle_N = torch.randperm(view.shape[0], pin_memory=view.is_cuda).to(view.device, non_blocking=True)
-        shuffled = view[shuffle_N].contiguous(memory_format=torch.channels_last)
-        k_ND = self._embed(self.key_projector(self.key_encoder(shuffled)))
-        return torch.empty_like(k_ND).index_copy_(0, shuffle_N, k_ND)
+        """Keys (M, D) of all ranks' images from this rank's view (N, 3, S, S). Shuffled where batch norm is split, so
+        that an image's key and query are normalised with different groups."""
+        return encode_shuffled(self._key, view) if self._shuffles else gather_rows(self._key(view))
+
+    def _key(self, view: Tensor) -> Tensor:
+        return self._embed(self.key_projector(self.key_encoder(view)))
 
     @staticmethod
     def _embed(out_ND: Tensor) -> Tensor:
         return F.normalize(out_ND.float(), dim=1)
 
     @torch.no_grad()
-    def after_step(self, good: Tensor | None = None) -> None:
-        """Move the key encoder and take the step's keys into the queue."""
-        ema_update(self.key_encoder, self.encoder, self.config.ema, good)
-        ema_update(self.key_projector, self.projector, self.config.ema, good)
-        if self._new_keys:
-            self.queue.enqueue(torch.cat(self._new_keys), good)
-            self._new_keys = []
+    def update(self, good: Tensor, part: float, carry: tuple[Tensor, ...]) -> None:
+        """Move the key encoder and take the step's keys (M, D) into the queue."""
+        (k_MD,) = carry
+        ema_update(self.key_encoder, self.encoder, self._options.ema, good)
+        ema_update(self.key_projector, self.projector, self._options.ema, good)
+        self.queue.enqueue(k_MD, good)

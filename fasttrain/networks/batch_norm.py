@@ -1,24 +1,25 @@
 """Batch norm that does not tell a query which key is its own.
 
 With ordinary batch norm the network can recognise its positive by the statistics both share (MoCo, arXiv 1911.05722,
-section 3.3, "shuffling BN"). Here statistics are taken over groups of a few dozen images and the key batch is permuted
-inside the rank (fasttrain/methods/moco.py), so the two views of an image are normalised with different groups. Nothing
-is communicated.
+section 3.3, "shuffling BN"). Here statistics are taken over groups of a few dozen images, and the images of keys are
+shuffled over all ranks (shuffle.py), so the two views of an image are normalised with different groups (how different:
+groups.py). Batch norm itself communicates nothing.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasttrain.networks.groups import GROUPS, groups_of_rank
 from fasttrain.system.collectives import gather_rows, world_size
 
 Context = Any  # autograd's, which takes any attribute
-
-GROUP_SIZE = 32  # images that share statistics; MoCo's 256 images on 8 GPUs
 
 
 class _BatchNorm(nn.Module):
@@ -47,30 +48,30 @@ class _BatchNorm(nn.Module):
 
 
 class _SplitBatchNorm(_BatchNorm):
-    """In training, each group of about GROUP_SIZE rows has statistics of its own."""
+    """In training, each group of rows has statistics of its own.
+
+    Running statistics move by the mean over the groups, which is the mean of as many copies that each moved by their
+    own: MoCo's SplitBatchNorm.
+    """
+
+    def __init__(self, plain: nn.BatchNorm1d | nn.BatchNorm2d, groups: int) -> None:
+        """groups: over all ranks."""
+        super().__init__(plain)
+        self._groups, self._ranks = groups, world_size()
 
     def _normalised(self, x: Tensor) -> Tensor:
-        groups = max(1, round(x.shape[0] / GROUP_SIZE))
-        momentum = self.momentum / groups  # so that all groups together move the running statistics once
-        running = self.running_mean, self.running_var
+        groups = groups_of_rank(x.shape[0], self._groups, self._ranks)
         if groups == 1:
-            return F.batch_norm(x, *running, self.weight, self.bias, True, momentum, self.eps)
-        if torch.compiler.is_compiling() and x.shape[0] % groups == 0:
-            out, mean_GC, var_GC = _NormaliseFusibly.apply(x, self.weight, self.bias, groups, self.eps)
-            self._move_running_statistics(mean_GC, var_GC, x.numel() // mean_GC.numel(), momentum)
-            return out
-        return _normalise_groups(x, self.weight, self.bias, *running, groups, momentum, self.eps)
-
-    @torch.no_grad()
-    def _move_running_statistics(self, mean_GC: Tensor, var_GC: Tensor, rows: int, momentum: float) -> None:
-        """As if each group of so many rows had moved them in turn."""
-        groups = len(mean_GC)
-        powers = torch.arange(groups - 1, -1, -1, device=mean_GC.device)
-        part_G1 = (momentum * (1 - momentum) ** powers)[:, None]
-        unbiased_GC = var_GC * (rows / max(1, rows - 1))
-        for running, values_GC in ((self.running_mean, mean_GC), (self.running_var, unbiased_GC)):
-            # not as a product of matrices, which autocast would take in 16 bits
-            running.mul_((1 - momentum) ** groups).add_((part_G1 * values_GC).sum(0))
+            running = self.running_mean, self.running_var
+            return F.batch_norm(x, *running, self.weight, self.bias, True, self.momentum, self.eps)
+        if groups == x.shape[0]:
+            raise ValueError(f"{groups} images can't be cut into equal groups for batch norm (see check_groups)")
+        normalise = _NormaliseFusibly if torch.compiler.is_compiling() else _NormaliseGroups
+        out, mean_GC, unbiased_GC = normalise.apply(x, self.weight, self.bias, groups, self.eps)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean_GC.mean(0), self.momentum)
+            self.running_var.lerp_(unbiased_GC.mean(0), self.momentum)
+        return out
 
 
 class _SyncBatchNorm(_BatchNorm):
@@ -85,7 +86,8 @@ class _SyncBatchNorm(_BatchNorm):
 
 
 class _NormaliseGroups(torch.autograd.Function):
-    """torch's batch norm of each group, written into its place of the whole.
+    """torch's batch norm of each group, written into its place of the whole; also the groups' means and unbiased
+    variances (G, C), in the dtype of the weights.
 
     Autograd of the groups one by one would concatenate what comes out, and in backward pad every group's gradient with
     zeros and add them up: a quarter of a small encoder's step on a CPU.
@@ -93,25 +95,27 @@ class _NormaliseGroups(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, groups: int,
-        momentum: float, eps: float,
-    ) -> Tensor:  # fmt: skip
+        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         out = torch.empty_like(x)
         ctx.groups, ctx.eps = groups, eps
-        saved = mean.new_empty((2, groups, mean.shape[0]), dtype=torch.promote_types(x.dtype, torch.float32))
-        for group, place, *statistics in zip(*_split(groups, x, out), *saved, strict=True):
+        saved = weight.new_empty((2, groups, x.shape[1]), dtype=torch.promote_types(x.dtype, torch.float32))
+        moved = weight.new_zeros((2, groups, x.shape[1]))  # running statistics, which a momentum of 1 moves all the way
+        for group, place, *statistics in zip(x.chunk(groups), out.chunk(groups), *saved, *moved, strict=True):
             torch.ops.aten.native_batch_norm.out(
-                group, weight, bias, mean, variance, True, momentum, eps,
+                group, weight, bias, *statistics[2:], True, 1.0, eps,
                 out=place, save_mean=statistics[0], save_invstd=statistics[1],
             )  # fmt: skip
         ctx.save_for_backward(x, weight, saved)
-        return out
+        mean_GC, unbiased_GC = moved.unbind()
+        ctx.mark_non_differentiable(mean_GC, unbiased_GC)
+        return out, mean_GC, unbiased_GC
 
     @staticmethod
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor, *_of_statistics: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, saved = ctx.saved_tensors
         grad_x, sums = torch.empty_like(x), []
-        parts = zip(*_split(ctx.groups, grad, x, grad_x), *saved, strict=True)
+        parts = zip(*(tensor.chunk(ctx.groups) for tensor in (grad, x, grad_x)), *saved, strict=True)
         for grad_group, group, place, mean, inverse_std in parts:
             part, *both = torch.ops.aten.native_batch_norm_backward(
                 grad_group, group, weight, None, None, mean, inverse_std, True, ctx.eps, [True, True, True]
@@ -119,19 +123,13 @@ class _NormaliseGroups(torch.autograd.Function):
             place.copy_(part)
             sums.append(torch.stack(both))
         grad_weight, grad_bias = torch.stack(sums).sum(0)
-        return grad_x, grad_weight, grad_bias, None, None, None, None, None
-
-
-@torch.compiler.disable
-def _normalise_groups(*arguments: Any) -> Tensor:  # noqa: ANN401 those of _NormaliseGroups
-    """Never compiled: of groups of unequal size, Inductor's backward leaves gradients uninitialised (torch 2.14)."""
-    return _NormaliseGroups.apply(*arguments)
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 class _NormaliseFusibly(torch.autograd.Function):
-    """Batch norm of equal groups, for a compiler: two kernels forward, two backward, as of plain batch norm.
+    """The same for a compiler: two kernels forward, two backward, as of plain batch norm.
 
-    Also returns the groups' means and biased variances (G, C), fp32. Backward is written out because autograd of the
+    Statistics are fp32. Backward is written out because autograd of the
     forward takes four passes over the images where two do: a fifth of what a compiled ResNet-50 reads and writes.
     """
 
@@ -144,8 +142,10 @@ class _NormaliseFusibly(torch.autograd.Function):
         out = (x.float() - _of_each(mean_GC, x)) * _of_each(weight * inverse_std_GC, x)
         out = out + bias.view(1, -1, *[1] * (x.dim() - 2))
         ctx.save_for_backward(x, weight, mean_GC, inverse_std_GC)
-        ctx.mark_non_differentiable(mean_GC, var_GC)
-        return out.to(x.dtype), mean_GC, var_GC
+        rows = x.numel() // mean_GC.numel()
+        unbiased_GC = var_GC * (rows / (rows - 1))
+        ctx.mark_non_differentiable(mean_GC, unbiased_GC)
+        return out.to(x.dtype), mean_GC, unbiased_GC
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor, *_of_statistics: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -214,27 +214,31 @@ class _NormaliseTogether(torch.autograd.Function):
         return grad_x.to(x.dtype), own_2C[1].to(weight.dtype), own_2C[0].to(weight.dtype), None, None, None, None
 
 
-def _split(groups: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    return [tensor.tensor_split(groups) for tensor in tensors]
-
-
-def convert_batch_norm(module: nn.Module, kind: str) -> nn.Module:
+def convert_batch_norm(module: nn.Module, kind: str, groups: int = GROUPS) -> nn.Module:
     """Replace every batch norm in `module`: kind "plain" leaves them, "split" see above, "sync" takes statistics over
-    all processes (on a GPU by torch's SyncBatchNorm; one process keeps the plain kind)."""
+    all processes (on a GPU by torch's SyncBatchNorm; one process keeps the plain kind).
+
+    groups: of "split", over all ranks, which have joined before (check_groups tells whether a batch can have them).
+    """
     if kind == "plain" or (kind == "sync" and world_size() == 1):
         return module
     if kind == "sync" and torch.distributed.get_backend() != "gloo":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    _replace(module, {"split": _SplitBatchNorm, "sync": _SyncBatchNorm}[kind])
+    _replace(module, _SyncBatchNorm if kind == "sync" else functools.partial(_SplitBatchNorm, groups=groups))
     return module
 
 
-def _replace(module: nn.Module, by: type[_BatchNorm]) -> None:
+def _replace(module: nn.Module, by: Callable[[nn.BatchNorm1d | nn.BatchNorm2d], _BatchNorm]) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             setattr(module, name, by(child))
         else:
             _replace(child, by)
+
+
+def is_split(module: nn.Module) -> bool:
+    """Does a batch norm in it take its statistics over groups of images?"""
+    return any(isinstance(child, _SplitBatchNorm) for child in module.modules())
 
 
 class RunningStatistics:

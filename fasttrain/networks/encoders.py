@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from fasttrain.networks.groups import GROUPS
 from fasttrain.system.errors import UserError
+from fasttrain.system.options import Options, Positive
+
+
+@dataclass(frozen=True)
+class EncoderOptions(Options):
+    """The network that is trained."""
+
+    arch: str = "resnet50"
+    """'small' (ours, trains well on two CPU cores) or any torchvision classification model's name."""
+    cifar_stem: bool = False
+    """For torchvision ResNets: 3x3 stride-1 first convolution and no max-pool, for images of about 32 px."""
+    batch_norm: Literal["split", "sync", "plain"] = "split"
+    """split: statistics over groups of images, keys shuffled between them; sync: over all processes."""
+    batch_norm_groups: Positive[int] = GROUPS
+    """Groups of --batch-norm split that each micro-batch is cut into, over all processes: as many as the GPUs of MoCo's
+    recipes."""
 
 
 class _Block(nn.Module):

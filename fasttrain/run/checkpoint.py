@@ -17,10 +17,12 @@ from typing import BinaryIO, NamedTuple
 import torch
 
 from fasttrain.system.durable import publish, replace_file
-from fasttrain.system.errors import RunError
+from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.memory import is_full_memory
 
-FORMAT = 1
+FORMAT = 2
+# What loading a state into networks or an optimizer raises where it is one of others.
+UNFIT = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)
 BEST = "best.pt"
 SEAL = re.compile(rb"sha256 ([0-9a-f]{64})\n")
 SEAL_BYTES = 72
@@ -116,7 +118,7 @@ def load_checkpoint(path: pathlib.Path) -> Checkpoint:
     """Read a checkpoint onto the CPU, executing nothing in it.
 
     Raises CheckpointError for a file that is damaged, in any byte, or foreign, and RunError for one that the system
-    can't read, which says nothing of the file. (One that an earlier version wrote has no seal to be checked by.)
+    can't read, which says nothing of the file, and UserError for one of another version.
     """
     try:
         with open(path, "rb") as file:
@@ -133,9 +135,14 @@ def load_checkpoint(path: pathlib.Path) -> Checkpoint:
                 f"checkpoint {path} could not be read: {error.strerror or error}; if it never can, move it away"
             ) from error
         raise CheckpointError(f"checkpoint {path} can't be read: {type(error).__name__}: {error}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of this program (format {FORMAT})")
-    return Checkpoint(path, state, digest)
+    if isinstance(state, dict) and state.get("format") == FORMAT:
+        return Checkpoint(path, state, digest)
+    if isinstance(state, dict) and isinstance(state.get("format"), int):
+        raise UserError(
+            f"{path} was written by another version of fasttrain (format {state['format']}, this one reads {FORMAT}): "
+            "go on with that version, or start anew with another --run or --fresh"
+        )
+    raise CheckpointError(f"{path} is not a checkpoint of this program")
 
 
 def _checked(path: pathlib.Path, file: BinaryIO) -> str:

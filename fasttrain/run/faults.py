@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import atexit
-import functools
+import contextlib
 import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
 
-from fasttrain.config import TrainConfig
 from fasttrain.system.errors import EXIT_FAILURE, RunError
 from fasttrain.system.memory import HOST_MEMORY
 
@@ -21,33 +20,32 @@ GPU_MEMORY = re.compile(r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|C
 CONNECTION = re.compile(r"gloo|Connection (closed|reset|refused)|Broken pipe|ncclRemoteError")
 
 
-def explained(train: Callable[[TrainConfig], int]) -> Callable[[TrainConfig], int]:
-    """`train`, raising RunError with what to do where it would raise torch's errors for these faults."""
+@contextlib.contextmanager
+def explained(batch_size: int, size: int) -> Iterator[None]:
+    """What is done in here raises RunError with what to do where it would raise torch's errors for these faults.
 
-    @functools.wraps(train)
-    def wrapped(config: TrainConfig) -> int:
-        try:
-            return train(config)
-        except torch.OutOfMemoryError as error:
-            raise RunError(_out_of_memory("GPU", config, error)) from error
-        except MemoryError as error:
-            raise RunError(_out_of_memory("main", config, error)) from error
-        except RuntimeError as error:
-            if GPU_MEMORY.search(str(error)):
-                raise RunError(_out_of_memory("GPU", config, error)) from error
-            if HOST_MEMORY.search(str(error)):
-                raise RunError(_out_of_memory("main", config, error)) from error
-            lost = isinstance(error, dist.DistNetworkError | dist.DistStoreError) or CONNECTION.search(str(error))
-            if lost and dist.is_initialized():
-                atexit.register(_end_at_once)
-                raise RunError(_lost_process(error)) from error
-            raise
-
-    return wrapped
+    batch_size, size: the run's, for the advice.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(_out_of_memory("GPU", batch_size, size, error)) from error
+    except MemoryError as error:
+        raise RunError(_out_of_memory("main", batch_size, size, error)) from error
+    except RuntimeError as error:
+        if GPU_MEMORY.search(str(error)):
+            raise RunError(_out_of_memory("GPU", batch_size, size, error)) from error
+        if HOST_MEMORY.search(str(error)):
+            raise RunError(_out_of_memory("main", batch_size, size, error)) from error
+        lost = isinstance(error, dist.DistNetworkError | dist.DistStoreError) or CONNECTION.search(str(error))
+        if lost and dist.is_initialized():
+            atexit.register(_end_at_once)
+            raise RunError(_lost_process(error)) from error
+        raise
 
 
-def _out_of_memory(which: str, config: TrainConfig, error: BaseException) -> str:
-    lower = f"lower --batch-size (now {config.batch_size}) or --size (now {config.size})"
+def _out_of_memory(which: str, batch_size: int, size: int, error: BaseException) -> str:
+    lower = f"lower --batch-size (now {batch_size}) or --size (now {size})"
     other = "try --accumulate or --checkpoint-activations, or share the batch among more processes"
     return f"out of {which} memory; {lower}, {other}: {_begin(error)}"
 

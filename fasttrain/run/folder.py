@@ -10,48 +10,68 @@ import pathlib
 import platform
 import sys
 import time
-from typing import IO
+from typing import IO, Any
 
 import torch
 
 from fasttrain import __version__
-from fasttrain.config import TrainConfig, as_dict, differences, load_config
+from fasttrain.run.options import RunOptions
 from fasttrain.system.durable import replace_file
 from fasttrain.system.errors import UserError
+from fasttrain.system.options import Settings
 
+FORMAT = 2  # of config.json: the options have other names and meanings in each
 LOCK = "lock"
 BEGUN = {LOCK, "config.tmp"}  # all there is in the folder of a run that ended before it had a config.json
 RESTARTS = "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"
 PATIENCE_SECONDS = 60.0  # that a run which was told to stop may take to write its checkpoint
 
 
-def run_path(config: TrainConfig) -> pathlib.Path:
-    return pathlib.Path(config.run or f"runs/{config.method}-{time.strftime('%Y%m%d-%H%M%S')}")
+def run_path(options: RunOptions) -> pathlib.Path:
+    """Where a run lies: where it was told to, or a folder named after its method and the time."""
+    name = options.method.replace(":", ".")
+    return pathlib.Path(options.run or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
-def prepare(run: pathlib.Path, config: TrainConfig) -> IO:
+def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> IO:
     """Make the folder and its config.json, or see that an existing one was made with the same settings.
 
-    --fresh moves an existing folder aside first, once in a job: not when its launcher has started it again. Returns an
+    fresh moves an existing folder aside first, once in a job: not when its launcher has started it again. Returns an
     open file: while it is open, no other process can train here. Raises UserError for other settings, a folder that is
     no run, or one that another process is training in.
     """
     path = run / "config.json"
     if run.exists() and not path.exists() and any(file.name not in BEGUN for file in run.iterdir()):
         raise UserError(f"{run} exists and is not a run folder; choose another --run")
-    if config.fresh and run.exists() and not _same_job(path):
+    if fresh and run.exists() and not _same_job(path):
         with _claim(run):
             run.rename(_free_name(run))
     run.mkdir(parents=True, exist_ok=True)
     claim = _claim(run)
     if path.exists():
-        changed = differences(as_dict(load_config(run)), config)
-        if changed:
+        if changed := settings.differences(read_settings(path)):
             raise UserError(f"{run} has other settings: {'; '.join(changed)}; use another --run, or --fresh")
         return claim
-    content = {"config": as_dict(config), "environment": environment(), "job": job()}
+    content = {"format": FORMAT, "config": settings.values, "environment": environment(), "job": job()}
     replace_file(path, lambda file: file.write(f"{json.dumps(content, indent=1)}\n".encode()))
     return claim
+
+
+def read_settings(path: pathlib.Path) -> dict[str, Any]:
+    """The options that a config.json holds, by name. Raises UserError for none, or one of an earlier version."""
+    try:
+        content = json.loads(path.read_text())
+        settings, version = dict(content["config"]), content.get("format")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} can't be read as a run's configuration: {error}") from None
+    if version != FORMAT:
+        raise UserError(
+            f"{path} is of a run by an earlier version of fasttrain, whose options were others: start anew "
+            "with another --run, or --fresh"
+        )
+    return settings
 
 
 def job() -> str:

@@ -7,15 +7,15 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-from fasttrain.config import TrainConfig, differences
 from fasttrain.engine.ranks import Ranks
-from fasttrain.run.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_newest, saved_checkpoints
+from fasttrain.run.checkpoint import UNFIT, Checkpoint, CheckpointError, load_checkpoint, load_newest, saved_checkpoints
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.memory import is_full_memory
+from fasttrain.system.options import Settings
 
 
 def resume(
-    folder: pathlib.Path, config: TrainConfig, fingerprint: str, ranks: Ranks, restore: Callable[[dict], None]
+    folder: pathlib.Path, settings: Settings, fingerprint: str, ranks: Ranks, restore: Callable[[dict], None]
 ) -> int:
     """Give `restore` the state of the newest good checkpoint in a folder; returns its step, 0 where there is none.
 
@@ -25,17 +25,17 @@ def resume(
     """
     newest = ranks.together(lambda: load_newest(folder) if ranks.is_main else None)
     chosen = ranks.share((fingerprint, newest and (newest.path.name, newest.digest)))
-    return ranks.together(lambda: _resume(folder, config, fingerprint, newest, chosen, restore))
+    return ranks.together(lambda: _resume(folder, settings, fingerprint, newest, chosen, restore))
 
 
 def _resume(
-    folder: pathlib.Path, config: TrainConfig, fingerprint: str, found: Checkpoint | None, chosen: tuple,
+    folder: pathlib.Path, settings: Settings, fingerprint: str, found: Checkpoint | None, chosen: tuple,
     restore: Callable[[dict], None],
 ) -> int:  # fmt: skip
     """This rank's part. found: on the first rank, the checkpoint that is chosen."""
     images, name_and_digest = chosen
     if fingerprint != images:
-        raise UserError(f"the images of {config.data} are others than those the first process reads")
+        raise UserError(f"the images of {settings.values['data']} are others than those the first process reads")
     if not name_and_digest:
         return 0
     name, digest = name_and_digest
@@ -43,41 +43,43 @@ def _resume(
     checkpoint = found or load_checkpoint(folder / name)
     if checkpoint.digest != digest:
         raise RunError(f"{checkpoint.path} is another file than the first process reads; all must see the same --run")
-    _restore(checkpoint, config, fingerprint, restore)
+    _restore(checkpoint, settings, fingerprint, restore)
     if is_first:
         _set_aside_later(checkpoint.path)
         print(f"continuing {folder.parent} from step {checkpoint.state['step']}", file=sys.stderr, flush=True)
     return checkpoint.state["step"]
 
 
-def _restore(checkpoint: Checkpoint, config: TrainConfig, fingerprint: str, restore: Callable[[dict], None]) -> None:
-    if objection := _objection(checkpoint.state, config, fingerprint):
-        raise UserError(f"{checkpoint.path}, {objection}; {_way_out(checkpoint.path, config, fingerprint)}")
+def _restore(checkpoint: Checkpoint, settings: Settings, fingerprint: str, restore: Callable[[dict], None]) -> None:
+    if objection := _objection(checkpoint.state, settings, fingerprint):
+        raise UserError(f"{checkpoint.path}, {objection}; {_way_out(checkpoint.path, settings, fingerprint)}")
     try:
         restore(checkpoint.state)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except UNFIT as error:
         if is_full_memory(error):
             raise
         raise CheckpointError(
-            f"{checkpoint.path} does not fit these networks; {_way_out(checkpoint.path, config, fingerprint)}: "
+            f"{checkpoint.path} does not fit these networks; {_way_out(checkpoint.path, settings, fingerprint)}: "
             f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         ) from error
 
 
-def _objection(state: dict, config: TrainConfig, fingerprint: str) -> str:
+def _objection(state: dict, settings: Settings, fingerprint: str) -> str:
     """What keeps this run from going on from a state, or ""."""
-    if changed := differences(state.get("config", {}), config):
+    if changed := settings.differences(state.get("config", {})):
         return f"a checkpoint of other settings: {'; '.join(changed)}"
     if state.get("data") != fingerprint:
-        return f"a checkpoint of a run begun with other images, or in another order, than those of {config.data}"
+        images = settings.values["data"]
+        return f"a checkpoint of a run begun with other images, or in another order, than those of {images}"
     return ""
 
 
-def _way_out(path: pathlib.Path, config: TrainConfig, fingerprint: str) -> str:
+def _way_out(path: pathlib.Path, settings: Settings, fingerprint: str) -> str:
     """What to do about a checkpoint that does not fit: offers the newest one before it that does."""
     for older in saved_checkpoints(path.parent):
         with contextlib.suppress(RunError):
-            if older.name < path.name and not _objection((state := load_checkpoint(older).state), config, fingerprint):
+            state = load_checkpoint(older).state if older.name < path.name else None
+            if state and not _objection(state, settings, fingerprint):
                 return f"move it away and the same command continues from step {state['step']}, or use --fresh"
     return "use another --run, or --fresh to start over"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,27 +11,75 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from fasttrain.input import Batch
+from fasttrain.kernels.augment import Views
 
-PAIRS, COLUMNS, CELL, GAP = 12, 3, 112, 6
+IMAGES, CELL, LABELS = 12, 112, 18  # images on the page, side of the largest views there, height of their labels
+BESIDE, BETWEEN = 2, 18  # pixels between an image's views, and between one image's and the next one's
+WIDTH = 1100  # of the page, unless a single image with its views is wider
 
 
-def write_samples(path: pathlib.Path, batch: Batch, views: Tensor, mean: tuple, std: tuple) -> None:
-    """Draw the first PAIRS images of a batch as source | view 1 | view 2; views (B, V, 3, S, S) are normalised."""
-    count = min(PAIRS, len(batch))
-    shown = views[:count].float().cpu() * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-    tiles = (shown.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
-    per_row = (1 + tiles.shape[1]) * CELL + 3 * GAP
-    rows = -(-count // COLUMNS)
-    page = Image.new("RGB", (COLUMNS * per_row + GAP, rows * (CELL + GAP) + GAP + 18), "white")
-    for column in range(min(COLUMNS, count)):
-        ImageDraw.Draw(page).text((GAP + column * per_row, 4), "source | view 1 | view 2", fill="#444")
+class Place(NamedTuple):
+    """Where a view is drawn, in pixels from the corner of its image's row."""
+
+    left: int
+    top: int
+    side: int
+    label: str  # above it
+
+
+def write_samples(path: pathlib.Path, batch: Batch, views: Views, mean: tuple, std: tuple) -> None:
+    """Draw the first IMAGES images of a batch as source | view 1 | view 2 | …
+
+    views: (V, B, 3, S, S) of each size, normalised by mean and std. They are drawn in proportion to their sizes, small
+    ones below each other.
+    """
+    count = min(IMAGES, len(batch))
+    tiles = [tile for group in views for tile in _tiles(group[:, :count], mean, std)]
+    places = _places([(len(group), group.shape[-1]) for group in views])
+    row = max(place.left + place.side for place in places) + BETWEEN
+    across = min(count, max(1, WIDTH // row))
+    down = -(-count // across)
+    page = Image.new("RGB", (across * row, LABELS + down * (CELL + BESIDE)), "white")
     for b in range(count):
-        top, left = 18 + GAP + (b // COLUMNS) * (CELL + GAP), GAP + (b % COLUMNS) * per_row
-        for place, picture in enumerate([_source(batch, b), *map(Image.fromarray, tiles[b])]):
-            method = Image.Resampling.NEAREST if picture.width < CELL else Image.Resampling.LANCZOS
-            cell = ImageOps.contain(picture, (CELL, CELL), method)
-            page.paste(cell, (left + place * (CELL + 2) + (CELL - cell.width) // 2, top + (CELL - cell.height) // 2))
+        left, top = BETWEEN // 2 + b % across * row, LABELS + b // across * (CELL + BESIDE)
+        pictures = [_source(batch, b), *(Image.fromarray(tile[b]) for tile in tiles)]
+        for picture, place in zip(pictures, places, strict=True):
+            _paste(page, picture, left + place.left, top + place.top, place.side)
+            if b < across:
+                ImageDraw.Draw(page).text((left + place.left, 2), place.label, fill="#444")
     page.save(path)
+
+
+def _places(groups: list[tuple[int, int]]) -> list[Place]:
+    """The places of a source image and of its views, given as how many there are of which side, largest or not."""
+    largest = max(side for _, side in groups)
+    places, left = [Place(0, 0, CELL, "source")], CELL + BESIDE
+    for count, view_side in groups:
+        side = max(1, round(CELL * view_side / largest))
+        step = side + BESIDE
+        stacked = min(count, (CELL + BESIDE) // step)
+        above = (CELL + BESIDE - stacked * step) // 2
+        for v in range(count):
+            column, y = divmod(v, stacked)
+            first = len(places)
+            last = first + min(stacked, count - v) - 1
+            label = f"{first}-{last}" if last > first else f"view {first}" if side == CELL else f"{first}"
+            places.append(Place(left + column * step, above + y * step, side, "" if y else label))
+        left += -(-count // stacked) * step
+    return places
+
+
+def _tiles(group: Tensor, mean: tuple, std: tuple) -> np.ndarray:
+    """Views (V, B, 3, S, S) as bytes (V, B, S, S, 3)."""
+    shown = group.float().cpu() * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
+    return (shown.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
+
+
+def _paste(page: Image.Image, picture: Image.Image, left: int, top: int, side: int) -> None:
+    """Put a picture into the middle of a square."""
+    method = Image.Resampling.NEAREST if picture.width < side else Image.Resampling.LANCZOS
+    cell = ImageOps.contain(picture, (side, side), method)
+    page.paste(cell, (left + (side - cell.width) // 2, top + (side - cell.height) // 2))
 
 
 def _source(batch: Batch, b: int) -> Image.Image:

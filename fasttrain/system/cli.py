@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fasttrain.system.errors import EXIT_FAILURE, EXIT_USER_ERROR, DataError, RunError, UserError
+from fasttrain.system.options import flag
 
-Options = TypeVar("Options")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Parsed = TypeVar("Parsed", bound="DataclassInstance")
 OWN_PACKAGES = "fasttrain", "benchmarks"
 
 
 def parse(
-    options: type[Options], argv: Sequence[str] | None = None, default: Options | None = None, positional: bool = False
-) -> Options:
+    options: type[Parsed], argv: Sequence[str] | None = None, default: Parsed | None = None, positional: bool = False
+) -> Parsed:
     """Turn the command line into `options`, a dataclass whose docstrings are the help texts.
 
     default: an instance whose values replace the class's defaults (a preset). positional: fields without a default
-    are given by place, not by flag.
+    are given by place, or, as soon as one of them is, by flag.
     Raises SystemExit(2) after one line on stderr for a bad command line, SystemExit(0) after --help.
     """
     import tyro  # here, so that everything but the command line works without it
 
     argv = sys.argv[1:] if argv is None else argv
+    required = [f.name for f in dataclasses.fields(options) if f.default is f.default_factory is dataclasses.MISSING]
+    by_place = positional and not any(word.split("=")[0] in map(flag, required) for word in argv)
     places = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
     captured = io.StringIO()
     try:
@@ -37,19 +44,13 @@ def parse(
                 args=argv,
                 description=inspect.cleandoc(options.__doc__ or ""),
                 default=tyro.MISSING_NONPROP if default is None else default,
-                config=places if positional else (),
+                config=(tyro.conf.OmitArgPrefixes, *(places if by_place else ())),
             )
     except SystemExit as stop:
         if stop.code:
             fail(_one_line(captured.getvalue()) + " (--help lists the options)")
             raise SystemExit(EXIT_USER_ERROR) from None
         raise
-
-
-def check_workers(workers: int | Literal["auto"]) -> None:
-    """Raises UserError for a number of workers below 1."""
-    if workers != "auto" and workers < 1:
-        raise UserError(f"--workers {workers}: must be auto, or at least 1")
 
 
 def _one_line(boxed: str) -> str:

@@ -11,17 +11,53 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+# For what all ranks must draw alike: whoever draws from it does so on every rank. train.py seeds it at every step, so
+# that it has no state to save.
+common_generator = torch.Generator()
+
+
 # its name until torch 2.13
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def gather_rows(x_ND: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, (W·N, D), without gradient. Every rank must hold the same N."""
+    """Rows of all ranks in rank order, (W·N, D), differentiable. Every rank must hold the same N.
+
+    For losses that each rank takes over its own rows against all: DDP's mean over the ranks is then the gradient of the
+    mean of their losses.
+    """
+    return x_ND if world_size() == 1 else _GatherRows.apply(x_ND)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x_ND: Tensor) -> Tensor:  # type: ignore[override]
+        out_MD = x_ND.new_empty(world_size() * x_ND.shape[0], x_ND.shape[1])
+        _all_gather(out_MD, x_ND.contiguous())
+        return out_MD
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad_MD: Tensor) -> Tensor:  # type: ignore[override]
+        total_MD = grad_MD.contiguous().clone()
+        dist.all_reduce(total_MD)  # every rank's loss has a part in each row's gradient
+        count = len(total_MD) // world_size()
+        return total_MD[first_row(count) :][:count]
+
+
+def exchange_rows(x: Tensor, send_W: list[int], receive_W: list[int]) -> Tensor:
+    """The first send_W[0] rows of x (N, …) to rank 0, the next to rank 1, and so on; returns what came, in rank order.
+
+    Without gradient. receive_W: how many rows come from each rank, which every rank must know.
+    """
     if world_size() == 1:
-        return x_ND.detach()
-    out_MD = x_ND.new_empty(world_size() * x_ND.shape[0], x_ND.shape[1])
-    _all_gather(out_MD, x_ND.detach().contiguous())
-    return out_MD
+        return x.detach()
+    out = x.new_empty(sum(receive_W), *x.shape[1:])
+    dist.all_to_all_single(out, x.detach().contiguous(), receive_W, send_W)
+    return out
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -41,3 +77,8 @@ class _SumOverRanks(torch.autograd.Function):
 def sum_over_ranks(x: Tensor) -> Tensor:
     """The sum of all ranks' x, differentiable, for a loss that every rank computes alike over the global batch."""
     return x if world_size() == 1 else _SumOverRanks.apply(x)
+
+
+def first_row(count: int) -> int:
+    """Where this rank's rows begin among the gathered rows of all ranks, each of which holds `count`."""
+    return rank() * count

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrain.kernels.augment.table import HUE, ViewTable
-from fasttrain.views.spec import ViewRecipe, ViewSpec
+from fasttrain.kernels.augment.table import HUE, SATURATION, ViewTable
+from fasttrain.views.spec import BLUR_SIDE, Recipe, ViewSpec, expanded, num_views, sides
 
 _PERMUTATIONS = np.array(list(itertools.permutations(range(4))), dtype=np.int64)
 
@@ -42,33 +42,39 @@ def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
     return np.stack((c0, c1, c2, c3), axis=-1).astype(np.uint32)
 
 
-def draw(recipe: ViewRecipe, height_B: Tensor, width_B: Tensor, index_B: Tensor, seed: int, epoch: int) -> ViewTable:
+def draw(
+    recipe: Recipe, height_B: Tensor, width_B: Tensor, index_B: Tensor, seed: int, epoch: int, size: int
+) -> ViewTable:
     """Draws the views of one batch.
 
     height_B, width_B: int32, the images' sizes in pixels; index_B: int64, the samples' indices in the data set;
-    seed: any integer, of which the low 64 bits are used. A row depends on nothing but (seed, epoch, sample index, view)
-    and its image's size: not on the batch it is drawn in. Sample indices and epochs must lie in 0…2³²−1.
+    seed: any integer, of which the low 64 bits are used; size: side in pixels of a view of full size, which the blur
+    alone depends on. A row depends on nothing but (seed, epoch, sample index, view), its image's size and `size`: not
+    on the batch it is drawn in. Sample indices and epochs must lie in 0…2³²−1.
 
     The crop is torchvision's RandomResizedCrop.get_params, the jitter torchvision's ColorJitter: the four operations in
     uniformly random order, each factor uniform in [max(0, 1 − x), 1 + x], the hue's turn uniform in [−x, x].
     Raises ValueError for an epoch or an index out of range.
     """
-    uniform_BVK = _uniforms(index_B.numpy(), len(recipe.views), seed, epoch)
+    uniform_BVK = _uniforms(index_B.numpy(), num_views(recipe), seed, epoch)
     names = ViewSpec.__dataclass_fields__
-    per_view = {name: np.array([getattr(spec, name) for spec in recipe.views]) for name in names}
+    per_view = {name: np.array([getattr(spec, name) for spec in expanded(recipe)]) for name in names}
     crop_BV4 = _crops(uniform_BVK, height_B.numpy(), width_B.numpy(), per_view["scale"], per_view["ratio"])
     order_BV4, strength_BV4 = _jitters(uniform_BVK, per_view["jitter"], per_view["jitter_p"])
+    gray_BV = uniform_BVK[..., _GRAY] < per_view["gray_p"]
+    first_BV = gray_BV & per_view["gray_first"]
+    _gray_first(first_BV, order_BV4, strength_BV4)
     low_V, high_V = per_view["blur_sigma"].T
-    sigma_BV = low_V + uniform_BVK[..., _SIGMA] * (high_V - low_V)
+    side_V = np.array(sides(recipe, size))
+    sigma_BV = (low_V + uniform_BVK[..., _SIGMA] * (high_V - low_V)) * (side_V / BLUR_SIDE)
+    blurred_BV = (uniform_BVK[..., _BLUR] < per_view["blur_p"]) & (side_V > 1)  # one pixel has no neighbours
     return ViewTable(
         crop_BV4=torch.from_numpy(crop_BV4.astype(np.int32)),
         flip_BV=torch.from_numpy(uniform_BVK[..., _FLIP] < per_view["flip"]),
         order_BV4=torch.from_numpy(order_BV4.astype(np.int8)),
         strength_BV4=torch.from_numpy(strength_BV4.astype(np.float32)),
-        gray_BV=torch.from_numpy(uniform_BVK[..., _GRAY] < per_view["gray_p"]),
-        sigma_BV=torch.from_numpy(
-            np.where(uniform_BVK[..., _BLUR] < per_view["blur_p"], sigma_BV, 0.0).astype(np.float32)
-        ),
+        gray_BV=torch.from_numpy(gray_BV & ~first_BV),
+        sigma_BV=torch.from_numpy(np.where(blurred_BV, sigma_BV, 0.0).astype(np.float32)),
         solarize_BV=torch.from_numpy(uniform_BVK[..., _SOLARIZE] < per_view["solarize_p"]),
     )
 
@@ -146,3 +152,18 @@ def _jitters(uniform_BVK: np.ndarray, jitter_V4: np.ndarray, jitter_p_V: np.ndar
     order_BV4 = _PERMUTATIONS[(uniform_BVK[..., _ORDER] * len(_PERMUTATIONS)).astype(np.int64)]
     order_BV4 = np.where(np.take_along_axis(applied_BV4, order_BV4, axis=-1), order_BV4, -1)
     return order_BV4, np.where(applied_BV4, strength_BV4, neutral)
+
+
+def _gray_first(first_BV: np.ndarray, order_BV4: np.ndarray, strength_BV4: np.ndarray) -> None:
+    """Puts gray before the jitter of some views, in place.
+
+    A saturation of 0 is gray, so saturation goes to the first place with that strength. Later it would do nothing to a
+    gray view, nor would hue, which is left out.
+    """
+    rest_N4 = order_BV4[first_BV]
+    rest_N4[(rest_N4 == SATURATION) | (rest_N4 == HUE)] = -1
+    at_N4 = np.argsort(rest_N4 < 0, axis=-1, kind="stable")  # those left come first, in their order; two at the most
+    order_BV4[first_BV, 0] = SATURATION
+    order_BV4[first_BV, 1:] = np.take_along_axis(rest_N4, at_N4, axis=-1)[:, :3]
+    strength_BV4[first_BV, SATURATION] = 0.0
+    strength_BV4[first_BV, HUE] = 0.0

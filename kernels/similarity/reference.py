@@ -1,9 +1,4 @@
-"""The similarity losses in plain torch, each as short as its formula.
-
-N batch, M ≥ N rows of the global batch, D feature width, K queue length. All rows L2-normalised; queries carry the
-gradient. Sources: InfoNCE as in MoCo (arXiv 1911.05722, eq. 1); the cross-similarity consistency and uniform-similarity
-regularisers are this project's reading of XMoCo's abstract (arXiv 2206.04676), see docs/objective.md.
-"""
+"""The readout in plain torch, as short as its formula."""
 
 from __future__ import annotations
 
@@ -24,46 +19,3 @@ def readout(x_RD: Tensor, queue_KD: Tensor, temperature_R: Tensor, own: int | No
 def _own(rows: int, keys: int, first: int, device: torch.device) -> Tensor:
     """(rows, keys), true where key first + i is row i's own."""
     return torch.arange(keys, device=device) == torch.arange(rows, device=device)[:, None] + first
-
-
-def info_nce(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
-    """mean_i [ log(exp s⁺_i + Σ_j exp s_ij) − s⁺_i ],  s⁺_i = q_i·k_i/τ,  s_ij = q_i·Q_j/τ."""
-    positive_N1 = (q_ND * k_ND).sum(1, keepdim=True) / temperature
-    logits_NK1 = torch.cat([positive_N1, q_ND @ queue_KD.T / temperature], dim=1)
-    return (torch.logsumexp(logits_NK1, dim=1) - positive_N1[:, 0]).mean()
-
-
-def decoupled(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
-    """mean_i [ log Σ_j exp s_ij − s⁺_i ]: InfoNCE without the positive in its denominator (arXiv 2110.06848, eq. 6)."""
-    positive_N = (q_ND * k_ND).sum(1) / temperature
-    return (torch.logsumexp(q_ND @ queue_KD.T / temperature, dim=1) - positive_N).mean()
-
-
-def batch_consistency(q_ND: Tensor, k_ND: Tensor) -> Tensor:
-    """Σ_{i≠j} (A_ij − A_ji)² / (N(N−1)),  A = q kᵀ: a pair keeps its similarity when the two views are exchanged."""
-    a_NN = q_ND @ k_ND.T
-    n = len(q_ND)
-    return (a_NN - a_NN.T).square().sum() / (n * (n - 1))
-
-
-def queue_consistency(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
-    """mean_i KL( softmax(k_i Qᵀ/τ) ‖ softmax(q_i Qᵀ/τ) ): the key's similarities are the target of the query's."""
-    log_p_NK = torch.log_softmax(k_ND @ queue_KD.T / temperature, dim=1)
-    log_q_NK = torch.log_softmax(q_ND @ queue_KD.T / temperature, dim=1)
-    return (log_p_NK.exp() * (log_p_NK - log_q_NK)).sum(1).mean()
-
-
-def batch_uniformity(q_ND: Tensor, k_MD: Tensor, first: int, temperature: float) -> Tensor:
-    """mean_i KL( U ‖ softmax_{j≠i}(q_i·k_j/τ) ) over the M−1 other images' keys; query i's own key is row first+i."""
-    s_NM = q_ND @ k_MD.T / temperature
-    own_NM = _own(len(q_ND), len(k_MD), first, s_NM.device)
-    negatives = len(k_MD) - 1
-    lse_N = s_NM.masked_fill(own_NM, -math.inf).logsumexp(1)
-    mean_N = s_NM.masked_fill(own_NM, 0).sum(1) / negatives
-    return (lse_N - mean_N - math.log(negatives)).mean()
-
-
-def queue_uniformity(q_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
-    """mean_i KL( U ‖ softmax_j(q_i·Q_j/τ) ) = mean_i [ logsumexp_j s_ij − mean_j s_ij − log K ]."""
-    s_NK = q_ND @ queue_KD.T / temperature
-    return (s_NK.logsumexp(1) - s_NK.mean(1) - math.log(len(queue_KD))).mean()

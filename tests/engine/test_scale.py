@@ -18,7 +18,7 @@ from torch import nn
 from fasttrain.engine import ranks as dist
 from fasttrain.engine.ranks import Ranks, data_parallel
 from fasttrain.networks.batch_norm import convert_batch_norm
-from fasttrain.run.log import read_metrics
+from fasttrain.run.metrics import read_metrics
 from fasttrain.system.cores import share_of, usable_cores
 
 # Batch statistics are the one thing that depends on how many images a process holds, so this encoder has none, and

@@ -1,6 +1,5 @@
 """The training step: what its options may change and what not, and steps that must change nothing."""
 
-import dataclasses
 import json
 import random
 import shutil
@@ -9,45 +8,25 @@ import pytest
 import torch
 from support.launch import equal, final_state, train
 from support.ranks import on_ranks, succeed
+from support.steps import build, make, make_without_norm, sample, small, take
 from torch import nn
 
-from fasttrain import methods
-from fasttrain.config import TrainConfig
+from fasttrain.engine import skips as skips_module
+from fasttrain.engine.networks import AUTOCAST, compile_networks, laid_out, make_networks
+from fasttrain.engine.options import MachineOptions
 from fasttrain.engine.ranks import Ranks
-from fasttrain.engine.step import TrainStep, compile_networks
+from fasttrain.engine.step import TrainStep
 from fasttrain.kernels.augment import augment
-from fasttrain.methods import AUTOCAST, make_method
-from fasttrain.methods.moco import MoCo
-from fasttrain.run import health
-from fasttrain.run.log import TrainLog, read_metrics
+from fasttrain.methods import Sample
+from fasttrain.run.health import Health
+from fasttrain.run.metrics import Metrics, open_files, read_metrics
 from fasttrain.system.errors import UserError
-from fasttrain.train import make_networks, seed_step
+from fasttrain.train import seed_step
 from fasttrain.views.draw import draw
 from fasttrain.views.spec import RECIPES
 
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
 STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SMALL = TrainConfig(data="", arch="small", size=16, queue_size=40, dim=8, batch_size=8, precision="fp32", method="moco")
-
-
-def views(count=8, seed=0):
-    return torch.randn(count, 2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-
-
-def make(**changes):
-    config = dataclasses.replace(SMALL, **changes)
-    method = make_method(config)
-    step = TrainStep(method, config, Ranks("cpu"))
-    step._scaler.load_state_dict({**step._scaler.state_dict(), "scale": 64.0} if config.precision == "fp16" else {})
-    return method, step
-
-
-def make_without_norm(**changes):
-    """A method whose images do not meet in a batch norm, so that cutting a batch changes nothing."""
-    config = dataclasses.replace(SMALL, batch_norm="plain", **changes)
-    torch.manual_seed(0)
-    method = MoCo(nn.Sequential(nn.Flatten(), nn.Linear(768, 12), nn.ReLU()), 12, config)
-    return method, TrainStep(method, config, Ranks("cpu"))
 
 
 def whole_state(method, step):
@@ -90,11 +69,33 @@ def test_recomputed_activations_end_with_the_same_weights(shards, tmp_path):
 # Micro-batches and clipping
 
 
+# Losses of three steps, of methods without batch statistics, before a method named its loss terms: the same now.
+AS_BEFORE = [
+    ({"method": "moco"}, [1.664846658706665, 2.654585838317871, 3.1751232147216797]),
+    ({"method": "xmoco"}, [1.7449328899383545, 2.8330633640289307, 3.240865468978882]),
+    (
+        {"method": "xmoco", "cross": "queue", "uniform": "queue"},
+        [2.6563825607299805, 3.2253990173339844, 3.5906758308410645],
+    ),
+    ({"method": "moco", "decoupled": True}, [1.3999892473220825, 2.558432102203369, 3.090754985809326]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "expected"), AS_BEFORE)
+def test_losses_of_steps_are_what_they_were(options, expected):
+    _method, step = make(batch_norm="plain", **options)
+    losses = []
+    for number in range(3):
+        torch.manual_seed(number)
+        losses.append(float(take(step, sample(8, number), number, 0.05)["loss"]))
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
 def test_micro_batches_add_up_to_the_batch():
     outcomes = []
     for parts in (1, 2, 4):
         method, step = make_without_norm(accumulate=parts)
-        terms = [step(views(8, n), n, 0.1)["loss"] for n in range(3)]
+        terms = [take(step, sample(8, n), n, 0.1)["loss"] for n in range(3)]
         outcomes.append((torch.stack(terms), *method.state_dict().values()))
     for other in outcomes[1:]:
         for a, b in zip(outcomes[0], other, strict=True):
@@ -115,7 +116,7 @@ def test_gradients_are_clipped_at_their_true_size(precision):
         method, step = make_without_norm(clip_norm=clip_norm, precision=precision, weight_decay=0.0)
         before = nn.utils.parameters_to_vector(method.encoder.parameters()).detach().clone(), method.projector
         start = torch.cat([before[0], nn.utils.parameters_to_vector(before[1].parameters()).detach()])
-        step(views(), 0, 1.0)
+        take(step, sample(), 0, 1.0)
         end = nn.utils.parameters_to_vector([*method.encoder.parameters(), *method.projector.parameters()])
         lengths[clip_norm] = float((end - start).norm().detach())
     assert lengths[0.0] > 0.01
@@ -140,18 +141,18 @@ def test_a_bad_step_changes_nothing(changes, bad_first):
     twin, twin_step = make(**changes)
     if not bad_first:
         for m in (step, twin_step):
-            torch.manual_seed(1)
-            m(views(), 0, 0.1)
+            seed_step(0, 1, 0)
+            take(m, sample(), 0, 0.1)
     before = snapshot(method.state_dict())
-    bad = views(seed=1)
-    bad[3, 1, 0, 2, 2] = float("nan") if bad_first else float("inf")
-    step(bad, 5, 0.1)
+    bad = sample(seed=1)
+    bad.views[0][1, 3, 0, 2, 2] = float("nan") if bad_first else float("inf")
+    take(step, bad, 5, 0.1)
     assert equal(snapshot(method.state_dict()), before) == []
     assert step.skips_3.tolist() == [1, 1, 5]
     if "precision" not in changes:  # the scale of fp16 rightly differs
         for m in (step, twin_step):
-            torch.manual_seed(2)
-            m(views(seed=2), 6, 0.1)
+            seed_step(0, 2, 0)
+            take(m, sample(seed=2), 6, 0.1)
         assert equal(whole_state(method, step), whole_state(twin, twin_step)) == []
         assert step.skips_3.tolist() == [1, 0, 5]
 
@@ -163,7 +164,7 @@ def test_fp16_halves_its_scale_and_goes_on():
     before = weight.detach().clone()
     number = 0
     while torch.equal(weight, before):
-        step(views(), number, 0.1)
+        take(step, sample(), number, 0.1)
         number += 1
         assert number < 40
     total, in_a_row, last = step.skips_3.tolist()
@@ -174,16 +175,15 @@ def test_fp16_halves_its_scale_and_goes_on():
 def _bad_on_one_rank(folder):
     ranks = Ranks("cpu")
     rank = ranks.rank
-    config = dataclasses.replace(SMALL, batch_norm="plain", accumulate=2)
-    torch.manual_seed(0)
-    method = MoCo(nn.Sequential(nn.Flatten(), nn.Linear(768, 12), nn.ReLU()), 12, config)
-    step = TrainStep(method, config, ranks)
+    method, step = make_without_norm(accumulate=2)
     states = [snapshot(method.state_dict())]
     for number in range(4):
-        batch = views(8, number)[4 * rank : 4 * rank + 4].clone()
+        rows = slice(4 * rank, 4 * rank + 4)
+        whole = sample(8, number)
+        batch = Sample((whole.views[0][:, rows].clone(),), None, whole.index_B[rows])
         if number == 2 and rank == 1:
-            batch[0] = float("nan")
-        step(batch, number, 0.1)
+            batch.views[0][:, 0] = float("nan")
+        take(step, batch, number, 0.1)
         states.append(snapshot(method.state_dict()))
     torch.save((states, step.skips_3.tolist()), folder / f"rank{rank}.pt")
     ranks.close()
@@ -200,7 +200,7 @@ def test_ranks_accumulate_as_one_process_does_and_skip_together(tmp_path):
     # One process over the same batches. A rank's micro-batches lie apart in it, so the queue's order differs.
     method, step = make_without_norm()
     for number in (0, 1):
-        step(views(8, number), number, 0.1)
+        take(step, sample(8, number), number, 0.1)
     for name, value in method.state_dict().items():
         if not name.startswith("queue"):
             torch.testing.assert_close(states[2][name], value, rtol=1e-4, atol=1e-6)
@@ -217,7 +217,7 @@ def nan_at(monkeypatch):
         def damaged(*arguments, **options):
             out = augment(*arguments, **options)
             if next(calls) in steps:
-                out[0, 0, 0, 0, 0] = float("nan")
+                out[0][0, 0, 0, 0, 0] = float("nan")
             return out
 
         monkeypatch.setattr(module, "augment", damaged)
@@ -241,7 +241,7 @@ def test_a_run_goes_on_after_a_bad_step(shards, tmp_path, nan_at, capsys):
 
 def test_too_many_bad_steps_end_the_run(shards, tmp_path, nan_at, monkeypatch, capsys):
     """With the step, the samples and the last checkpoint from before them, which none written meanwhile pushes out."""
-    monkeypatch.setattr(health, "MAX_SKIPPED", 5)
+    monkeypatch.setattr(skips_module, "MAX_SKIPPED", 5)
     nan_at(set(range(6, 1000)))
     run = tmp_path / "run"
     assert train(shards, run, "--checkpoint-every", 1, "--keep-last", 2, "--log-every", 1) == 1
@@ -258,26 +258,26 @@ def test_too_many_bad_steps_end_the_run(shards, tmp_path, nan_at, monkeypatch, c
 
 
 def test_compile_in_place_keeps_the_names_of_a_method_s_state(monkeypatch):
-    method = make_method(SMALL)
+    method = build(small())
     names, compiled = list(method.state_dict()), []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
-    compile_networks(method, dataclasses.replace(SMALL, compile="on"), torch.device("cpu"))
+    compile_networks(method, MachineOptions(compile="on"), torch.device("cpu"), 1)
     assert list(method.state_dict()) == names
     assert [m for m, _ in compiled] == [method.encoder, method.projector, method.key_encoder, method.key_projector]
     compiled.clear()
-    compile_networks(method, SMALL, torch.device("cpu"))
+    compile_networks(method, MachineOptions(), torch.device("cpu"), 1)
     assert not compiled
 
 
 def test_cuda_graph_without_a_gpu_is_refused():
     with pytest.raises(UserError, match="--cuda-graph needs a GPU"):
-        compile_networks(make_method(SMALL), dataclasses.replace(SMALL, cuda_graph=True), torch.device("cpu"))
+        compile_networks(build(small()), MachineOptions(cuda_graph=True), torch.device("cpu"), 1)
 
 
 def test_compile_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
-        compile_networks(make_method(SMALL), dataclasses.replace(SMALL, compile="on"), torch.device("cpu"))
+        compile_networks(build(small()), MachineOptions(compile="on"), torch.device("cpu"), 1)
 
 
 @pytest.mark.slow
@@ -292,16 +292,19 @@ def test_a_compiled_run_can_be_continued_without_compiling(shards, tmp_path):
 def five_steps(device, **changes):
     """Losses, skipped steps, the state before and after five steps of which one has a NaN in its views."""
     torch._dynamo.reset()
-    config = dataclasses.replace(SMALL, method="xmoco", batch_size=64, ema=0.9, **changes)
+    config = small("xmoco", batch_size=64, ema=0.9, **changes)
     ranks = Ranks(device)
-    method = make_networks(config, ranks.device)
-    step, losses = TrainStep(method, config, ranks), []
+    method = make_networks(
+        config.method, config.encoder, config.views, config.optimisation, config.machine, ranks.device, 0
+    )
+    step, losses = TrainStep(method, config.optimisation, ranks.device, config.machine.cuda_graph), []
     before = {name: value.cpu().clone() for name, value in method.state_dict().items()}
     for number in range(5):
-        batch = torch.randn(2, 64, 16, 16, 3, generator=torch.Generator().manual_seed(number)).permute(1, 0, 4, 2, 3)
+        batch = torch.randn(2, 64, 16, 16, 3, generator=torch.Generator().manual_seed(number)).permute(0, 1, 4, 2, 3)
         batch[0, 0, 0, 0, 0] = torch.nan if number == 2 else 0.0
+        given = Sample((batch.to(ranks.device),), None, torch.arange(64))
         seed_step(0, number, 0)
-        losses.append(step(batch.to(ranks.device), number, 0.05)["loss"].clone())
+        losses.append(take(step, given, number, 0.05)["loss"].clone())
     return (
         torch.stack(losses).cpu(),
         step.skips_3.tolist(),
@@ -329,7 +332,7 @@ def test_compiled_steps_are_those_of_eager_torch(device, precision, options):
     torch.testing.assert_close(losses, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
     assert losses[[0, 1, 3, 4]].isfinite().all()
     assert equal(before, same) == []
-    assert compiled["queue.pointer"] == eager["queue.pointer"] == 4 * 64 % SMALL.queue_size
+    assert compiled["queue.pointer"] == eager["queue.pointer"] == 4 * 64 % 40
     for name in eager:
         first, one, other = (state[name].double() for state in (before, eager, compiled))
         assert (other - one).norm() <= part * (one - first).norm(), name
@@ -354,20 +357,23 @@ def test_a_run_goes_on_on_another_device(shards, tmp_path):
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
 def test_a_step_never_waits_for_the_gpu(tmp_path, optimizer, precision):
     """Nor do the making of its views and the log, an entry for every step."""
-    config = dataclasses.replace(SMALL, optimizer=optimizer, precision=precision, clip_norm=1.0, method="xmoco")
+    config = small("xmoco", optimizer=optimizer, precision=precision, clip_norm=1.0)
     ranks = Ranks("cuda")
-    method = methods.channels_last(make_method(config), ranks.device)
-    step = TrainStep(method, config, ranks)
-    log = TrainLog(tmp_path, 0, 100, 1, 8, False, ranks.device, 1)
+    method = laid_out(build(config), ranks.device, precision)
+    step = TrainStep(method, config.optimisation, ranks.device)
+    metrics = Metrics(open_files(tmp_path, 0, False), Health(ranks.device, 1), ranks.device, 1, 8)
     sizes = torch.full((8,), 20, dtype=torch.int32), torch.full((8,), 24, dtype=torch.int32)
     index = torch.arange(8)
     pixels = torch.randint(0, 256, (8 * 20 * 24 * 3,), dtype=torch.uint8, device=ranks.device)
 
     def take(number):
-        with log.making_views():
-            table = draw(RECIPES["mocov2"], *sizes, index, 0, number)
-            batch = augment(pixels, index * 20 * 24 * 3, *sizes, table, 16, *STATISTICS, dtype=AUTOCAST[precision])
-        log.step(number + 1, 0, 0.1, step(batch, number, 0.1), step.skips_3)
+        with metrics.making_views():
+            table = draw(RECIPES["mocov2"], *sizes, index, 0, number, 16)
+            views = augment(
+                pixels, index * 20 * 24 * 3, *sizes, table, (16, 16), *STATISTICS, dtype=AUTOCAST[precision]
+            )
+        terms = take(step, Sample(views, None, index), number, 0.1)
+        metrics.step(number + 1, 0, 0.1, terms, step.skips_3)
 
     for number in range(2):  # compile kernels
         take(number)
@@ -377,6 +383,6 @@ def test_a_step_never_waits_for_the_gpu(tmp_path, optimizer, precision):
         take(2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    log.flush(3, 0, 0.1)
-    log.close()
+    metrics.flush(3, 0, 0.1)
+    metrics.close()
     assert [entry["step"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]

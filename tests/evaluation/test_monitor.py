@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.launch import equal, final_state, train
+from support.steps import build, small
 
 from fasttrain.engine.step import TrainStep
 from fasttrain.evaluation import features, monitor
@@ -17,7 +18,7 @@ from fasttrain.evaluation.features import Part, _on_disk
 from fasttrain.formats.beton import BetonReader
 from fasttrain.input import open_dataset
 from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
-from fasttrain.run.log import read_metrics
+from fasttrain.run.metrics import read_metrics
 from fasttrain.system.errors import RunError
 
 
@@ -120,14 +121,11 @@ def test_knn_of_a_set_without_val_split_is_one_line(image_folder, tmp_path, caps
 
 
 def test_monitor_leaves_the_encoder_in_training(shards):
-    from fasttrain.config import TrainConfig
-    from fasttrain.methods import make_method
-
-    config = TrainConfig(data=str(shards), arch="small", size=16, queue_size=40, dim=8)
-    method = make_method(config)
+    config = small(data=str(shards))
+    method = build(config)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     random_state = torch.get_rng_state()
-    accuracy = monitor.KnnMonitor(config, torch.device("cpu"), 1)(method, shards.parent, lambda: None)
+    accuracy = monitor.KnnMonitor(config.data, 16, torch.device("cpu"), 1)(method, shards.parent, lambda: None)
     assert 0 <= accuracy <= 100
     assert all(module.training for module in method.modules())
     assert equal(before, dict(method.state_dict())) == []

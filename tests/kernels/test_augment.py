@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as T
 from fasttrain.kernels.augment import augment, compiled, cpu, gpu
 from fasttrain.kernels.augment.table import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewTable
 from fasttrain.views.draw import center, draw
-from fasttrain.views.spec import RECIPES
+from fasttrain.views.spec import RECIPES, sides
 
 SHAPES = ((50, 70), (33, 21), (128, 96), (1, 40), (57, 1))  # of the ragged batch's images
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -89,7 +89,8 @@ def assert_close(ours: torch.Tensor, truth: torch.Tensor, levels: float = 0.05) 
 def test_reference_crop_is_torchvisions(size, crop, flip):
     image = picture(50, 70, 0)
     batch = pack([image])
-    view = augment(*batch, one_view(50, 70, crop_BV4=crop, flip_BV=flip), size, *PLAIN, impl="reference")[0, 0]
+    table = one_view(50, 70, crop_BV4=crop, flip_BV=flip)
+    view = augment(*batch, table, (size,), *PLAIN, impl="reference")[0][0, 0]
     truth = T.resized_crop(image.permute(2, 0, 1).double() / 255, *crop, [size, size], antialias=True)
     assert_close(view, (T.horizontal_flip(truth) if flip else truth).float(), 0.01)
 
@@ -108,7 +109,7 @@ def test_reference_is_torchvisions_composition():
         blurred = T.gaussian_blur(colours, [9, 9], [1.3, 1.3])
         expected = T.normalize(T.solarize(T.horizontal_flip(blurred), 0.5), list(MEAN), list(STD))
         drawn = replace(table, gray_BV=torch.tensor([[gray]]))
-        assert_close(augment(*pack([image]), drawn, 63, MEAN, STD, impl="reference")[0, 0], expected)
+        assert_close(augment(*pack([image]), drawn, (63,), MEAN, STD, impl="reference")[0][0, 0], expected)
 
 
 # ---- the fast versions against the reference
@@ -120,9 +121,10 @@ def moved(table: ViewTable, device: str) -> ViewTable:
 
 def compare(version: tuple, batch: tuple[torch.Tensor, ...], table: ViewTable, size: int) -> None:
     impl, device, dtype = version
-    truth = augment(*batch, table, size, *PLAIN, impl="reference")
+    sizes = (size,) * table.flip_BV.shape[1]
+    (truth,) = augment(*batch, table, sizes, *PLAIN, impl="reference")
     poisoned = torch.full_like(truth, torch.nan, dtype=dtype, device=device)
-    ours = augment(batch[0].to(device), *batch[1:], table, size, *PLAIN, impl=impl, dtype=dtype, out=poisoned)
+    (ours,) = augment(batch[0].to(device), *batch[1:], table, sizes, *PLAIN, impl=impl, dtype=dtype, out=(poisoned,))
     assert ours.data_ptr() == poisoned.data_ptr()
     assert_close(ours.float().cpu(), truth, TOLERANCE[dtype])
 
@@ -187,9 +189,10 @@ def test_view_of_one_pixel(version):
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("size", [32, 63])
 def test_recipe_on_a_ragged_batch(version, name, size):
-    batch = ragged()
+    """Each kind of view once. Drawn for 224 px, so that the blur is wider than these sizes would have it."""
+    batch, recipe = ragged(), tuple(replace(spec, count=1) for spec in RECIPES[name])
     for epoch in range(1 if version[:2] == ("triton", "cpu") else 4):
-        compare(version, batch, draw(RECIPES[name], *batch[2:], torch.arange(len(SHAPES)), seed=1, epoch=epoch), size)
+        compare(version, batch, draw(recipe, *batch[2:], torch.arange(len(SHAPES)), 1, epoch, 224), size)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -202,7 +205,7 @@ def test_recipe_on_photographs(version):
             image.thumbnail((400, 400))
             photographs.append(torch.from_numpy(np.array(image)))
     batch = pack(photographs)
-    compare(version, batch, draw(RECIPES["mocov2"], *batch[2:], torch.arange(3), seed=1, epoch=0), 96)
+    compare(version, batch, draw(RECIPES["mocov2"], *batch[2:], torch.arange(3), 1, 0, 224), 96)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -210,64 +213,88 @@ def test_views_of_different_sizes(version):
     """Multi-crop: views of equal size come together, each as it would alone; earlier results are written again."""
     impl, device, dtype = version
     batch, index = ragged(3), torch.arange(3)
-    recipe = replace(RECIPES["mocov2"], views=RECIPES["mocov2"].views * 2 + RECIPES["mocov3"].views[:1])
-    table, sizes = draw(recipe, *batch[2:], index, seed=0, epoch=0), (33, 20, 33, 20, 20)
+    recipe = RECIPES["mocov2"] * 2 + RECIPES["mocov3"][:1]
+    table, sizes = draw(recipe, *batch[2:], index, seed=0, epoch=0, size=224), (33, 20, 33, 20, 20)
     inputs = (batch[0].to(device), *batch[1:], table, sizes, *PLAIN)
     big, small = augment(*inputs, impl=impl, dtype=dtype)
-    assert big.shape == (3, 2, 3, 33, 33)
+    assert big.shape == (2, 3, 3, 33, 33)
     assert small.shape == (3, 3, 3, 20, 20)
     for made, side, views in ((big, 33, (0, 2)), (small, 20, (1, 3, 4))):
-        truth = augment(*batch, table, side, *PLAIN, impl="reference")
-        assert made[:, 0].is_contiguous(memory_format=torch.channels_last)
-        assert_close(made.float().cpu(), truth[:, list(views)], TOLERANCE[dtype])
-    again = augment(*inputs, impl=impl, dtype=dtype, out=(big.clone().fill_(torch.nan), small))
-    assert again[1].data_ptr() == small.data_ptr()
-    assert torch.equal(again[0], big)
+        (truth,) = augment(*batch, table, (side,) * 5, *PLAIN, impl="reference")
+        assert_close(made.float().cpu(), truth[list(views)], TOLERANCE[dtype])
+    before = big.clone()
+    again = augment(*inputs, impl=impl, dtype=dtype, out=(big.fill_(torch.nan), small))
+    assert [group.data_ptr() for group in again] == [big.data_ptr(), small.data_ptr()]
+    assert torch.equal(again[0], before)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_gray_before_the_jitter_is_torchvisions(version):
+    """MoCo v1's order, in a table: gray is a saturation of 0 in the first place, which later operations find gray."""
+    impl, device, dtype = version
+    batch, spec = ragged(1), replace(RECIPES["mocov1"][0], gray_p=1.0, flip=0.0)
+    order = draw((replace(spec, gray_first=False),), *batch[2:], torch.arange(1), 0, 0, 40)
+    table = draw((spec,), *batch[2:], torch.arange(1), 0, 0, 40)
+    (view,) = augment(batch[0].to(device), *batch[1:], table, (40,), *PLAIN, impl=impl, dtype=dtype)
+    image = T.to_dtype(picture(*SHAPES[0], 0).permute(2, 0, 1), torch.float32, scale=True)
+    truth = T.resized_crop(image, *table.crop_BV4[0, 0].tolist(), [40, 40], antialias=True)
+    truth = T.rgb_to_grayscale(truth, 3)
+    adjust = (T.adjust_brightness, T.adjust_contrast, T.adjust_saturation, T.adjust_hue)
+    for operation in order.order_BV4[0, 0].tolist():
+        truth = adjust[operation](truth, float(order.strength_BV4[0, 0, operation]))
+    assert_close(view[0, 0].float().cpu(), truth, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version.id != "interpreted-fp32"])
 def test_same_bits_every_time(version):
     impl, device, dtype = version
     batch = ragged()
-    table = draw(RECIPES["mocov3"], *batch[2:], torch.arange(len(SHAPES)), seed=0, epoch=0)
-    first, second = (
-        augment(batch[0].to(device), *batch[1:], table, 40, MEAN, STD, impl=impl, dtype=dtype) for _ in range(2)
+    table = draw(RECIPES["mocov3"], *batch[2:], torch.arange(len(SHAPES)), 0, 0, 224)
+    (first,), (second,) = (
+        augment(batch[0].to(device), *batch[1:], table, (40, 40), MEAN, STD, impl=impl, dtype=dtype) for _ in range(2)
     )
     assert torch.equal(first, second)
 
 
 @pytest.mark.gpu
-def test_table_on_the_device_in_a_cuda_graph():
+@pytest.mark.parametrize("name", ["mocov3", "swav"])
+def test_table_on_the_device_in_a_cuda_graph(name):
     """A captured call applies the table that is in its memory when it is replayed, and reads nothing back."""
     device, batch, index = "cuda", ragged(), torch.arange(len(SHAPES))
-    tables = [draw(RECIPES["mocov3"], *batch[2:], index, seed=0, epoch=epoch) for epoch in range(2)]
+    recipe, sizes = RECIPES[name], sides(RECIPES[name], 40)
+    tables = [draw(recipe, *batch[2:], index, seed=0, epoch=epoch, size=40) for epoch in range(2)]
     on_device = moved(tables[0], device)
     inputs = [column.to(device) for column in batch]
-    out = augment(*inputs, on_device, 40, *PLAIN)  # compiles the kernels
+    out = augment(*inputs, on_device, sizes, *PLAIN)  # compiles the kernels
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        augment(*inputs, on_device, 40, *PLAIN, out=out)
+        augment(*inputs, on_device, sizes, *PLAIN, out=out)
     for table in tables:
-        for name in vars(table):
-            getattr(on_device, name).copy_(getattr(table, name))
-        out.fill_(torch.nan)
+        for column in vars(table):
+            getattr(on_device, column).copy_(getattr(table, column))
+        for group in out:
+            group.fill_(torch.nan)
         graph.replay()
-        assert_close(out.cpu(), augment(*batch, table, 40, *PLAIN, impl="reference"))
+        for group, truth in zip(out, augment(*batch, table, sizes, *PLAIN, impl="reference"), strict=True):
+            assert_close(group.cpu(), truth)
     with pytest.raises(ValueError, match="graph"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        augment(inputs[0], *batch[1:], tables[0], 40, *PLAIN, out=out)
+        augment(inputs[0], *batch[1:], tables[0], sizes, *PLAIN, out=out)
 
 
 @pytest.mark.gpu
-def test_nothing_waits_for_the_gpu():
-    batch = ragged()
-    table = draw(RECIPES["mocov3"], *batch[2:], torch.arange(len(SHAPES)), seed=0, epoch=0)
+@pytest.mark.parametrize("name", ["mocov3", "swav"])
+def test_nothing_waits_for_the_gpu(name):
+    batch, sizes = ragged(), sides(RECIPES[name], 40)
+    table = draw(RECIPES[name], *batch[2:], torch.arange(len(SHAPES)), seed=0, epoch=0, size=40)
     pixels = batch[0].cuda()
-    augment(pixels, *batch[1:], table, 40, MEAN, STD)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        augment(pixels, *batch[1:], table, 40, MEAN, STD)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    on_device = [column.cuda() for column in batch[1:]], moved(table, "cuda")
+    for columns, rows in ((batch[1:], table), on_device):
+        augment(pixels, *columns, rows, sizes, MEAN, STD)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            augment(pixels, *columns, rows, sizes, MEAN, STD)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_kernels_compile_for_hopper(tmp_path):
@@ -284,7 +311,8 @@ def test_one_specialisation_serves_all_batches_of_a_dtype():
     known = []
     for count, size in ((1, 8), (5, 17)):
         batch = ragged(count)
-        augment(*batch, draw(RECIPES["cifar"], *batch[2:], torch.arange(count), 0, 0), size, *PLAIN, impl="cpu")
+        table = draw(RECIPES["cifar"], *batch[2:], torch.arange(count), 0, 0, size)
+        augment(*batch, table, (size, size), *PLAIN, impl="cpu")
         known.append(len(compiled.make_views.signatures))
     assert 1 <= known[0] == known[1] <= 3
 
@@ -293,7 +321,7 @@ def test_one_specialisation_serves_all_batches_of_a_dtype():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_compiled_16_bit_output_is_the_nearest(size, dtype):
     batch = ragged()
-    table = draw(RECIPES["mocov3"], *batch[2:], torch.arange(len(SHAPES)), seed=0, epoch=0)
+    table = draw(RECIPES["mocov3"], *batch[2:], torch.arange(len(SHAPES)), 0, 0, 224)
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     full, half = (torch.full((2, len(SHAPES), size, size, 3), torch.nan, dtype=kind) for kind in (torch.float32, dtype))
     for out in (full, half):
@@ -304,7 +332,7 @@ def test_compiled_16_bit_output_is_the_nearest(size, dtype):
 def test_output_at_any_address():
     """Aligned outputs are written past the caches, others are not."""
     batch = ragged()
-    table = draw(RECIPES["mocov2"], *batch[2:], torch.arange(len(SHAPES)), seed=0, epoch=0)
+    table = draw(RECIPES["mocov2"], *batch[2:], torch.arange(len(SHAPES)), 0, 0, 224)
     memory = torch.full((len(SHAPES) * 2 * 32 * 32 * 3 + 32,), torch.nan)
     aligned = -memory.data_ptr() % 64 // 4
     views = []
@@ -322,53 +350,55 @@ def test_output_at_any_address():
 @pytest.mark.parametrize("impl", ["auto", "reference", "cpu", pytest.param("triton", marks=interpreted)])
 def test_layout_normalisation_and_reused_output(impl):
     batch = ragged()
-    table = draw(RECIPES["mocov3"], *batch[2:], torch.arange(len(SHAPES)), seed=0, epoch=0)
-    views = augment(*batch, table, 20, MEAN, STD, impl=impl)
-    assert views.shape == (5, 2, 3, 20, 20)
+    table, sizes = draw(RECIPES["mocov3"], *batch[2:], torch.arange(len(SHAPES)), 0, 0, 224), (20, 20)
+    (views,) = augment(*batch, table, sizes, MEAN, STD, impl=impl)
+    assert views.shape == (2, 5, 3, 20, 20)
     assert views.dtype == torch.float32
-    for v in range(2):
-        assert views[:, v].is_contiguous(memory_format=torch.channels_last)
-    plain = augment(*batch, table, 20, *PLAIN, impl=impl)
+    for images in (views[0], views[1], views.flatten(0, 1)):
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert images.untyped_storage().data_ptr() == views.untyped_storage().data_ptr()
+    (plain,) = augment(*batch, table, sizes, *PLAIN, impl=impl)
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     assert torch.allclose(views, (plain - mean) / std, atol=1e-5)
-    again = augment(*batch, table, 20, MEAN, STD, impl=impl, out=plain)
+    (again,) = augment(*batch, table, sizes, MEAN, STD, impl=impl, out=(plain,))
     assert again.data_ptr() == plain.data_ptr()
     assert torch.equal(again, views)
     with pytest.raises(ValueError, match="earlier result"):
-        augment(*batch, table, 20, MEAN, STD, impl=impl, out=torch.empty(5, 2, 3, 20, 20))
+        augment(*batch, table, sizes, MEAN, STD, impl=impl, out=(torch.empty(2, 5, 3, 20, 20),))
 
 
 def test_empty_batch():
     batch = tuple(column[:0] for column in ragged())
-    table = draw(RECIPES["cifar"], *batch[2:], torch.arange(0), seed=0, epoch=0)
-    assert augment(*batch, table, 8, *PLAIN).shape == (0, 2, 3, 8, 8)
+    table = draw(RECIPES["swav"], *batch[2:], torch.arange(0), seed=0, epoch=0, size=8)
+    big, small = augment(*batch, table, sides(RECIPES["swav"], 8), *PLAIN)
+    assert (big.shape, small.shape) == ((2, 0, 3, 8, 8), (6, 0, 3, 3, 3))
 
 
 def test_works_in_a_forked_child():
     batch, table = pack([picture(9, 9, 0)]), one_view(9, 9)
-    parents = augment(*batch, table, 8, *PLAIN, impl="cpu")
+    (parents,) = augment(*batch, table, (8,), *PLAIN, impl="cpu")
     child = os.fork()
     if child == 0:  # the parent's threads do not exist here
-        os._exit(0 if torch.equal(augment(*batch, table, 8, *PLAIN, impl="cpu"), parents) else 1)
+        os._exit(0 if torch.equal(augment(*batch, table, (8,), *PLAIN, impl="cpu")[0], parents) else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
 def test_unknown_or_unavailable_impl_names_the_choices():
     batch, table = pack([picture(9, 9, 0)]), one_view(9, 9)
     with pytest.raises(ValueError, match=r"float64.*float16"):
-        augment(*batch, table, 8, *PLAIN, dtype=torch.float64)
+        augment(*batch, table, (8,), *PLAIN, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"triton.*meta.*reference"):
-        augment(batch[0].to("meta"), *batch[1:], table, 8, *PLAIN, impl="triton")
+        augment(batch[0].to("meta"), *batch[1:], table, (8,), *PLAIN, impl="triton")
     with pytest.raises(ValueError, match=r"table lies on meta"):
-        augment(*batch, moved(table, "meta"), 8, *PLAIN)
+        augment(*batch, moved(table, "meta"), (8,), *PLAIN)
     with pytest.raises(ValueError, match=r"2 sizes for 1 views"):
         augment(*batch, table, (8, 8), *PLAIN)
-    with pytest.raises(ValueError, match=r"one tensor for each"):
+    with pytest.raises(ValueError, match=r"earlier result"):
         augment(*batch, table, (8,), *PLAIN, out=())
     with pytest.raises(ValueError, match=r"fast.*auto, reference, cpu"):
-        augment(*batch, table, 8, *PLAIN, impl="fast")
+        augment(*batch, table, (8,), *PLAIN, impl="fast")
     with pytest.raises(ValueError, match=r"cpu.*meta.*reference"):
-        augment(batch[0].to("meta"), *batch[1:], table, 8, *PLAIN, impl="cpu")
+        augment(batch[0].to("meta"), *batch[1:], table, (8,), *PLAIN, impl="cpu")
 
 
 @pytest.mark.parametrize(
@@ -377,7 +407,7 @@ def test_unknown_or_unavailable_impl_names_the_choices():
 )
 def test_crop_outside_the_image(crop):
     with pytest.raises(ValueError, match="image 0, view 0 has a crop outside"):
-        augment(*pack([picture(9, 9, 0)]), one_view(9, 9, crop_BV4=crop), 8, *PLAIN)
+        augment(*pack([picture(9, 9, 0)]), one_view(9, 9, crop_BV4=crop), (8,), *PLAIN)
 
 
 def test_other_impossible_tables_and_batches():
@@ -388,10 +418,13 @@ def test_other_impossible_tables_and_batches():
         ({"sigma_BV": float("nan")}, "blur"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            augment(pixels, offset_B, height_B, width_B, one_view(9, 9, **fields), 8, *PLAIN)
+            augment(pixels, offset_B, height_B, width_B, one_view(9, 9, **fields), (8,), *PLAIN)
+    two = {name: column.expand(-1, 2, *column.shape[2:]) for name, column in vars(one_view(9, 9, sigma_BV=2.0)).items()}
+    with pytest.raises(ValueError, match="image 0, view 1 has a blur"):
+        augment(pixels, offset_B, height_B, width_B, ViewTable(**two), (8, 4), *PLAIN)
     for offset in (-1, 20):
         with pytest.raises(ValueError, match="image 0 does not lie within"):
-            augment(pixels, offset_B * 0 + offset, height_B, width_B, one_view(9, 9), 8, *PLAIN)
+            augment(pixels, offset_B * 0 + offset, height_B, width_B, one_view(9, 9), (8,), *PLAIN)
 
 
 def test_as_many_threads_as_cores_may_be_used(monkeypatch):

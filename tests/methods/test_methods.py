@@ -1,39 +1,41 @@
 """Methods: losses over the global batch, keys in their places, what a step changes."""
 
-import dataclasses
+import sys
+import types
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 from support.ranks import on_ranks, succeed
+from support.steps import build, sample, small
+from torch import nn
 from torch.nn import functional as F
 
-from fasttrain.config import TrainConfig
+from fasttrain.config import make_config, parse_config
 from fasttrain.engine.ranks import Ranks
-from fasttrain.kernels import similarity
-from fasttrain.methods import make_method
-from fasttrain.methods.xmoco import XMoCo
+from fasttrain.losses.batch import batch_consistency, batch_uniformity
+from fasttrain.losses.queue import Decoupled, InfoNCE, QueueConsistency, QueueUniformity, queue_terms
+from fasttrain.methods import Method, MethodOptions, Output, Sample, method_options
 from fasttrain.system.collectives import gather_rows, sum_over_ranks
 from fasttrain.system.errors import UserError
+from fasttrain.views.spec import RECIPES
 
-SMALL = TrainConfig(data="", arch="small", size=16, queue_size=40, dim=8, batch_size=8, precision="fp32")
-
-
-def views(count, seed=0):
-    return torch.randn(count, 2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+GOOD = torch.tensor(True)
 
 
 @pytest.mark.parametrize("method", ["moco", "xmoco"])
 def test_a_step_moves_query_then_key_encoder_and_queue(method):
-    model = make_method(dataclasses.replace(SMALL, method=method, ema=0.5))
+    model = build(small(method, ema=0.5))
     start = {name: value.clone() for name, value in model.state_dict().items()}
-    loss, terms = model(views(8))
+    loss, terms, carry = model(sample(8))
     loss.backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith("key_"))
     assert not any(term.requires_grad for term in terms.values())
     with torch.no_grad():
         for p in model.encoder.parameters():
             p.add_(1.0)
-    model.after_step()
+    model.update(GOOD, 0.0, carry)
     weight = "encoder.0.0.weight"
     moved = model.state_dict()["key_" + weight]
     assert torch.allclose(moved, 0.5 * start["key_" + weight] + 0.5 * model.state_dict()[weight])
@@ -45,18 +47,17 @@ def test_a_step_moves_query_then_key_encoder_and_queue(method):
 
 def test_shuffled_keys_come_back_in_their_places():
     """In evaluation mode batch norm does not mix images, so the shuffle must not show."""
-    plain, split = (make_method(dataclasses.replace(SMALL, batch_norm=kind)).eval() for kind in ("plain", "split"))
-    image = views(8)[:, 1]
+    plain, split = (build(small(batch_norm=kind)).eval() for kind in ("plain", "split"))
+    image = sample(8).views[0][1]
     assert torch.allclose(plain._keys(image), split._keys(image), atol=1e-5)
 
 
 def test_keys_and_queries_of_an_image_are_normalised_in_different_groups():
     torch.manual_seed(0)
-    model = make_method(dataclasses.replace(SMALL, batch_norm="split"))
-    same = views(64)
-    same[:, 1] = same[:, 0]
-    q = model._embed(model.projector(model.encoder(same[:, 0])))
-    k = model._keys(same[:, 1])
+    model = build(small(batch_norm="split"))
+    view = sample(64).views[0][0]
+    q = model._embed(model.projector(model.encoder(view)))
+    k = model._keys(view)
     assert (q - k).abs().max() > 1e-3  # the weights are equal, the views are equal: only the groups differ
 
 
@@ -65,50 +66,93 @@ def test_decoupled_changes_the_contrast_alone(method):
     q, k = F.normalize(torch.randn(2, 8, 8), dim=2)
     losses = []
     for decoupled in (False, True):
-        config = dataclasses.replace(SMALL, method=method, decoupled=decoupled, cross_weight=0, uniform_weight=0)
-        model = make_method(config)
+        model = build(small(method, decoupled=decoupled, cross_weight=0.0, uniform_weight=0.0))
         losses.append(model.loss(q, k, k)[0])
     queue = model.queue.keys_KD
-    assert torch.allclose(losses[0], similarity.info_nce(q, k, queue, SMALL.temperature))
-    assert torch.allclose(losses[1], similarity.decoupled(q, k, queue, SMALL.temperature))
+    assert torch.allclose(losses[0], queue_terms([InfoNCE(0.2)], q, k, queue)[0])
+    assert torch.allclose(losses[1], queue_terms([Decoupled(0.2)], q, k, queue)[0])
     assert losses[1] < losses[0]
 
 
+@pytest.mark.parametrize("method", ["moco", "xmoco"])
 @pytest.mark.parametrize("cross", ["batch", "queue", "none"])
 @pytest.mark.parametrize("uniform", ["batch", "queue", "none"])
-def test_xmoco_is_the_weighted_sum_of_its_terms(cross, uniform):
-    config = dataclasses.replace(
-        SMALL, method="xmoco", cross=cross, uniform=uniform, cross_weight=3.0, uniform_weight=0.5,
+def test_the_loss_is_the_weighted_sum_of_its_terms(method, cross, uniform):
+    """The regularisers go with any method of queries and keys; xmoco is moco with both on."""
+    config = small(
+        method, cross=cross, uniform=uniform, cross_weight=3.0, uniform_weight=0.5,
         temperature=0.1, cross_temperature=0.2, uniform_temperature=0.4,
     )  # fmt: skip
-    model = make_method(config)
+    model = build(config)
     q, k = F.normalize(torch.randn(2, 8, 8), dim=2)
     loss, terms = model.loss(q, k, k)
     queue = model.queue.keys_KD
-    expected = similarity.info_nce(q, k, queue, 0.1)
-    expected = (
-        expected
-        + {
-            "batch": lambda: 3 * similarity.batch_consistency(q, k),
-            "queue": lambda: 3 * similarity.queue_consistency(q, k, queue, 0.2),
-            "none": lambda: 0,
-        }[cross]()
+    info_nce, consistency, uniformity = queue_terms(
+        [InfoNCE(0.1), QueueConsistency(0.2), QueueUniformity(0.4)], q, k, queue
     )
-    expected = (
-        expected
-        + {
-            "batch": lambda: 0.5 * similarity.batch_uniformity(q, k, 0, 0.4),
-            "queue": lambda: 0.5 * similarity.queue_uniformity(q, queue, 0.4),
-            "none": lambda: 0,
-        }[uniform]()
-    )
+    expected = info_nce + 3 * {"batch": batch_consistency(q, k), "queue": consistency, "none": 0}[cross]
+    expected = expected + 0.5 * {"batch": batch_uniformity(q, k, 0.4), "queue": uniformity, "none": 0}[uniform]
     assert torch.allclose(loss, expected, atol=1e-6)
-    assert set(terms) == {"info_nce"} | {n for n, v in (("cross", cross), ("uniform", uniform)) if v != "none"}
+    assert set(terms) == {"contrast"} | {n for n, v in (("cross", cross), ("uniform", uniform)) if v != "none"}
 
 
 def test_unknown_method_names_the_choices():
-    with pytest.raises(UserError, match="choose from: moco, xmoco"):
-        make_method(dataclasses.replace(SMALL, method="simclr"))
+    with pytest.raises(UserError, match=r"choose from: moco, xmoco, or package\.module:Class"):
+        make_config("simclr")
+
+
+class Pull(Method):
+    """Cosine distance of two views: the least that a method from outside may be."""
+
+    def __init__(self, encoder: nn.Module, width: int, weight: float) -> None:
+        super().__init__()
+        self.encoder, self.projector, self.weight = encoder, nn.Linear(width, 4), weight
+
+    def forward(self, given: Sample) -> Output:
+        a, b = (self.projector(self.encoder(view)).float() for view in given.views[0])
+        return Output(-self.weight * F.cosine_similarity(a, b).mean(), {})
+
+
+@dataclass(frozen=True)
+class PullOptions(MethodOptions):
+    """Pulls two views together."""
+
+    views: ClassVar = RECIPES["mocov1"]
+    paper: ClassVar = {"lr": 0.7}
+    presets: ClassVar = {"demo": {"pull_weight": 3.0}}
+
+    pull_weight: float = 2.0
+    """Weight of the pull."""
+
+    def build(self, encoder: nn.Module, width: int) -> Method:
+        return Pull(encoder, width, self.pull_weight)
+
+
+@pytest.fixture
+def outside(monkeypatch):
+    module = types.ModuleType("my_methods")
+    module.PullOptions, module.number = PullOptions, 3
+    monkeypatch.setitem(sys.modules, "my_methods", module)
+    return "my_methods:PullOptions"
+
+
+def test_a_method_from_outside_brings_its_own_options(outside):
+    config = parse_config(["--data", "x", "--method", outside, "--pull-weight", "5"])
+    assert (config.method.pull_weight, config.optimisation.lr) == (5.0, 0.7)
+    assert make_config(outside, "demo").method.pull_weight == 3.0
+    assert "queue_size" not in vars(config.method)
+    model = build(make_config(outside, arch="small", size=16))
+    assert model(sample(4)).loss.requires_grad
+
+
+def test_a_method_from_outside_that_can_t_be_is_one_line(outside):
+    for name, message in (
+        ("nowhere.at_all:Options", "No module named 'nowhere'"),
+        ("my_methods:Missing", "no attribute 'Missing'"),
+        ("my_methods:number", "is not a dataclass that extends MethodOptions"),
+    ):
+        with pytest.raises(UserError, match=message):
+            method_options(name)
 
 
 def _global_batch(folder, readings):
@@ -116,14 +160,18 @@ def _global_batch(folder, readings):
     ranks = Ranks("cpu")
     rank, world_size = ranks.rank, ranks.world_size
     q_MD, k_MD, queue = torch.load(folder / "inputs.pt")
-    config = dataclasses.replace(SMALL, method="xmoco", cross=readings, uniform=readings, cross_weight=2.0)
-    model = XMoCo(torch.nn.Identity(), 8, config)
+    model = small("xmoco", cross=readings, uniform=readings, cross_weight=2.0).method.build(nn.Identity(), 8)
     model.queue.keys_KD.copy_(queue)
     rows = slice(rank * 12 // world_size, (rank + 1) * 12 // world_size)
     q_ND = q_MD[rows].clone().requires_grad_()
     keys_MD = gather_rows(k_MD[rows])
     assert torch.equal(keys_MD, k_MD)
     assert torch.allclose(sum_over_ranks(q_ND.sum(0)), q_MD.sum(0))
+    # a loss that each rank takes over its own rows against all: the gradient is that of the mean over the ranks
+    own = q_MD[rows].clone().requires_grad_()
+    (gather_rows(own) * (rank + 1)).square().sum().backward()
+    factor = sum((other + 1) ** 2 for other in range(world_size))
+    assert torch.allclose(own.grad, 2 * factor * q_MD[rows])
     loss, _ = model.loss(q_ND, k_MD[rows], keys_MD)
     loss.backward()
     torch.save((loss.detach(), q_ND.grad / world_size), folder / f"rank{rank}.pt")
@@ -141,8 +189,7 @@ def test_loss_and_gradient_over_ranks_equal_one_process(tmp_path, world_size, re
     q, k, queue = (F.normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (12, 12, 40))
     torch.save((q, k, queue), tmp_path / "inputs.pt")
     succeed(on_ranks(tmp_path, world_size, _global_batch, tmp_path, readings))
-    config = dataclasses.replace(SMALL, method="xmoco", cross=readings, uniform=readings, cross_weight=2.0)
-    model = XMoCo(torch.nn.Identity(), 8, config)
+    model = small("xmoco", cross=readings, uniform=readings, cross_weight=2.0).method.build(nn.Identity(), 8)
     model.queue.keys_KD.copy_(queue)
     whole = q.clone().requires_grad_()
     loss, _ = model.loss(whole, k, k)

@@ -14,11 +14,12 @@ import torch
 from support.commands import ROOT, one_line
 from support.launch import ENDLESS, command, environment, equal, final_state, launcher, started, train, wait_for_step
 
-from fasttrain.config import TrainConfig
+from fasttrain.config import make_config
 from fasttrain.methods.moco import MoCo
 from fasttrain.run import folder
 from fasttrain.run.checkpoint import keep_best, load_newest, save_checkpoint, saved_checkpoints
-from fasttrain.run.log import TrainLog, read_metrics
+from fasttrain.run.metrics import MetricsFile, read_metrics
+from fasttrain.system.options import Settings
 
 STEPS = 16  # of launch.TINY
 
@@ -117,7 +118,7 @@ def test_what_is_renamed_is_on_the_disk_first(tmp_path, monkeypatch):
     keep_best(tmp_path, 1)
     assert calls == ["fsync", "replace", "fsync"]
     calls.clear()
-    folder.prepare(tmp_path / "run", TrainConfig(data="")).close()
+    folder.prepare(tmp_path / "run", Settings.of(make_config(data="x")), False).close()
     assert calls == ["fsync", "replace", "fsync"]
 
 
@@ -131,10 +132,10 @@ def test_power_cut_while_old_metrics_are_removed_leaves_all_of_them(tmp_path, mo
     for point in ("fsync", "replace"):
         monkeypatch.setattr(os, point, cut)
         with pytest.raises(PowerCut):
-            TrainLog(tmp_path, 5, 10, 1, 1, False, torch.device("cpu"), 1)
+            MetricsFile(metrics, 5)
         monkeypatch.undo()
         assert [entry["step"] for entry in read_metrics(metrics)] == list(range(1, 9))
-    TrainLog(tmp_path, 5, 10, 1, 1, False, torch.device("cpu"), 1).close()
+    MetricsFile(metrics, 5).close()
     assert [entry["step"] for entry in read_metrics(metrics)] == list(range(1, 6))
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -217,7 +218,7 @@ def test_full_memory_is_one_line_that_says_what_to_lower(shards, tmp_path, capsy
 
     monkeypatch.setattr(MoCo, "loss", loss)
     assert train(shards, tmp_path / "run", "--method", "moco") == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if ": error: " in line)
     assert message in line
     assert "lower --batch-size (now 16) or --size (now 16)" in line
 

@@ -1,12 +1,10 @@
-"""What a run says of itself: skipped steps, memory, advice, and means that leave skipped steps out."""
+"""What a run says of itself: when too many steps are skipped, memory, advice."""
 
 import pytest
 import torch
 
 from fasttrain.engine.skips import Skips
-from fasttrain.input import Batch
 from fasttrain.run.health import Health
-from fasttrain.run.log import ON_THEIR_WAY, TrainLog, _Arriving, read_metrics
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -71,87 +69,3 @@ def test_memory_of_this_process():
     figure = Health(CPU, 1).memory()["rss_gib"]
     assert figure > 0.5
     assert len(block) == 2**27
-
-
-def test_means_leave_skipped_steps_out(tmp_path):
-    log = TrainLog(tmp_path, 0, 100, 4, 10, False, CPU, 1)
-    skipped = {1: Skips(1, 1, 1), 2: Skips(2, 2, 2)}
-    for step in range(4):
-        terms = {"loss": torch.tensor(float("nan") if step in skipped else 10.0 + step), "part": torch.tensor(step / 2)}
-        state = skipped.get(step, Skips(2 * (step > 2), 0, 2))
-        log.step(step + 1, 0, 0.1, terms, torch.tensor(state))
-    log.event(4, 0, 0.0, knn_top1=50.0)
-    log.close()
-    first, second = read_metrics(tmp_path / "metrics.jsonl")
-    assert (first["step"], first["loss"], first["part"], first["skipped"]) == (4, 11.5, 0.75, 2)
-    assert log.skips == Skips(2, 0, 2)
-    assert second == {"step": 4, "epoch": 0, "knn_top1": 50.0}
-
-
-def test_entries_wait_for_their_values_and_the_run_does_not(tmp_path, monkeypatch):
-    """As on a GPU whose host is some steps ahead, with an entry for every step."""
-    here, waited = [False], []
-
-    class Late(_Arriving):
-        def arrived(self):
-            return here[0]
-
-        def read(self):
-            waited.append(not here[0])
-            return super().read()
-
-    monkeypatch.setattr("fasttrain.run.log._Arriving", Late)
-    log = TrainLog(tmp_path, 0, 100, 1, 10, False, CPU, 1)
-
-    def take(steps):
-        for step in steps:
-            log.step(step + 1, 0, 0.1, {"loss": torch.tensor(float(step))}, torch.tensor(Skips()))
-
-    take(range(ON_THEIR_WAY))
-    assert (waited, read_metrics(tmp_path / "metrics.jsonl")) == ([], [])
-    take([ON_THEIR_WAY])
-    assert waited == [True]
-    here[0] = True
-    take([ON_THEIR_WAY + 1])
-    here[0] = False
-    take([ON_THEIR_WAY + 2])
-    log.flush(ON_THEIR_WAY + 3, 0, 0.1)
-    log.close()
-    assert [entry["loss"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == list(range(ON_THEIR_WAY + 3))
-
-
-def test_time_of_an_evaluation_is_no_training_time(tmp_path, monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr("fasttrain.run.log.time.monotonic", lambda: now[0])
-    log = TrainLog(tmp_path, 0, 100, 2, 10, False, CPU, 1)
-    one = {"loss": torch.tensor(1.0)}
-    now[0] += 3.0
-    log.step(1, 0, 0.1, one, torch.tensor(Skips()))
-    now[0] += 50.0
-    log.event(1, 0, 50.0, knn_top1=1.0)
-
-    def batches():
-        now[0] += 1.0
-        yield Batch(*[torch.zeros(1)] * 6)
-
-    assert len(list(log.timed(batches()))) == 1
-    log.step(2, 0, 0.1, one, torch.tensor(Skips()))
-    log.close()
-    last = read_metrics(tmp_path / "metrics.jsonl")[-1]
-    assert last["images_per_sec"] == pytest.approx(20 / 4)
-    assert last["data_wait"] == pytest.approx(1 / 4)
-    assert last["transfer_wait"] == 0
-
-
-@pytest.mark.parametrize("first", [0, 7, 20])
-def test_skipped_steps_are_noticed_however_seldom_entries_are_written(tmp_path, first):
-    log = TrainLog(tmp_path, 0, 5000, 1000, 10, False, CPU, 1)
-    for step in range(first + 40):
-        in_a_row = max(0, step + 1 - first)
-        skips = torch.tensor(Skips(in_a_row, in_a_row, step if in_a_row else -1))
-        log.step(step + 1, 0, 0.1, {"loss": torch.tensor(1.0)}, skips)
-        if log.skips.too_many(step + 1):
-            break
-    log.close()
-    assert first + 20 <= step + 1 < first + 40
-    assert read_metrics(tmp_path / "metrics.jsonl") == []

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from support.launch import ENDLESS, final_state, launcher, started, train, wait_for_step
 
-from fasttrain.run.log import read_metrics
+from fasttrain.run.metrics import read_metrics
 
 PORT = 29400
 SECONDS = 90  # in which a job whose other machine died has to end

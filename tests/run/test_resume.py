@@ -13,10 +13,11 @@ from support.commands import one_line
 from support.launch import TINY, equal, final_state, launcher, started, train, wait_for_step
 from support.ranks import on_ranks
 
-from fasttrain.config import TrainConfig
+from fasttrain.config import make_config
 from fasttrain.run import resume
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.folder import prepare
+from fasttrain.system.options import Settings
 from fasttrain.train import main
 
 EVERY_4 = ["--checkpoint-every", 4]
@@ -172,10 +173,10 @@ def test_fresh_is_honoured_once_in_a_job(run, shards, monkeypatch, name):
 
 def test_fresh_is_honoured_once_in_a_job_that_a_machine_joins(run, monkeypatch):
     """torchrun starts its processes again then, and does not count it; only the job's name is the same."""
-    config = TrainConfig(data="", fresh=True)
+    settings = Settings.of(make_config(data="x"))
     for job, moved in (("a", 1), ("a", 1), ("b", 2), ("none", 3), ("none", 4)):
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
-        prepare(run, config).close()
+        prepare(run, settings, True).close()
         assert len(list(run.parent.glob("run.previous-*"))) == moved, job
 
 

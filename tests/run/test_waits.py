@@ -6,12 +6,13 @@ import time
 import pytest
 import torch
 from support.loading import Numbers
+from support.metrics import make_metrics
 
 from fasttrain.engine.skips import Skips
 from fasttrain.input import Batch, Order, ThreadLoader
 from fasttrain.input.prefetch import _Prefetch, prefetched
 from fasttrain.run.clock import BatchClock, seconds_of
-from fasttrain.run.log import TrainLog, read_metrics
+from fasttrain.run.metrics import read_metrics
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 STEPS, LAUNCH = 40, 0.002  # of an epoch; seconds the host takes to queue a step
@@ -119,12 +120,12 @@ def test_a_wait_is_counted_to_the_side_that_causes_it(
 ):
     machine = Machine(decode, copy, step)
     machine.patch(monkeypatch)
-    log = TrainLog(tmp_path, 0, STEPS, STEPS // 2, 1, False, GPU, 1)
+    metrics = make_metrics(tmp_path, STEPS // 2, 1, GPU, STEPS)
     terms, skips = {"loss": torch.tensor(1.0)}, torch.tensor(Skips())
     loader = _Prefetch(Decoded(machine), CPU)
-    for number, _ in enumerate(machine.train(log.timed(loader.epoch(0)))):
-        log.step(number + 1, 0, 0.1, terms, skips)
-    log.close()
+    for number, _ in enumerate(machine.train(metrics.timed(loader.epoch(0)))):
+        metrics.step(number + 1, 0, 0.1, terms, skips)
+    metrics.close()
     last = read_metrics(tmp_path / "metrics.jsonl")[-1]
     assert last["data_wait"] == pytest.approx(data, abs=0.05)
     assert last["transfer_wait"] == pytest.approx(transfer, abs=0.05)

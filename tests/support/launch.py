@@ -17,7 +17,7 @@ from fasttrain.train import main
 
 TINY = [
     "--arch", "small", "--size", "16", "--batch-size", "16", "--queue-size", "100", "--dim", "16", "--epochs", "4",
-    "--lr", "0.05", "--log-every", "2",
+    "--lr", "0.8", "--log-every", "2",
 ]  # fmt: skip
 ENDLESS = ["--epochs", "100000", "--checkpoint-every", "4"]
 

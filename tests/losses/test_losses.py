@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fasttrain.kernels import similarity
+from fasttrain.losses import batch
+from fasttrain.losses import queue as queue_losses
+from fasttrain.losses.batch import Gram, batch_consistency, batch_uniformity, gram, gram_consistency
+from fasttrain.losses.queue import Decoupled, InfoNCE, QueueConsistency, QueueUniformity, queue_terms
 
 IMPLS = ["reference", "cpu"]
 SIZES = [(1, 1, 8), (3, 7, 16), (8, 63, 32), (16, 257, 128)]  # N, K, D
@@ -19,6 +22,11 @@ def rows(n, d, seed):
 
 def inputs(n, k, d):
     return rows(n, d, 1).requires_grad_(), rows(n, d, 2), rows(k, d, 3)
+
+
+def value(term, q, keys, queue, impl="auto"):
+    """A term alone."""
+    return queue_terms([term], q, keys, queue, impl)[0]
 
 
 def readout(x, keys, temperature):
@@ -36,7 +44,7 @@ def readout(x, keys, temperature):
 @pytest.mark.parametrize("temperature", [0.07, 0.2, 10.0])
 def test_info_nce_value_and_gradient(n, k, d, temperature, impl):
     q, keys, queue = inputs(n, k, d)
-    loss = similarity.info_nce(q, keys, queue, temperature, impl=impl)
+    loss = value(InfoNCE(temperature), q, keys, queue, impl)
     loss.backward()
     with torch.no_grad():
         lse, out = readout(q, queue, temperature)
@@ -53,8 +61,8 @@ def test_info_nce_value_and_gradient(n, k, d, temperature, impl):
 @pytest.mark.parametrize("temperature", [0.07, 0.2, 10.0])
 def test_queue_terms_value_and_gradient(n, k, d, temperature, impl):
     q, keys, queue = inputs(n, k, d)
-    consistency = similarity.queue_consistency(q, keys, queue, temperature, impl=impl)
-    uniformity = similarity.queue_uniformity(q, queue, temperature, impl=impl)
+    consistency = value(QueueConsistency(temperature), q, keys, queue, impl)
+    uniformity = value(QueueUniformity(temperature), q, q, queue, impl)
     gradients = [torch.autograd.grad(loss, q)[0] for loss in (consistency, uniformity)]
     with torch.no_grad():
         (lse_q, out_q), (lse_k, out_k) = readout(q, queue, temperature), readout(keys, queue, temperature)
@@ -70,7 +78,7 @@ def test_queue_terms_value_and_gradient(n, k, d, temperature, impl):
 @pytest.mark.parametrize("n", [2, 5, 33])
 def test_batch_consistency_is_the_sum_over_pairs(n, impl):
     q, keys, _ = inputs(n, 1, 16)
-    loss = similarity.batch_consistency(q, keys, impl=impl)
+    loss = batch_consistency(q, keys, impl=impl)
     slow = sum((q[i] @ keys[j] - q[j] @ keys[i]) ** 2 for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
     assert torch.allclose(loss, slow, atol=1e-13)
     fast, slow = torch.autograd.grad(loss, q)[0], torch.autograd.grad(slow, q)[0]
@@ -80,15 +88,16 @@ def test_batch_consistency_is_the_sum_over_pairs(n, impl):
 @pytest.mark.parametrize(("impl", "most"), [("reference", 1e-30), ("cpu", 1e-15)])  # the Gram form cancels
 def test_batch_consistency_is_zero_when_the_views_agree(impl, most):
     q = rows(9, 16, 4)
-    assert similarity.batch_consistency(q, q, impl=impl).abs() < most
-    assert similarity.batch_consistency(q, rows(9, 16, 5), impl=impl) > 1e-3
+    assert batch_consistency(q, q, impl=impl).abs() < most
+    assert batch_consistency(q, rows(9, 16, 5), impl=impl) > 1e-3
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(("n", "m", "first"), [(2, 2, 0), (4, 12, 8), (7, 21, 0)])
-def test_batch_uniformity_leaves_the_own_key_out(n, m, first, impl):
+def test_batch_uniformity_leaves_the_own_key_out(n, m, first, impl, monkeypatch):
+    monkeypatch.setattr(batch, "first_row", lambda count: first)
     q, keys = rows(n, 16, 6).requires_grad_(), rows(m, 16, 7)
-    loss = similarity.batch_uniformity(q, keys, first, 0.2, impl=impl)
+    loss = batch_uniformity(q, keys, 0.2, impl)
     slow = 0
     for i in range(n):
         s = torch.stack([q[i] @ keys[j] / 0.2 for j in range(m) if j != first + i])
@@ -102,15 +111,15 @@ def test_batch_uniformity_leaves_the_own_key_out(n, m, first, impl):
 def test_uniformity_is_zero_only_for_equal_similarities(impl):
     q = rows(3, 16, 8)
     equal = rows(1, 16, 9).expand(40, -1)
-    assert similarity.queue_uniformity(q, equal, 0.01, impl=impl).abs() < 1e-12
-    assert similarity.queue_uniformity(q, rows(40, 16, 9), 0.2, impl=impl) > 0.1
-    assert similarity.batch_uniformity(q, equal, 0, 0.01, impl=impl).abs() < 1e-12
+    assert value(QueueUniformity(0.01), q, q, equal, impl).abs() < 1e-12
+    assert value(QueueUniformity(0.2), q, q, rows(40, 16, 9), impl) > 0.1
+    assert batch_uniformity(q, equal, 0.01, impl).abs() < 1e-12
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_consistency_over_the_queue_is_zero_for_equal_views(impl):
     q, _, queue = inputs(5, 31, 16)
-    assert similarity.queue_consistency(q, q.detach(), queue, 0.05, impl=impl).abs() < 1e-12
+    assert value(QueueConsistency(0.05), q, q.detach(), queue, impl).abs() < 1e-12
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -118,32 +127,32 @@ def test_consistency_over_the_queue_is_zero_for_equal_views(impl):
 def test_bad_numbers_do_not_come_out_plausible(bad, impl):
     q, keys, queue = (x.detach() for x in inputs(4, 9, 16))
     q[1, 2] = bad
-    assert not similarity.info_nce(q, keys, queue, 0.1, impl=impl).isfinite()
-    assert not similarity.queue_consistency(q, keys, queue, 0.1, impl=impl).isfinite()
-    assert not similarity.queue_uniformity(q, queue, 0.1, impl=impl).isfinite()
-    assert not similarity.batch_consistency(q, keys, impl=impl).isfinite()
-    assert not similarity.batch_uniformity(q, keys, 0, 0.1, impl=impl).isfinite()
+    assert not value(InfoNCE(0.1), q, keys, queue, impl).isfinite()
+    assert not value(QueueConsistency(0.1), q, keys, queue, impl).isfinite()
+    assert not value(QueueUniformity(0.1), q, q, queue, impl).isfinite()
+    assert not batch_consistency(q, keys, impl=impl).isfinite()
+    assert not batch_uniformity(q, keys, 0.1, impl).isfinite()
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_small_temperature_stays_finite_in_fp32(impl):
     q, keys, queue = (x.detach().float() for x in inputs(4, 63, 16))
-    assert similarity.info_nce(q, keys, queue, 0.01, impl=impl).isfinite()
-    assert similarity.info_nce(q, q, q, 0.01, impl=impl).isfinite()
+    assert value(InfoNCE(0.01), q, keys, queue, impl).isfinite()
+    assert value(InfoNCE(0.01), q, q, q, impl).isfinite()
 
 
 def test_unknown_implementation_names_the_choices():
     q, keys, queue = inputs(2, 3, 4)
     with pytest.raises(ValueError, match=r"'magic'.*auto, reference, cpu, triton"):
-        similarity.info_nce(q, keys, queue, 0.1, impl="magic")
+        value(InfoNCE(0.1), q, keys, queue, "magic")
     with pytest.raises(ValueError, match=r"'magic'.*auto, reference, cpu, triton"):
-        similarity.batch_consistency(q, keys, impl="magic")
+        batch_consistency(q, keys, impl="magic")
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.2, 10.0])
 def test_decoupled_leaves_the_positive_out(temperature):
     q, keys, queue = inputs(5, 33, 16)
-    losses = [similarity.decoupled(q, keys, queue, temperature, impl=impl) for impl in IMPLS]
+    losses = [value(Decoupled(temperature), q, keys, queue, impl) for impl in IMPLS]
     slow = 0
     for i in range(5):
         negatives = torch.stack([q[i] @ key / temperature for key in queue])
@@ -155,17 +164,54 @@ def test_decoupled_leaves_the_positive_out(temperature):
 
 @pytest.mark.parametrize("consistency", [None, 0.1, 0.3])
 @pytest.mark.parametrize("uniformity", [None, 0.1, 0.3, 0.7])
-@pytest.mark.parametrize("decoupled", [False, True])
-def test_terms_that_share_a_pass_equal_each_term_alone(consistency, uniformity, decoupled):
+@pytest.mark.parametrize("contrast", [InfoNCE, Decoupled])
+def test_terms_that_share_a_pass_equal_each_term_alone(consistency, uniformity, contrast, monkeypatch):
     q, keys, queue = inputs(7, 65, 16)
-    options = {"consistency_temperature": consistency, "uniformity_temperature": uniformity, "decoupled": decoupled}
-    ours, alone = (similarity.queue_terms(q, keys, queue, 0.1, **options, impl=impl) for impl in ("cpu", "reference"))
-    for name in ("contrast", "consistency", "uniformity"):
-        value, expected = getattr(ours, name), getattr(alone, name)
-        assert (value is None) == (expected is None)
-        if value is not None:
-            assert torch.allclose(value, expected, atol=1e-12)
-            assert torch.allclose(*(torch.autograd.grad(x, q, retain_graph=True)[0] for x in (value, expected)))
+    terms = [contrast(0.1)]
+    terms += [QueueConsistency(consistency)] if consistency else []
+    terms += [QueueUniformity(uniformity)] if uniformity else []
+    passes = []
+
+    def counted(x, *arguments, **options):
+        passes.append(len(x))
+        return whole(x, *arguments, **options)
+
+    whole = queue_losses.readout
+    monkeypatch.setattr(queue_losses, "readout", counted)
+    ours = queue_terms(terms, q, keys, queue, "cpu")
+    sides = {side for term in terms for side in term.sides}
+    assert passes == [7 * len(sides)]  # the queue is read once, and no side twice
+    for term, one in zip(terms, ours, strict=True):
+        expected = value(term, q, keys, queue, "reference")
+        assert torch.allclose(one, expected, atol=1e-12)
+        assert torch.allclose(*(torch.autograd.grad(x, q, retain_graph=True)[0] for x in (one, expected)))
+
+
+# Value, norm of the gradient and one of its elements of every term: what they were when the losses were functions of
+# kernels/similarity, with all options in one call.
+AS_BEFORE = {
+    "info_nce": (5.5891736596945725, 3.2813891721804125, 0.20087274274377295),
+    "decoupled": (5.57849264553444, 3.312555851913347, 0.20089207288474048),
+    "consistency": (1.2381412157895086, 0.6312327377036413, 0.010330192221062582),
+    "uniformity": (0.17355645523313964, 0.1179482342107288, -0.004805414011433547),
+    "batch_consistency": (0.15353772425041995, 0.15729424573674478, -0.03281039314612941),
+    "batch_uniformity": (0.19802772261171478, 0.16453291372533704, -0.03774399711184272),
+}
+
+
+def test_every_term_is_what_it_was():
+    generator = torch.Generator().manual_seed(7)
+    sizes = (12, 12, 40)
+    q, keys, queue = (F.normalize(torch.randn(n, 16, generator=generator, dtype=torch.float64), dim=1) for n in sizes)
+    q.requires_grad_()
+    names = ("info_nce", "decoupled", "consistency", "uniformity")
+    terms = [InfoNCE(0.1), Decoupled(0.1), QueueConsistency(0.2), QueueUniformity(0.4)]
+    values = dict(zip(names, queue_terms(terms, q, keys, queue), strict=True))
+    values |= {"batch_consistency": batch_consistency(q, keys), "batch_uniformity": batch_uniformity(q, keys, 0.4)}
+    for name, loss in values.items():
+        (gradient,) = torch.autograd.grad(loss, q, retain_graph=True)
+        found = float(loss.detach()), float(gradient.norm()), float(gradient[3, 5])
+        assert found == pytest.approx(AS_BEFORE[name], rel=1e-12), name
 
 
 @pytest.mark.parametrize("impl", ["cpu", "triton"])
@@ -174,14 +220,13 @@ def test_losses_in_low_precision_stay_close_to_fp64(impl, queue_dtype):
     device = "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
     q, keys, queue = (x.detach().float().to(device) for x in inputs(17, 130, 32))
     q.requires_grad_()
-    options = {"consistency_temperature": 0.1, "uniformity_temperature": 0.2}
-    ours = similarity.queue_terms(q, keys, queue.to(queue_dtype), 0.1, **options, impl=impl)
-    exact = similarity.queue_terms(q.double(), keys.double(), queue.double(), 0.1, **options, impl="reference")
-    for name in ("contrast", "consistency", "uniformity"):
-        value, expected = getattr(ours, name), getattr(exact, name)
-        assert value.dtype == torch.float32
-        assert torch.allclose(value.double(), expected, atol=1e-5 if queue_dtype == torch.float32 else 5e-3)
-        gradient, true = (torch.autograd.grad(x, q, retain_graph=True)[0].double() for x in (value, expected))
+    terms = [InfoNCE(0.1), QueueConsistency(0.1), QueueUniformity(0.2)]
+    ours = queue_terms(terms, q, keys, queue.to(queue_dtype), impl)
+    exact = queue_terms(terms, q.double(), keys.double(), queue.double(), "reference")
+    for one, expected in zip(ours, exact, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.allclose(one.double(), expected, atol=1e-5 if queue_dtype == torch.float32 else 5e-3)
+        gradient, true = (torch.autograd.grad(x, q, retain_graph=True)[0].double() for x in (one, expected))
         assert (gradient - true).abs().max() <= (1e-5 if queue_dtype == torch.float32 else 1e-2) * true.abs().max()
 
 
@@ -190,8 +235,8 @@ def test_the_gram_form_keeps_its_digits_when_the_views_nearly_agree(difference):
     q = rows(200, 32, 1)
     keys = F.normalize(q + difference * rows(200, 32, 2), dim=1).float()
     q = q.float().requires_grad_()
-    exact = similarity.batch_consistency(q.double(), keys.double(), impl="reference")
-    loss = similarity.batch_consistency(q, keys, impl="cpu")
+    exact = batch_consistency(q.double(), keys.double(), impl="reference")
+    loss = batch_consistency(q, keys, impl="cpu")
     assert torch.allclose(loss.double(), exact, rtol=1e-2 if difference < 1e-5 else 1e-6)
     gradient, true = (torch.autograd.grad(x, q)[0] for x in (loss, exact))
     assert (gradient - true).abs().max() <= 1e-3 * true.abs().max()
@@ -199,6 +244,6 @@ def test_the_gram_form_keeps_its_digits_when_the_views_nearly_agree(difference):
 
 def test_gram_sums_of_parts_add_up_to_the_whole():
     q, keys, _ = inputs(12, 1, 16)
-    parts = [similarity.gram(q[i : i + 4], keys[i : i + 4]) for i in (0, 4, 8)]
-    total = similarity.Gram(*(torch.stack(x).sum(0) for x in zip(*parts, strict=True)))
-    assert torch.allclose(similarity.gram_consistency(total, 12), similarity.batch_consistency(q, keys), atol=1e-14)
+    parts = [gram(q[i : i + 4], keys[i : i + 4]) for i in (0, 4, 8)]
+    total = Gram(*(torch.stack(x).sum(0) for x in zip(*parts, strict=True)))
+    assert torch.allclose(gram_consistency(total, 12), batch_consistency(q, keys), atol=1e-14)

@@ -1,0 +1,79 @@
+"""A method's networks as they are run: built from the options, compiled, and laid out for their device."""
+
+from __future__ import annotations
+
+import shutil
+
+import torch
+
+from fasttrain.engine.options import MachineOptions, OptimisationOptions
+from fasttrain.methods import Method, MethodOptions
+from fasttrain.networks.batch_norm import convert_batch_norm
+from fasttrain.networks.convolution import convert_convolutions
+from fasttrain.networks.encoders import EncoderOptions, feature_width, make_encoder
+from fasttrain.networks.queue import Queue
+from fasttrain.networks.recompute import checkpoint_activations
+from fasttrain.system.errors import UserError
+from fasttrain.views.options import ViewOptions
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of --precision
+
+
+def make_method(method: MethodOptions, encoder: EncoderOptions, size: int, seed: int) -> Method:
+    """The method around its encoder, for views of a size, with the weights that the seed gives.
+
+    Raises UserError for an encoder that can't be.
+    """
+    torch.manual_seed(seed)
+    network, width = make_encoder(encoder.arch, size, encoder.cifar_stem)
+    return method.build(convert_batch_norm(network, encoder.batch_norm, encoder.batch_norm_groups), width)
+
+
+def make_networks(
+    method: MethodOptions, encoder: EncoderOptions, views: ViewOptions, optimisation: OptimisationOptions,
+    machine: MachineOptions, device: torch.device, seed: int,
+) -> Method:  # fmt: skip
+    """The method for training: on its device, its networks as the options have them run. Raises UserError."""
+    built = make_method(method, encoder, views.size, seed)
+    if views.resolution:
+        feature_width(built.encoder, encoder.arch, views.start_size)
+    if machine.checkpoint_activations:
+        checkpoint_activations(built.encoder)
+    compile_networks(built, machine, device, optimisation.accumulate)
+    return laid_out(built, device, optimisation.precision)
+
+
+def compile_networks(method: Method, machine: MachineOptions, device: torch.device, accumulate: int) -> None:
+    """torch.compile a method's networks in place: the names in its state stay as they are.
+
+    --compile auto does so on a GPU where there is the C compiler that Triton needs. An encoder that recomputes its
+    activations is left as it is: its stages run twice under different conditions.
+    Raises UserError for --cuda-graph where it can't be.
+    """
+    compiler = any(map(shutil.which, ("g++", "clang++") if device.type == "cpu" else ("cc", "gcc", "clang")))
+    if machine.compile == "on" and not compiler:
+        raise UserError("--compile on needs a C++ compiler on a CPU (g++), and a C compiler on a GPU (gcc)")
+    wanted = machine.compile == "on" or (machine.compile == "auto" and device.type == "cuda" and compiler)
+    if machine.cuda_graph and (device.type != "cuda" or not wanted or accumulate > 1):
+        raise UserError("--cuda-graph needs a GPU, --compile on or auto (with a C compiler), and --accumulate 1")
+    if wanted:  # every network, at every size of views (--resolution), counts towards one limit; beyond it runs eagerly
+        torch._dynamo.config.recompile_limit = 64
+    for name, network in method.named_children():
+        recomputed = machine.checkpoint_activations and name == "encoder"
+        if wanted and not recomputed and any(p.dim() > 1 for p in network.parameters()):
+            network.compile(dynamic=False, mode="reduce-overhead" if machine.cuda_graph else None)
+
+
+def laid_out(method: Method, device: torch.device, precision: str) -> Method:
+    """The method on a device, in the memory formats and dtypes that are fastest there.
+
+    Convolution weights lie channels-last, as views do. A GPU multiplies with the queue in the step's precision, so the
+    queue is kept in it there: half the memory to read. A CPU in bf16 takes small convolutions as products of matrices.
+    """
+    if device.type == "cuda" and precision != "fp32":
+        for module in method.modules():
+            if isinstance(module, Queue):
+                module.keys_KD = module.keys_KD.to(AUTOCAST[precision])
+    if device.type == "cpu" and precision == "bf16":
+        convert_convolutions(method.encoder)
+    return method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

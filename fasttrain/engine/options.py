@@ -1,0 +1,71 @@
+"""The options of the step, and of the machine it runs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from fasttrain.system.errors import UserError
+from fasttrain.system.options import Bounds, Free, NotNegative, Options, Positive
+
+BASE_BATCH = 256  # images, for which --lr is given
+# Peak learning rate at BASE_BATCH and weight decay: MoCo's, MoCo v3's for its ResNet and its ViT, apex's own.
+OPTIMIZERS: dict[str, dict[str, float]] = {
+    "sgd": {"lr": 0.03, "weight_decay": 1e-4},
+    "lars": {"lr": 0.6, "weight_decay": 1e-6},
+    "adamw": {"lr": 1.5e-4, "weight_decay": 0.1},
+    "lamb": {"lr": 1e-3, "weight_decay": 0.01},
+}
+
+
+@dataclass(frozen=True)
+class OptimisationOptions(Options):
+    """The step: batch, optimizer, schedule, precision."""
+
+    epochs: Positive[int] = 200
+    """Length of the learning-rate schedule in passes over the data."""
+    batch_size: Positive[int] = 256
+    """Images a step, over all processes."""
+    accumulate: Positive[int] = 1
+    """Micro-batches a process's share of the batch is cut into, for memory. Batch norm and the loss's batch terms then
+    see one micro-batch; the queue takes the keys of all after the step."""
+    optimizer: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
+    """lars for batches of thousands, adamw for vision transformers, lamb by NVIDIA's apex. Another one than the
+    method's sets --lr and --weight-decay: sgd 0.03 and 1e-4, lars 0.6 and 1e-6, adamw 1.5e-4 and 0.1, lamb 1e-3 and
+    0.01."""
+    lr: Positive[float] = 0.03
+    """Peak learning rate per 256 images: it is scaled in proportion to --batch-size, and falls to 0 along a cosine."""
+    weight_decay: NotNegative[float] = 1e-4
+    """Weight decay; all optimizers but sgd leave biases and norms without."""
+    warmup_epochs: NotNegative[float] = 0.0
+    """Epochs of linear learning-rate warm-up."""
+    clip_norm: NotNegative[float] = 0.0
+    """Gradients of a larger norm are scaled down to this. 0: never."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """bf16, fp16: autocast, weights and losses stay in fp32; fp16 scales the loss so that small gradients survive."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_epochs >= self.epochs:
+            raise UserError(f"--warmup-epochs {self.warmup_epochs} leaves nothing of --epochs {self.epochs}")
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate that warm-up ends with, at this batch size."""
+        return self.lr * self.batch_size / BASE_BATCH
+
+
+@dataclass(frozen=True)
+class MachineOptions(Options):
+    """What the machine decides: results do not depend on it."""
+
+    device: Free[Literal["auto", "cpu", "cuda"]] = "auto"
+    """auto: a GPU when there is one."""
+    workers: Free[Annotated[int | Literal["auto"], Bounds(1)]] = "auto"
+    """Decoding threads of each process. auto: the cores this process may use, shared by the machine's processes."""
+    compile: Free[Literal["auto", "on", "off"]] = "auto"
+    """torch.compile the networks: a minute or more at the start, faster steps. auto: on a GPU; a CPU gains nothing."""
+    cuda_graph: Free[bool] = False
+    """Also replay the compiled networks as CUDA graphs, for steps that are bound by launches."""
+    checkpoint_activations: Free[bool] = False
+    """Keep only the inputs of the encoder's stages, compute the rest again in backward: less memory, a fifth slower."""

@@ -1,0 +1,67 @@
+"""Terms over the global batch: the rows of all ranks. Loss and gradients are those of one process that holds them all.
+
+Shapes: q_ND, k_ND (N, D): this rank's rows, row i of k_ND the positive of row i of q_ND; k_MD (M, D): the keys of all
+ranks. Rows L2-normalised. Keys take no gradient.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fasttrain.kernels.similarity import IMPLEMENTATIONS, readout
+from fasttrain.losses import reference
+from fasttrain.losses.queue import uniformity
+from fasttrain.system.collectives import first_row, sum_over_ranks, world_size
+
+
+def batch_consistency(q_ND: Tensor, k_ND: Tensor, impl: str = "auto") -> Tensor:
+    """Cross-similarity consistency over the pairs of a batch, Σ_{i≠j} (q_i·k_j − q_j·k_i)² / (M(M−1)); M ≥ 2.
+
+    "reference" forms N×N, of one rank; all others three D×D sums over all ranks, in fp64. Scalar, fp32 (fp64 for fp64).
+    """
+    if impl == "reference":
+        return reference.batch_consistency(q_ND, k_ND)
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"unknown impl {impl!r}; choose from: {', '.join(IMPLEMENTATIONS)}")
+    sums = Gram(*sum_over_ranks(torch.stack(gram(q_ND, k_ND))))
+    accumulate = torch.promote_types(q_ND.dtype, torch.float32)
+    return gram_consistency(sums, world_size() * len(q_ND)).to(accumulate)
+
+
+def batch_uniformity(q_ND: Tensor, k_MD: Tensor, temperature: float, impl: str = "auto") -> Tensor:
+    """Uniformity of a query's similarities to the other images' keys (M ≥ 2); its own key is left out.
+
+    k_MD may be of a narrower dtype than the queries, which are then rounded to it for the products with it.
+    """
+    first = first_row(len(q_ND))
+    if impl == "reference":
+        return reference.batch_uniformity(q_ND, k_MD, first, temperature)
+    lse_N, _ = readout(q_ND.to(k_MD.dtype), k_MD, temperature, own=first, impl=impl)
+    k_MD = k_MD.detach().to(lse_N.dtype)
+    mean_ND = (k_MD.sum(0) - k_MD[first : first + len(q_ND)]) / (len(k_MD) - 1)
+    return uniformity(lse_N, q_ND, mean_ND, len(k_MD) - 1, temperature)
+
+
+class Gram(NamedTuple):
+    """The three D×D sums over rows that batch consistency needs; those of all ranks may be added up. In fp64."""
+
+    queries_DD: Tensor  # qᵀq
+    keys_DD: Tensor  # kᵀk
+    mixed_DD: Tensor  # kᵀq
+
+
+def gram(q_ND: Tensor, k_ND: Tensor) -> Gram:
+    q, k = q_ND.double(), k_ND.detach().double()
+    return Gram(q.T @ q, k.T @ k, k.T @ q)
+
+
+def gram_consistency(sums: Gram, count: int) -> Tensor:
+    """Σ_{i≠j} (A_ij − A_ji)² = 2 (Σ_ab G_q[a,b] G_k[a,b] − Σ_ab M[a,b] M[b,a]), over count·(count − 1).
+
+    The difference cancels when A is nearly symmetric, hence fp64.
+    """
+    square = (sums.queries_DD * sums.keys_DD).sum() - (sums.mixed_DD * sums.mixed_DD.T).sum()
+    return 2 * square / (count * (count - 1))

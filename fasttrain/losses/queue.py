@@ -1,0 +1,153 @@
+"""Terms over queries, keys and a queue of negatives, without a matrix of all similarities.
+
+A term states which readouts of the queue it needs (kernels/similarity/readout.py); all terms of a step share one pass
+over the queue. What is left to do for each is O(N·D), and its gradient follows from (lse, O): see docs/objective.md.
+
+Shapes: q_ND, k_ND (N, D): row i of k_ND is the positive of row i of q_ND; queue_KD (K, D); rows L2-normalised;
+temperatures > 0. Keys and queue take no gradient. The queue may be of a narrower dtype than the queries, which are then
+rounded to it for the products with it, and for nothing else. Values are scalars, fp32 (fp64 for fp64).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fasttrain.kernels.similarity import readout
+from fasttrain.losses import reference
+
+
+class Side(NamedTuple):
+    """Rows that are read out at a temperature: of the queries "q", which take a gradient, or of the keys "k"."""
+
+    rows: Literal["q", "k"]
+    temperature: float
+
+
+class Read(NamedTuple):
+    """A side's readout: log-sum-exp over the queue (N,), and the softmax average of it (N, D), without gradient."""
+
+    lse_N: Tensor
+    out_ND: Tensor
+
+
+@dataclass(frozen=True)
+class QueueTerm(ABC):
+    """A scalar over (q, k, queue) at a temperature."""
+
+    temperature: float
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """The readouts that `value` needs."""
+        return (Side("q", self.temperature),)
+
+    @abstractmethod
+    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+        """The term, from the readouts of its sides."""
+
+    @abstractmethod
+    def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
+        """The term as its formula reads."""
+
+
+def queue_terms(
+    terms: Sequence[QueueTerm], q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, impl: str = "auto"
+) -> list[Tensor]:
+    """The value of every term, by one pass over the queue: equal sides are shared, the others stacked.
+
+    impl: "reference" is plain torch as the formulas read, in the dtype of q_ND; others are versions of `readout`.
+    """
+    if impl == "reference":
+        return [term.reference(q_ND, k_ND, queue_KD) for term in terms]
+    read = _read(list(dict.fromkeys(side for term in terms for side in term.sides)), q_ND, k_ND, queue_KD, impl)
+    return [term.value(q_ND, k_ND, queue_KD, read) for term in terms]
+
+
+def _read(sides: list[Side], q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, impl: str) -> dict[Side, Read]:
+    """The readout of each side, by one call."""
+    rows = {"q": q_ND.to(queue_KD.dtype), "k": k_ND.detach().to(queue_KD.dtype)}
+    count = len(q_ND)
+    x_RD = torch.cat([rows[side.rows] for side in sides]) if len(sides) > 1 else rows[sides[0].rows]
+    temperature: float | Tensor = sides[0].temperature
+    if len({side.temperature for side in sides}) > 1:
+        dtype = torch.promote_types(x_RD.dtype, torch.float32)
+        temperature = torch.cat(
+            [torch.full((count,), side.temperature, dtype=dtype, device=x_RD.device) for side in sides]
+        )
+    lse_R, out_RD = readout(x_RD, queue_KD, temperature, impl=impl)
+    read = {}
+    for place, side in enumerate(sides):
+        at = slice(place * count, (place + 1) * count)
+        # The keys' gradient would end at a detached tensor; cutting it here leaves their rows out of the backward.
+        read[side] = Read(lse_R[at] if side.rows == "q" else lse_R[at].detach(), out_RD[at].detach())
+    return read
+
+
+class Decoupled(QueueTerm):
+    """Decoupled contrastive loss (Yeh et al., arXiv 2110.06848): InfoNCE without the positive in its denominator."""
+
+    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+        return self._rows(q_ND, k_ND, read).mean()
+
+    def _rows(self, q_ND: Tensor, k_ND: Tensor, read: Mapping[Side, Read]) -> Tensor:
+        return read[self.sides[0]].lse_N - _dot(q_ND, k_ND) / self.temperature
+
+    def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
+        return reference.decoupled(q_ND, k_ND, queue_KD, self.temperature)
+
+
+class InfoNCE(Decoupled):
+    """InfoNCE of MoCo (arXiv 1911.05722, eq. 1)."""
+
+    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+        # log(exp s⁺ + exp lse) − s⁺, in a form that keeps its digits where the positive outweighs the queue
+        return -F.logsigmoid(-self._rows(q_ND, k_ND, read)).mean()
+
+    def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
+        return reference.info_nce(q_ND, k_ND, queue_KD, self.temperature)
+
+
+class QueueConsistency(QueueTerm):
+    """Cross-similarity consistency over the queue: mean KL between the key's and the query's softmax over it."""
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        return Side("q", self.temperature), Side("k", self.temperature)
+
+    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+        query, key = (read[side] for side in self.sides)
+        pull_N = _dot(k_ND - q_ND, key.out_ND) / self.temperature
+        return (pull_N - key.lse_N + query.lse_N).mean()
+
+    def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
+        return reference.queue_consistency(q_ND, k_ND, queue_KD, self.temperature)
+
+
+class QueueUniformity(QueueTerm):
+    """Uniformity of a query's similarities to the queue; ≥ 0, and 0 only where all are equal."""
+
+    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+        lse_N = read[self.sides[0]].lse_N
+        return uniformity(lse_N, q_ND, queue_KD.mean(0, dtype=lse_N.dtype), len(queue_KD), self.temperature)
+
+    def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
+        return reference.queue_uniformity(q_ND, k_ND, queue_KD, self.temperature)
+
+
+def uniformity(lse_N: Tensor, q_ND: Tensor, mean: Tensor, negatives: int, temperature: float) -> Tensor:
+    """mean_i [ lse_i − q_i·mean/τ − log M ], the mean of the M negatives being (D,) or (N, D)."""
+    return (lse_N - (q_ND.to(mean.dtype) * mean).sum(1) / temperature - math.log(negatives)).mean()
+
+
+def _dot(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+    """Row by row, at least in fp32."""
+    accumulate = torch.promote_types(a_ND.dtype, torch.float32)
+    return (a_ND.to(accumulate) * b_ND.to(accumulate)).sum(1)

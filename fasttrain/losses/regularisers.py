@@ -1,0 +1,62 @@
+"""XMoCo's two regularisers (arXiv 2206.04676), for every method with queries, keys and a queue.
+
+    L = L_contrast + λ_x · L_cross + λ_u · L_uniform
+
+Each is read over the batch or over the queue; the equations are in docs/objective.md. What is read over the queue
+shares the contrast's pass over it. Under data parallelism "batch" is the global batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from fasttrain.losses.batch import batch_consistency, batch_uniformity
+from fasttrain.losses.queue import QueueConsistency, QueueTerm, QueueUniformity, queue_terms
+from fasttrain.system.options import NotNegative, Options, Positive
+
+
+@dataclass(frozen=True)
+class Regularisers(Options):
+    """XMoCo's regularisers, on top of the method's own loss."""
+
+    cross: Literal["batch", "queue", "none"] = "none"
+    """Cross-similarity consistency: keep similarities between views over the batch's pairs, or each image's
+    similarities to the queue."""
+    cross_weight: NotNegative[float] = 1.0
+    """Weight of that consistency."""
+    cross_temperature: Positive[float] = 0.2
+    """Temperature of the distributions compared by --cross queue."""
+    uniform: Literal["batch", "queue", "none"] = "none"
+    """Uniform similarity: which negatives' similarities should be uniform."""
+    uniform_weight: NotNegative[float] = 0.1
+    """Weight of that uniformity."""
+    uniform_temperature: Positive[float] = 0.2
+    """Temperature of the distribution that should be uniform."""
+
+
+def regularised(
+    contrast: QueueTerm, options: Regularisers, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor, queue_KD: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The contrast with the regularisers that are on: the loss, and every term's detached value by name.
+
+    q_ND, k_ND (N, D): this rank's queries and keys; k_MD (M, D): the keys of all ranks; queue_KD (K, D).
+    """
+    over_queue: dict[str, QueueTerm] = {"contrast": contrast}
+    if options.cross == "queue":
+        over_queue["cross"] = QueueConsistency(options.cross_temperature)
+    if options.uniform == "queue":
+        over_queue["uniform"] = QueueUniformity(options.uniform_temperature)
+    values = dict(zip(over_queue, queue_terms(list(over_queue.values()), q_ND, k_ND, queue_KD), strict=True))
+    if options.cross == "batch":
+        values["cross"] = batch_consistency(q_ND, k_ND)
+    if options.uniform == "batch":
+        values["uniform"] = batch_uniformity(q_ND, k_MD.to(queue_KD.dtype), options.uniform_temperature)
+
+    loss = values["contrast"]
+    for name, weight in (("cross", options.cross_weight), ("uniform", options.uniform_weight)):
+        if name in values:
+            loss = loss + weight * values[name]
+    return loss, {name: value.detach() for name, value in values.items()}

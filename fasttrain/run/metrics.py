@@ -1,0 +1,248 @@
+"""A run's figures: summed on the device, brought to the host without a wait, handed on to metrics.jsonl and others.
+
+A line of metrics.jsonl, an entry, has a step, its epoch, and either the means of the loss terms since the entry before
+and the figures in FIGURES, or figures of an event, such as an accuracy that was measured at that step.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fasttrain.engine.skips import MAX_SKIPPED, Skips
+from fasttrain.input import Batch
+from fasttrain.run.clock import BatchClock, Marks, seconds_of
+from fasttrain.run.health import MEMORY, Health
+from fasttrain.system.durable import replace_file
+from fasttrain.system.errors import UserError
+
+ON_THEIR_WAY = 8  # entries at most; then the host waits for the oldest
+FIGURES = (
+    "step", "epoch", "lr", "images_per_sec", "data_wait", "transfer_wait", "views_time", "skipped", "replaced", *MEMORY,
+)  # fmt: skip
+
+Entry = dict[str, Any]
+
+
+class Sink(Protocol):
+    """Where entries go."""
+
+    def write(self, entry: Entry) -> None:
+        """Take the loss terms and figures of some steps; a term is None where all of them were skipped."""
+
+    def event(self, entry: Entry) -> None:
+        """Take the figures of an event."""
+
+    def close(self) -> None: ...
+
+
+class Metrics:
+    """Collects a run's figures without waiting for the device, and hands an entry to its sinks every `every` steps.
+
+    A step's terms stay on the device and are summed there. On a GPU the sums are copied to the host behind the steps
+    that are under way, and handed on once they have arrived. Without sinks it still knows `skips`.
+    """
+
+    def __init__(
+        self, sinks: Sequence[Sink], health: Health, device: torch.device, every: int, batch_size: int
+    ) -> None:
+        """batch_size: of all ranks together."""
+        self.skips = Skips()  # as last read
+        self._sinks, self._health, self._clock = sinks, health, BatchClock(device)
+        self._every, self._batch_size = every, batch_size
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+        self._skips_3 = torch.tensor(Skips())
+        self._pending: collections.deque[_Pending] = collections.deque()
+        self._look: _Arriving | None = None
+        self._steps, self._replaced, self._began = 0, 0, time.monotonic()
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass batches on, counting the time that the steps wait for each, and samples that stand in for others."""
+        for batch in self._clock.timed(batches):
+            self._replaced += batch.replaced
+            yield batch
+
+    def making_views(self) -> contextlib.AbstractContextManager[None]:
+        """Count the time of what is done in it to the views."""
+        return self._clock.making_views()
+
+    def step(self, step: int, epoch: int, lr: float, terms: dict[str, Tensor], skips_3: Tensor) -> None:
+        """Count a finished step (1 for the first). terms, with "loss", and skips_3 (see Skips) are on the device."""
+        values = torch.stack([*terms.values(), terms["loss"].new_ones(())]).double()
+        taken = torch.where(skips_3[1] == 0, values, 0.0)  # a skipped step's terms need not be numbers
+        self._sums = taken if self._sums is None else self._sums + taken
+        self._names, self._skips_3 = list(terms), skips_3
+        self._steps += 1
+        if step % self._every == 0:
+            self._ask(step, epoch, lr)
+        while self._pending and self._pending[0].values.arrived():
+            self._hand_on()
+        self._look_at_skips(step)
+
+    def _look_at_skips(self, step: int) -> None:
+        """Keep `skips` up to date, however seldom entries are written."""
+        if step % MAX_SKIPPED == 0 and not self._look:
+            self._look = _Arriving(self._skips_3)
+        if self._look and self._look.arrived():
+            self.skips, self._look = _skips(self._look.read()), None
+
+    def flush(self, step: int, epoch: int, lr: float) -> None:
+        """Wait for what was summed since the last time and hand it on; `skips` is then that of this step."""
+        if self._steps:
+            self._ask(step, epoch, lr)
+        while self._pending:
+            self._hand_on()
+
+    def event(self, step: int, epoch: int, seconds: float, **figures: float) -> None:
+        """Hand on figures that are not a step's; the seconds they took are no training time.
+
+        All entries until then are on the disk when it returns.
+        """
+        self._began += seconds
+        for sink in self._sinks:
+            sink.event({"step": step, "epoch": epoch, **figures})
+
+    def close(self) -> None:
+        """Close the sinks. What was not flushed is not handed on."""
+        for sink in self._sinks:
+            sink.close()
+
+    def _ask(self, step: int, epoch: int, lr: float) -> None:
+        """Start the way of the sums to the host."""
+        if len(self._pending) == ON_THEIR_WAY:
+            self._hand_on()
+        now = time.monotonic()
+        seconds = max(now - self._began, 1e-9)
+        assert self._sums is not None
+        figures = {
+            "lr": lr,
+            "images_per_sec": self._steps * self._batch_size / seconds,
+            **self._health.memory(),
+            "replaced": self._replaced,
+        }
+        values = torch.cat([self._sums, self._skips_3.double()])
+        place = {"step": step, "epoch": epoch}
+        pending = _Pending(_Arriving(values), place, self._names, figures, self._clock.take(), seconds)
+        self._pending.append(pending)
+        self._sums, self._steps, self._replaced, self._began = None, 0, 0, now
+
+    def _hand_on(self) -> None:
+        """Hand on the oldest entry whose values are on their way, once they are here."""
+        pending = self._pending.popleft()
+        *sums, count, total, in_a_row, last = pending.values.read()
+        self.skips = _skips([total, in_a_row, last])
+        means = {name: value / count if count else None for name, value in zip(pending.names, sums, strict=True)}
+        entry = {**pending.place, **means, **pending.figures, **pending.shares(), "skipped": self.skips.total}
+        for sink in self._sinks:
+            sink.write(entry)
+
+
+def _skips(values: list[float]) -> Skips:
+    return Skips(*map(int, values))
+
+
+class _Arriving:
+    """Values on their way from the device."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._event = torch.cuda.Event() if values.is_cuda else None
+        if self._event is None:
+            self._host = values
+        else:
+            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._host.copy_(values, non_blocking=True)
+            self._event.record()
+
+    def arrived(self) -> bool:
+        return self._event is None or self._event.query()
+
+    def read(self) -> list[float]:
+        """The values; waits for those that are not here yet."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.tolist()
+
+
+class _Pending(NamedTuple):
+    """An entry that will be handed on once its values are here."""
+
+    values: _Arriving
+    place: dict
+    names: list[str]
+    figures: dict
+    marks: Marks  # of its steps, which took so many seconds
+    seconds: float
+
+    def shares(self) -> dict[str, float]:
+        """Of the time, once read: data_wait for batches, transfer_wait, a part of it, for their copy, views_time."""
+        names = ("data_wait", "transfer_wait", "views_time")
+        return {name: s / self.seconds for name, s in zip(names, seconds_of(self.marks), strict=True)}
+
+
+class MetricsFile:
+    """metrics.jsonl. Each entry is in the file at once, and on the disk after the next event."""
+
+    def __init__(self, path: pathlib.Path, step: int) -> None:
+        """step: the one the run goes on from; what an earlier attempt wrote of later ones is removed."""
+        kept = [entry for entry in read_metrics(path) if entry["step"] <= step]
+        replace_file(path, lambda file: file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode()))
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed in close()
+
+    def write(self, entry: Entry) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+
+    def event(self, entry: Entry) -> None:
+        self.write(entry)
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """A curve for every figure."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        """Raises UserError where the package is missing."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError("--tensorboard needs the tensorboard package: pip install tensorboard") from None
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, entry: Entry) -> None:
+        for name, value in entry.items():
+            if name != "step" and value is not None:
+                self._writer.add_scalar(name, value, entry["step"])
+
+    event = write
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def open_files(run: pathlib.Path, step: int, tensorboard: bool) -> tuple[Sink, ...]:
+    """The sinks of a run that goes on from a step: RUN/metrics.jsonl and, if asked for, RUN/tensorboard."""
+    boards = (TensorBoard(run / "tensorboard"),) if tensorboard else ()
+    return MetricsFile(run / "metrics.jsonl", step), *boards
+
+
+def read_metrics(path: pathlib.Path) -> list[Entry]:
+    """The entries of a metrics.jsonl; a line cut by a crash ends it."""
+    entries = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    return entries

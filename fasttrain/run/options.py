@@ -1,0 +1,47 @@
+"""The options of a run as such, and of what it writes about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fasttrain.system.options import Free, NotNegative, Options, Positive
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    """Which run, how it begins and what it keeps."""
+
+    run: Free[str] = ""
+    """Run folder for checkpoints, metrics and report; a job that may be started again needs it. Empty:
+    runs/<method>-<time>."""
+    method: str = "xmoco"
+    """moco (v2), xmoco (moco plus cross-similarity consistency and uniform-similarity regularisation), or
+    package.module:Class of your own. --help with it lists its options."""
+    preset: Free[Literal["imagenet", "cifar10", "demo"]] = "imagenet"
+    """Defaults for all other options: the method's own on ImageNet, its CIFAR-10 recipe, or a few minutes on a
+    laptop."""
+    config: Free[str] = ""
+    """Start from the settings of a RUN/config.json; what is typed counts more."""
+    seed: NotNegative[int] = 0
+    """Sets weights, order, views and everything else that is drawn."""
+    max_steps: Free[NotNegative[int]] = 0
+    """Stop after this many steps, with a checkpoint; the schedule does not change. 0: no limit."""
+    fresh: Free[bool] = False
+    """Start over: an existing run folder is moved aside first, once in a job: not when it is restarted."""
+    checkpoint_every: Free[Positive[int]] = 1000
+    """Steps between checkpoints; one is always written at the end and on SIGTERM, SIGUSR1 or SIGINT."""
+    keep_last: Free[NotNegative[int]] = 3
+    """Checkpoints kept; older ones are deleted once a newer one is safely on disk. 0: keep all."""
+
+
+@dataclass(frozen=True)
+class LoggingOptions(Options):
+    """What is told about the run while it lasts."""
+
+    log_every: Free[Positive[int]] = 20
+    """Steps between entries of metrics.jsonl."""
+    tensorboard: Free[bool] = False
+    """Also write TensorBoard events to RUN/tensorboard."""
+    knn_every: Free[NotNegative[int]] = 0
+    """Epochs between evaluations by kNN on the val split; the best is kept as checkpoints/best.pt. 0: never."""

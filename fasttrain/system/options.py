@@ -1,0 +1,123 @@
+"""Options as typed fields of frozen dataclasses. A field carries its own bounds, and whether its value binds a run.
+
+    @dataclass(frozen=True)
+    class StepOptions(Options):
+        batch_size: Positive[int] = 256
+        device: Free[Literal["auto", "cpu", "cuda"]] = "auto"
+
+Groups of options nest; outside of Python, as flags and in files, every option goes by its own name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+
+from fasttrain.system.errors import UserError
+
+Value = TypeVar("Value")
+Group = TypeVar("Group", bound="Options")
+
+
+class Bounds(NamedTuple):
+    """low ≤ value ≤ high; without the ends where they are open."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        assert isinstance(value, int | float)
+        above = value > self.low if self.low_open else value >= self.low
+        return above and (value < self.high if self.high_open else value <= self.high)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"above {self.low:g}" if self.low_open else f"at least {self.low:g}"
+        ends = f"{'above' if self.low_open else 'at least'} {self.low:g}"
+        return f"{ends} and {'below' if self.high_open else 'at most'} {self.high:g}"
+
+
+FREE = "free"  # in a field's type: a run may be continued with another value
+Free = Annotated[Value, FREE]
+Positive = Annotated[Value, Bounds(0, low_open=True)]
+NotNegative = Annotated[Value, Bounds(0)]
+Fraction = Annotated[Value, Bounds(0, 1)]  # both ends included
+Momentum = Annotated[Value, Bounds(0, 1, high_open=True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Base of every group. Numbers outside their field's bounds raise UserError, from Python as from a command line."""
+
+    def __post_init__(self) -> None:
+        for name, marks in _marks(type(self)).items():
+            value = getattr(self, name)
+            for bounds in marks:
+                numbers = value if isinstance(value, tuple) else (value,)
+                outside = (n for n in numbers if isinstance(n, int | float) and n not in bounds)
+                if isinstance(bounds, Bounds) and next(outside, None) is not None:
+                    raise UserError(f"{flag(name)} must be {bounds}, not {value}")
+
+
+def flag(name: str) -> str:
+    """An option's name as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _marks(group: type) -> dict[str, tuple]:
+    """What stands beside the type of each field: Bounds, FREE."""
+    hints = get_type_hints(group, include_extras=True)
+    return {field.name: getattr(hints[field.name], "__metadata__", ()) for field in dataclasses.fields(group)}
+
+
+def flat(options: Options) -> dict[str, Any]:
+    """Every option of a group and of the groups in it, by name."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        values |= flat(value) if isinstance(value, Options) else {field.name: value}
+    return values
+
+
+def replaced(options: Group, values: Mapping[str, Any]) -> Group:
+    """The group with other values for options of these names, in it or in its groups; other names are passed over."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, Options):
+            changes[field.name] = replaced(value, values)
+        elif field.name in values:
+            given = values[field.name]
+            changes[field.name] = tuple(given) if isinstance(given, list) else given  # JSON has no tuples
+    return dataclasses.replace(options, **changes)
+
+
+def free(options: Options) -> frozenset[str]:
+    """Names of the options that do not bind a run."""
+    names = {name for name, marks in _marks(type(options)).items() if FREE in marks}
+    groups = (getattr(options, field.name) for field in dataclasses.fields(options))
+    return frozenset(names.union(*(free(group) for group in groups if isinstance(group, Options))))
+
+
+class Settings(NamedTuple):
+    """A run's options as they are kept in files: values of JSON by name, and which of them do not bind the run."""
+
+    values: dict[str, Any]
+    free: frozenset[str]
+
+    @classmethod
+    def of(cls, options: Options) -> Settings:
+        return cls(json.loads(json.dumps(flat(options))), free(options))
+
+    def differences(self, saved: Mapping[str, Any]) -> list[str]:
+        """'--name was X, now Y' for every option that binds a run and had another value."""
+        return [
+            f"{flag(name)} was {saved.get(name)!r}, now {self.values.get(name)!r}"
+            for name in {**self.values, **saved}
+            if name not in self.free and saved.get(name) != self.values.get(name)
+        ]

@@ -1,0 +1,88 @@
+"""The options of views: their recipe, what is changed in it, and their side as the epochs pass."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from fasttrain.system.errors import UserError
+from fasttrain.system.options import Options, Positive
+from fasttrain.views.spec import RECIPES, Recipe, adjusted, sides
+
+GROWING = 0.75  # part of the epochs in which views grow to their final size
+
+
+@dataclass(frozen=True)
+class ViewOptions(Options):
+    """How an image's views are drawn."""
+
+    recipe: Literal["method", "mocov1", "mocov2", "mocov3", "cifar", "swav"] = "method"
+    """Augmentation recipe; method: the method's own. Another one must give as many views of each size."""
+    size: Positive[int] = 224
+    """Side of a view in pixels, in training and evaluation; of a recipe with several sizes, the largest."""
+    resolution: str = ""
+    """Views that grow, such as 128:224: the side at first, and the --size that is reached after three quarters of the
+    epochs; smaller views of a recipe grow in proportion. Empty: --size throughout."""
+    crop_scale: tuple[float, float] | None = None
+    """Least and greatest area of a crop, as parts of the image's; of views of full size. None: the recipe's."""
+    jitter: tuple[float, float, float, float] | None = None
+    """Strengths of the jitter of brightness, contrast, saturation and hue. None: the recipe's."""
+    jitter_p: tuple[float, ...] = ()
+    """Probability of the jitter: one, or one for each kind of view of the recipe. Empty: the recipe's."""
+    blur: tuple[float, ...] = ()
+    """Probability of the blur, likewise."""
+    solarize: tuple[float, ...] = ()
+    """Probability of solarisation, likewise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resolution and self.size != resolution_sides(self.resolution)[1]:
+            final = resolution_sides(self.resolution)[1]
+            raise UserError(
+                f"--resolution {self.resolution} ends with views of {final} px, --size {self.size} is another"
+            )
+
+    @property
+    def start_size(self) -> int:
+        """Side of the first epoch's views."""
+        return resolution_sides(self.resolution)[0] if self.resolution else self.size
+
+    def size_at(self, epoch: int, epochs: int) -> int:
+        """Side of an epoch's views: linearly from start_size to size, which is reached after GROWING of the epochs.
+
+        In steps of an encoder's total stride, so that no size wastes pixels.
+        """
+        stride = 32 if self.size > 64 else 8
+        progress = min(1.0, epoch / (GROWING * epochs))
+        missing = (self.size - self.start_size) * (1 - progress)
+        return max(self.start_size, self.size - round(missing / stride) * stride)
+
+    def recipe_for(self, own: Recipe) -> Recipe:
+        """The recipe, with the changes asked for, of a method whose own is given. Raises UserError for one that gives
+        it other views, and for numbers out of range."""
+        recipe = own if self.recipe == "method" else RECIPES[self.recipe]
+        if sides(recipe, BASE) != sides(own, BASE):
+            raise UserError(f"--recipe {self.recipe} gives {_described(recipe)}; this method needs {_described(own)}")
+        return adjusted(
+            recipe, self.crop_scale, self.jitter, self.jitter_p or None, self.blur or None, self.solarize or None
+        )
+
+
+BASE = 224  # px: a side at which recipes are compared
+
+
+def _described(recipe: Recipe) -> str:
+    """As "2 views of full size and 6 of 43 %"."""
+    parts = [side / BASE for side in sides(recipe, BASE)]
+    counts = {part: parts.count(part) for part in dict.fromkeys(parts)}
+    sizes = ["full size" if part == 1 else f"{100 * part:.0f} %" for part in counts]
+    return " and ".join(f"{n} views of {size}" for n, size in zip(counts.values(), sizes, strict=True))
+
+
+def resolution_sides(resolution: str) -> tuple[int, int]:
+    """First and final side of a --resolution. Raises UserError where it is not two, the smaller first."""
+    found = re.fullmatch(r"(\d+):(\d+)", resolution)
+    if not found or not 0 < int(found[1]) <= int(found[2]):
+        raise UserError(f"--resolution {resolution!r} is not two sides of views such as 128:224, the smaller first")
+    return int(found[1]), int(found[2])

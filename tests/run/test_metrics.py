@@ -1,0 +1,137 @@
+"""A run's figures: means that leave skipped steps out, no wait for values, the count of skipped steps, its files."""
+
+import os
+
+import pytest
+import torch
+from support.metrics import CPU, make_metrics
+
+from fasttrain.engine.skips import Skips
+from fasttrain.input import Batch
+from fasttrain.run.health import Health
+from fasttrain.run.metrics import ON_THEIR_WAY, Metrics, MetricsFile, _Arriving, read_metrics
+
+ONE = {"loss": torch.tensor(1.0)}
+
+
+def batches(*replaced):
+    for count in replaced:
+        yield Batch(*[torch.zeros(1)] * 6, replaced=count)
+
+
+def test_means_leave_skipped_steps_out(tmp_path):
+    metrics = make_metrics(tmp_path, every=4)
+    skipped = {1: Skips(1, 1, 1), 2: Skips(2, 2, 2)}
+    for step in range(4):
+        terms = {"loss": torch.tensor(float("nan") if step in skipped else 10.0 + step), "part": torch.tensor(step / 2)}
+        state = skipped.get(step, Skips(2 * (step > 2), 0, 2))
+        metrics.step(step + 1, 0, 0.1, terms, torch.tensor(state))
+    metrics.event(4, 0, 0.0, knn_top1=50.0)
+    metrics.close()
+    first, second = read_metrics(tmp_path / "metrics.jsonl")
+    assert (first["step"], first["loss"], first["part"], first["skipped"]) == (4, 11.5, 0.75, 2)
+    assert metrics.skips == Skips(2, 0, 2)
+    assert second == {"step": 4, "epoch": 0, "knn_top1": 50.0}
+
+
+def test_a_mean_over_skipped_steps_alone_is_null(tmp_path):
+    metrics = make_metrics(tmp_path)
+    metrics.step(1, 0, 0.1, {"loss": torch.tensor(float("inf"))}, torch.tensor(Skips(1, 1, 0)))
+    metrics.close()
+    assert '"loss": null' in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_entries_wait_for_their_values_and_the_run_does_not(tmp_path, monkeypatch):
+    """As on a GPU whose host is some steps ahead, with an entry for every step."""
+    here, waited = [False], []
+
+    class Late(_Arriving):
+        def arrived(self):
+            return here[0]
+
+        def read(self):
+            waited.append(not here[0])
+            return super().read()
+
+    monkeypatch.setattr("fasttrain.run.metrics._Arriving", Late)
+    metrics = make_metrics(tmp_path)
+
+    def take(steps):
+        for step in steps:
+            metrics.step(step + 1, 0, 0.1, {"loss": torch.tensor(float(step))}, torch.tensor(Skips()))
+
+    take(range(ON_THEIR_WAY))
+    assert (waited, read_metrics(tmp_path / "metrics.jsonl")) == ([], [])
+    take([ON_THEIR_WAY])
+    assert waited == [True]
+    here[0] = True
+    take([ON_THEIR_WAY + 1])
+    here[0] = False
+    take([ON_THEIR_WAY + 2])
+    metrics.flush(ON_THEIR_WAY + 3, 0, 0.1)
+    metrics.close()
+    assert [entry["loss"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == list(range(ON_THEIR_WAY + 3))
+
+
+def test_time_of_an_event_is_no_training_time(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    metrics = make_metrics(tmp_path, every=2)
+    now[0] += 3.0
+    metrics.step(1, 0, 0.1, ONE, torch.tensor(Skips()))
+    now[0] += 50.0
+    metrics.event(1, 0, 50.0, knn_top1=1.0)
+
+    def slow_batches():
+        now[0] += 1.0
+        yield from batches(0)
+
+    assert len(list(metrics.timed(slow_batches()))) == 1
+    metrics.step(2, 0, 0.1, ONE, torch.tensor(Skips()))
+    metrics.close()
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    assert last["images_per_sec"] == pytest.approx(20 / 4)
+    assert last["data_wait"] == pytest.approx(1 / 4)
+    assert last["transfer_wait"] == 0
+
+
+def test_replaced_samples_are_counted_from_one_entry_to_the_next(tmp_path):
+    metrics = make_metrics(tmp_path, every=2)
+    for step, _ in enumerate(metrics.timed(batches(1, 2, 0, 4))):
+        metrics.step(step + 1, 0, 0.1, ONE, torch.tensor(Skips()))
+    metrics.close()
+    assert [entry["replaced"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [3, 4]
+
+
+@pytest.mark.parametrize("first", [0, 7, 20])
+def test_skipped_steps_are_noticed_without_sinks_and_however_seldom_there_is_an_entry(first):
+    metrics = Metrics((), Health(CPU, 1), CPU, 1000, 10)
+    for step in range(first + 40):
+        in_a_row = max(0, step + 1 - first)
+        skips = torch.tensor(Skips(in_a_row, in_a_row, step if in_a_row else -1))
+        metrics.step(step + 1, 0, 0.1, ONE, skips)
+        if metrics.skips.too_many(step + 1):
+            break
+    metrics.close()
+    assert first + 20 <= step + 1 < first + 40
+
+
+def test_an_event_is_on_the_disk_with_all_before_it(tmp_path, monkeypatch):
+    path, on_disk = tmp_path / "metrics.jsonl", []
+    file = MetricsFile(path, 0)
+    monkeypatch.setattr(os, "fsync", lambda _file: on_disk.append([entry["step"] for entry in read_metrics(path)]))
+    file.write({"step": 1})
+    assert on_disk == []
+    file.event({"step": 2})
+    file.close()
+    assert on_disk == [[1, 2]]
+
+
+def test_a_line_that_was_cut_ends_the_entries_and_is_removed_with_later_ones(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    assert [entry["step"] for entry in read_metrics(path)] == [1, 2, 3]
+    file = MetricsFile(path, 2)
+    file.write({"step": 3, "loss": 0.5})
+    file.close()
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]

@@ -1,0 +1,17 @@
+"""A run's figures in tests, written and shown as train.py has it."""
+
+import torch
+from rich.console import Console
+
+from fasttrain.run.display import Display
+from fasttrain.run.health import Health
+from fasttrain.run.metrics import Metrics, open_files
+
+CPU = torch.device("cpu")
+
+
+def make_metrics(run, every=1, batch_size=10, device=CPU, last_step=100) -> Metrics:
+    """A run's metrics from its first step on: to RUN/metrics.jsonl and to stderr."""
+    health = Health(device, 1)
+    display = Display(Console(stderr=True), 0, last_step, batch_size, health.hint)
+    return Metrics((*open_files(run, 0, False), display), health, device, every, batch_size)
