@@ -4,7 +4,7 @@ import pathlib
 import re
 
 import pytest
-from conftest import ROOT
+from support.commands import ROOT
 
 MOST_WORDS = 40  # of a sentence
 DOCS = sorted((ROOT / "docs").glob("*.md"))

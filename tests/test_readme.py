@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from conftest import ROOT
+from support.commands import ROOT
 
 from fasttrain.config import make_config
 from fasttrain.dataprep.convert import ConvertConfig

@@ -13,8 +13,8 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, one_line
 from PIL import Image
+from support.commands import ROOT, one_line
 from support.launch import TINY as SMALL
 from support.launch import equal, final_state, train
 

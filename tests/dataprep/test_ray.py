@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from conftest import make_images
+from support.pictures import make_images
 
 from fasttrain.dataprep import convert
 from fasttrain.dataprep.encode import encode_samples

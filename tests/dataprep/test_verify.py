@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_images, one_line
+from support.commands import one_line
+from support.pictures import make_images
 
 from fasttrain.dataprep import convert, verify
 from fasttrain.dataprep.shards import checksum

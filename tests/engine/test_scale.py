@@ -1,16 +1,23 @@
 """The same training on one process and on many: losses, weights, sample order, cores."""
 
+import datetime
 import inspect
+import json
 import os
-import subprocess
-import sys
+import pathlib
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import ROOT
-from support.launch import environment, final_state, launcher, train
+from support.commands import CORES
+from support.launch import final_state, train, train_on_ranks
+from support.ranks import on_ranks, succeed
+from torch import nn
 
-from fasttrain.engine import ranks
+from fasttrain.engine import ranks as dist
+from fasttrain.engine.ranks import Ranks, data_parallel
+from fasttrain.networks.batch_norm import convert_batch_norm
 from fasttrain.run.metrics import read_metrics
 from fasttrain.system.cores import share_of, usable_cores
 
@@ -21,40 +28,28 @@ STEPS = 6
 TOLERANCE = 1e-5  # of a loss of 3 to 5, after up to STEPS steps; 1e-6 was seen
 
 
-def losses(run):
+def losses(run: pathlib.Path) -> torch.Tensor:
     entries = read_metrics(run / "metrics.jsonl")
     assert [entry["step"] for entry in entries] == list(range(1, STEPS + 1))
     return torch.tensor([[v for k, v in e.items() if k in ("loss", "info_nce", "cross", "uniform")] for e in entries])
 
 
-def on_ranks(count, shards, run, *more):
-    words = launcher(shards, run, *EXACT, "--device", "cpu", *more)
-    job = subprocess.run(words, capture_output=True, text=True, timeout=250, env=environment(PET_NPROC_PER_NODE=count))
-    assert job.returncode == 0, job.stderr
-    return job.stderr
+def exactly(folder: pathlib.Path, count: int, shards: pathlib.Path, run: pathlib.Path, *more: object) -> str:
+    """Train on so many ranks; returns what they wrote to stderr."""
+    ended = train_on_ranks(folder, count, shards, run, *EXACT, "--device", "cpu", *more)
+    succeed(ended)
+    return "".join(rank.errors for rank in ended)
 
 
 @pytest.fixture(scope="module")
-def one_rank(shards, tmp_path_factory):
+def one_rank(shards: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     run = tmp_path_factory.mktemp("one") / "run"
     assert train(shards, run, *EXACT, "--max-steps", STEPS) == 0
     return run
 
 
-def run_script(tmp_path, script, count=2):
-    """Run a script on some processes under torchrun, with a folder as its argument; returns what it printed."""
-    (tmp_path / "script.py").write_text(script)
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    job = subprocess.run(
-        [*words, tmp_path / "script.py", tmp_path], capture_output=True, text=True, timeout=100,
-        env={**environment(), "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert job.returncode == 0, job.stderr
-    return job.stdout
-
-
-def test_two_ranks_have_the_losses_of_one(one_rank, shards, tmp_path):
-    on_ranks(2, shards, tmp_path / "run", "--max-steps", STEPS)
+def test_two_ranks_have_the_losses_of_one(one_rank: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    exactly(tmp_path, 2, shards, tmp_path / "run", "--max-steps", STEPS)
     assert torch.allclose(losses(tmp_path / "run"), losses(one_rank), rtol=0, atol=TOLERANCE)
     # a wrong share of the batch, or a queue filled in another order, would be far outside
     other = tmp_path / "other"
@@ -62,10 +57,12 @@ def test_two_ranks_have_the_losses_of_one(one_rank, shards, tmp_path):
     assert (losses(other) - losses(one_rank)).abs().max() > 500 * TOLERANCE
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(one_rank, shards, tmp_path):
+def test_a_run_goes_on_with_another_number_of_ranks(
+    one_rank: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     """Four ranks, then one: the samples, the queue and the losses are those of one rank all the way."""
     run = tmp_path / "run"
-    errors = on_ranks(4, shards, run, "--max-steps", STEPS // 2)
+    errors = exactly(tmp_path, 4, shards, run, "--max-steps", STEPS // 2)
     assert "Warning" not in errors
     assert train(shards, run, *EXACT, "--max-steps", STEPS) == 0
     assert torch.allclose(losses(run), losses(one_rank), rtol=0, atol=TOLERANCE)
@@ -75,49 +72,43 @@ def test_a_run_goes_on_with_another_number_of_ranks(one_rank, shards, tmp_path):
         assert torch.allclose(ours["method"][name].float(), value.float(), rtol=0, atol=TOLERANCE), name
 
 
-@pytest.mark.slow
-def test_synchronised_batch_norm_has_the_losses_of_one_rank(shards, tmp_path):
+def test_synchronised_batch_norm_has_the_losses_of_one_rank(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """A network with batch norm: statistics over all ranks are those of one rank that holds the whole batch."""
     network = ["--arch", "small", "--max-steps", STEPS]
     assert train(shards, tmp_path / "one", *EXACT, *network) == 0
-    on_ranks(2, shards, tmp_path / "sync", *network, "--batch-norm", "sync")
-    on_ranks(2, shards, tmp_path / "plain", *network)
+    exactly(tmp_path, 2, shards, tmp_path / "sync", *network, "--batch-norm", "sync")
+    exactly(tmp_path, 2, shards, tmp_path / "plain", *network)
     expected = losses(tmp_path / "one")
     apart = {kind: (losses(tmp_path / kind) - expected).abs().max().item() for kind in ("sync", "plain")}
     assert apart["sync"] < 1e-3, apart  # batch norm of a few rows divides rounding by small deviations
     assert apart["plain"] > 10 * apart["sync"], apart
 
 
-SYNC = """
-import sys
-import torch
-from torch import nn
-from fasttrain.networks.batch_norm import convert_batch_norm
-from fasttrain.engine.ranks import Ranks, data_parallel
-ranks = Ranks("cpu")
-torch.manual_seed(0)
-images = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU()
-network = nn.Sequential(*images, nn.Flatten(), nn.Linear(80, 6), nn.BatchNorm1d(6))
-nn.init.uniform_(network[1].weight), nn.init.uniform_(network[1].bias)
-x, target = torch.randn(12, 3, 6, 6) * 3 + 1, torch.randn(12, 6)
-network = convert_batch_norm(network, "sync")
-own = slice(ranks.rank * 12 // ranks.world_size, (ranks.rank + 1) * 12 // ranks.world_size)
-x_own = x[own].clone().requires_grad_()
-parallel = data_parallel(network, True)
-loss = (parallel(x_own) - target[own]).square().mean()
-loss.backward()
-found = {"x": x_own.grad / ranks.world_size, **{n: p.grad for n, p in network.named_parameters()}}
-found |= {n: b for n, b in network.named_buffers() if "running" in n}
-found["eval"] = network.eval()(x).detach()
-torch.save(found, f"{sys.argv[1]}/{ranks.world_size}-{ranks.rank}.pt")
-ranks.close()
-"""
+def _synchronised(folder: pathlib.Path) -> None:
+    ranks = Ranks("cpu")
+    torch.manual_seed(0)
+    images = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU()
+    network = nn.Sequential(*images, nn.Flatten(), nn.Linear(80, 6), nn.BatchNorm1d(6))
+    nn.init.uniform_(network[1].weight)
+    nn.init.uniform_(network[1].bias)
+    x, target = torch.randn(12, 3, 6, 6) * 3 + 1, torch.randn(12, 6)
+    network = convert_batch_norm(network, "sync")
+    own = slice(ranks.rank * 12 // ranks.world_size, (ranks.rank + 1) * 12 // ranks.world_size)
+    x_own = x[own].clone().requires_grad_()
+    parallel = data_parallel(network, True)
+    loss = (parallel(x_own) - target[own]).square().mean()
+    loss.backward()
+    found = {"x": x_own.grad / ranks.world_size, **{n: p.grad for n, p in network.named_parameters()}}
+    found |= {n: b for n, b in network.named_buffers() if "running" in n}
+    found["eval"] = network.eval()(x).detach()
+    torch.save(found, folder / f"{ranks.world_size}-{ranks.rank}.pt")
+    ranks.close()
 
 
-def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path):
+def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path: pathlib.Path) -> None:
     """Values, gradients and running statistics of two ranks are those of one."""
     for count in (1, 2):
-        run_script(tmp_path, SYNC, count)
+        succeed(on_ranks(tmp_path, count, _synchronised, tmp_path))
     one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
     first["x"] = torch.cat([first["x"], second["x"]])
     assert one.keys() == first.keys()
@@ -126,7 +117,9 @@ def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["forward_sync_buffers", "broadcast_buffers"])
-def test_buffers_are_not_sent_in_a_step_under_either_name_of_that_option(monkeypatch, name):
+def test_buffers_are_not_sent_in_a_step_under_either_name_of_that_option(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """torch 2.13 renamed it; with neither, DDP would send the queue at every step."""
     given = {}
 
@@ -136,13 +129,13 @@ def test_buffers_are_not_sent_in_a_step_under_either_name_of_that_option(monkeyp
 
     place = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
     monkeypatch.setattr(Parallel.__init__, "__signature__", inspect.Signature([place]), raising=False)
-    monkeypatch.setattr(ranks, "DistributedDataParallel", Parallel)
-    monkeypatch.setattr(ranks, "world_size", lambda: 2)
-    ranks.data_parallel(torch.nn.Linear(1, 1), static_graph=True)
+    monkeypatch.setattr(dist, "DistributedDataParallel", Parallel)
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    dist.data_parallel(torch.nn.Linear(1, 1), static_graph=True)
     assert given == {name: False}
 
 
-def machine(folder, packages, cores, threads):
+def machine(folder: pathlib.Path, packages: int, cores: int, threads: int) -> set[int]:
     """A /sys tree of a machine whose hyper-threads are numbered as Linux does: first all cores, then their siblings."""
     total = packages * cores
     for cpu in range(total * threads):
@@ -155,7 +148,7 @@ def machine(folder, packages, cores, threads):
     return set(range(total * threads))
 
 
-def test_ranks_share_the_cores_and_keep_hyper_threads_together(tmp_path):
+def test_ranks_share_the_cores_and_keep_hyper_threads_together(tmp_path: pathlib.Path) -> None:
     cpus = machine(tmp_path, 2, 4, 2)
     assert [share_of(cpus, rank, 4, tmp_path) for rank in range(4)] == [
         {0, 1, 8, 9}, {2, 3, 10, 11}, {4, 5, 12, 13}, {6, 7, 14, 15},
@@ -165,7 +158,7 @@ def test_ranks_share_the_cores_and_keep_hyper_threads_together(tmp_path):
 
 
 @pytest.mark.parametrize("sharers", [1, 3, 5, 8, 9, 16, 20])
-def test_every_core_is_used_and_nobody_is_without(tmp_path, sharers):
+def test_every_core_is_used_and_nobody_is_without(tmp_path: pathlib.Path, sharers: int) -> None:
     cpus = machine(tmp_path, 2, 4, 2)
     shares = [share_of(cpus, rank, sharers, tmp_path) for rank in range(sharers)]
     assert all(shares)
@@ -174,52 +167,51 @@ def test_every_core_is_used_and_nobody_is_without(tmp_path, sharers):
         assert sum(map(len, shares)) == len(cpus)
 
 
-def test_cores_are_shared_where_the_machine_does_not_tell_its_topology(tmp_path):
+def test_cores_are_shared_where_the_machine_does_not_tell_its_topology(tmp_path: pathlib.Path) -> None:
     assert [share_of({1, 4, 6, 7}, rank, 2, tmp_path) for rank in range(2)] == [{1, 4}, {6, 7}]
 
 
-def test_a_containers_part_of_the_cores_counts(tmp_path):
-    cores, limit = len(os.sched_getaffinity(0)), tmp_path / "cpu.max"
-    assert usable_cores(limit) == cores  # no such file
-    for text, expected in (("max 100000", cores), ("100000 100000", 1), ("110000 100000", 2), ("20000 100000", 1)):
+def test_a_containers_part_of_the_cores_counts(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {2, 3, 5})
+    limit = tmp_path / "cpu.max"
+    assert usable_cores(limit) == 3  # no such file
+    for text, expected in (
+        ("max 100000", 3), ("100000 100000", 1), ("110000 100000", 2), ("20000 100000", 1), ("500000 100000", 3)
+    ):  # fmt: skip
         limit.write_text(text + "\n")
-        assert usable_cores(limit) == min(cores, expected)
+        assert usable_cores(limit) == expected
 
 
-RANK = """
-import os
-from fasttrain.engine.ranks import Ranks
-ranks = Ranks("cpu")
-line = f"{ranks.rank} {ranks.cores} {sorted(os.sched_getaffinity(0))}\\n"
-os.write(1, line.encode())  # at once: the other rank writes there too
-ranks.close()
-"""
+def _tell_cores(folder: pathlib.Path) -> None:
+    os.sched_setaffinity(0, CORES)
+    ranks = Ranks("cpu")
+    told = ranks.cores, sorted(os.sched_getaffinity(0))
+    (folder / f"{ranks.rank}.json").write_text(json.dumps(told))
+    ranks.close()
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two hardware threads")
-def test_ranks_of_a_machine_keep_to_their_own_cores(tmp_path):
-    lines = run_script(tmp_path, RANK).splitlines()
-    cores = os.sched_getaffinity(0)
-    shares = [share_of(cores, place, 2) for place in range(2)]
-    expected = [f"{rank} {len(share)} {sorted(share)}" for rank, share in enumerate(shares)]
-    assert sorted(lines) == expected
+@pytest.mark.skipif(len(CORES) < 2, reason="needs two hardware threads")
+def test_ranks_of_a_machine_keep_to_their_own_cores(tmp_path: pathlib.Path) -> None:
+    succeed(on_ranks(tmp_path, 2, _tell_cores, tmp_path))
+    shares = [share_of(CORES, place, 2) for place in range(2)]
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert told == [[len(share), sorted(share)] for share in shares]
 
 
-BUSY = """
-import datetime, time
-from fasttrain.engine import ranks as dist
-dist.TIMEOUT, dist.SIGN_OF_LIFE_SECONDS = datetime.timedelta(seconds=3), 0.5
-ranks = dist.Ranks("cpu")
-def work(still_here):
-    for _ in range(50):
-        time.sleep(0.1)
-        still_here()
-    return ranks.rank, "done"
-assert ranks.of_first(work if ranks.is_main else None) == (0, "done")
-ranks.close()
-"""
+def _be_busy() -> None:
+    dist.TIMEOUT, dist.SIGN_OF_LIFE_SECONDS = datetime.timedelta(seconds=3), 0.5
+    ranks = Ranks("cpu")
+
+    def work(still_here: Callable[[], object]) -> tuple[int, str]:
+        for _ in range(40):
+            time.sleep(0.1)
+            still_here()
+        return ranks.rank, "done"
+
+    assert ranks.of_first(work if ranks.is_main else None) == (0, "done")
+    ranks.close()
 
 
-def test_ranks_wait_for_a_busy_one_longer_than_for_one_they_hear_nothing_of(tmp_path):
+def test_ranks_wait_for_a_busy_one_longer_than_for_one_they_hear_nothing_of(tmp_path: pathlib.Path) -> None:
     """An evaluation on the first rank may take longer than the time after which a rank counts as lost."""
-    run_script(tmp_path, BUSY)
+    succeed(on_ranks(tmp_path, 2, _be_busy))

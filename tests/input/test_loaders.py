@@ -12,8 +12,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
+from support.commands import ROOT
 from support.loading import Numbers, images, indices
 
 from fasttrain.dataprep.convert import main as convert

@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, compiled_for_hopper
 from PIL import Image
+from support.commands import ROOT
+from support.hopper import compiled_for_hopper
 from torchvision.transforms.v2 import functional as T
 
 from fasttrain.kernels.augment import augment, compiled, cpu, gpu

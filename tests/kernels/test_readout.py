@@ -8,7 +8,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, compiled_for_hopper
+from support.commands import ROOT
+from support.hopper import compiled_for_hopper
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 

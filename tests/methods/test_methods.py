@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from support.ranks import on_ranks, succeed
 from support.steps import build, sample, small
 from torch import nn
 from torch.nn import functional as F
@@ -155,13 +155,10 @@ def test_a_method_from_outside_that_can_t_be_is_one_line(outside):
             method_options(name)
 
 
-def _global_batch(rank, folder, world_size, readings):
+def _global_batch(folder, readings):
     """One rank's share of a loss over the global batch: its gradient, averaged over ranks as DDP does."""
-    import os
-
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", LOCAL_RANK=str(rank))
-    os.environ.update(MASTER_PORT=(folder / "port").read_text(), LOCAL_WORLD_SIZE=str(world_size))
     ranks = Ranks("cpu")
+    rank, world_size = ranks.rank, ranks.world_size
     q_MD, k_MD, queue = torch.load(folder / "inputs.pt")
     model = small("xmoco", cross=readings, uniform=readings, cross_weight=2.0).method.build(nn.Identity(), 8)
     model.queue.keys_KD.copy_(queue)
@@ -191,8 +188,7 @@ def test_loss_and_gradient_over_ranks_equal_one_process(tmp_path, world_size, re
     generator = torch.Generator().manual_seed(1)
     q, k, queue = (F.normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (12, 12, 40))
     torch.save((q, k, queue), tmp_path / "inputs.pt")
-    (tmp_path / "port").write_text(str(_free_port()))
-    mp.spawn(_global_batch, (tmp_path, world_size, readings), nprocs=world_size)
+    succeed(on_ranks(tmp_path, world_size, _global_batch, tmp_path, readings))
     model = small("xmoco", cross=readings, uniform=readings, cross_weight=2.0).method.build(nn.Identity(), 8)
     model.queue.keys_KD.copy_(queue)
     whole = q.clone().requires_grad_()
@@ -201,11 +197,3 @@ def test_loss_and_gradient_over_ranks_equal_one_process(tmp_path, world_size, re
     parts = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(world_size)]
     assert torch.allclose(torch.stack([part[0] for part in parts]).mean(), loss, atol=1e-6)
     assert torch.allclose(torch.cat([part[1] for part in parts]), whole.grad, atol=1e-6)
-
-
-def _free_port():
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from support.commands import ROOT
 
 from fasttrain.run.checkpoint import (  # fmt: skip
     SEAL_BYTES,

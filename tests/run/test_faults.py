@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 import torch
-from conftest import ROOT, one_line
+from support.commands import ROOT, one_line
 from support.launch import ENDLESS, command, environment, equal, final_state, launcher, started, train, wait_for_step
 
 from fasttrain.config import make_config

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 import yaml
-from conftest import ROOT
+from support.commands import ROOT
 from support.launch import ENDLESS, TINY, environment, final_state, started, wait_for_step
 
 LINE = "bash recipes/torchrun.sh"

@@ -2,21 +2,24 @@
 
 import errno
 import json
+import os
+import pathlib
 import shutil
-import subprocess
-import sys
 
 import psutil
 import pytest
 import torch
-from conftest import ROOT, one_line
-from support.launch import TINY, environment, equal, final_state, launcher, started, train, wait_for_step
+from support.commands import one_line
+from support.launch import TINY, equal, final_state, launcher, started, train, wait_for_step
+from support.ranks import on_ranks
 
 from fasttrain.config import make_config
+from fasttrain.run import resume
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.folder import prepare
 from fasttrain.system.durable import temporary_path
 from fasttrain.system.options import Settings
+from fasttrain.train import main
 
 EVERY_4 = ["--checkpoint-every", 4]
 
@@ -109,47 +112,30 @@ def test_one_that_does_not_fit_with_none_before_it_offers_to_start_over(run, sha
     assert "use another --run, or --fresh to start over" in capsys.readouterr().err
 
 
-RANK = """
-import os, sys
-from fasttrain.run import checkpoint
-from fasttrain import train
-{trouble}
-sys.exit(train.main())
-"""
-NOT_THERE = """
-if os.environ["RANK"] == "1":
-    from fasttrain import resume
-    real = resume.load_checkpoint
-    resume.load_checkpoint = lambda path: real(path.parent.with_name("elsewhere") / path.name)
-"""
-ANOTHER = """
-if os.environ["RANK"] == "1":
-    from fasttrain import resume
-    real = resume.load_checkpoint
-    resume.load_checkpoint = lambda path: real(path.with_name("step-000000004.pt"))
-"""
-REFUSED = ""
+def _see_another(checkpoint: str, words: list[str]) -> int:
+    """Train; the second rank reads another checkpoint (of that path, from the run folder) in place of every one."""
+    if os.environ["RANK"] == "1":
+        real = resume.load_checkpoint
+        resume.load_checkpoint = lambda path: real(path.parents[1] / checkpoint)
+    return main(words)
 
 
 @pytest.mark.parametrize(
-    ("trouble", "more", "message"),
+    ("seen", "more", "message"),
     [
-        (NOT_THERE, [], "process 1: checkpoint"),
-        (ANOTHER, [], "is another file than the first process reads; all must see the same --run"),
-        (REFUSED, ["--temperature", "0.3"], "has other settings: --temperature was 0.2, now 0.3"),
+        ("elsewhere/step-000000009.pt", [], "process 1: checkpoint"),
+        ("checkpoints/step-000000004.pt", [], "is another file than the first process reads; all must see the same"),
+        ("checkpoints/step-000000009.pt", ["--temperature", "0.3"], "other settings: --temperature was 0.2, now 0.3"),
     ],
 )
-def test_ranks_go_on_from_the_same_checkpoint_or_all_end(run, shards, tmp_path, trouble, more, message):
-    (tmp_path / "rank.py").write_text(RANK.format(trouble=trouble))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
-    words = [*torchrun, tmp_path / "rank.py", "--data", shards, "--run", run, *TINY, *more]
-    job = subprocess.run(
-        list(map(str, words)), capture_output=True, text=True, timeout=100,
-        env={**environment(OMP_NUM_THREADS=1), "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert job.returncode == 1
-    errors = [line for line in job.stderr.splitlines() if ": error: " in line]
-    assert len(errors) == 1, job.stderr
+def test_ranks_go_on_from_the_same_checkpoint_or_all_end(
+    run: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path, seen: str, more: list[str], message: str
+) -> None:
+    words = ["--data", str(shards), "--run", str(run), *TINY, *more]
+    ended = on_ranks(tmp_path, 2, _see_another, seen, words)
+    assert all(rank.status for rank in ended), ended
+    errors = [line for rank in ended for line in rank.errors.splitlines() if ": error: " in line]
+    assert len(errors) == 1, ended
     assert message in errors[0]
     assert names(run) == [f"step-{step:09d}.pt" for step in (4, 8, 9)]
     assert final_state(run)["step"] == 9

@@ -9,7 +9,8 @@ import sys
 import time
 
 import torch
-from conftest import ROOT
+from support.commands import ROOT
+from support.ranks import Ended, on_ranks
 
 from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.train import main
@@ -24,6 +25,11 @@ ENDLESS = ["--epochs", "100000", "--checkpoint-every", "4"]
 def train(data, run, *more) -> int:
     """Train in this process; returns the exit status."""
     return main(["--data", str(data), "--run", str(run), *TINY, *map(str, more)])
+
+
+def train_on_ranks(folder: pathlib.Path, count: int, data, run, *more) -> list[Ended]:
+    """Train on ranks without a launcher (see support.ranks)."""
+    return on_ranks(folder, count, main, ["--data", str(data), "--run", str(run), *TINY, *map(str, more)])
 
 
 def command(data, run, *more) -> list[str]:

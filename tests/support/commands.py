@@ -1,0 +1,31 @@
+"""The project's commands as a person types them, and what they say when they end."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CORES = os.sched_getaffinity(0)  # before conftest gives each of pytest's workers a part of them
+
+
+def run_command(*words: object, cwd: pathlib.Path, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run a script of the checkout, named by its path there, from another folder; returns the finished process."""
+    command = [sys.executable, str(ROOT / str(words[0])), *map(str, words[1:])]
+    environment = {**os.environ, "PYTHONPATH": ""}
+    return subprocess.run(  # type: ignore[call-overload,no-any-return]
+        command, capture_output=True, text=True, timeout=240, cwd=cwd, env=environment, **options
+    )
+
+
+def one_line_of(errors: str) -> str:
+    """The single error line among what a failed command wrote to stderr: asserts that there is no traceback."""
+    assert "Traceback" not in errors, errors
+    lines = [line for line in errors.splitlines() if ": error: " in line]
+    assert len(lines) == 1, errors
+    return lines[0]
+
+
+def one_line(process: subprocess.CompletedProcess[str]) -> str:
+    """The single error line of a failed command."""
+    return one_line_of(process.stderr)
