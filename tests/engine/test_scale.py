@@ -88,6 +88,15 @@ def test_synchronised_batch_norm_has_the_losses_of_one_rank(shards, tmp_path):
     assert apart["plain"] > 10 * apart["sync"], apart
 
 
+@pytest.mark.slow
+def test_split_batch_norm_has_the_losses_of_one_rank(shards, tmp_path):
+    """Its groups, and who is in them with whom, are counted over all ranks."""
+    network = ["--arch", "small", "--max-steps", STEPS, "--batch-norm", "split"]
+    assert train(shards, tmp_path / "one", *EXACT, *network) == 0
+    on_ranks(2, shards, tmp_path / "two", *network)
+    assert torch.allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=0, atol=1e-3)
+
+
 SYNC = """
 import sys
 import torch
