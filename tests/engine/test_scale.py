@@ -31,7 +31,7 @@ TOLERANCE = 1e-5  # of a loss of 3 to 5, after up to STEPS steps; 1e-6 was seen
 def losses(run: pathlib.Path) -> torch.Tensor:
     entries = read_metrics(run / "metrics.jsonl")
     assert [entry["step"] for entry in entries] == list(range(1, STEPS + 1))
-    return torch.tensor([[v for k, v in e.items() if k in ("loss", "info_nce", "cross", "uniform")] for e in entries])
+    return torch.tensor([[v for k, v in e.items() if k in ("loss", "contrast", "cross", "uniform")] for e in entries])
 
 
 def exactly(folder: pathlib.Path, count: int, shards: pathlib.Path, run: pathlib.Path, *more: object) -> str:
@@ -82,6 +82,15 @@ def test_synchronised_batch_norm_has_the_losses_of_one_rank(shards: pathlib.Path
     apart = {kind: (losses(tmp_path / kind) - expected).abs().max().item() for kind in ("sync", "plain")}
     assert apart["sync"] < 1e-3, apart  # batch norm of a few rows divides rounding by small deviations
     assert apart["plain"] > 10 * apart["sync"], apart
+
+
+@pytest.mark.slow
+def test_split_batch_norm_has_the_losses_of_one_rank(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Its groups, and who is in them with whom, are counted over all ranks."""
+    network = ["--arch", "small", "--max-steps", STEPS, "--batch-norm", "split"]
+    assert train(shards, tmp_path / "one", *EXACT, *network) == 0
+    exactly(tmp_path, 2, shards, tmp_path / "two", *network)
+    assert torch.allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=0, atol=1e-3)
 
 
 def _synchronised(folder: pathlib.Path) -> None:
