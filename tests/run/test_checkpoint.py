@@ -12,6 +12,7 @@ import torch
 from support.commands import ROOT
 
 from fasttrain.run.checkpoint import (  # fmt: skip
+    FORMAT,
     SEAL_BYTES,
     CheckpointError,
     keep_best,
@@ -96,7 +97,7 @@ def test_plain_torch_reads_ours_and_we_read_those_without_a_seal(tmp_path):
     path = save_checkpoint(tmp_path, state(3), 0)
     for options in ({}, {"mmap": True}):
         assert torch.equal(torch.load(path, weights_only=True, **options)["weights"], state(3)["weights"])
-    torch.save({"format": 1, **state(4)}, tmp_path / "step-000000004.pt")
+    torch.save({"format": FORMAT, **state(4)}, tmp_path / "step-000000004.pt")
     assert load_newest(tmp_path).state["step"] == 4
 
 
@@ -150,7 +151,7 @@ def test_foreign_file_and_code_are_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "step-000000001.pt")
     with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
         load_checkpoint(tmp_path / "step-000000001.pt")
-    torch.save({"format": 1, "code": os.system}, tmp_path / "step-000000001.pt")
+    torch.save({"format": FORMAT, "code": os.system}, tmp_path / "step-000000001.pt")
     with pytest.raises(CheckpointError, match="can't be read"):
         load_checkpoint(tmp_path / "step-000000001.pt")
 

@@ -93,6 +93,20 @@ def test_one_that_does_not_fit_is_one_line_which_offers_the_one_before(run, shar
     assert f"continuing {run} from step 8" in capsys.readouterr().err
 
 
+def test_one_of_an_earlier_version_is_refused_in_one_line(run, shards, capsys):
+    newest = saved_checkpoints(run / "checkpoints")[0]
+    state = torch.load(newest, weights_only=True)
+    torch.save({**state, "format": 1}, newest)
+    assert train(shards, run) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"{newest} was written by another version of fasttrain (format 1, this one reads 2)" in line
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "format": None}))
+    assert train(shards, run) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "is of a run by an earlier version of fasttrain" in line
+
+
 def test_one_that_does_not_fit_is_one_line_of_the_evaluation_too(run, run_command):
     newest = saved_checkpoints(run / "checkpoints")[0]
     state = torch.load(newest, weights_only=True)
