@@ -29,7 +29,7 @@ from fasttrain.dataprep.shards import checksum
 from fasttrain.formats import jpeg
 from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.manifest import EXTENSION, FILE_NAME, Index, Manifest, Shard
-from fasttrain.formats.tar import read_index
+from fasttrain.formats.tar import TarShardReader
 from fasttrain.system.cli import check_workers, finish, parse
 from fasttrain.system.errors import DataError
 from fasttrain.system.pool import map_in_order
@@ -90,25 +90,18 @@ def _open_beton(path: pathlib.Path) -> Images:
 
 
 def _open_tar(path: pathlib.Path) -> Images:
-    samples = read_index(path)
-    named = [place for sample in samples for place in sample.values()]
+    reader = TarShardReader(path)
+    at_NM = np.stack([reader.jpeg_at_N, reader.label_at_N], 1)
+    size_NM = np.stack([reader.jpeg_size_N, reader.label_size_N], 1)
+    named = list(zip(at_NM.ravel().tolist(), size_NM.ravel().tolist(), strict=True))
     try:
         with tarfile.open(path, "r:") as tar:
             if [(member.offset_data, member.size) for member in tar] != named:
                 raise DataError(f"{path}: the index does not match the members")
     except tarfile.TarError as error:
         raise DataError(f"{path}: {error}") from None
-    data = np.memmap(path, np.uint8, "r")
-
-    def content(i: int, extension: str) -> np.ndarray:
-        offset, size = samples[i][extension]
-        return data[offset : offset + size]
-
-    try:
-        label_N = np.array([int(content(i, "cls").tobytes()) for i in range(len(samples))], np.int64)
-    except ValueError:
-        raise DataError(f"{path}: a label is not a whole number") from None
-    return Images(label_N, lambda i: jpeg.decode(content(i, "jpg")))
+    label_N = np.array([reader.label(row) for row in range(reader.num_samples)], np.int64)
+    return Images(label_N, lambda row: jpeg.decode(reader.jpeg(row)))
 
 
 def check_part(folder: pathlib.Path, num_classes: int, part: Part) -> list[str]:
