@@ -86,8 +86,7 @@ def draw_all(out: pathlib.Path, config: DemoConfig) -> None:
     drawn = map_in_order(partial(write_images, out, config.seed), chunks)
     with contextlib.closing(drawn), progress(config.images) as advance:
         for chunk, _ in zip(chunks, drawn, strict=True):
-            for _ in chunk:
-                advance()
+            advance(len(chunk))
 
 
 def write_set(config: DemoConfig) -> None:

@@ -188,8 +188,7 @@ def _check(config: VerifyConfig, manifest: Manifest, parts: list[Part], problems
             problems += found
             if found:
                 faulty.add(part.shard.name)
-            for _ in range(count):
-                advance()
+            advance(count)
     return {part.shard.name for part in parts} - faulty
 
 
