@@ -27,10 +27,10 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
 from fasttrain.dataprep.motifs import MOTIFS, draw
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import UserError
-from fasttrain.system.pool import map_in_order
+from fasttrain.system.ordered import map_in_order
 from fasttrain.system.progress import progress
 
-CHUNK = 50  # images a worker draws per task
+CHUNK = 50  # images a thread draws per task
 SETTINGS_FILE = ".demo.json"
 
 
@@ -86,14 +86,13 @@ def draw_all(out: pathlib.Path, config: DemoConfig) -> None:
     drawn = map_in_order(partial(write_images, out, config.seed), chunks)
     with contextlib.closing(drawn), progress(config.images) as advance:
         for chunk, _ in zip(chunks, drawn, strict=True):
-            for _ in chunk:
-                advance()
+            advance(len(chunk))
 
 
 def write_set(config: DemoConfig) -> None:
     """Draws the set beside config.out and renames it into place, so that a folder of that name is always whole.
 
-    Raises OSError for a full disk or an unwritable folder, RunError for a killed worker; then nothing is left.
+    Raises OSError for a full disk or an unwritable folder; then nothing is left.
     """
     out = config.out.resolve()  # "." has no name
     unfinished = out.with_name(out.name + ".unfinished")

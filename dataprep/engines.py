@@ -112,7 +112,7 @@ def write_shard(work: ShardWork, planned: PlannedShard) -> ShardRecord:
     """Write one shard and its record within this process."""
     encode = functools.partial(work.encode, work.reader)
     images = itertools.chain.from_iterable(map(encode, tasks(work.reader, [planned], work.raw)))
-    return record_shard(write_images(work.out, planned, images, work.num_classes, Note(lambda: None, quiet=True)))
+    return record_shard(write_images(work.out, planned, images, work.num_classes, Note(lambda _: None, quiet=True)))
 
 
 def _connect(num_workers: int) -> Any:  # noqa: ANN401 - a module that may be missing
@@ -171,14 +171,14 @@ SKIPS_SHOWN = 20
 class Note:
     """Hears of every image written or skipped; names the first skipped ones on stderr."""
 
-    def __init__(self, advance: Callable[[], None], quiet: bool = False) -> None:
+    def __init__(self, advance: Callable[[int], None], quiet: bool = False) -> None:
         """Advance is called for every image: what `progress` yields. A quiet one names none."""
         self._advance = advance
         self._skipped = SKIPS_SHOWN + 1 if quiet else 0
 
     def __call__(self, path: str, reason: str | None) -> None:
         """Take note of one image; reason: why it is skipped, None if it is written."""
-        self._advance()
+        self._advance(1)
         if reason is None:
             return
         self._skipped += 1

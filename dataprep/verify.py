@@ -18,7 +18,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,16 +29,18 @@ from fasttrain.dataprep.shards import checksum
 from fasttrain.formats import jpeg
 from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.manifest import EXTENSION, FILE_NAME, Index, Manifest, Shard
-from fasttrain.formats.tar import read_index
+from fasttrain.formats.tar import TarShardReader
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import DataError
 from fasttrain.system.options import Bounds, Options
-from fasttrain.system.pool import map_in_order
+from fasttrain.system.ordered import map_in_order
 from fasttrain.system.progress import progress
 from fasttrain.system.watch import Watch
 
 EXIT_PROBLEMS = 1
 TASK_IMAGES = 256
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,7 @@ class VerifyConfig(Options):
     deep: bool = False
     """Decode every image, too."""
     workers: Annotated[int | Literal["auto"], Bounds(1)] = "auto"
-    """Worker processes; auto = one for each core this process may use."""
-
-
-class Part(NamedTuple):
-    """What a worker checks at once: a shard's files and structure (start -1), or the images of a range."""
-
-    shard: Shard
-    start: int
-    stop: int
+    """Threads; auto = one for each core this process may use."""
 
 
 class Images(NamedTuple):
@@ -71,7 +65,15 @@ class Images(NamedTuple):
     decode: Callable[[int], object]
 
 
-@functools.lru_cache(maxsize=2)
+@dataclass(frozen=True)
+class Check(Generic[Found]):
+    """What a thread does at once: to which shard, to how many images of it, and how."""
+
+    shard: str
+    num_images: int
+    run: Callable[[], Found]
+
+
 def open_shard(path: pathlib.Path) -> Images:
     """Open a shard of either format and check its structure; DataError names what is wrong."""
     return _open_tar(path) if path.suffix == ".tar" else _open_beton(path)
@@ -91,34 +93,31 @@ def _open_beton(path: pathlib.Path) -> Images:
 
 
 def _open_tar(path: pathlib.Path) -> Images:
-    samples = read_index(path)
-    named = [place for sample in samples for place in sample.values()]
+    reader = TarShardReader(path)
+    at_NM = np.stack([reader.jpeg_at_N, reader.label_at_N], 1)
+    size_NM = np.stack([reader.jpeg_size_N, reader.label_size_N], 1)
+    named = list(zip(at_NM.ravel().tolist(), size_NM.ravel().tolist(), strict=True))
     try:
         with tarfile.open(path, "r:") as tar:
             if [(member.offset_data, member.size) for member in tar] != named:
                 raise DataError(f"{path}: the index does not match the members")
     except tarfile.TarError as error:
         raise DataError(f"{path}: {error}") from None
-    data = np.memmap(path, np.uint8, "r")
+    label_N = np.array([reader.label(row) for row in range(reader.num_samples)], np.int64)
+    return Images(label_N, lambda row: jpeg.decode(reader.jpeg(row)))
 
-    def content(i: int, extension: str) -> np.ndarray:
-        offset, size = samples[i][extension]
-        return data[offset : offset + size]
 
+def check_shard(folder: pathlib.Path, num_classes: int, shard: Shard) -> tuple[list[str], Images | None]:
+    """Return the problems of a shard's files and structure, one line each, and its images if they can be read."""
+    path = folder / shard.name
+    problems = [problem for file in shard.files() for problem in _check_file(folder, file)]
     try:
-        label_N = np.array([int(content(i, "cls").tobytes()) for i in range(len(samples))], np.int64)
-    except ValueError:
-        raise DataError(f"{path}: a label is not a whole number") from None
-    return Images(label_N, lambda i: jpeg.decode(content(i, "jpg")))
-
-
-def check_part(folder: pathlib.Path, num_classes: int, part: Part) -> list[str]:
-    """Return the problems of a part, one line each."""
-    path = folder / part.shard.name
-    if part.start >= 0:
-        return list(_check_images(path, range(part.start, part.stop)))
-    problems = [problem for file in part.shard.files() for problem in _check_file(folder, file)]
-    return problems + (list(_check_structure(path, part.shard.num_samples, num_classes)) if path.is_file() else [])
+        images = open_shard(path) if path.is_file() else None
+    except (DataError, OSError) as error:
+        return [*problems, str(error)], None
+    if images is not None:
+        problems += _check_labels(path, images.label_N, shard.num_samples, num_classes)
+    return problems, images
 
 
 def _check_file(folder: pathlib.Path, file: Shard | Index) -> Iterator[str]:
@@ -131,25 +130,22 @@ def _check_file(folder: pathlib.Path, file: Shard | Index) -> Iterator[str]:
         yield f"{path}: the content has changed (another SHA-256)"
 
 
-def _check_structure(path: pathlib.Path, num_samples: int, num_classes: int) -> Iterator[str]:
-    try:
-        label_N = open_shard(path).label_N
-    except (DataError, OSError) as error:
-        yield str(error)
-        return
+def _check_labels(path: pathlib.Path, label_N: np.ndarray, num_samples: int, num_classes: int) -> Iterator[str]:
     if len(label_N) != num_samples:
         yield f"{path}: {len(label_N)} samples, but the manifest says {num_samples}"
     if np.any((label_N < -1) | (label_N >= num_classes)):
         yield f"{path}: a label outside the {num_classes} classes"
 
 
-def _check_images(path: pathlib.Path, indices: range) -> Iterator[str]:
-    images = open_shard(path)
-    for i in indices:
+def check_images(path: pathlib.Path, images: Images, rows: range) -> list[str]:
+    """Decode some images of a shard; return a line for each that can't be."""
+    problems = []
+    for row in rows:
         try:
-            images.decode(i)
+            images.decode(row)
         except DataError as error:
-            yield f"{path}: sample {i}: {error}"
+            problems.append(f"{path}: sample {row}: {error}")
+    return problems
 
 
 def unknown_files(folder: pathlib.Path, manifest: Manifest) -> list[str]:
@@ -168,36 +164,42 @@ def verify(config: VerifyConfig) -> list[str]:
     if odd:
         return [f"{config.out / FILE_NAME}: {name!r} is no plain file name" for name in odd]
     problems = unknown_files(config.out, manifest)
-    first = [Part(shard, -1, 0) for shard in shards]
-    sound = _check(config, manifest, first, problems)
+    check = functools.partial(check_shard, config.out, len(manifest.classes))
+    whole = [Check(shard.name, shard.num_samples, functools.partial(check, shard)) for shard in shards]
+    sound: dict[str, Images] = {}
+    for shard, (found, images) in zip(shards, _results(config, "files", whole), strict=True):
+        problems += found
+        if images is not None and not found:
+            sound[shard.name] = images
     if config.deep:
-        parts = [
-            Part(shard, start, min(start + TASK_IMAGES, shard.num_samples))
-            for shard in shards
-            if shard.name in sound
-            for start in range(0, shard.num_samples, TASK_IMAGES)
+        deep = [
+            Check(name, len(rows), functools.partial(check_images, config.out / name, images, rows))
+            for name, images in sound.items()
+            for rows in _portions(len(images.label_N))
         ]
-        _check(config, manifest, parts, problems)
+        for lines in _results(config, "images", deep):
+            problems += lines
     return problems
 
 
-def _check(config: VerifyConfig, manifest: Manifest, parts: list[Part], problems: list[str]) -> set[str]:
-    """Check parts in worker processes; add their problems, return the names of the shards whose parts have none."""
-    check = functools.partial(check_part, config.out, len(manifest.classes))
-    counts = [part.stop - part.start if part.start >= 0 else 0 for part in parts]
-    faulty = set()
+def _portions(num_samples: int) -> list[range]:
+    return [range(start, min(start + TASK_IMAGES, num_samples)) for start in range(0, num_samples, TASK_IMAGES)]
+
+
+def _results(config: VerifyConfig, title: str, checks: list[Check[Found]]) -> Iterator[Found]:
+    """Yield what checks find, run by threads, in order, with their progress, and a word where storage hangs."""
     watch: Watch[str] = Watch("part", str)
-    results = map_in_order(check, parts, 0 if config.workers == "auto" else config.workers)
-    with watch.patrol(), contextlib.closing(results), progress(sum(counts)) as advance:
-        for part, count in zip(parts, counts, strict=True):
-            with watch.at(part.shard.name):
-                found = next(results)
-            problems += found
-            if found:
-                faulty.add(part.shard.name)
-            for _ in range(count):
-                advance()
-    return {part.shard.name for part in parts} - faulty
+
+    def run(check: Check[Found]) -> Found:
+        with watch.at(check.shard):
+            return check.run()
+
+    results = map_in_order(run, checks, 0 if config.workers == "auto" else config.workers)
+    total = sum(check.num_images for check in checks)
+    with watch.patrol(), contextlib.closing(results), progress(total, title=title) as advance:
+        for check, found in zip(checks, results, strict=True):
+            advance(check.num_images)
+            yield found
 
 
 def verify_command(config: VerifyConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -11,14 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from fasttrain.input import Order, Store, open_dataset, open_loader
 from fasttrain.input.stores import Encoded
 from fasttrain.kernels.augment import augment
 from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.progress import progress
 from fasttrain.views.draw import center
 
 SMALL_VIEW = 64  # px; views this small show the whole of a small picture, larger ones the customary centre crop
@@ -80,13 +80,8 @@ def extract(
     order = Order(store.num_samples, batch_size, shuffle=False)
     loader = open_loader(store, order, workers, device=device, max_failed_fraction=max_failed_fraction)
     limit = torch.finfo(torch.float16).max
-    console = Console(stderr=True)
-    try:
-        batches = track(
-            loader.epoch(0), f"features of {store.num_samples} images", loader.steps_per_epoch, console=console,
-            disable=not console.is_terminal,
-        )  # fmt: skip
-        for step, batch in enumerate(batches):
+    with contextlib.closing(loader), progress(store.num_samples, title="features") as advance:
+        for step, batch in enumerate(loader.epoch(0)):
             each_batch()
             table = center(batch.height_B, batch.width_B, 1.0 if size <= SMALL_VIEW else 0.875)
             (group,) = augment(batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, (size,), mean, std)
@@ -97,8 +92,7 @@ def extract(
             rows = slice(step * batch_size, step * batch_size + len(batch))
             values_NF[rows] = out_BF.float().clamp(-limit, limit).half().cpu().numpy()
             label_N[rows] = batch.label_B
-    finally:
-        loader.close()
+            advance(len(batch))
     assert values_NF is not None, "a store holds one image at least"
     return Features(values_NF, label_N)
 

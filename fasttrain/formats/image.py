@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fasttrain.formats import jpeg
+from fasttrain.formats.markers import has_exif
 from fasttrain.system.errors import DataError
 
 # Pillow warns from half of MAX_PIXELS on; here an image is either fine or an error.
@@ -19,13 +20,6 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # The size from which Pillow refuses to decode, too: a small file that claims more is an attack or a mistake.
 MAX_PIXELS = 178_956_970
-
-
-# EXIF is the first or second segment of a JPEG, and each has 64 KiB at most.
-_EXIF_WITHIN = 1 << 17
-
-
-_EXIF, _START_OF_SCAN = b"Exif\0\0", b"\xda"
 
 
 Decoded = TypeVar("Decoded")
@@ -144,25 +138,13 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 def exif_orientation(data: bytes) -> int:
     """Return the EXIF orientation, 1 (upright) to 8."""
     # A JPEG is searched first: opening it with Pillow takes longer than decoding a small one.
-    if data[:2] == b"\xff\xd8" and not _has_exif(data):
+    if data[:2] == b"\xff\xd8" and not has_exif(data):
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # broken metadata of any kind leaves the pixels as they are
         return 1
-
-
-def _has_exif(jpeg_data: bytes) -> bool:
-    """Whether a JPEG has a segment of EXIF before its pixels."""
-    at = 2
-    while jpeg_data[at : at + 1] == b"\xff":
-        if jpeg_data[at + 1 : at + 2] == _START_OF_SCAN:
-            return False
-        if jpeg_data.startswith(_EXIF, at + 4):
-            return True
-        at += 2 + max(2, int.from_bytes(jpeg_data[at + 2 : at + 4], "big"))
-    return jpeg_data.find(_EXIF, 0, _EXIF_WITHIN) >= 0  # odd bytes between segments
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:

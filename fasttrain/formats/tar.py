@@ -6,9 +6,12 @@ extension, offset of the data, size and name of every component (wds2idx of DALI
 
 from __future__ import annotations
 
+import ctypes
 import os
 import tarfile
 from pathlib import Path
+
+import numpy as np
 
 from fasttrain.formats.writer import ShardWriter
 from fasttrain.system.durable import replace_file
@@ -16,6 +19,8 @@ from fasttrain.system.errors import DataError
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
 _INDEX_VERSION = "v1.2"
+_WORDS = 8  # a sample's line in the index: jpg OFFSET SIZE NAME cls OFFSET SIZE NAME
+_LONGEST_LABEL = 20  # digits; more is no class
 
 
 class TarShardError(DataError):
@@ -63,27 +68,66 @@ class TarShardWriter(ShardWriter):
         self._new.publish()
 
 
-def read_index(path: Path) -> list[dict[str, tuple[int, int]]]:
-    """Return for every sample of a shard: extension -> (offset, size), from the index beside it.
+class TarShardReader:
+    """A .tar shard, mapped into memory, and the index beside it, checked once, so that later reads stay inside.
 
-    Raises:
-        TarShardError: the index is missing or malformed, or reaches beyond the shard.
+    Attributes:
+        path: the shard.
+        num_samples: N.
+        jpeg_at_N, jpeg_size_N: int64, place and length of each sample's JPEG in `data`, bytes.
+        label_at_N, label_size_N: the same of its label, a whole number in ASCII.
+        data: the whole file, uint8, read-only; address: where it begins in memory.
     """
-    try:
-        head, *lines = index_path(path).read_text("ascii").splitlines()
-        samples = [_components(line.split(" ")) for line in lines]
-        if head != f"{_INDEX_VERSION} {len(lines)}" or not all({"jpg", "cls"} <= set(s) for s in samples):
-            raise ValueError
-        end = max((offset + size for sample in samples for offset, size in sample.values()), default=0)
-    except OSError as error:
-        raise TarShardError(f"{index_path(path)}: {error.strerror}") from None
-    except (ValueError, IndexError):
-        raise TarShardError(f"{index_path(path)}: malformed index") from None
-    if end > path.stat().st_size:
-        raise TarShardError(f"{path}: the index reaches beyond its end")
-    return samples
 
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Map the shard and read its index.
 
-def _components(words: list[str]) -> dict[str, tuple[int, int]]:
-    groups = [words[i : i + 4] for i in range(0, len(words), 4)]
-    return {extension: (int(offset), int(size)) for extension, offset, size, _ in groups}
+        Raises:
+            TarShardError: one is missing, the index is malformed, not of one .jpg and one .cls a sample, or reaches
+                beyond the shard.
+        """
+        self.path = Path(path)
+        words = self._read_words()
+        self.num_samples = (len(words) - 2) // _WORDS
+        if words[:2] != [_INDEX_VERSION, str(self.num_samples)] or (len(words) - 2) % _WORDS:
+            raise self._error(f"no {_INDEX_VERSION} index of the samples it states")
+        row_NW = np.array(words[2:], str).reshape(self.num_samples, _WORDS)
+        if (row_NW[:, 0] != "jpg").any() or (row_NW[:, 4] != "cls").any():
+            raise self._error("a sample is not one .jpg followed by one .cls")
+        try:
+            place_4N = row_NW[:, [1, 2, 5, 6]].astype(np.int64).T.copy()
+        except (ValueError, OverflowError):
+            raise self._error("a place is no number") from None
+        self.jpeg_at_N, self.jpeg_size_N, self.label_at_N, self.label_size_N = place_4N
+        for start_N, size_N in (place_4N[:2], place_4N[2:]):
+            if ((start_N < 0) | (size_N < 1) | (start_N > self.data.size - size_N)).any():
+                raise self._error(f"a sample lies outside {self.path.name}")
+
+    def _read_words(self) -> list[str]:
+        try:
+            words = index_path(self.path).read_text("ascii").split()
+            self.data = np.memmap(self.path, np.uint8, "r")
+        except OSError as error:
+            raise TarShardError(f"{error.filename}: {error.strerror}") from None
+        except ValueError:  # not ASCII, or an empty tar
+            raise self._error(f"no index of {self.path.name}") from None
+        self.address: int = self.data.ctypes.data
+        return words
+
+    def _error(self, reason: str) -> TarShardError:
+        return TarShardError(f"{index_path(self.path)}: {reason}")
+
+    def jpeg(self, row: int) -> np.ndarray:
+        """Return the stream of a sample, uint8, in place."""
+        start = int(self.jpeg_at_N[row])
+        return self.data[start : start + int(self.jpeg_size_N[row])]
+
+    def label(self, row: int) -> int:
+        """Read the label of a sample; TarShardError where it is no number."""
+        text = ctypes.create_string_buffer(min(int(self.label_size_N[row]), _LONGEST_LABEL))
+        # Without the interpreter's lock: storage that hangs here must not keep others from saying so.
+        ctypes.memmove(text, self.address + int(self.label_at_N[row]), len(text))
+        try:
+            return int(text.raw)
+        except ValueError:
+            raise TarShardError(f"sample {row} of {self.path}: its .cls is no number") from None

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fasttrain.formats.markers import looks_whole
 from fasttrain.input.loader import MAX_FAILED_FRACTION, Failed, Placed, Started, ThreadLoader
 from fasttrain.input.order import Order
 from fasttrain.input.stores import JpegStore, Store
@@ -25,9 +26,6 @@ from fasttrain.system.workers import Workers
 
 if TYPE_CHECKING:
     from nvidia.dali import Pipeline
-
-_TAIL = 64  # bytes in which a sound stream's end marker lies; some writers append a little after it
-_SOS, _EOI = 0xDA, b"\xff\xd9"
 
 
 class DaliLoader(ThreadLoader):
@@ -78,7 +76,7 @@ class DaliLoader(ThreadLoader):
         if event := self._last_use.pop(buffer.data_ptr(), None):
             event.synchronize()
         streams = [self._streams.jpeg(sample.encoded) for sample in placed]
-        if self._all_sound(placed, streams) and self._decode_with_dali(buffer, placed, streams):
+        if self._all_whole(placed, streams) and self._decode_with_dali(buffer, placed, streams):
             return []
         host = buffer if buffer.device.type == "cpu" else torch.empty(len(buffer), dtype=torch.uint8)
         failed = self._write(host, placed, list(range(len(placed))))
@@ -87,12 +85,12 @@ class DaliLoader(ThreadLoader):
             torch.cuda.current_stream(buffer.device).synchronize()
         return failed
 
-    def _all_sound(self, placed: list[Placed], streams: list[np.ndarray]) -> bool:
+    def _all_whole(self, placed: list[Placed], streams: list[np.ndarray]) -> bool:
         """Also what reads the streams' pages in, sample by sample, so that slow storage is seen to move."""
         for sample, stream in zip(placed, streams, strict=True):
             with self._watch.at(sample.number):
-                sound = looks_sound(stream)
-            if not sound:
+                whole = looks_whole(stream.tobytes())
+            if not whole:
                 return False
         return True
 
@@ -134,16 +132,6 @@ def decoding_pipeline(batch_size: int, threads: int, device: torch.device) -> Pi
         )
     pipeline.build()
     return pipeline
-
-
-def looks_sound(stream: np.ndarray) -> bool:
-    """Whether a JPEG's segments lead to its pixels, and these to an end marker that is the last thing in it."""
-    data, at = stream.tobytes(), 2
-    if data[:2] != b"\xff\xd8":
-        return False
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != _SOS:
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return at < len(data) and data[at : at + 2] == bytes((0xFF, _SOS)) and data.find(_EOI, at) >= len(data) - _TAIL
 
 
 def _import_dali() -> tuple[Any, Any, type[Pipeline]]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import signal
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from fasttrain.system.cores import usable_cores
+from fasttrain.system.workers import Workers
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -110,54 +108,44 @@ def stream_in_order(
     """
     num_workers = num_workers or usable_cores()
     shelf: _Shelf[Result] = _Shelf(num_workers * BYTES_AHEAD)
-    calls: SimpleQueue[tuple[_Lane[Result], Task] | None] = SimpleQueue()
     pending: deque[_Lane[Result]] = deque()
-    threads = _started(num_workers, lambda: _serve(calls, shelf, function, size))
+    workers = Workers(num_workers)
     try:
         for task in tasks:
             pending.append(_Lane())
-            calls.put((pending[-1], task))
+            workers.submit(_fill, pending[-1], shelf, function, task, size)
             if len(pending) > 2 * num_workers + 2:
                 yield from shelf.take(pending.popleft())
         while pending:
             yield from shelf.take(pending.popleft())
     finally:
         shelf.close()
-        for _ in threads:
-            calls.put(None)
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        workers.close(PATIENCE_SECONDS)
 
 
-def _started(count: int, work: Callable[[], None]) -> list[threading.Thread]:
-    # Threads inherit the blocked signal, so that Ctrl-C reaches the main thread, whatever it waits for.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
-        for thread in threads:
-            thread.start()
-        return threads
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+def map_in_order(
+    function: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int = 0
+) -> Generator[Result, None, None]:
+    """Yield function(task) of every task, as stream_in_order does, for results that take no memory to speak of."""
+    return stream_in_order(lambda task: (function(task),), tasks, lambda _: 0, num_workers)
 
 
-def _serve(
-    calls: SimpleQueue[tuple[_Lane[Result], Task] | None],
+def _fill(
+    lane: _Lane[Result],
     shelf: _Shelf[Result],
     function: Callable[[Task], Iterable[Result]],
+    task: Task,
     size: Callable[[Result], int],
 ) -> None:
-    while (call := calls.get()) is not None and shelf.is_open():
-        lane, task = call
-        error = None
-        try:
+    """What a thread does for one task; nothing once the results aren't wanted any more."""
+    error = None
+    try:
+        if shelf.is_open():
             for portion, num_bytes in _portions(itertools.takewhile(lambda _: shelf.is_open(), function(task)), size):
                 shelf.put(lane, portion, num_bytes)
-        except BaseException as raised:  # raised again where the results are taken
-            error = raised
-        shelf.end(lane, error)
-        del call, lane, task, error  # an idle thread keeps nothing alive
+    except BaseException as raised:  # raised again where the results are taken
+        error = raised
+    shelf.end(lane, error)
 
 
 def _portions(results: Iterable[Result], size: Callable[[Result], int]) -> Iterator[tuple[list[Result], int]]:

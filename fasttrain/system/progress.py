@@ -1,4 +1,4 @@
-"""What a person sees on stderr while images are worked on: how far it is, and which images were skipped."""
+"""What a person sees on stderr while images are worked on: how far it is, how fast, and how long it takes yet."""
 
 from __future__ import annotations
 
@@ -11,45 +11,51 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextlib.contextmanager
-def progress(total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """Yield a function to call after each image: a bar on a terminal, a line every few seconds otherwise.
+def progress(total: int, done: int = 0, title: str = "") -> Iterator[Callable[[int], None]]:
+    """Yield a function to call with the number of images just done: a bar on a terminal, a line now and then otherwise.
 
     Args:
         total: images in all.
         done: those of them that an earlier run finished.
+        title: what is done to them; shown before the figures.
     """
     if not sys.stderr.isatty():
-        yield _plain_progress(total, done)
+        yield _plain_progress(total, done, f"{title}: " if title else "")
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]} images/s"), TimeRemainingColumn())
-    start, count = time.perf_counter(), 0
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]} images/s"), TimeRemainingColumn(),
+    )  # fmt: skip
+    start, count, shown = time.perf_counter(), 0, 0
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total, completed=done, rate="-")
+        task = bar.add_task(title, total=total, completed=done, rate="-")
 
-        def advance() -> None:
-            nonlocal count
-            count += 1
-            if count % 16 == 0 or count == total - done:  # the bar is redrawn ten times a second at most anyway
+        def advance(images: int) -> None:
+            nonlocal count, shown
+            count += images
+            if count >= shown + 16 or count == total - done:  # the bar is redrawn ten times a second at most anyway
+                shown = count
                 bar.update(task, completed=done + count, rate=f"{count / (time.perf_counter() - start):.0f}")
 
         yield advance
 
 
-def _plain_progress(total: int, done: int) -> Callable[[], None]:
+def _plain_progress(total: int, done: int, prefix: str) -> Callable[[int], None]:
     start = last = time.perf_counter()
     count = 0
 
-    def advance() -> None:
+    def advance(images: int) -> None:
         nonlocal count, last
-        count += 1
+        count += images
         now = time.perf_counter()
-        if now - last >= SECONDS_BETWEEN_LINES:
+        if count and now - last >= SECONDS_BETWEEN_LINES:
             last = now
             rate = count / (now - start)
             left = (total - done - count) / rate
-            print(f"{done + count}/{total} images, {rate:.0f} images/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            figures = f"{done + count}/{total} images, {rate:.0f} images/s, {left:.0f} s left"
+            print(f"{prefix}{figures}", file=sys.stderr, flush=True)
 
     return advance

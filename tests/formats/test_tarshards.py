@@ -13,7 +13,7 @@ from fasttrain.dataprep import convert
 from fasttrain.dataprep.sources.kinds import open_source
 from fasttrain.formats import jpeg
 from fasttrain.formats.manifest import Manifest
-from fasttrain.formats.tar import TarShardError, TarShardWriter, index_path, read_index
+from fasttrain.formats.tar import TarShardError, TarShardReader, TarShardWriter, index_path
 
 
 def make_source(root: Path, per_class: int = 6) -> Path:
@@ -125,14 +125,26 @@ def test_raw_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert not list(tmp_path.glob("a.*"))
 
 
-@pytest.mark.parametrize("content", ["", "v1.2 2\njpg 512 1 a cls 1 1 b\n", "v1.2 1\njpg x 1 a cls 1 1 b\n",
-                                     "v1.2 1\njpg 1 1 a\n", "v1.2 1\njpg 1 99999999 a cls 1 1 a\n"])  # fmt: skip
-def test_damaged_indices(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"no v1\.2 index"),
+        ("v1.2 2\njpg 512 1 a cls 1 1 b\n", r"no v1\.2 index"),
+        ("v1.2 1\njpg x 1 a cls 1 1 b\n", "a place is no number"),
+        ("v1.2 1\njpg 1 1 a\n", r"no v1\.2 index"),
+        ("v1.2 1\njpg 1 99999999 a cls 1 1 a\n", r"a sample lies outside a\.tar"),
+        ("v1.2 1\njpg 1 1 a cls 1 99999999999999999999 a\n", "a place is no number"),
+        ("v1.2 1\ncls 1 1 a jpg 1 1 a\n", r"a sample is not one \.jpg followed by one \.cls"),
+    ],
+)
+def test_damaged_indices(tmp_path: Path, content: str, message: str) -> None:
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, "JPEG")
     with TarShardWriter(tmp_path / "a.tar") as writer:
         writer.write(stream.getvalue(), 8, 8, -1)
-    assert read_index(tmp_path / "a.tar")[0]["cls"][1] == 2
+    reader = TarShardReader(tmp_path / "a.tar")
+    assert reader.jpeg(0).tobytes() == stream.getvalue()
+    assert reader.label(0) == -1
     (tmp_path / "a.idx").write_text(content)
-    with pytest.raises(TarShardError, match=r"malformed index|beyond its end"):
-        read_index(tmp_path / "a.tar")
+    with pytest.raises(TarShardError, match=rf"a.idx: {message}"):
+        TarShardReader(tmp_path / "a.tar")

@@ -1,0 +1,39 @@
+"""What the segments of a JPEG say before anything is decoded: found by their markers and lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+_START, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
+_EXIF = b"Exif\0\0"
+_EXIF_WITHIN = 1 << 17  # bytes: EXIF is the first or second segment, and each has 64 KiB at most
+_TAIL = 64  # bytes in which a sound stream's end marker lies; some writers append a little after it
+
+
+def segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The marker (its second byte) of each segment and where it begins; the scan's, 0xDA, is the last.
+
+    Ends before that where the bytes between segments are odd, or the stream does.
+    """
+    at = len(_START)
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        yield data[at + 1], at
+        if data[at + 1] == _SCAN:
+            return
+        at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+
+
+def has_exif(data: bytes) -> bool:
+    """Whether a JPEG has a segment of EXIF before its pixels."""
+    for marker, at in segments(data):
+        if marker == _SCAN:
+            return False
+        if data.startswith(_EXIF, at + 4):
+            return True
+    return data.find(_EXIF, 0, _EXIF_WITHIN) >= 0  # odd bytes between segments
+
+
+def looks_whole(data: bytes) -> bool:
+    """Whether a JPEG's segments lead to its pixels, and these to an end marker that is the last thing in it."""
+    scan = next((at for marker, at in segments(data) if marker == _SCAN), None)
+    return data.startswith(_START) and scan is not None and data.find(_END, scan) >= len(data) - _TAIL

@@ -1,0 +1,47 @@
+"""The segments of JPEGs: found without decoding, in odd and broken streams, too."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from fasttrain.formats.markers import has_exif, looks_whole, segments
+
+
+def picture(**options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.effect_noise((64, 48), 80).save(stream, "JPEG", **options)
+    return stream.getvalue()
+
+
+def with_exif() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": with_exif()}, {"comment": "\xff" * 9}])
+def test_the_last_segment_is_the_scan(options: dict) -> None:
+    data = picture(**options)
+    found = list(segments(data))
+    assert found[0] == (0xE0, 2)
+    assert [marker for marker, _ in found].count(0xDA) == 1
+    assert found[-1] == (0xDA, data.index(b"\xff\xda"))
+
+
+def test_exif_is_found_before_the_pixels_only() -> None:
+    assert has_exif(picture(exif=with_exif()))
+    assert not has_exif(picture())
+    assert not has_exif(picture() + b"\xff\xe1\0\x08Exif\0\0")
+    odd = picture(exif=with_exif())
+    assert has_exif(odd[:2] + b"odd" + odd[2:])
+
+
+def test_a_stream_without_its_end_is_not_whole() -> None:
+    data = picture()
+    assert looks_whole(data)
+    assert looks_whole(data + bytes(20))
+    scan = data.index(b"\xff\xda") + 20
+    early = data[:scan] + b"\xff\xd9" + data[scan:]
+    for broken in (data[:-2], data + bytes(100), data[:scan], early, data[1:], b"\xff\xd8", b""):
+        assert not looks_whole(broken)
