@@ -3,9 +3,10 @@
 
     python benchmarks/convert.py --data photos
 
-Three sides, alternately, in rounds, with the same number of workers (our threads, FFCV's processes): ours copying JPEGs
-through, ours shrinking to --max-side and re-encoding, and FFCV 1.0.2 doing what its users do (PIL decode,
-RGBImageField(write_mode="jpg", max_resolution=--max-side, jpeg_quality=90)). Times run from the call to the finished
+Four sides, alternately, in rounds, with the same number of workers (our threads, FFCV's processes): ours copying JPEGs
+through, the same without looking for damage (--check none), ours shrinking to --max-side and re-encoding, and FFCV
+1.0.2 doing what its users do (PIL decode, RGBImageField(write_mode="jpg", max_resolution=--max-side, jpeg_quality=90)).
+Times run from the call to the finished
 set, with the folder's listing, the start of workers and, of ours, checksums and manifest; imports are left out, and the
 compiling of numba code, which is kept on disk.
 Prints a table and appends a line to benchmarks/results/convert.jsonl; the last line is JSON: median ratios within
@@ -35,12 +36,13 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
 
 from benchmarks import record
 from fasttrain.dataprep.convert import ConvertConfig, convert
+from fasttrain.dataprep.encode import Check
 from fasttrain.dataprep.sources.folder import scan_folder
 from fasttrain.formats.listing import Listing
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import UserError
 
-PASS_THROUGH, REENCODE, FFCV = "pass-through", "re-encode", "ffcv"
+PASS_THROUGH, UNCHECKED, REENCODE, FFCV = "pass-through", "unchecked", "re-encode", "ffcv"
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,10 @@ class Photos:
         return Image.open(self._root / sample.path).convert("RGB"), sample.label
 
 
-def convert_ours(config: BenchConfig, workers: int, max_side: int, out: pathlib.Path) -> float:
+def convert_ours(config: BenchConfig, workers: int, max_side: int, check: Check, out: pathlib.Path) -> float:
     """Convert with this project; return images per second."""
     start = time.perf_counter()
-    manifest, _ = convert(ConvertConfig(config.data, out, max_side=max_side, workers=workers))
+    manifest, _ = convert(ConvertConfig(config.data, out, max_side=max_side, check=check, workers=workers))
     return sum(map(manifest.num_samples, manifest.splits)) / (time.perf_counter() - start)
 
 
@@ -96,8 +98,9 @@ def measure(config: BenchConfig) -> dict[str, list[float]]:
     """Return the images per second of every side, by round. One unmeasured pass first fills the page cache."""
     workers = len(os.sched_getaffinity(0)) if config.workers == "auto" else config.workers
     sides: dict[str, Callable[[pathlib.Path], float]] = {
-        PASS_THROUGH: functools.partial(convert_ours, config, workers, 0),
-        REENCODE: functools.partial(convert_ours, config, workers, config.max_side),
+        PASS_THROUGH: functools.partial(convert_ours, config, workers, 0, "decode"),
+        UNCHECKED: functools.partial(convert_ours, config, workers, 0, "none"),
+        REENCODE: functools.partial(convert_ours, config, workers, config.max_side, "decode"),
         FFCV: functools.partial(convert_ffcv, config, workers),
     }
     rates: dict[str, list[float]] = {side: [] for side in sides}
@@ -135,7 +138,8 @@ def bench_command(config: BenchConfig) -> int:
         raise UserError("the comparison needs FFCV: pip install -e .[ffcv]")
     rates = measure(config)
     print(table(rates))
-    result = {"passthrough_vs_ffcv": ratio(rates, PASS_THROUGH), "reencode_vs_ffcv": ratio(rates, REENCODE)}
+    names = {PASS_THROUGH: "passthrough", UNCHECKED: "passthrough_unchecked", REENCODE: "reencode"}
+    result = {f"{name}_vs_ffcv": ratio(rates, side) for side, name in names.items()}
     images = len(scan_folder(config.data).splits["train"])
     print(json.dumps(result), flush=True)
     record.append("convert", {"images": images, "max_side": config.max_side, "rates": rates, **result})

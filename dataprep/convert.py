@@ -28,16 +28,17 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from fasttrain import __version__
-from fasttrain.dataprep.encode import Write, encode_samples
+from fasttrain.dataprep.encode import Check, Write, encode_samples
 from fasttrain.dataprep.engines import ENGINES, Note, ShardWork
 from fasttrain.dataprep.plan import PlannedShard, by_split, plan_shards
 from fasttrain.dataprep.shards import ShardRecord, read_record
 from fasttrain.dataprep.sources.kinds import Kind, fingerprint, open_source, shuffled_splits
 from fasttrain.dataprep.sources.source import Source
-from fasttrain.dataprep.state import begin, clear_state, finished_manifest, sole_user
+from fasttrain.dataprep.state import begin, clear_state, finished_manifest
 from fasttrain.formats.manifest import Manifest
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.lock import lock
 from fasttrain.system.options import Bounds, Options
 from fasttrain.system.progress import progress
 
@@ -71,6 +72,9 @@ class ConvertConfig(Options):
     """Longer side in pixels to which larger images are shrunk; 0 keeps every size. JPEGs within it are copied as is."""
     quality: Annotated[int, Bounds(1, 100)] = 90
     """JPEG quality, 1 to 100, of images that are shrunk or were no JPEG."""
+    check: Check = "decode"
+    """How damage is found in JPEGs that are copied: decode = by decoding them at 1/8, and they are left out; none = it
+    is not: training, or verify.py --deep, meets it. Others are decoded anyway, as are those measured for statistics."""
     shard_size: Annotated[int, Bounds(1, 1 << 24)] = 2048
     """Images per shard."""
     workers: Annotated[int | Literal["auto"], Bounds(1)] = "auto"
@@ -96,7 +100,7 @@ def check(config: ConvertConfig) -> None:
 
 def settings_of(config: ConvertConfig, source: Source) -> dict[str, Any]:
     """Return what decides the content of the shards, as manifest.json records it."""
-    names = ("format", "write", "max_side", "quality", "shard_size", "val_fraction", "seed")
+    names = ("format", "write", "max_side", "quality", "check", "shard_size", "val_fraction", "seed")
     return {**{name: getattr(config, name) for name in names}, "source": fingerprint(source)}
 
 
@@ -115,7 +119,9 @@ def convert_shards(
     missing = [planned for planned in plan if planned.name not in records]
     total, left = (sum(len(planned.samples) for planned in shards) for shards in (plan, missing))
     raw = config.write != "jpeg"
-    encode = functools.partial(encode_samples, max_side=config.max_side, quality=config.quality, write=config.write)
+    encode = functools.partial(
+        encode_samples, max_side=config.max_side, quality=config.quality, write=config.write, check=config.check
+    )
     work = ShardWork(config.out, source.reader, encode, len(source.classes), raw)
     start = time.perf_counter()
     with progress(total, total - left) as advance:
@@ -182,7 +188,7 @@ def convert(config: ConvertConfig) -> tuple[Manifest, float]:
     settings = settings_of(config, source)
     plan = plan_shards(shuffled_splits(source, config.val_fraction, config.seed), config.shard_size, config.format)
     config.out.mkdir(parents=True, exist_ok=True)
-    with sole_user(config.out):
+    with lock(config.out, f"{config.out}: another conversion is writing here"):
         manifest = finished_manifest(config.out, settings)
         if manifest is not None:
             clear_state(config.out, (planned.name for planned in plan))

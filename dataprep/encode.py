@@ -35,6 +35,7 @@ _CHECK_SHRINK = 8
 SMART_FACTOR = 3
 
 Write = Literal["jpeg", "raw", "smart"]
+Check = Literal["decode", "none"]
 # Antialiased; nearly as sharp as bicubic where images shrink, in two thirds of its time.
 _FILTER = Image.Resampling.HAMMING
 
@@ -67,7 +68,12 @@ class EncodedImage(NamedTuple):
 
 
 def encode_image(
-    content: bytes | np.ndarray, max_side: int, quality: int, write: Write = "jpeg", measure: bool = True
+    content: bytes | np.ndarray,
+    max_side: int,
+    quality: int,
+    write: Write = "jpeg",
+    measure: bool = True,
+    check: Check = "decode",
 ) -> EncodedImage:
     """Make what a shard stores of an image: the file's own bytes wherever they are good enough.
 
@@ -80,6 +86,7 @@ def encode_image(
         quality: JPEG quality, 1 to 100, of what has to be encoded.
         write: "jpeg"; "raw" stores pixels instead; "smart" does where they take at most SMART_FACTOR times the bytes.
         measure: whether to sum the pixels. Without, a JPEG passed through is checked at 1/8 of its size: faster.
+        check: "none" passes a JPEG through by its header alone, damaged or not, unless its pixels are needed.
 
     Raises:
         ImageError: as read_rgb, or a side above MAX_SIDE pixels that stays.
@@ -88,23 +95,45 @@ def encode_image(
         check_size(*content.shape[:2])
         return _encoded(_resized(Image.fromarray(content), max_side), quality, write, measure)
     header, orientation = jpeg_header(content), exif_orientation(content)
-    fits = header is not None and (not max_side or max(header.height, header.width) <= max_side)
-    if header is not None and fits and orientation == 1:
-        pixels_HW3 = decode_strictly(content, header, 1 if measure or write != "jpeg" else _CHECK_SHRINK)
-        if pixels_HW3 is not None:
-            if write == "raw" or (write == "smart" and pixels_HW3.nbytes <= SMART_FACTOR * len(content)):
-                return _raw(pixels_HW3, measure)
-            sums = _pixel_sums(pixels_HW3) if measure else None
-            return EncodedImage(content, header.height, header.width, True, sums)
-    if header is not None and not fits and orientation == 1 and write == "jpeg":
-        planes = sound(lambda: jpeg.decode_planes(content, header, _shrink(header, max_side)))
-        if planes is not None:
-            planes = _resized_planes(planes, header.subsampling, max_side)
-            stream = jpeg.encode_planes(planes, quality)
-            sums = _pixel_sums(jpeg.decode(stream)) if measure else None
-            return EncodedImage(stream, planes[0].shape[0], planes[0].shape[1], False, sums)
+    if header is not None and orientation == 1:
+        fits = not max_side or max(header.height, header.width) <= max_side
+        done = None
+        if fits:
+            done = _passed_through(content, header, write, measure, check)
+        elif write == "jpeg":
+            done = _shrunk(content, header, max_side, quality, measure)
+        if done is not None:
+            return done
     image = Image.fromarray(decode_rgb(content, header, _shrink(header, max_side)))
     return _encoded(_resized(turned(image, orientation), max_side), quality, write, measure)
+
+
+def _passed_through(
+    content: bytes, header: jpeg.JpegHeader, write: Write, measure: bool, check: Check
+) -> EncodedImage | None:
+    """Return the stream, or its pixels where those are to be stored; None if libjpeg has a harmless warning."""
+    num_bytes = 3 * header.height * header.width
+    as_pixels = write == "raw" or (write == "smart" and num_bytes <= SMART_FACTOR * len(content))
+    sums = None
+    if as_pixels or measure or check == "decode":
+        pixels_HW3 = decode_strictly(content, header, 1 if as_pixels or measure else _CHECK_SHRINK)
+        if pixels_HW3 is None:
+            return None
+        if as_pixels:
+            return _raw(pixels_HW3, measure)
+        sums = _pixel_sums(pixels_HW3) if measure else None
+    return EncodedImage(content, header.height, header.width, True, sums)
+
+
+def _shrunk(content: bytes, header: jpeg.JpegHeader, max_side: int, quality: int, measure: bool) -> EncodedImage | None:
+    """Resize a JPEG without leaving its own colour space; None if libjpeg has a harmless warning."""
+    planes = sound(lambda: jpeg.decode_planes(content, header, _shrink(header, max_side)))
+    if planes is None:
+        return None
+    planes = _resized_planes(planes, header.subsampling, max_side)
+    stream = jpeg.encode_planes(planes, quality)
+    sums = _pixel_sums(jpeg.decode(stream)) if measure else None
+    return EncodedImage(stream, planes[0].shape[0], planes[0].shape[1], False, sums)
 
 
 def _encoded(image: Image.Image, quality: int, write: Write, measure: bool) -> EncodedImage:
@@ -128,60 +157,24 @@ def _raw(pixels_HW3: np.ndarray, measure: bool) -> EncodedImage:
 
 
 def encode_samples(
-    reader: Reader, task: Sequence[tuple[Sample, bool]], max_side: int, quality: int, write: Write = "jpeg"
+    reader: Reader,
+    task: Sequence[tuple[Sample, bool]],
+    max_side: int,
+    quality: int,
+    write: Write = "jpeg",
+    check: Check = "decode",
 ) -> Iterator[EncodedImage | str]:
     """Encode samples, each with whether to measure it, as encode_image does; a string is why one is unusable.
 
-    All are read at once. Each is encoded when it is asked for: pixels of many at once could fill the memory.
+    Each is read and encoded when it is asked for: pixels of many at once could fill the memory.
     """
-    content_N = [_read(reader, sample) for sample, _ in task]
-    measure_N = [measure for _, measure in task]
-    copied_N = _copied(content_N, measure_N, max_side) if write == "jpeg" and not all(measure_N) else [None] * len(task)
-    for copied, content, measure in zip(copied_N, content_N, measure_N, strict=True):
-        yield copied or _encode(content, max_side, quality, write, measure)
-
-
-def _read(reader: Reader, sample: Sample) -> bytes | np.ndarray | str:
-    """Return the content of a sample, or the reason why it can't be read."""
-    try:
-        return reader.read(sample)
-    except OSError as error:
-        return error.strerror or str(error)
-    except DataError as error:
-        return str(error)
-
-
-def _encode(
-    content: bytes | np.ndarray | str, max_side: int, quality: int, write: Write, measure: bool
-) -> EncodedImage | str:
-    if isinstance(content, str):
-        return content
-    try:
-        return encode_image(content, max_side, quality, write, measure)
-    except DataError as error:
-        return str(error)
-
-
-def _copied(
-    content_N: Sequence[bytes | np.ndarray | str], measure_N: Sequence[bool], max_side: int
-) -> list[EncodedImage | None]:
-    """Pass through the JPEGs that fit and are whole without doubt, undecoded; None leaves a sample to encode_image."""
-    from fasttrain.dataprep.huffman import (  # here: loaders use this module, too, and start faster without numba
-        are_sound,
-        form,
-    )
-
-    def fitting(content: bytes | np.ndarray | str) -> EncodedImage | None:
-        if not isinstance(content, bytes) or (found := form(content)) is None:
-            return None
-        if max_side and max(found.height, found.width) > max_side:
-            return None
-        upright = not found.has_exif or exif_orientation(content) == 1
-        return EncodedImage(content, found.height, found.width, True, None) if upright else None
-
-    image_N = [None if measure else fitting(content) for content, measure in zip(content_N, measure_N, strict=True)]
-    sound = iter(are_sound([image.stream for image in image_N if image]))
-    return [image if image and next(sound) else None for image in image_N]
+    for sample, measure in task:
+        try:
+            yield encode_image(reader.read(sample), max_side, quality, write, measure, check)
+        except OSError as error:
+            yield error.strerror or str(error)
+        except DataError as error:
+            yield str(error)
 
 
 def _shrink(header: jpeg.JpegHeader | None, max_side: int) -> int:
@@ -209,7 +202,7 @@ def _resized_planes(planes: list[np.ndarray], subsampling: int, max_side: int) -
 
     Whole blocks of colour are averaged first, as every encoder does that halves them.
     """
-    from fasttrain.dataprep.resize import resize_plane  # here: see _copied
+    from fasttrain.dataprep.resize import resize_plane  # here: only shrinking waits for numba
 
     height, width = planes[0].shape
     new_width, new_height = _fitting((width, height), max_side)

@@ -8,7 +8,6 @@ import itertools
 import os
 import pathlib
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -28,7 +27,6 @@ from fasttrain.system.memory import keep_freed_memory
 from fasttrain.system.ordered import stream_in_order
 from fasttrain.system.watch import Watch
 
-_NAMED = 4  # samples in a message
 Encode = Callable[[Reader, Sequence[tuple[Sample, bool]]], Iterable[EncodedImage | str]]
 
 
@@ -50,10 +48,11 @@ def on_this_machine(work: ShardWork, shards: list[PlannedShard], num_workers: in
     used again: mapping fresh memory costs more than reading a file into it.
     """
     keep_freed_memory()
-    reader = WatchedReader(work.reader)
+    watch: Watch[str] = Watch("image", str)
+    reader = WatchedReader(work.reader, watch)
     portions = tasks(reader, shards, work.raw)
     images = stream_in_order(functools.partial(work.encode, reader), portions, _num_bytes, num_workers)
-    with Watch("image", reader.busy) as watch, contextlib.closing(images), ThreadPoolExecutor(1) as recorder:
+    with watch.patrol(), contextlib.closing(images), ThreadPoolExecutor(1) as recorder:
 
         def moved(path: str, reason: str | None) -> None:
             watch.moved()
@@ -61,7 +60,8 @@ def on_this_machine(work: ShardWork, shards: list[PlannedShard], num_workers: in
 
         last: Future[ShardRecord] | None = None
         for planned in shards:
-            written = write_images(work.out, planned, images, work.num_classes, moved)
+            with watch.at(planned.name):
+                written = write_images(work.out, planned, images, work.num_classes, moved)
             if last:
                 yield last.result()
             last = recorder.submit(record_shard, written)
@@ -151,33 +151,18 @@ ENGINES = {"local": on_this_machine, "ray": on_ray}
 
 
 class WatchedReader:
-    """A Reader that knows which samples are being read."""
+    """A Reader whose samples a Watch knows of while they are read."""
 
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-        self._at: dict[int, str] = {}  # by thread
+    def __init__(self, reader: Reader, watch: Watch[str]) -> None:
+        self._reader, self._watch = reader, watch
 
     def read(self, sample: Sample) -> bytes | np.ndarray:
-        self._at[threading.get_ident()] = sample.path
-        try:
+        with self._watch.at(sample.path):
             return self._reader.read(sample)
-        finally:
-            del self._at[threading.get_ident()]
 
     def size(self, sample: Sample) -> int:
-        self._at[threading.get_ident()] = sample.path
-        try:
+        with self._watch.at(sample.path):
             return self._reader.size(sample)
-        finally:
-            del self._at[threading.get_ident()]
-
-    def busy(self) -> str:
-        """Return what is being done, for a line."""
-        names = sorted(set(self._at.copy().values()))
-        if not names:
-            return "decoding, or writing the shard"
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        return f"reading {', '.join(names[:_NAMED])}{more}"
 
 
 SKIPS_SHOWN = 20

@@ -1,17 +1,14 @@
 """What an unfinished conversion keeps in its folder, so that the same command continues it after any interruption.
 
 `conversion.json`, there from the first moment until `manifest.json` is, holds what must not change in between; beside
-each finished shard lies its record (fasttrain.dataprep.shards). The folder is locked while a conversion runs.
+each finished shard lies its record (fasttrain.dataprep.shards). convert.py locks the folder.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +18,6 @@ from fasttrain.system.durable import temporary_path, write_json
 from fasttrain.system.errors import UserError
 
 STATE_FILE = "conversion.json"
-
-
-@contextlib.contextmanager
-def sole_user(out: Path) -> Iterator[None]:
-    """Keep a second conversion out of the folder; the system drops the lock with the process, however it ends.
-
-    A file system without locks gets a warning. Raises UserError if another conversion holds the lock.
-    """
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another conversion is writing here") from None
-        except OSError as error:
-            reason = f"{out} can't be locked ({error.strerror})"
-            print(f"warning: {reason}: two processes could write here at once", file=sys.stderr, flush=True)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def finished_manifest(out: Path, settings: dict[str, Any]) -> Manifest | None:

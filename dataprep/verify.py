@@ -185,13 +185,13 @@ def _check(config: VerifyConfig, manifest: Manifest, parts: list[Part], problems
     """Check parts in worker processes; add their problems, return the names of the shards whose parts have none."""
     check = functools.partial(check_part, config.out, len(manifest.classes))
     counts = [part.stop - part.start if part.start >= 0 else 0 for part in parts]
-    faulty, done = set(), 0
-    watch = Watch("part", lambda: f"checking {parts[min(done, len(parts) - 1)].shard.name}")
+    faulty = set()
+    watch: Watch[str] = Watch("part", str)
     results = map_in_order(check, parts, 0 if config.workers == "auto" else config.workers)
-    with watch, contextlib.closing(results), progress(sum(counts)) as advance:
-        for part, count, found in zip(parts, counts, results, strict=True):
-            watch.moved()
-            done += 1
+    with watch.patrol(), contextlib.closing(results), progress(sum(counts)) as advance:
+        for part, count in zip(parts, counts, strict=True):
+            with watch.at(part.shard.name):
+                found = next(results)
             problems += found
             if found:
                 faulty.add(part.shard.name)

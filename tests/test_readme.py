@@ -1,8 +1,16 @@
 """The README tells the truth: every room is in its tree, every option it shows exists."""
 
+import dataclasses
 import re
 
 from support.commands import ROOT
+
+from fasttrain.config import make_config
+from fasttrain.dataprep.convert import ConvertConfig
+from fasttrain.dataprep.verify import VerifyConfig
+from fasttrain.evaluate import EvaluateConfig
+from fasttrain.report import ReportConfig
+from fasttrain.system.options import flat
 
 README = (ROOT / "README.md").read_text()
 
@@ -24,8 +32,8 @@ FOREIGN = {"nproc-per-node", "nodes", "gpus-per-node", "build"}
 
 
 def test_every_option_shown_exists():
-    known = set()
-    for path in ("fasttrain/config.py", "fasttrain/evaluate.py", "dataprep/convert.py", "dataprep/verify.py"):
-        known |= {name.replace("_", "-") for name in re.findall(r"^    (\w+): ", (ROOT / path).read_text(), re.M)}
+    known = {name.replace("_", "-") for name in flat(make_config())}
+    for command in (EvaluateConfig, ReportConfig, ConvertConfig, VerifyConfig):
+        known |= {field.name.replace("_", "-") for field in dataclasses.fields(command)}
     shown = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", README)) - {"help"} - FOREIGN
     assert shown <= known

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from fasttrain.formats.writer import ShardWriter
-from fasttrain.system.durable import publish
 from fasttrain.system.errors import DataError
 
 VERSION = 2
@@ -85,10 +84,7 @@ class BetonWriter(ShardWriter):
         self._file.write(self._allocations[: self.num_samples].tobytes())
         self._file.seek(0)
         self._file.write(header.tobytes() + _FIELDS.tobytes() + self._samples.tobytes())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        publish(self._temporary, self._path)
+        self._new.publish()
 
 
 class BetonReader:

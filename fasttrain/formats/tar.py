@@ -11,7 +11,7 @@ import tarfile
 from pathlib import Path
 
 from fasttrain.formats.writer import ShardWriter
-from fasttrain.system.durable import publish, temporary_path
+from fasttrain.system.durable import replace_file
 from fasttrain.system.errors import DataError
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
@@ -56,21 +56,11 @@ class TarShardWriter(ShardWriter):
     def finish(self) -> None:
         """Write the end mark and the index, make both durable, and give them their names, the shard last."""
         self._file.write(_END)
-        index = temporary_path(index_path(self._path))
-        with open(index, "w", encoding="ascii") as file:
-            file.writelines(f"{line}\n" for line in (f"{_INDEX_VERSION} {self.num_samples}", *self._lines))
-            file.flush()
-            os.fsync(file.fileno())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        publish(index, index_path(self._path))
-        publish(self._temporary, self._path)
-
-    def discard(self) -> None:
-        """Remove the temporary files."""
-        super().discard()
-        temporary_path(index_path(self._path)).unlink(missing_ok=True)
+        lines = (f"{_INDEX_VERSION} {self.num_samples}", *self._lines)
+        replace_file(
+            index_path(self._path), lambda file: file.writelines(f"{line}\n".encode("ascii") for line in lines)
+        )
+        self._new.publish()
 
 
 def read_index(path: Path) -> list[dict[str, tuple[int, int]]]:

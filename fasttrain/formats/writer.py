@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 from abc import ABC, abstractmethod
@@ -10,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from fasttrain.system.durable import temporary_path
+from fasttrain.system.durable import NewFile
 
 _HAND_OVER_BYTES = 1 << 24
 _SYNC_FILE_RANGE_WRITE = 2  # of Linux' fcntl.h: start, and wait for nothing; other systems lack the call
@@ -33,10 +32,10 @@ class ShardWriter(ABC):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the temporary file."""
         self._path = Path(path)
-        self._temporary = temporary_path(self._path)
+        self._new = NewFile(self._path, buffering=1 << 20)
+        self._file = self._new.file
         self.num_samples = 0
         self._handed_over = 0
-        self._file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by finish or discard
 
     @abstractmethod
     def write(self, stream: bytes, height: int, width: int, label: int, raw: bool = False) -> None:
@@ -63,12 +62,6 @@ class ShardWriter(ABC):
             self._handed_over = num_bytes
             _sync_file_range(self._file.fileno(), 0, 0, _SYNC_FILE_RANGE_WRITE)
 
-    def discard(self) -> None:
-        """Remove the temporary file."""
-        with contextlib.suppress(OSError):  # closing writes what is buffered, which fails again on a full disk
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
     def __enter__(self: Writer) -> Writer:
         return self
 
@@ -79,4 +72,4 @@ class ShardWriter(ABC):
             if kind is None and self.num_samples:
                 self.finish()
         finally:
-            self.discard()
+            self._new.discard()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from fasttrain.system import torch_start  # noqa: F401, before all that imports torch
-
-# isort: split
 import pathlib
 
 import torch
@@ -12,10 +9,9 @@ import torch
 from fasttrain.formats.manifest import Manifest, ManifestError
 from fasttrain.input.batch import Batch
 from fasttrain.input.folder_store import FolderStore
-from fasttrain.input.loader import MAX_FAILED_FRACTION, Loader, ThreadLoader
+from fasttrain.input.loader import MAX_FAILED_FRACTION, Loader, LoaderError, ThreadLoader
 from fasttrain.input.order import Order
 from fasttrain.input.prefetch import prefetched
-from fasttrain.input.stall import LoaderError
 from fasttrain.input.stores import ShardStore, Store
 from fasttrain.input.tar_store import TarStore
 

@@ -90,9 +90,8 @@ class DaliLoader(ThreadLoader):
     def _all_sound(self, placed: list[Placed], streams: list[np.ndarray]) -> bool:
         """Also what reads the streams' pages in, sample by sample, so that slow storage is seen to move."""
         for sample, stream in zip(placed, streams, strict=True):
-            self._watch.begin(sample.number)
-            sound = looks_sound(stream)
-            self._watch.end()
+            with self._watch.at(sample.number):
+                sound = looks_sound(stream)
             if not sound:
                 return False
         return True

@@ -9,10 +9,8 @@ from typing import NamedTuple, cast
 import numpy as np
 from PIL import Image
 
-from fasttrain.dataprep.sources.folder import scan_folder
-from fasttrain.dataprep.sources.kinds import fingerprint
 from fasttrain.formats import jpeg
-from fasttrain.formats.folder import read_regular
+from fasttrain.formats.folder import folder_fingerprint, list_folder, read_regular
 from fasttrain.formats.image import decode_rgb, exif_orientation, jpeg_header, read_rgb, turned
 from fasttrain.formats.manifest import ManifestError
 from fasttrain.input.stores import Encoded
@@ -40,13 +38,12 @@ class FolderStore:
 
         Raises DataError for a missing folder, one without images, or a split it does not have.
         """
-        source = scan_folder(root)
-        if split not in source.splits:
-            raise ManifestError(f"{root} has no {split!r} split; it has: {', '.join(source.splits)}")
-        self.classes = source.classes
-        self.fingerprint = fingerprint(source)
-        self._root = source.root
-        self._samples = source.splits[split]
+        self.classes, splits = list_folder(root)
+        if split not in splits:
+            raise ManifestError(f"{root} has no {split!r} split; it has: {', '.join(splits)}")
+        self.fingerprint = folder_fingerprint(root, self.classes, splits)
+        self._root = root
+        self._samples = splits[split]
         self._least_side = view_size * LEAST_SIDE_IN_VIEWS
         self.num_samples = len(self._samples)
         self._label_N = np.array([sample.label for sample in self._samples], dtype=np.int64)

@@ -2,7 +2,7 @@
 
 A planner thread walks the epoch's order. For each step it has the pool read the samples' sizes, lays them out in a free
 buffer, and has the pool decode into it. The decoder releases the GIL, so plain threads reach its own speed. Every wait
-ends when nothing moves any more (stall.py), a worker's exception is raised where the batch is asked for, and buffers
+ends when nothing moves any more (watch.py), a worker's exception is raised where the batch is asked for, and buffers
 are made once and used again.
 """
 
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from fasttrain.input.batch import Batch
 from fasttrain.input.order import Order
-from fasttrain.input.stall import STALL_SECONDS, LoaderError, Watch, poll_seconds
 from fasttrain.input.stores import Encoded, Store
-from fasttrain.system.errors import DataError
+from fasttrain.system.errors import DataError, RunError
+from fasttrain.system.watch import STALL_SECONDS, Watch, poll_seconds
 from fasttrain.system.workers import Workers
 
 AHEAD = 3  # batches decoded ahead of the one in use
@@ -32,6 +32,10 @@ MAX_FAILED_FRACTION = 0.01  # of the samples asked for so far; above it training
 MIN_FAILED = 10  # … but not for fewer failures than this
 NAMED_FAILURES = 20  # are printed; all are counted
 MAX_ATTEMPTS = 20
+
+
+class LoaderError(RunError):
+    """Decoding fails too often, or has stopped."""
 
 
 class Loader(Protocol):
@@ -96,7 +100,7 @@ class ThreadLoader:
         self._free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         for _ in range(AHEAD + 1):
             self._free.put(self._new_buffer(1))
-        self._lock, self._watch = threading.Lock(), Watch(store.name)
+        self._lock, self._watch = threading.Lock(), Watch("sample", store.name, LoaderError)
         self._stop = threading.Event()
 
     def state_dict(self) -> dict[str, int]:
@@ -195,26 +199,23 @@ class ThreadLoader:
     def _read_or_substitute(self, epoch: int, index: int, attempt: int = 0) -> tuple[int, Encoded]:
         while True:
             chosen = self._order.substitute(epoch, index, attempt) if attempt else index
-            self._watch.begin(chosen)
             try:
-                return chosen, self._store.read(chosen)
+                with self._watch.at(chosen):
+                    return chosen, self._store.read(chosen)
             except (DataError, OSError) as error:
                 self._report(chosen, error)
-            finally:
-                self._watch.end()
             attempt += 1
 
     def _write(self, buffer: Tensor, placed: list[Placed], places: list[int]) -> list[Failed]:
         """Decode some of the batch's samples into its buffer (in host memory)."""
         failed, base = [], buffer.data_ptr()
         for place in places:
-            self._watch.begin(placed[place].number)
+            number, encoded, offset = placed[place]
             try:
-                self._store.write(placed[place].encoded, base + placed[place].offset)
+                with self._watch.at(number):
+                    self._store.write(encoded, base + offset)
             except DataError as error:
                 failed.append(Failed(place, error))
-            finally:
-                self._watch.end()
         return failed
 
     def _report(self, index: int, error: Exception) -> None:

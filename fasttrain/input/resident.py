@@ -15,11 +15,18 @@ import torch
 from torch import Tensor
 
 from fasttrain.input.batch import Batch
-from fasttrain.input.loader import MAX_ATTEMPTS, MAX_FAILED_FRACTION, MIN_FAILED, too_many_failed, warn_of_failed
+from fasttrain.input.loader import (
+    MAX_ATTEMPTS,
+    MAX_FAILED_FRACTION,
+    MIN_FAILED,
+    LoaderError,
+    too_many_failed,
+    warn_of_failed,
+)
 from fasttrain.input.order import Order
-from fasttrain.input.stall import LoaderError, Watch
 from fasttrain.input.stores import Store
 from fasttrain.system.errors import DataError, UserError
+from fasttrain.system.watch import Watch
 from fasttrain.system.workers import Workers
 
 MEMORY_SHARE = 0.5  # of the memory that is free may be taken; the rest is for weights, activations and views
@@ -46,7 +53,7 @@ class ResidentLoader:
         self._label_N = torch.full((store.num_samples,), -1)
         self._height_N, self._width_N = (torch.zeros(store.num_samples, dtype=torch.int32) for _ in range(2))
         self._sound_N = np.ones(store.num_samples, dtype=bool)
-        self._pool, self._watch = Workers(workers), Watch(store.name)
+        self._pool, self._watch = Workers(workers), Watch("sample", store.name, LoaderError)
         try:
             self._over(range(store.num_samples), self._measure)
             readable_N = np.flatnonzero(self._sound_N)
@@ -105,16 +112,14 @@ class ResidentLoader:
 
         def run(task: Sequence[int]) -> None:
             for index in task:
-                self._watch.begin(index)
                 try:
-                    call(index)
+                    with self._watch.at(index):
+                        call(index)
                 except (DataError, OSError) as error:
                     self._sound_N[index] = False
                     name, reason = self._store.name(index), str(error)
                     self.failed[name] = reason
                     warn_of_failed(len(self.failed), name, reason)
-                finally:
-                    self._watch.end()
 
         futures = [self._pool.submit(run, samples[at : at + _TASK]) for at in range(0, len(samples), _TASK)]
         for future in futures:

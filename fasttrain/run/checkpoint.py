@@ -16,14 +16,14 @@ from typing import BinaryIO, NamedTuple
 
 import torch
 
-from fasttrain.system.durable import publish, replace_file
+from fasttrain.system.durable import publish, replace_file, temporary_path
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.memory import is_full_memory
 
 FORMAT = 2
 # What loading a state into networks or an optimizer raises where it is one of others.
 UNFIT = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)
-BEST = "best.pt"
+BEST, ANY_STEP = "best.pt", "step-*.pt"
 SEAL = re.compile(rb"sha256 ([0-9a-f]{64})\n")
 SEAL_BYTES = 72
 READ_BYTES = 1 << 20
@@ -47,7 +47,7 @@ def checkpoint_path(folder: pathlib.Path, step: int) -> pathlib.Path:
 
 def saved_checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
     """The checkpoints in a folder, newest first."""
-    return sorted(folder.glob("step-*.pt"), reverse=True)
+    return sorted(folder.glob(ANY_STEP), reverse=True)
 
 
 def save_checkpoint(folder: pathlib.Path, state: dict, keep_last: int) -> pathlib.Path:
@@ -65,7 +65,8 @@ def save_checkpoint(folder: pathlib.Path, state: dict, keep_last: int) -> pathli
         raise CheckpointError(f"checkpoint {path} can't be written: {error}; the last good one: {good}") from error
     # One of a later step is none that this run has written or read: it must not push out those that are good.
     too_old = [other for other in saved_checkpoints(folder) if other.name <= path.name][keep_last:] if keep_last else []
-    for useless in (*too_old, *folder.glob("step-*.tmp")):  # the latter: of a process that was killed while saving
+    unfinished = folder.glob(temporary_path(pathlib.Path(ANY_STEP)).name)
+    for useless in (*too_old, *unfinished):  # the latter: of a process that was killed while saving
         useless.unlink(missing_ok=True)
     return path
 
@@ -103,7 +104,7 @@ def keep_best(folder: pathlib.Path, step: int) -> None:
 
 
 def _linked(path: pathlib.Path, best: pathlib.Path) -> bool:
-    temporary = best.with_suffix(".tmp")
+    temporary = temporary_path(best)
     temporary.unlink(missing_ok=True)
     try:
         os.link(path, temporary)

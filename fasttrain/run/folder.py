@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
 import platform
-import sys
 import time
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from fasttrain import __version__
 from fasttrain.run.options import RunOptions
-from fasttrain.system.durable import replace_file
+from fasttrain.system.durable import temporary_path, write_json
 from fasttrain.system.errors import UserError
+from fasttrain.system.lock import Lock, lock
 from fasttrain.system.options import Settings
 
 FORMAT = 2  # of config.json: the options have other names and meanings in each
 LOCK = "lock"
-BEGUN = {LOCK, "config.tmp"}  # all there is in the folder of a run that ended before it had a config.json
+CONFIG = pathlib.Path("config.json")
+BEGUN = {LOCK, temporary_path(CONFIG).name}  # all there is in the folder of a run that ended before it had a config
 RESTARTS = "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"
 PATIENCE_SECONDS = 60.0  # that a run which was told to stop may take to write its checkpoint
 
@@ -33,14 +33,14 @@ def run_path(options: RunOptions) -> pathlib.Path:
     return pathlib.Path(options.run or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
-def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> IO:
+def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> Lock:
     """Make the folder and its config.json, or see that an existing one was made with the same settings.
 
-    fresh moves an existing folder aside first, once in a job: not when its launcher has started it again. Returns an
-    open file: while it is open, no other process can train here. Raises UserError for other settings, a folder that is
+    fresh moves an existing folder aside first, once in a job: not when its launcher has started it again. Returns a
+    lock: while it is held, no other process can train here. Raises UserError for other settings, a folder that is
     no run, or one that another process is training in.
     """
-    path = run / "config.json"
+    path = run / CONFIG
     if run.exists() and not path.exists() and any(file.name not in BEGUN for file in run.iterdir()):
         raise UserError(f"{run} exists and is not a run folder; choose another --run")
     if fresh and run.exists() and not _same_job(path):
@@ -52,8 +52,7 @@ def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> IO:
         if changed := settings.differences(read_settings(path)):
             raise UserError(f"{run} has other settings: {'; '.join(changed)}; use another --run, or --fresh")
         return claim
-    content = {"format": FORMAT, "config": settings.values, "environment": environment(), "job": job()}
-    replace_file(path, lambda file: file.write(f"{json.dumps(content, indent=1)}\n".encode()))
+    write_json(path, {"format": FORMAT, "config": settings.values, "environment": environment(), "job": job()})
     return claim
 
 
@@ -92,27 +91,9 @@ def _same_job(path: pathlib.Path) -> bool:
     return False
 
 
-def _claim(run: pathlib.Path) -> IO:
-    """Lock the folder for this process; the system drops the lock with it, however it ends.
-
-    A run that was told to stop may still be writing its checkpoint when it is started again, so this waits for a while.
-    A file system without locks gets a warning. Raises UserError if another process keeps the lock.
-    """
-    file = open(run / LOCK, "w")  # noqa: SIM115 - the lock lasts as long as it is open
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.close()
-                raise UserError(f"another process is training in {run}") from None
-            time.sleep(0.2)
-        except OSError as error:
-            reason = f"{run} can't be locked ({error.strerror})"
-            print(f"warning: {reason}: two processes could write here at once", file=sys.stderr, flush=True)
-            return file
+def _claim(run: pathlib.Path) -> Lock:
+    """Lock the folder. A run that was told to stop may still be writing its checkpoint when it is started again."""
+    return lock(run / LOCK, f"another process is training in {run}", PATIENCE_SECONDS)
 
 
 def _free_name(run: pathlib.Path) -> pathlib.Path:

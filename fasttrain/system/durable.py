@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import pathlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def replace_file(path: pathlib.Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file under a temporary name (its suffix is .tmp), flush it to the disk, and rename it.
+class NewFile:
+    """A file that is written under a temporary name in the same folder until it is whole."""
+
+    def __init__(self, path: Path, buffering: int = -1) -> None:
+        """Open the temporary file, as `file`; buffering: as for open()."""
+        self._path, self._temporary = path, temporary_path(path)
+        self.file: BinaryIO = open(self._temporary, "wb", buffering)  # noqa: SIM115 - closed by publish or discard
+
+    def publish(self) -> None:
+        """Flush it to the disk and give it its name, in place of an older one. Raises OSError."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        publish(self._temporary, self._path)
+
+    def discard(self) -> None:
+        """Remove the temporary file; nothing once it has its name."""
+        with contextlib.suppress(OSError):  # closing writes what is buffered, which fails again on a full disk
+            self.file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a new file, and put it in the place of an older one.
 
     Raises what `write` does, and OSError; the temporary file is then gone and the old one is still there.
     """
-    temporary = path.with_suffix(".tmp")
+    new = NewFile(path)
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(temporary, path)
-    except Exception:
-        temporary.unlink(missing_ok=True)
-        raise
+        write(new.file)
+        new.publish()
+    finally:
+        new.discard()
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file atomically: after a crash at any moment the file is absent, old or new, never half."""
-    temporary = temporary_path(path)
-    try:
-        with open(temporary, "w", encoding="ascii") as file:
-            json.dump(value, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        publish(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Write a JSON file as replace_file does."""
+    replace_file(path, lambda file: file.write(f"{json.dumps(value, indent=1)}\n".encode("ascii")))
 
 
 def temporary_path(path: Path) -> Path:

@@ -1,49 +1,108 @@
-"""Says when nothing has been finished for a while, and what is being read meanwhile. It ends nothing.
+"""Says when nothing moves, and who is at what meanwhile; ends a wait, where that is wanted, but not for slow storage.
 
-A conversion may well wait for slow storage, or for a mount that comes back in an hour; but a person should know.
+As long as something is finished now and then, storage may be as slow as it likes. When nothing is for WARN_SECONDS, a
+line says so. A conversion may well wait longer, for a mount that comes back in an hour; training raises an error after
+STALL_SECONDS.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Generic, TypeVar
 
-WARN_SECONDS = 10.0
-_NAMED = 4  # samples in a message
+from fasttrain.system.errors import RunError
+
+WARN_SECONDS = 10.0  # without anything finished: a line on stderr
+STALL_SECONDS = 60.0  # … an error; a network mount that fails over has come back by then
+_NAMED = 4  # tasks in a message
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
-class Watch:
-    """While it is entered, a thread prints a line on stderr whenever nothing was finished for WARN_SECONDS."""
+class Watch(Generic[Task]):
+    """Which tasks threads are at, and when one was last finished."""
 
-    def __init__(self, unit: str, busy: Callable[[], str]) -> None:
-        """unit: what is finished, one by one; busy: what is being done, for the line."""
-        self._unit, self._busy = unit, busy
+    def __init__(self, unit: str, name: Callable[[Task], str], error: type[RunError] | None = None) -> None:
+        """unit: what is finished, one by one. name: how a message calls a task. error: ends a wait; None waits on."""
+        self.stalled = False  # a wait has ended in an error: whoever hangs is not worth another wait
+        self._unit, self._name, self._error = unit, name, error
+        self._at: dict[object, Task] = {}
         self._moved = time.monotonic()
-        self._ended = threading.Event()
+        self._warned = 0.0  # the value of _moved that a warning was about
+
+    @contextlib.contextmanager
+    def at(self, task: Task) -> Iterator[None]:
+        """Meanwhile this thread is at a task, which is then done, well or not; perhaps as a part of another."""
+        place = object()
+        self._at[place] = task
+        try:
+            yield
+        finally:
+            del self._at[place]
+            self.moved()
 
     def moved(self) -> None:
         """Something is finished."""
         self._moved = time.monotonic()
 
-    def _look(self) -> None:
-        warned = 0.0
-        while not self._ended.wait(WARN_SECONDS / 10):
-            moved = self._moved
-            idle = time.monotonic() - moved
-            if idle > WARN_SECONDS and warned < moved:
-                warned = moved
-                line = f"warning: no {self._unit} finished for {idle:.0f} s, still waiting: {self._busy()}"
-                print(line, file=sys.stderr, flush=True)
+    @contextlib.contextmanager
+    def patrol(self) -> Iterator[None]:
+        """Meanwhile a thread warns: for those who wait in calls of others."""
+        ended = threading.Event()
 
-    def __enter__(self) -> Watch:
+        def walk() -> None:
+            while not ended.wait(poll_seconds()):
+                self._warn(self._moved)
+
         self.moved()
-        threading.Thread(target=self._look, daemon=True).start()
-        return self
+        threading.Thread(target=walk, daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
+    def result(self, future: Future[Result]) -> Result:
+        """What a worker returns or raises. Raises the watch's error when all of them have stopped."""
+        since = time.monotonic()
+        while True:
+            try:
+                return future.result(poll_seconds())
+            except FutureTimeout:
+                if future.done():  # the worker itself raised it, or has just finished
+                    return future.result()
+                self.check(since)
+
+    def check(self, since: float) -> None:
+        """Warn or raise, for one who has waited since that time of the monotonic clock."""
+        moved = max(self._moved, since)
+        if self._error and time.monotonic() - moved > STALL_SECONDS:
+            self.stalled = True
+            hangs = "storage or a worker hangs"
+            raise self._error(f"no {self._unit} for {STALL_SECONDS:.0f} s: {hangs}{self._places()}")
+        self._warn(moved)
+
+    def _warn(self, moved: float) -> None:
+        idle = time.monotonic() - moved
+        if idle > WARN_SECONDS and self._warned < moved:
+            self._warned = moved
+            ends = f" (the run ends after {STALL_SECONDS:.0f})" if self._error else ""
+            print(f"warning: no {self._unit} for {idle:.0f} s{ends}{self._places()}", file=sys.stderr, flush=True)
+
+    def _places(self) -> str:
+        tasks = sorted(set(map(self._name, self._at.copy().values())))
+        if not tasks:
+            return ""
+        more = f" and {len(tasks) - _NAMED} more" if len(tasks) > _NAMED else ""
+        return f", at {', '.join(tasks[:_NAMED])}{more}"
+
+
+def poll_seconds() -> float:
+    """How often a wait looks whether anything moves."""
+    return min(WARN_SECONDS, STALL_SECONDS) / 10

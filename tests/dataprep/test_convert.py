@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fasttrain.dataprep import convert, state
+from fasttrain.dataprep import convert
 from fasttrain.dataprep.plan import plan_shards
 from fasttrain.dataprep.sources.folder import scan_folder
 from fasttrain.dataprep.sources.kinds import fingerprint
@@ -27,6 +27,7 @@ from fasttrain.formats.beton import BetonReader
 from fasttrain.formats.listing import Listing, Sample
 from fasttrain.formats.manifest import Manifest, ManifestError
 from fasttrain.system.errors import RunError
+from fasttrain.system.lock import lock
 
 ROOT = Path(convert.__file__).resolve().parents[1]
 
@@ -426,7 +427,7 @@ def test_full_disk(slow_source: Path, whole_conversion: Path, tmp_path: Path) ->
 
 def test_two_conversions_into_one_folder(source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
-    with state.sole_user(tmp_path / "out"):
+    with lock(tmp_path / "out", "held"):
         assert run(source, tmp_path / "out") == 2
     assert "another conversion is writing here" in capfd.readouterr().err
 

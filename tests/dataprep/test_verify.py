@@ -164,7 +164,7 @@ def test_storage_that_hangs_is_named(
     monkeypatch.setattr(verify, "map_in_order", slow)
     assert verify.main([str(sound)]) == 0
     name = shard(sound, 1).name
-    assert capfd.readouterr().err == f"warning: no part finished for 0 s, still waiting: checking {name}\n"
+    assert capfd.readouterr().err == f"warning: no part for 0 s, at {name}\n"
 
 
 def test_manifest_names_the_index(sound: Path) -> None:

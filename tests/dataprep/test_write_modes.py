@@ -1,5 +1,6 @@
 """--write raw and smart: pixels in .beton shards, read by the project's loader and by stock FFCV alike."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,10 @@ from PIL import Image
 
 from fasttrain.dataprep import convert
 from fasttrain.dataprep.encode import SMART_FACTOR, encode_image
+from fasttrain.dataprep.plan import MEASURED_AT_LEAST
 from fasttrain.formats.beton import MODE_JPG, MODE_RAW, BetonReader
+from fasttrain.formats.image import ImageError
+from fasttrain.formats.manifest import Manifest
 from fasttrain.input import open_dataset
 
 RNG = np.random.default_rng(0)
@@ -83,13 +87,51 @@ def test_gray_and_turned_images_are_stored_as_rgb() -> None:
     assert gray.stream == np.repeat(IMAGES[0][:, :, :1], 3, 2).tobytes()
 
 
-def test_unmeasured_images_are_still_checked(tmp_path: Path) -> None:
-    from fasttrain.formats.image import ImageError
+def as_jpeg(pixels_HW3: np.ndarray, **options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels_HW3).save(stream, "JPEG", **options)
+    return stream.getvalue()
 
-    Image.fromarray(np.tile(IMAGES[0], (8, 8, 1))).save(tmp_path / "a.jpg")
-    data = (tmp_path / "a.jpg").read_bytes()
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_unmeasured_images_are_still_checked(progressive: bool) -> None:
+    data = as_jpeg(np.tile(IMAGES[0], (8, 8, 1)), progressive=progressive)
     encoded = encode_image(data, 0, 90, measure=False)
     assert encoded.stream is data
     assert encoded.pixels is None
     with pytest.raises(ImageError, match="truncated"):
         encode_image(data[: len(data) - 200], 0, 90, measure=False)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_without_a_check_only_headers_are_read(progressive: bool) -> None:
+    pixels_HW3 = np.tile(IMAGES[0], (8, 8, 1))
+    data = as_jpeg(pixels_HW3, quality=95, progressive=progressive)
+    damaged = data[: len(data) - 200]
+    encoded = encode_image(damaged, 0, 90, measure=False, check="none")
+    assert encoded.stream is damaged
+    assert (encoded.height, encoded.width) == pixels_HW3.shape[:2]
+    for decoded in ({"measure": True}, {"max_side": 50}, {"write": "raw"}, {"write": "smart"}):
+        with pytest.raises(ImageError, match="truncated"):
+            encode_image(damaged, **{"max_side": 0, "quality": 90, "measure": False, "check": "none", **decoded})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = as_jpeg(pixels_HW3, exif=exif)
+    assert not encode_image(turned, 0, 90, measure=False, check="none").passed_through
+
+
+def test_the_check_is_a_setting_of_the_conversion(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "source").mkdir()
+    count = 2 * MEASURED_AT_LEAST  # every second one is measured, and so decoded in any case
+    for i in range(count):
+        data = as_jpeg(IMAGES[i % 6], comment=f"{i}")
+        (tmp_path / "source" / f"{i:03d}.jpg").write_bytes(data[: len(data) - 200])
+    arguments = [str(tmp_path / "source"), str(tmp_path / "out"), "--check"]
+    assert convert.main([*arguments, "none"]) == 3
+    manifest = Manifest.load(tmp_path / "out")
+    assert manifest.settings["check"] == "none"
+    assert manifest.num_samples("train") == len(manifest.skipped) == count // 2
+    assert convert.main([*arguments, "decode"]) == 2
+    assert "other settings: check" in capfd.readouterr().err
+    assert convert.main([arguments[0], str(tmp_path / "checked")]) == 2
+    assert "no image of the train split can be read" in capfd.readouterr().err

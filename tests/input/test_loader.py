@@ -11,7 +11,8 @@ from support.loading import Numbers, images, indices
 from fasttrain.dataprep.verify import main as verify
 from fasttrain.formats.beton import BetonReader
 from fasttrain.formats.image import read_rgb
-from fasttrain.input import LoaderError, Order, ThreadLoader, open_dataset, stall
+from fasttrain.input import LoaderError, Order, ThreadLoader, open_dataset
+from fasttrain.system import watch
 from fasttrain.system.errors import DataError
 
 
@@ -133,8 +134,8 @@ def test_an_unexpected_error_of_a_worker_is_raised_where_batches_are_asked_for()
 
 @pytest.mark.parametrize("where", ["read", "write", "a replacement"])
 def test_a_hanging_worker_is_named_and_then_an_error(monkeypatch, capfd, where):
-    monkeypatch.setattr(stall, "WARN_SECONDS", 0.2)
-    monkeypatch.setattr(stall, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(watch, "WARN_SECONDS", 0.2)
+    monkeypatch.setattr(watch, "STALL_SECONDS", 1.0)
     release = threading.Event()
     store = Numbers(100, broken=[7] if where == "a replacement" else ())
     hanging = Order(100, 10).substitute(0, 7, 1) if where == "a replacement" else 7
@@ -165,8 +166,8 @@ def test_a_hanging_worker_is_named_and_then_an_error(monkeypatch, capfd, where):
 
 @pytest.mark.parametrize("method", ["read", "write"])
 def test_storage_may_be_slower_than_any_limit_as_long_as_it_moves(monkeypatch, method):
-    monkeypatch.setattr(stall, "WARN_SECONDS", 0.3)
-    monkeypatch.setattr(stall, "STALL_SECONDS", 0.6)
+    monkeypatch.setattr(watch, "WARN_SECONDS", 0.3)
+    monkeypatch.setattr(watch, "STALL_SECONDS", 0.6)
     store = Numbers(40)
     call = getattr(store, method)
     setattr(store, method, lambda *rest: (time.sleep(0.05), call(*rest))[1])
@@ -176,8 +177,8 @@ def test_storage_may_be_slower_than_any_limit_as_long_as_it_moves(monkeypatch, m
 
 
 def test_a_slow_training_step_is_no_stall(monkeypatch, capfd):
-    monkeypatch.setattr(stall, "WARN_SECONDS", 0.1)
-    monkeypatch.setattr(stall, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(watch, "WARN_SECONDS", 0.1)
+    monkeypatch.setattr(watch, "STALL_SECONDS", 0.3)
     reader = ThreadLoader(Numbers(60), Order(60, 10), 2)
     for _ in reader.epoch(0):
         time.sleep(0.4)

@@ -20,9 +20,10 @@ from fasttrain.dataprep.convert import main as convert
 from fasttrain.formats.beton import BetonReader
 from fasttrain.formats.image import read_rgb
 from fasttrain.formats.tar import TarShardWriter
-from fasttrain.input import LoaderError, Order, ThreadLoader, loader, open_dataset, open_loader, resident, stall
+from fasttrain.input import LoaderError, Order, ThreadLoader, loader, open_dataset, open_loader, resident
 from fasttrain.input.folder_store import FolderStore, shrink_factor
 from fasttrain.input.prefetch import prefetched, used_pixels
+from fasttrain.system import watch
 from fasttrain.system.errors import DataError, UserError
 
 CPU = torch.device("cpu")
@@ -147,7 +148,7 @@ def test_resident_raises_what_a_worker_raises(method, error):
 
 
 def test_resident_does_not_hang_with_its_storage(monkeypatch):
-    monkeypatch.setattr(stall, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(watch, "STALL_SECONDS", 0.5)
     release = threading.Event()
     with pytest.raises(LoaderError, match="hangs"):
         open_loader(Numbers(50, slow=release), Order(50, 10), 2, "resident")
@@ -357,13 +358,6 @@ def test_importing_the_loader_leaves_slow_packages_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
-
-
-@pytest.mark.parametrize("collecting", [True, False])
-def test_importing_the_loader_leaves_garbage_collection_as_it_was(collecting):
-    code = f"import gc; gc.{'enable' if collecting else 'disable'}(); import fasttrain.input; print(gc.isenabled())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.stdout.strip() == str(collecting), done.stderr
 
 
 def test_a_slow_consumer_gets_batches_that_stay_as_they_are():

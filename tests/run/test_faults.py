@@ -1,6 +1,7 @@
 """What goes wrong on machines: killed processes, power cuts, full disks, full memory, lost ranks."""
 
 import os
+import pathlib
 import random
 import signal
 import stat
@@ -84,16 +85,24 @@ def test_killed_between_checkpoints_the_steps_since_are_done_again_to_the_bit(un
 
 
 class PowerCut(BaseException):
-    """Ends a save where it stands: nothing that would tidy up is run."""
+    """Ends a save where it stands."""
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """What raises PowerCut and lets nothing be tidied up until monkeypatch.undo()."""
+
+    def cut(*_arguments):
+        monkeypatch.setattr(pathlib.Path, "unlink", lambda *_arguments, **_options: None)
+        raise PowerCut
+
+    return cut
 
 
 @pytest.mark.parametrize("point", ["write", "fsync", "replace", "flush_folder"])
-def test_power_cut_while_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch, point):
+def test_power_cut_while_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch, cut, point):
     state = {"step": 1, "weights": torch.arange(5000.0)}
     save_checkpoint(tmp_path, state, 2)
-
-    def cut(*_arguments):
-        raise PowerCut
 
     def half(_state, file):
         file.write(b"PK" * 700)
@@ -111,6 +120,7 @@ def test_power_cut_while_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch,
     monkeypatch.undo()
     newest = load_newest(tmp_path).state
     assert newest["step"] == (2 if point == "flush_folder" else 1)
+    assert bool(list(tmp_path.glob("*.tmp"))) == (point != "flush_folder")
     assert torch.equal(newest["weights"], state["weights"])
     save_checkpoint(tmp_path, {**state, "step": 3}, 2)
     assert not list(tmp_path.glob("*.tmp"))
@@ -133,12 +143,9 @@ def test_what_is_renamed_is_on_the_disk_first(tmp_path, monkeypatch):
     assert calls == ["fsync", "replace", "fsync"]
 
 
-def test_power_cut_while_old_metrics_are_removed_leaves_all_of_them(tmp_path, monkeypatch):
+def test_power_cut_while_old_metrics_are_removed_leaves_all_of_them(tmp_path, monkeypatch, cut):
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 9)))
-
-    def cut(*_arguments):
-        raise PowerCut
 
     for point in ("fsync", "replace"):
         monkeypatch.setattr(os, point, cut)

@@ -17,6 +17,7 @@ from fasttrain.config import make_config
 from fasttrain.run import resume
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.folder import prepare
+from fasttrain.system.durable import temporary_path
 from fasttrain.system.options import Settings
 from fasttrain.train import main
 
@@ -182,7 +183,7 @@ def test_a_run_that_ended_before_it_had_a_config_can_begin(tmp_path, shards):
     run = tmp_path / "run"
     run.mkdir()
     (run / "lock").touch()
-    (run / "config.tmp").write_text('{"config": {')
+    temporary_path(run / "config.json").write_text('{"config": {')
     assert train(shards, run, "--max-steps", 1) == 0
     assert json.loads((run / "config.json").read_text())["config"]["dim"] == 16
-    assert not (run / "config.tmp").exists()
+    assert not temporary_path(run / "config.json").exists()

@@ -132,7 +132,7 @@ def test_storage_that_hangs_is_named(
     monkeypatch.setattr(os, "read", hanging)
     assert convert.main([str(tmp_path), str(tmp_path.parent / "hangs-out"), "--workers", "1"]) == 0
     lines = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
-    assert lines == ["warning: no image finished for 0 s, still waiting: reading 3.jpg"]
+    assert lines == ["warning: no image for 0 s, at 3.jpg, train-00000.beton"]
     assert Manifest.load(tmp_path.parent / "hangs-out").num_samples("train") == 6
 
 
@@ -140,11 +140,12 @@ def test_a_watch_is_quiet_while_something_moves(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(watch, "WARN_SECONDS", 0.5)
-    with watch.Watch("image", lambda: "nothing") as moving:
+    moving = watch.Watch("image", str)
+    with moving.patrol():
         for _ in range(12):
             time.sleep(0.1)
             moving.moved()
     assert capfd.readouterr().err == ""
-    with watch.Watch("image", lambda: "reading"):
+    with moving.patrol(), moving.at("a.jpg"):
         time.sleep(1.5)
-    assert capfd.readouterr().err == "warning: no image finished for 1 s, still waiting: reading\n"
+    assert capfd.readouterr().err == "warning: no image for 1 s, at a.jpg\n"

@@ -1,0 +1,56 @@
+"""Locks that keep a second process out of a folder; the system drops them with the process, however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+import weakref
+from pathlib import Path
+from types import TracebackType
+
+from fasttrain.system.errors import UserError
+
+_EVERY = 0.2  # seconds between two tries
+
+
+class Lock:
+    """Is held until close(), the end of a `with` block, or until nothing refers to it any more."""
+
+    def __init__(self, descriptor: int) -> None:
+        """descriptor: of an open file or folder that is locked; becomes this object's own."""
+        self.close = weakref.finalize(self, os.close, descriptor)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def lock(path: Path, taken: str, patience: float = 0.0) -> Lock:
+    """Lock a folder for this process.
+
+    path: the folder, or a file in it, which is made: over NFS only files can be locked. A file system without locks
+    gets a warning. Raises UserError, whose text is `taken`, when another process holds it still after `patience`
+    seconds.
+    """
+    is_folder = path.is_dir()
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_WRONLY | os.O_CREAT, 0o666)
+    held = Lock(descriptor)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return held
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise UserError(taken) from None
+            time.sleep(_EVERY)
+        except OSError as error:
+            reason = f"{path if is_folder else path.parent} can't be locked ({error.strerror})"
+            print(f"warning: {reason}: two processes could write here at once", file=sys.stderr, flush=True)
+            return held

@@ -1,0 +1,18 @@
+"""A lock keeps others out until it is closed or forgotten."""
+
+import pytest
+
+from fasttrain.system.errors import UserError
+from fasttrain.system.lock import lock
+
+
+@pytest.mark.parametrize("name", ["", "lock"])
+def test_one_holder_at_a_time(tmp_path, name):
+    with lock(tmp_path / name, "taken"), pytest.raises(UserError, match="taken"):
+        lock(tmp_path / name, "taken")
+    held = lock(tmp_path / name, "taken")
+    held.close()
+    held.close()
+    forgotten = lock(tmp_path / name, "taken")
+    del forgotten
+    lock(tmp_path / name, "taken").close()
