@@ -3,19 +3,18 @@
 import functools
 import os
 import pathlib
-import subprocess
 from collections.abc import Callable
 
 import pytest
 import torch
 from support.commands import CORES
-from support.commands import run_command as run_script
+from support.forks import Done, run_script
 from support.pictures import make_images
 
 if not torch.cuda.is_available():  # before anything imports triton: its kernels then run in Python, on CPU tensors
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-RunCommand = Callable[..., subprocess.CompletedProcess[str]]
+RunCommand = Callable[..., Done]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -63,5 +62,5 @@ def tar_shards(image_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def run_command(tmp_path: pathlib.Path) -> RunCommand:
-    """Run one of the project's commands as a person would, from another folder; returns the finished process."""
+    """Run one of the project's commands as a person would, from another folder; returns how it ended."""
     return functools.partial(run_script, cwd=tmp_path)

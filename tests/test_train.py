@@ -5,18 +5,17 @@ import fcntl
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from PIL import Image
 from support.commands import ROOT, one_line
+from support.forks import finished, with_small_files
+from support.launch import ENDLESS, command, equal, final_state, train, train_on_ranks, wait_for_step
 from support.launch import TINY as SMALL
-from support.launch import equal, final_state, train
 
 from fasttrain.config import make_config
 from fasttrain.formats.beton import BetonReader
@@ -24,6 +23,7 @@ from fasttrain.run import folder
 from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.run.metrics import read_metrics
 from fasttrain.system.options import Settings
+from fasttrain.train import main
 
 
 @pytest.fixture(scope="module", params=["moco", "xmoco"])
@@ -108,34 +108,29 @@ def test_folder_loader_trains_on_plain_files(image_folder, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(shards, tmp_path, number):
     run = tmp_path / "run"
-    command = [sys.executable, ROOT / "fasttrain/train.py", "--data", shards, "--run", run, *SMALL, "--epochs", "5000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not read_metrics(run / "metrics.jsonl") and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.1)
+    words = command(shards, run, *ENDLESS)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    wait_for_step(run, 4, process)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors
     assert f"stopped by {number.name}" in errors
     assert "Traceback" not in errors
     step = final_state(run)["step"]
-    assert step >= 2
-    more = ["--epochs", "5000", "--max-steps", step + 3]
-    assert train(shards, run, *more) == 0
+    assert step >= 4
+    assert train(shards, run, *ENDLESS, "--max-steps", step + 3) == 0
     assert final_state(run)["step"] == step + 3
 
 
 def test_two_processes_train_and_go_on_together(shards, tmp_path):
     run = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
-    words = [str(ROOT / "fasttrain/train.py"), "--data", str(shards), "--run", str(run), *SMALL]
-    words += ["--accumulate", "2", "--knn-every", "2", "--optimizer", "lars"]
+    more = ["--accumulate", "2", "--knn-every", "2", "--optimizer", "lars"]
+    assert [rank.returncode for rank in train_on_ranks(tmp_path, 2, shards, run, *more, "--max-steps", 5)] == [0, 0]
+    words = [str(ROOT / "fasttrain/train.py"), "--data", str(shards), "--run", str(run), *SMALL, *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for more in (["--max-steps", "5"], []):
-        process = subprocess.run(
-            [*torchrun, *words, *more], capture_output=True, text=True, timeout=200, env=environment
-        )
-        assert process.returncode == 0, process.stderr
+    process = subprocess.run([*torchrun, *words], capture_output=True, text=True, timeout=200, env=environment)
+    assert process.returncode == 0, process.stderr
     assert final_state(run)["step"] == 16
     assert "continuing" in process.stderr
     assert load_checkpoint(run / "checkpoints" / "best.pt").state["step"] in (8, 16)
@@ -215,11 +210,8 @@ def test_damaged_config_is_one_clear_line(uninterrupted, shards, tmp_path, capsy
 def test_full_disk_stops_with_the_last_good_checkpoint_kept(shards, tmp_path):
     run = tmp_path / "run"
     assert train(shards, run, "--max-steps", 2) == 0
-    process = subprocess.run(
-        [sys.executable, ROOT / "fasttrain/train.py", "--data", shards, "--run", run, *SMALL, "--checkpoint-every=3"],
-        capture_output=True, text=True, timeout=200,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)),
-    )  # fmt: skip
+    words = ["--data", str(shards), "--run", str(run), *SMALL, "--checkpoint-every=3"]
+    process = finished(tmp_path, with_small_files, 2_000_000, main, words)
     assert process.returncode == 1, process.stderr
     assert "step-000000002.pt" in one_line(process)
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-000000002.pt"]

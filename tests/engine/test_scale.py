@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from support.commands import CORES
+from support.forks import on_ranks, succeed
 from support.launch import final_state, train, train_on_ranks
-from support.ranks import on_ranks, succeed
 from torch import nn
 
 from fasttrain.engine import ranks as dist
@@ -38,7 +38,7 @@ def exactly(folder: pathlib.Path, count: int, shards: pathlib.Path, run: pathlib
     """Train on so many ranks; returns what they wrote to stderr."""
     ended = train_on_ranks(folder, count, shards, run, *EXACT, "--device", "cpu", *more)
     succeed(ended)
-    return "".join(rank.errors for rank in ended)
+    return "".join(rank.stderr for rank in ended)
 
 
 @pytest.fixture(scope="module")

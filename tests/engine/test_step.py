@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 import torch
+from support.forks import on_ranks, succeed
 from support.launch import equal, final_state, train
-from support.ranks import on_ranks, succeed
 from support.steps import build, make, make_without_norm, sample, small, take
 from torch import nn
 

@@ -282,6 +282,7 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
     assert launched == [[x.device]] * 3
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_hopper(tmp_path):
     """What tiles_for promises; in fp32, masks may spill a little."""
     kernels = compiled_for_hopper("similarity", tmp_path)
@@ -296,6 +297,7 @@ def test_kernels_compile_for_hopper(tmp_path):
             assert 2 * shared <= 227 * 1024, (name, label)
 
 
+@pytest.mark.slow
 def test_serialised_products_are_reported(tmp_path):
     """128 × 256 sums in fp32 are more than the registers of 128 threads."""
     script = """

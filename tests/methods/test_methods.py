@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from support.ranks import on_ranks, succeed
+from support.forks import on_ranks, succeed
 from support.steps import build, sample, small
 from torch import nn
 from torch.nn import functional as F

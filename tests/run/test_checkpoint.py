@@ -3,13 +3,12 @@
 import errno
 import hashlib
 import os
-import resource
-import subprocess
-import sys
+import pathlib
 
 import pytest
 import torch
-from support.commands import ROOT
+from support.commands import one_line
+from support.forks import finished, with_small_files
 
 from fasttrain.run.checkpoint import (  # fmt: skip
     FORMAT,
@@ -21,6 +20,7 @@ from fasttrain.run.checkpoint import (  # fmt: skip
     save_checkpoint,
     saved_checkpoints,
 )
+from fasttrain.system.cli import finish
 from fasttrain.system.errors import RunError
 
 
@@ -160,22 +160,15 @@ def test_no_checkpoint_is_none(tmp_path):
     assert load_newest(tmp_path / "nothing") is None
 
 
-def test_full_disk_keeps_the_last_good_one(tmp_path):
-    """A limit on file size stands for the full disk: the write fails halfway."""
-    save_checkpoint(tmp_path, state(1), 3)
-    program = """
-import sys, pathlib, torch
-from fasttrain.run.checkpoint import save_checkpoint
-from fasttrain.system.cli import finish
-folder = pathlib.Path(sys.argv[1])
-sys.exit(finish(lambda: save_checkpoint(folder, {"step": 2, "weights": torch.zeros(4_000_000)}, 1) and 0))
-"""
-    process = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, cwd=ROOT,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
-    )  # fmt: skip
+def _save_a_large_one(folder: pathlib.Path) -> int:
+    return finish(lambda: save_checkpoint(folder, {"step": 2, "weights": torch.zeros(4_000_000)}, 1) and 0)
+
+
+def test_full_disk_keeps_the_last_good_one(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "checkpoints"
+    save_checkpoint(folder, state(1), 3)
+    process = finished(tmp_path, with_small_files, 1_000_000, _save_a_large_one, folder)
     assert process.returncode == 1, process.stderr
-    assert "Traceback" not in process.stderr
-    assert "step-000000001.pt" in process.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["step-000000001.pt"]
-    assert load_newest(tmp_path).state["step"] == 1
+    assert "step-000000001.pt" in one_line(process)
+    assert [p.name for p in folder.iterdir()] == ["step-000000001.pt"]
+    assert load_newest(folder).state["step"] == 1

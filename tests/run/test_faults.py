@@ -6,21 +6,33 @@ import random
 import signal
 import stat
 import subprocess
-import sys
 import time
 
 import psutil
 import pytest
 import torch
-from support.commands import ROOT, one_line
-from support.launch import ENDLESS, command, environment, equal, final_state, launcher, started, train, wait_for_step
+from support.commands import one_line_of
+from support.forks import finished, succeed
+from support.launch import (
+    ENDLESS,
+    command,
+    equal,
+    final_state,
+    launcher,
+    started,
+    train,
+    train_on_ranks,
+    wait_for_step,
+)
 
 from fasttrain.config import make_config
+from fasttrain.engine.step import TrainStep
 from fasttrain.methods.moco import MoCo
 from fasttrain.run import folder
 from fasttrain.run.checkpoint import keep_best, load_newest, save_checkpoint, saved_checkpoints
 from fasttrain.run.metrics import MetricsFile, read_metrics
 from fasttrain.system.options import Settings
+from fasttrain.train import main
 
 STEPS = 16  # of launch.TINY
 
@@ -48,24 +60,23 @@ def test_killed_twice_and_continued_is_bit_identical(uninterrupted, shards, tmp_
     assert not list(run.glob("checkpoints/*.tmp"))
 
 
-KILLED_IN_A_STEP = """
-import os, signal, sys
-from fasttrain import train
-at, real = int(sys.argv.pop(1)), train.TrainStep.__call__
-def step(self, views, step, lr):
-    if step == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, views, step, lr)
-train.TrainStep.__call__ = step
-train.main()
-"""
+def _killed_in(at: int, words: list[str]) -> int:
+    """Train, but die in the middle of a step."""
+    update = TrainStep.update
+
+    def step(self: TrainStep, number: int, lr: float, part: float) -> None:
+        if number == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        update(self, number, lr, part)
+
+    TrainStep.update = step
+    return main(words)
 
 
 def test_killed_between_checkpoints_the_steps_since_are_done_again_to_the_bit(uninterrupted, shards, tmp_path):
     run, rare = tmp_path / "run", ["--checkpoint-every", 6]
     for kill, newest in ((11, 6), (9, 6), (15, 12)):
-        words = [sys.executable, "-c", KILLED_IN_A_STEP, str(kill), *command(shards, run, *rare)[2:]]
-        job = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=100, env=environment())
+        job = finished(tmp_path, _killed_in, kill, command(shards, run, *rare)[2:])
         assert job.returncode == -signal.SIGKILL, job.stderr
         assert final_state(run)["step"] == newest
     assert train(shards, run, *rare) == 0
@@ -162,14 +173,13 @@ def small_disk(tmp_path, uninterrupted):
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_full_disk_ends_with_one_line_and_the_last_checkpoint(small_disk, shards):
+def test_full_disk_ends_with_one_line_and_the_last_checkpoint(small_disk, shards, capsys):
     run = small_disk / "run"
     assert train(shards, run, "--max-steps", 2) == 0
-    words = command(shards, run, "--checkpoint-every", 3)
-    process = subprocess.run(words, capture_output=True, text=True, timeout=200, env=environment())
-    assert process.returncode == 1, process.stderr
-    assert "can't be written" in one_line(process)
-    assert "step-000000002.pt" in one_line(process)
+    assert train(shards, run, "--checkpoint-every", 3) == 1
+    error = one_line_of(capsys.readouterr().err)
+    assert "can't be written" in error
+    assert "step-000000002.pt" in error
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000002.pt"]
 
 
@@ -198,8 +208,7 @@ def test_two_ranks_stop_when_one_is_killed_and_the_run_goes_on(shards, tmp_path)
     assert text.count("lost another process of this job") == 1
     assert "Signal 9 (SIGKILL) received" in text  # torchrun's report of the rank that died
     step = final_state(run)["step"]
-    with started(launcher(shards, run, *ENDLESS, "--max-steps", step + 2), log, PET_NPROC_PER_NODE=2) as job:
-        assert job.wait(100) == 0, log.read_text()
+    succeed(train_on_ranks(tmp_path, 2, shards, run, *ENDLESS, "--max-steps", step + 2))
     assert final_state(run)["step"] == step + 2
 
 

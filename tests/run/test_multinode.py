@@ -106,6 +106,7 @@ def test_two_machines_train_to_the_end(cable, shards, tmp_path):
     assert [entry["step"] for entry in read_metrics(run / "metrics.jsonl")] == list(range(2, 17, 2))
 
 
+@pytest.mark.slow
 def test_a_job_ends_when_a_machine_dies_and_goes_on_from_its_checkpoint(cable, shards, tmp_path):
     run, logs = tmp_path / "run", [tmp_path / "0", tmp_path / "1"]
     with side(0, shards, run, logs[0], *ENDLESS, **elastic(0)) as a:
@@ -119,6 +120,7 @@ def test_a_job_ends_when_a_machine_dies_and_goes_on_from_its_checkpoint(cable, s
     assert final_state(run)["step"] == step + 2
 
 
+@pytest.mark.slow
 def test_a_job_ends_on_both_sides_when_the_cable_is_cut(cable, shards, tmp_path):
     """Nothing tells the connections, and both sides would wait for ten minutes."""
     run, logs = tmp_path / "run", [tmp_path / "0", tmp_path / "1"]
@@ -150,6 +152,7 @@ def stop(run, jobs, logs):
     assert f"stopped by SIGUSR1 at step {final_state(run)['step']};" in "".join(log.read_text() for log in logs)
 
 
+@pytest.mark.slow
 def test_a_machine_that_died_may_come_back(cable, shards, tmp_path):
     """With a restart left, the survivor waits for the other to be started again; both go on from the checkpoint."""
     run, logs = tmp_path / "run", [tmp_path / name for name in "012"]
@@ -165,6 +168,7 @@ def test_a_machine_that_died_may_come_back(cable, shards, tmp_path):
     assert logs[0].read_text().count(f"continuing {run} from step ") == 1
 
 
+@pytest.mark.slow
 def test_machines_leave_and_join_an_elastic_job(cable, shards, tmp_path):
     """From one to two machines: the survivor goes on alone, and with the other once that has come back."""
     run, logs = tmp_path / "run", [tmp_path / name for name in "012"]

@@ -10,8 +10,8 @@ import psutil
 import pytest
 import torch
 from support.commands import one_line
-from support.launch import TINY, equal, final_state, launcher, started, train, wait_for_step
-from support.ranks import on_ranks
+from support.forks import on_ranks, succeed
+from support.launch import TINY, equal, final_state, launcher, started, train, train_on_ranks, wait_for_step
 
 from fasttrain.config import make_config
 from fasttrain.run import resume
@@ -147,8 +147,8 @@ def test_ranks_go_on_from_the_same_checkpoint_or_all_end(
 ) -> None:
     words = ["--data", str(shards), "--run", str(run), *TINY, *more]
     ended = on_ranks(tmp_path, 2, _see_another, seen, words)
-    assert all(rank.status for rank in ended), ended
-    errors = [line for rank in ended for line in rank.errors.splitlines() if ": error: " in line]
+    assert all(rank.returncode for rank in ended), ended
+    errors = [line for rank in ended for line in rank.stderr.splitlines() if ": error: " in line]
     assert len(errors) == 1, ended
     assert message in errors[0]
     assert names(run) == [f"step-{step:09d}.pt" for step in (4, 8, 9)]
@@ -167,11 +167,9 @@ def test_a_signal_to_one_of_two_ranks_stops_both_and_they_go_on_together(shards,
     step = final_state(run)["step"]
     assert f"stopped by SIGTERM at step {step};" in log.read_text()
     assert "lost another process" not in log.read_text()
-    with started(launcher(shards, run, *words, "--max-steps", step + 3), log, PET_NPROC_PER_NODE=2) as job:
-        assert job.wait(100) == 0, log.read_text()
     whole = tmp_path / "whole"
-    with started(launcher(shards, whole, *words, "--max-steps", step + 3), log, PET_NPROC_PER_NODE=2) as job:
-        assert job.wait(100) == 0, log.read_text()
+    for folder in (run, whole):
+        succeed(train_on_ranks(tmp_path, 2, shards, folder, *words, "--max-steps", step + 3))
     assert equal(final_state(whole), final_state(run)) == []
 
 

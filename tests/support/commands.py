@@ -1,4 +1,4 @@
-"""The project's commands as a person types them, and what they say when they end."""
+"""The checkout, its commands as a person types them, and what they say when they end."""
 
 import os
 import pathlib
@@ -9,12 +9,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 CORES = os.sched_getaffinity(0)  # before conftest gives each of pytest's workers a part of them
 
 
-def run_command(*words: object, cwd: pathlib.Path, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run a script of the checkout, named by its path there, from another folder; returns the finished process."""
-    command = [sys.executable, str(ROOT / str(words[0])), *map(str, words[1:])]
+def typed(*words: object, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    """Run a script of the checkout, named by its path there, in an interpreter of its own and from another folder."""
+    command = [sys.executable, ROOT / str(words[0]), *words[1:]]
     environment = {**os.environ, "PYTHONPATH": ""}
-    return subprocess.run(  # type: ignore[call-overload,no-any-return]
-        command, capture_output=True, text=True, timeout=240, cwd=cwd, env=environment, **options
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=240, cwd=cwd, env=environment, check=False
     )
 
 

@@ -10,7 +10,7 @@ import time
 
 import torch
 from support.commands import ROOT
-from support.ranks import Ended, on_ranks
+from support.forks import Done, on_ranks
 
 from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.train import main
@@ -27,8 +27,8 @@ def train(data, run, *more) -> int:
     return main(["--data", str(data), "--run", str(run), *TINY, *map(str, more)])
 
 
-def train_on_ranks(folder: pathlib.Path, count: int, data, run, *more) -> list[Ended]:
-    """Train on ranks without a launcher (see support.ranks)."""
+def train_on_ranks(folder: pathlib.Path, count: int, data, run, *more) -> list[Done]:
+    """Train on ranks without a launcher; `folder` takes what they write."""
     return on_ranks(folder, count, main, ["--data", str(data), "--run", str(run), *TINY, *map(str, more)])
 
 

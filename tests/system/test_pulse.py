@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from support.ranks import Ended, on_ranks
+from support.forks import Done, on_ranks
 
 from fasttrain.engine.ranks import Ranks
 from fasttrain.system import pulse
@@ -33,8 +33,8 @@ def _busy(what: str, which: int) -> None:
     time.sleep(600)
 
 
-def line_of(rank: Ended) -> str:
-    (line,) = [line for line in rank.errors.splitlines() if "sign of life" in line]
+def line_of(rank: Done) -> str:
+    (line,) = [line for line in rank.stderr.splitlines() if "sign of life" in line]
     return line.split(": error: ")[1]
 
 
@@ -46,18 +46,18 @@ def test_a_busy_rank_ends_when_another_shows_no_sign_of_life(
     tmp_path: pathlib.Path, what: str, which: int, statuses: list[int]
 ) -> None:
     ended = on_ranks(tmp_path, 2, _busy, what, which, hangs=which if what == "stop" else None)
-    assert [rank.status for rank in ended] == statuses, ended
+    assert [rank.returncode for rank in ended] == statuses, ended
     assert line_of(ended[1 - which]).startswith(f"process {which}, on {socket.gethostname()}, shows no sign of life")
 
 
 def test_the_first_rank_names_the_one_that_is_missing_and_nobody_blames_another(tmp_path: pathlib.Path) -> None:
     ended = on_ranks(tmp_path, 3, _busy, "stop", 1, hangs=1)
-    assert [rank.status for rank in ended] == [1, KILLED, 1], ended
+    assert [rank.returncode for rank in ended] == [1, KILLED, 1], ended
     assert line_of(ended[0]).startswith(f"process 1, on {socket.gethostname()}, shows no sign of life")
     assert line_of(ended[2]).startswith("another process of this job shows no sign of life")
 
 
 def test_a_rank_that_is_late_to_close_is_waited_for(tmp_path: pathlib.Path) -> None:
     ended = on_ranks(tmp_path, 2, _busy, "late", 1)
-    assert [rank.status for rank in ended] == [0, 0], ended
-    assert "sign of life" not in "".join(rank.errors for rank in ended)
+    assert [rank.returncode for rank in ended] == [0, 0], ended
+    assert "sign of life" not in "".join(rank.stderr for rank in ended)
