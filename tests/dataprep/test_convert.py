@@ -285,10 +285,10 @@ def test_an_unfinished_conversion_refuses_a_touched_source(
         (["{source}", "{source}/class0/out"], "lies inside the source"),
         (["{source}", "{tmp}/full"], "is not empty and holds no conversion"),
         (["{source}", "{tmp}/full/file"], "not a folder"),
-        (["{source}", "{tmp}/out", "--quality", "0"], "--quality 0: must be 1 to 100"),
-        (["{source}", "{tmp}/out", "--val-fraction", "1"], "--val-fraction 1.0: must be"),
-        (["{source}", "{tmp}/out", "--seed", "-1"], "--seed -1: must be"),
-        (["{source}", "{tmp}/out", "--workers", "0"], "--workers 0: must be auto, or at least 1"),
+        (["{source}", "{tmp}/out", "--quality", "0"], "--quality must be at least 1 and at most 100, not 0"),
+        (["{source}", "{tmp}/out", "--val-fraction", "1"], "--val-fraction must be at least 0 and at most 0.99, not 1.0"),
+        (["{source}", "{tmp}/out", "--seed", "-1"], "--seed must be at least 0"),
+        (["{source}", "{tmp}/out", "--workers", "0"], "--workers must be at least 1, not 0"),
     ],
 )
 def test_refusals(
