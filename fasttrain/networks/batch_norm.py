@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasttrain.kernels.autograd import Context
 from fasttrain.system.collectives import gather_rows, world_size
-
-Context = Any  # autograd's, which takes any attribute
 
 GROUP_SIZE = 32  # images that share statistics; MoCo's 256 images on 8 GPUs
 
