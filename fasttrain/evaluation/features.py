@@ -80,7 +80,7 @@ def extract(
     values_NF = _on_disk(folder, (store.num_samples, width))
     label_N = torch.empty(store.num_samples, dtype=torch.int64)
     order = Order(store.num_samples, batch_size, shuffle=False)
-    loader = open_loader(store, order, workers, device=device, max_failed_fraction=max_failed_fraction)
+    loader = open_loader(store, order, workers, device=device, max_failed_fraction=max_failed_fraction, labels=True)
     limit = torch.finfo(torch.float16).max
     with contextlib.closing(loader), progress(store.num_samples, title="features") as advance:
         for step, batch in enumerate(loader.epoch(0)):
@@ -91,6 +91,7 @@ def extract(
                 out_BF = network(views[:, 0])
             rows = slice(step * batch_size, step * batch_size + len(batch))
             values_NF[rows] = out_BF.float().clamp(-limit, limit).half().cpu().numpy()
+            assert batch.label_B is not None
             label_N[rows] = batch.label_B
             advance(len(batch))
     return Features(values_NF, label_N)
