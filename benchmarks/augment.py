@@ -184,9 +184,9 @@ class Side:
 
 
 def _first(batch: Batch, count: int) -> Batch:
-    names = "offset_B", "height_B", "width_B", "index_B", "label_B"
+    names = "offset_B", "height_B", "width_B", "index_B"
     columns = {name: getattr(batch, name)[:count] for name in names}
-    return Batch(batch.pixels, **columns)
+    return Batch(batch.pixels, **columns, label_B=None)
 
 
 def _pairs(batch: Batch, size: int) -> ViewTable:

@@ -96,7 +96,10 @@ def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
         check_groups(batch_size, ranks.world_size, accumulate, config.encoder.batch_norm_groups)
     order = Order(store.num_samples, batch_size, config.run.seed, True, ranks.rank, ranks.world_size)
     workers = ranks.threads(config.machine.workers)
-    return open_loader(store, order, workers, config.data.loader, ranks.device, config.data.max_failed_fraction)
+    return open_loader(
+        store, order, workers, config.data.loader, ranks.device, config.data.max_failed_fraction,
+        labels=config.method.needs_labels,
+    )  # fmt: skip
 
 
 def not_finite(run: pathlib.Path, order: Order, skips: Skips, step: int) -> RunError:

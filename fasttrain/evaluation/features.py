@@ -36,7 +36,7 @@ class Features:
         return torch.from_numpy(np.ascontiguousarray(self.values_NF[index])).to(device).float()
 
 
-class Part:
+class EvenSubset:
     """Evenly spaced samples of a store, `most` at most: all classes of sorted files are among them in proportion."""
 
     def __init__(self, store: Store, most: int) -> None:
@@ -55,10 +55,12 @@ class Part:
         return self._store.name(int(self._index[index]))
 
 
-def open_labelled(path: pathlib.Path, loader: str, view_size: int, most: int = sys.maxsize) -> tuple[Part, Part]:
+def open_labelled(
+    path: pathlib.Path, loader: str, view_size: int, most: int = sys.maxsize
+) -> tuple[EvenSubset, EvenSubset]:
     """The train and val splits, `most` samples of each. Raises UserError unless every one of these has a label."""
-    train, val = (Part(open_dataset(path, split, loader, view_size), most) for split in ("train", "val"))
-    labelled = [(part.labels(np.arange(part.num_samples)) >= 0).all() for part in (train, val)]
+    train, val = (EvenSubset(open_dataset(path, split, loader, view_size), most) for split in ("train", "val"))
+    labelled = [(subset.labels(np.arange(subset.num_samples)) >= 0).all() for subset in (train, val)]
     if not train.classes or not all(labelled):
         raise UserError(f"{path} has images without labels; kNN and the linear probe need a class folder for each")
     return train, val
@@ -78,7 +80,7 @@ def extract(
     values_NF: np.memmap | None = None
     label_N = torch.empty(store.num_samples, dtype=torch.int64)
     order = Order(store.num_samples, batch_size, shuffle=False)
-    loader = open_loader(store, order, workers, device=device, max_failed_fraction=max_failed_fraction)
+    loader = open_loader(store, order, workers, device=device, max_failed_fraction=max_failed_fraction, labels=True)
     limit = torch.finfo(torch.float16).max
     with contextlib.closing(loader), progress(store.num_samples, title="features") as advance:
         for step, batch in enumerate(loader.epoch(0)):
@@ -91,6 +93,7 @@ def extract(
                 values_NF = _on_disk(folder, (store.num_samples, out_BF.shape[1]))
             rows = slice(step * batch_size, step * batch_size + len(batch))
             values_NF[rows] = out_BF.float().clamp(-limit, limit).half().cpu().numpy()
+            assert batch.label_B is not None
             label_N[rows] = batch.label_B
             advance(len(batch))
     assert values_NF is not None, "a store holds one image at least"

@@ -48,11 +48,11 @@ class KnnMonitor:
         with torch.compiler.set_stance("force_eager"):  # else every size of batch is compiled again
             memory, queries = (
                 extract(
-                    method.encoder, part, folder, self._device, size=self._size, mean=mean,
+                    method.encoder, subset, folder, self._device, size=self._size, mean=mean,
                     std=std, batch_size=BATCH_SIZE, workers=self._workers, max_failed_fraction=self._max_failed,
                     each_batch=each_batch,
                 )
-                for part in self._splits
+                for subset in self._splits
             )  # fmt: skip
             classes = len(self._splits[0].classes)
             return knn_accuracy(memory, queries, classes, NEIGHBOURS, TEMPERATURE, self._device)

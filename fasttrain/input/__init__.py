@@ -44,23 +44,23 @@ def open_dataset(path: pathlib.Path, split: str, loader: str = "auto", view_size
 
 def open_loader(
     store: Store, order: Order, workers: int, loader: str = "auto", device: torch.device | None = None,
-    max_failed_fraction: float = MAX_FAILED_FRACTION,
+    max_failed_fraction: float = MAX_FAILED_FRACTION, labels: bool = False,
 ) -> Loader:  # fmt: skip
     """The samples of a store in an order: decoded ahead by `workers` threads, by "dali", or once for all ("resident").
 
-    device: where Batch.pixels lies; None is host memory. Raises UserError where DALI is missing or memory does not
-    suffice, LoaderError where "resident" meets too many samples that can't be decoded.
+    device: where Batch.pixels lies; None is host memory. labels: read them, too. Raises UserError where DALI is missing
+    or memory does not suffice, LoaderError where "resident" meets too many samples that can't be decoded.
     """
     device = device or torch.device("cpu")
     if loader == "resident":
         from fasttrain.input.resident import ResidentLoader
 
-        return ResidentLoader(store, order, workers, device, max_failed_fraction)
+        return ResidentLoader(store, order, workers, device, max_failed_fraction, labels)
     if loader == "dali":
         from fasttrain.input.dali import DaliLoader
 
-        return DaliLoader(store, order, workers, device, max_failed_fraction)
-    return prefetched(ThreadLoader(store, order, workers, max_failed_fraction, device.type == "cuda"), device)
+        return DaliLoader(store, order, workers, device, max_failed_fraction, labels)
+    return prefetched(ThreadLoader(store, order, workers, max_failed_fraction, labels, device.type == "cuda"), device)
 
 
 def pixel_statistics(path: pathlib.Path, loader: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -57,11 +57,20 @@ class Loader(Protocol):
         """Free threads and memory. A second call does nothing."""
 
 
+class Read(NamedTuple):
+    """A sample that was read: its number, what will be decoded, its label (-1: none, or not asked for)."""
+
+    number: int
+    encoded: Encoded
+    label: int
+
+
 class Placed(NamedTuple):
     """A sample and where its pixels go in the buffer."""
 
     number: int
     encoded: Encoded
+    label: int
     offset: int
 
 
@@ -86,13 +95,13 @@ class ThreadLoader:
 
     def __init__(
         self, store: Store, order: Order, workers: int, max_failed_fraction: float = MAX_FAILED_FRACTION,
-        pinned: bool = False,
+        labels: bool = False, pinned: bool = False,
     ) -> None:  # fmt: skip
         """workers: decoding threads (≥ 1). max_failed_fraction: of the samples asked for; more failing is an error.
-        pinned: decode into page-locked memory, from which a GPU copies."""
+        labels: whether they are read. pinned: decode into page-locked memory, from which a GPU copies."""
         self.num_samples, self.steps_per_epoch = store.num_samples, order.steps_per_epoch
         self.failed: dict[str, str] = {}  # sample -> reason, of every one that had to be replaced
-        self._store, self._order, self._pinned = store, order, pinned
+        self._store, self._order, self._labels, self._pinned = store, order, labels, pinned
         self._pool = Workers(workers)
         self._parts = 4 * workers  # tasks a batch is cut into, so that threads finish together
         self._asked, self._failures, self._max_failed = 0, 0, max_failed_fraction
@@ -163,13 +172,13 @@ class ThreadLoader:
     def _start(self, epoch: int, index_B: np.ndarray, stop: threading.Event) -> Started | None:
         """Lay a batch out and start decoding it; None when the epoch was abandoned."""
         chunks = [chunk.tolist() for chunk in np.array_split(index_B, min(len(index_B), self._parts))]
-        reads = [self._pool.submit(self._read, epoch, chunk) for chunk in chunks]
-        samples = [sample for read in reads for sample in self._watch.result(read)]
-        offset_B = np.cumsum([0] + [sample.height * sample.width * 3 for _, sample in samples])
+        reading = [self._pool.submit(self._read, epoch, chunk) for chunk in chunks]
+        samples = [read for chunk in reading for read in self._watch.result(chunk)]
+        offset_B = np.cumsum([0] + [read.encoded.height * read.encoded.width * 3 for read in samples])
         buffer = self._free_buffer(int(offset_B[-1]), stop)
         if buffer is None:
             return None
-        placed = [Placed(*sample, int(offset)) for sample, offset in zip(samples, offset_B[:-1], strict=True)]
+        placed = [Placed(*read, int(offset)) for read, offset in zip(samples, offset_B[:-1], strict=True)]
         return Started(index_B, buffer, placed, self._decode(buffer, placed))
 
     def _decode(self, buffer: Tensor, placed: list[Placed]) -> list[Future[list[Failed]]]:
@@ -193,15 +202,16 @@ class ThreadLoader:
 
     # The workers
 
-    def _read(self, epoch: int, indices: list[int]) -> list[tuple[int, Encoded]]:
+    def _read(self, epoch: int, indices: list[int]) -> list[Read]:
         return [self._read_or_substitute(epoch, index) for index in indices]
 
-    def _read_or_substitute(self, epoch: int, index: int, attempt: int = 0) -> tuple[int, Encoded]:
+    def _read_or_substitute(self, epoch: int, index: int, attempt: int = 0) -> Read:
         while True:
             chosen = self._order.substitute(epoch, index, attempt) if attempt else index
             try:
                 with self._watch.at(chosen):
-                    return chosen, self._store.read(chosen)
+                    label = int(self._store.labels(np.array([chosen]))[0]) if self._labels else -1
+                    return Read(chosen, self._store.read(chosen), label)
             except (DataError, OSError) as error:
                 self._report(chosen, error)
             attempt += 1
@@ -210,7 +220,7 @@ class ThreadLoader:
         """Decode some of the batch's samples into its buffer (in host memory)."""
         failed, base = [], buffer.data_ptr()
         for place in places:
-            number, encoded, offset = placed[place]
+            number, encoded, _, offset = placed[place]
             try:
                 with self._watch.at(number):
                     self._store.write(encoded, base + offset)
@@ -257,26 +267,25 @@ class ThreadLoader:
             torch.tensor([sample.encoded.height for sample in placed], dtype=torch.int32),
             torch.tensor([sample.encoded.width for sample in placed], dtype=torch.int32),
             torch.from_numpy(index_B),
-            torch.from_numpy(self._store.labels(index_B)),
+            torch.tensor([sample.label for sample in placed]) if self._labels else None,
             int((index_B != asked_B).sum()),
         )
 
     def _replace(self, epoch: int, pixels: Tensor, placed: list[Placed], place: int) -> Tensor:
         """Decode another sample behind all others, in a copy of the buffer (its size may differ), for a failed one."""
         decoded = self._pool.submit(self._decode_substitute, epoch, placed[place].number)
-        index, encoded, image = self._watch.result(decoded)
-        placed[place] = Placed(index, encoded, len(pixels))
+        read, image = self._watch.result(decoded)
+        placed[place] = Placed(*read, len(pixels))
         return torch.cat([pixels, image.to(pixels.device)])
 
-    def _decode_substitute(self, epoch: int, number: int) -> tuple[int, Encoded, Tensor]:
+    def _decode_substitute(self, epoch: int, number: int) -> tuple[Read, Tensor]:
         """A worker's: the first sample that can be decoded, of those that the order puts in place of this one."""
         for attempt in range(1, MAX_ATTEMPTS):
-            index, encoded = self._read_or_substitute(epoch, number, attempt)
-            image = torch.empty(encoded.height * encoded.width * 3, dtype=torch.uint8)
-            placed = Placed(index, encoded, 0)
-            if not (failed := self._write(image, [placed], [0])):
-                return index, encoded, image
-            self._report(index, failed[0].error)
+            read = self._read_or_substitute(epoch, number, attempt)
+            image = torch.empty(read.encoded.height * read.encoded.width * 3, dtype=torch.uint8)
+            if not (failed := self._write(image, [Placed(*read, 0)], [0])):
+                return read, image
+            self._report(read.number, failed[0].error)
         raise LoaderError(f"no sample could be decoded in place of {self._store.name(number)}")
 
     def _give_back(self, item: Started) -> None:

@@ -40,9 +40,9 @@ class ResidentLoader:
 
     def __init__(
         self, store: Store, order: Order, workers: int, device: torch.device,
-        max_failed_fraction: float = MAX_FAILED_FRACTION,
+        max_failed_fraction: float = MAX_FAILED_FRACTION, labels: bool = False,
     ) -> None:  # fmt: skip
-        """Decode everything, which takes two reads of each sample: the first one only asks for sizes.
+        """Decode everything, which takes two reads of each sample: the first one only asks for sizes, and for `labels`.
 
         Raises UserError where memory does not suffice, LoaderError where too many samples fail or the storage hangs,
         and whatever a worker raised.
@@ -50,14 +50,12 @@ class ResidentLoader:
         self.num_samples, self.steps_per_epoch = store.num_samples, order.steps_per_epoch
         self.failed: dict[str, str] = {}  # sample -> reason, of every one that others stand in for
         self._store, self._order, self._epoch, self._next_step = store, order, 0, 0
-        self._label_N = torch.full((store.num_samples,), -1)
+        self._label_N = torch.full((store.num_samples,), -1) if labels else None
         self._height_N, self._width_N = (torch.zeros(store.num_samples, dtype=torch.int32) for _ in range(2))
         self._sound_N = np.ones(store.num_samples, dtype=bool)
         self._pool, self._watch = Workers(workers), Watch("sample", store.name, LoaderError)
         try:
             self._over(range(store.num_samples), self._measure)
-            readable_N = np.flatnonzero(self._sound_N)
-            self._label_N[readable_N] = torch.from_numpy(store.labels(readable_N))
             size_N = self._height_N.long() * self._width_N.long() * 3
             self._offset_N = size_N.cumsum(0) - size_N
             self._pixels = _room(int(size_N.sum()), device)
@@ -86,7 +84,7 @@ class ResidentLoader:
             index_B = torch.from_numpy(given_B)
             yield Batch(
                 self._pixels, self._offset_N[index_B], self._height_N[index_B], self._width_N[index_B], index_B,
-                self._label_N[index_B], int((given_B != asked_B).sum()),
+                None if self._label_N is None else self._label_N[index_B], int((given_B != asked_B).sum()),
             )  # fmt: skip
         self._epoch, self._next_step = n + 1, 0
 
@@ -126,6 +124,8 @@ class ResidentLoader:
             self._watch.result(future)
 
     def _measure(self, index: int) -> None:
+        if self._label_N is not None:
+            self._label_N[index] = int(self._store.labels(np.array([index]))[0])
         encoded = self._store.read(index)
         self._height_N[index], self._width_N[index] = encoded.height, encoded.width
 

@@ -30,7 +30,7 @@ class Store(Protocol):
     fingerprint: str  # changes when any sample's content or number does
 
     def labels(self, index_N: np.ndarray) -> np.ndarray:
-        """Labels of samples, int64, -1 for none."""
+        """Labels of samples, int64, -1 for none. Called from many threads, and raises DataError for a bad one."""
 
     def read(self, index: int) -> Encoded: ...
 

@@ -36,10 +36,8 @@ class TarStore:
 
         Raises DataError for one that is no number.
         """
-        return np.array([self._label(*self._locate(index)) for index in index_N.tolist()], dtype=np.int64)
-
-    def _label(self, shard: int, row: int) -> int:
-        return self._shards[shard].label(row)
+        places = map(self._locate, index_N.tolist())
+        return np.array([self._shards[shard].label(row) for shard, row in places], dtype=np.int64)
 
     def _locate(self, index: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._start_S, index, side="right")) - 1
@@ -47,7 +45,6 @@ class TarStore:
 
     def read(self, index: int) -> Encoded:
         shard, row = place = self._locate(index)
-        self._label(shard, row)  # by a worker, who is watched, and for whom a bad one is a bad sample
         header = jpeg.read_header(self._shards[shard].jpeg(row))
         return Encoded(header.height, header.width, place)
 

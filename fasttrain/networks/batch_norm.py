@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasttrain.kernels.autograd import Context
 from fasttrain.networks.groups import GROUPS, groups_of_rank
 from fasttrain.system.collectives import gather_rows, world_size
-
-Context = Any  # autograd's, which takes any attribute
 
 
 class _BatchNorm(nn.Module):

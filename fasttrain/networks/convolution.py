@@ -6,15 +6,14 @@ docs/log.md), which is what the deeper half of an encoder makes of a view of 32 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
+from fasttrain.kernels.autograd import Context
+
 LARGEST_AREA = 16  # of an output, in pixels; above, oneDNN is as fast or faster
-Context = Any  # autograd's, which takes any attribute
 
 
 def convert_convolutions(module: nn.Module) -> None:

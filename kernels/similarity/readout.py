@@ -7,15 +7,14 @@ through the log-sum-exp alone needs no second pass over the queue in its backwar
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from fasttrain.kernels.autograd import Context
 from fasttrain.kernels.similarity import cpu, reference
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
-Context = Any  # torch.library hands over an autograd context that takes any attribute
 MAX_WIDTH = 256  # of the Triton version: a row of queries and one of accumulators must fit into registers
 
 

@@ -46,7 +46,7 @@ def test_folder_and_shards_give_the_files_own_pixels(image_folder, shards):
         files = {read_rgb(p.read_bytes()).tobytes(): p.parent.name for p in (image_folder / split).rglob("*.jpg")}
         for path in (image_folder, shards):
             store = open_dataset(path, split)
-            reader = ThreadLoader(store, Order(store.num_samples, 16, shuffle=False), 3)
+            reader = ThreadLoader(store, Order(store.num_samples, 16, shuffle=False), 3, labels=True)
             seen = {px.tobytes(): store.classes[label] for batch in reader.epoch(0) for _, label, px in images(batch)}
             assert seen == files
             reader.close()
@@ -97,7 +97,7 @@ def test_an_abandoned_epoch_leaves_no_thread_and_the_next_one_works():
 def test_a_broken_sample_is_replaced_counted_and_named():
     runs = []
     for workers in (1, 3):
-        reader = ThreadLoader(Numbers(200, broken=[17, 18]), Order(200, 20, seed=5), workers)
+        reader = ThreadLoader(Numbers(200, broken=[17, 18]), Order(200, 20, seed=5), workers, labels=True)
         replaced, batches = [], []
         for batch in reader.epoch(0):
             replaced.append(batch.replaced)

@@ -19,7 +19,7 @@ from support.loading import Numbers, images, indices
 from fasttrain.dataprep.convert import main as convert
 from fasttrain.formats.beton import BetonReader
 from fasttrain.formats.image import read_rgb
-from fasttrain.formats.tar import TarShardWriter
+from fasttrain.formats.tar import TarShardReader, TarShardWriter
 from fasttrain.input import LoaderError, Order, ThreadLoader, loader, open_dataset, open_loader, resident
 from fasttrain.input.folder_store import FolderStore, shrink_factor
 from fasttrain.input.prefetch import prefetched, used_pixels
@@ -44,7 +44,7 @@ KINDS += [pytest.param(data, "dali", marks=needs_dali) for data in ("tar_shards"
 
 def make(path, kind, order=None, **more):
     store = open_dataset(path, "train", kind)
-    return open_loader(store, order or Order(store.num_samples, 16, seed=4), 2, kind, **more)
+    return open_loader(store, order or Order(store.num_samples, 16, seed=4), 2, kind, **{"labels": True, **more})
 
 
 def without_glimpses(data):
@@ -104,6 +104,16 @@ def test_a_damaged_stream_is_named_and_replaced_alike_by_every_loader(tar_shards
     assert contents(reader.epoch(1)) == contents(make(path, "auto").epoch(1))
     assert set(reader.failed) <= {f"sample 5 of {path / 'train-00000.tar'}"}
     reader.close()
+
+
+@pytest.mark.parametrize("kind", ["auto", "resident", pytest.param("dali", marks=needs_dali)])
+def test_labels_are_left_alone_unless_they_are_asked_for(tar_shards, kind, monkeypatch):
+    monkeypatch.setattr(TarShardReader, "label", lambda *_: 1 / 0)
+    reader = make(tar_shards, kind, labels=False)
+    assert [batch.label_B for batch in reader.epoch(0)] == [None] * 4
+    reader.close()
+    with pytest.raises(ZeroDivisionError):
+        list(make(tar_shards, kind).epoch(0))
 
 
 @pytest.mark.parametrize("kind", ["auto", "resident"])
@@ -236,15 +246,17 @@ def test_a_tar_replaced_by_one_of_the_same_size_gives_no_wrong_picture(tar_shard
 
 
 @pytest.mark.parametrize("kind", ["auto", "resident"])
-def test_a_label_that_is_no_number_makes_a_bad_sample(tar_shards, tmp_path, kind, capfd):
+def test_a_label_that_is_no_number_makes_a_bad_sample_where_labels_are_read(tar_shards, tmp_path, kind, capfd):
     data = tmp_path / "data"
     shutil.copytree(tar_shards, data)
     line = (data / "train-00000.idx").read_text().splitlines()[3].split()
     with open(data / "train-00000.tar", "r+b") as file:
         file.seek(int(line[5]))
         file.write(b"x")
-    batches = [images(batch) for batch in make(data, kind).epoch(0)]
-    assert 2 not in {index for batch in batches for index, _, _ in batch}
+    order = Order(72, 12, shuffle=False)
+    assert 2 in {index for batch in indices(make(data, kind, order, labels=False).epoch(0)) for index in batch}
+    assert capfd.readouterr().err == ""
+    assert 2 not in {index for batch in indices(make(data, kind, order).epoch(0)) for index in batch}
     assert "sample 2 of" in (errors := capfd.readouterr().err)
     assert "its .cls is no number; another takes its place" in errors
     with pytest.raises(DataError, match=r"sample 2 of .*no number"):

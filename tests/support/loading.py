@@ -9,11 +9,11 @@ from fasttrain.system.errors import DataError
 
 
 def images(batch):
-    """(index, label, pixels) of every sample of a batch, copied out of the loader's buffer."""
+    """(index, label or None, pixels) of every sample of a batch, copied out of the loader's buffer."""
     for b in range(len(batch)):
         first, height, width = int(batch.offset_B[b]), int(batch.height_B[b]), int(batch.width_B[b])
         pixels = batch.pixels[first : first + height * width * 3].numpy().reshape(height, width, 3).copy()
-        yield int(batch.index_B[b]), int(batch.label_B[b]), pixels
+        yield int(batch.index_B[b]), None if batch.label_B is None else int(batch.label_B[b]), pixels
 
 
 def indices(batches):
