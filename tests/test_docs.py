@@ -8,7 +8,7 @@ from support.commands import ROOT
 
 MOST_WORDS = 40  # of a sentence
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-READ_THROUGH = [path for path in DOCS if path.name != "log.md"]  # the log is looked up, not read
+READ_THROUGH = [*(path for path in DOCS if path.name != "log.md"), ROOT / "README.md"]  # the log is looked up, not read
 
 
 def paragraphs(text: str) -> list[str]:
@@ -51,3 +51,13 @@ def test_a_sentence_is_measured_over_its_lines_and_without_tables_and_code():
 def test_every_link_within_the_project_leads_to_a_file(path):
     links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
     assert [link for link in links if not (path.parent / pathlib.Path(link)).exists()] == []
+
+
+ROOMS = ("fasttrain", "kernels", "dataprep", "benchmarks", "recipes", "tests")
+FILES = [path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.*")]
+
+
+@pytest.mark.parametrize("path", READ_THROUGH, ids=lambda path: path.name)
+def test_every_file_named_exists(path):
+    named = set(re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|sh|sbatch|yaml))`", path.read_text()))
+    assert sorted(n for n in named if not any(f"/{file}".endswith(f"/{n}") for file in FILES)) == []

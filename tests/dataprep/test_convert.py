@@ -288,7 +288,7 @@ def test_an_unfinished_conversion_refuses_a_touched_source(
         (["{source}", "{tmp}/out", "--quality", "0"], "--quality must be at least 1 and at most 100, not 0"),
         (
             ["{source}", "{tmp}/out", "--val-fraction", "1"],
-            "--val-fraction must be at least 0 and at most 0.99, not 1.0",
+            "--val-fraction must be at least 0 and at most 0.99",
         ),
         (["{source}", "{tmp}/out", "--seed", "-1"], "--seed must be at least 0"),
         (["{source}", "{tmp}/out", "--workers", "0"], "--workers must be at least 1, not 0"),

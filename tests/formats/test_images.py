@@ -1,4 +1,4 @@
-"""fasttrain.dataprep.images: every kind of file becomes the right RGB, and every unusable one a one-line reason."""
+"""Images: every kind of file becomes the right RGB, and every unusable one a one-line reason."""
 
 import io
 import struct
