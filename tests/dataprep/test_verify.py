@@ -4,12 +4,12 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.clock import Clock
 from support.commands import one_line
 from support.pictures import make_images
 
@@ -157,14 +157,16 @@ def test_storage_that_hangs_is_named(
 ) -> None:
     def slow(check: Callable, parts: list, workers: int) -> Iterator[list[str]]:
         for number, _ in enumerate(parts):
-            time.sleep(1.0 if number == 1 else 0.0)
+            if number == 1:
+                clock.passes(7.0, looks=3)
             yield []
 
+    clock = Clock(monkeypatch)
     monkeypatch.setattr(watch, "WARN_SECONDS", 0.3)
     monkeypatch.setattr(verify, "map_in_order", slow)
     assert verify.main([str(sound)]) == 0
     name = shard(sound, 1).name
-    assert capfd.readouterr().err == f"warning: no part for 0 s, at {name}\n"
+    assert capfd.readouterr().err == f"warning: no part for 7 s, at {name}\n"
 
 
 def test_manifest_names_the_index(sound: Path) -> None:
