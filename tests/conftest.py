@@ -3,18 +3,15 @@
 import functools
 import os
 import pathlib
-from collections.abc import Callable
 
 import pytest
 import torch
 from support.commands import CORES
-from support.forks import Done, run_script
+from support.forks import RunCommand, run_script
 from support.pictures import make_images
 
 if not torch.cuda.is_available():  # before anything imports triton: its kernels then run in Python, on CPU tensors
     os.environ.setdefault("TRITON_INTERPRET", "1")
-
-RunCommand = Callable[..., Done]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,32 +4,33 @@ import errno
 import fcntl
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
-import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.commands import typed
+from support.forks import Fork, RunCommand, finished, with_small_files
 
 from fasttrain.dataprep import convert
 from fasttrain.dataprep.plan import plan_shards
 from fasttrain.dataprep.sources.folder import scan_folder
 from fasttrain.dataprep.sources.kinds import fingerprint
+from fasttrain.dataprep.sources.source import Reader
 from fasttrain.formats import jpeg
 from fasttrain.formats.beton import BetonReader
 from fasttrain.formats.listing import Listing, Sample
 from fasttrain.formats.manifest import Manifest, ManifestError
 from fasttrain.system.errors import RunError
 from fasttrain.system.lock import lock
-
-ROOT = Path(convert.__file__).resolve().parents[1]
 
 
 def make_images(root: Path, classes: int = 2, per_class: int = 12, side: int = 40) -> Path:
@@ -42,18 +43,12 @@ def make_images(root: Path, classes: int = 2, per_class: int = 12, side: int = 4
     return root
 
 
+COMMAND = "dataprep/convert.py"
+
+
 def run(*arguments: object) -> int:
     """The command within this process."""
     return convert.main([str(argument) for argument in arguments])
-
-
-def typed(*arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "dataprep" / "convert.py"), *map(str, arguments)]
-
-
-def command(*arguments: object, **options: object) -> subprocess.CompletedProcess:
-    """The command as typed, from a bare checkout and another folder."""
-    return subprocess.run(typed(*arguments), capture_output=True, text=True, timeout=120, cwd="/", **options)  # type: ignore[call-overload]
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -70,7 +65,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_convert_as_typed(source: Path, tmp_path: Path) -> None:
-    done = command(source, tmp_path / "out", "--shard-size", 10, "--format", "ffcv")
+    done = typed(COMMAND, source, tmp_path / "out", "--shard-size", 10, "--format", "ffcv", cwd=Path("/"))
     assert done.returncode == 0, done.stderr
     summary = summary_of(done.stdout)
     assert summary["images"] == 24
@@ -155,7 +150,7 @@ def test_flat_folder_has_no_labels(source: Path, tmp_path: Path) -> None:
     assert (BetonReader(tmp_path / "out" / "train-00000.beton").label_N == -1).all()
 
 
-def test_unreadable_images_are_skipped_and_counted(tmp_path: Path) -> None:
+def test_unreadable_images_are_skipped_and_counted(run_command: RunCommand, tmp_path: Path) -> None:
     source = make_images(tmp_path / "source")
     for i in range(23):
         (source / "class0" / f"empty{i}.jpg").write_bytes(b"")
@@ -163,7 +158,7 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path: Path) -> None:
     (source / "class1" / "cut.jpg").write_bytes(good[: len(good) - 30])
     (source / "class1" / "text.png").write_text("text")
     (source / "class1" / "dangling.jpg").symlink_to("nowhere.jpg")
-    done = command(source, tmp_path / "out", "--shard-size", 6)
+    done = run_command(COMMAND, source, tmp_path / "out", "--shard-size", 6)
     assert done.returncode == convert.EXIT_SKIPPED == 3
     summary = summary_of(done.stdout)
     assert summary["images"] == 24
@@ -177,7 +172,7 @@ def test_unreadable_images_are_skipped_and_counted(tmp_path: Path) -> None:
     skipped = Manifest.load(tmp_path / "out").skipped
     assert {"path": "class1/cut.jpg", "reason": "truncated"} in skipped
     assert len(skipped) == 26
-    again = command(source, tmp_path / "out", "--shard-size", 6)
+    again = run_command(COMMAND, source, tmp_path / "out", "--shard-size", 6)
     assert again.returncode == 3
     assert summary_of(again.stdout) == {**summary, "images_per_sec": 0.0}
 
@@ -308,52 +303,86 @@ def test_refusals(
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["file"]
 
 
-def test_unknown_option_and_help() -> None:
-    done = command("a", "b", "--qualty", 3)
+def test_unknown_option_and_help(run_command: RunCommand) -> None:
+    done = run_command(COMMAND, "a", "b", "--qualty", 3)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "--qualty" in done.stderr
-    done = command("--help")
+    done = run_command(COMMAND, "--help")
     assert done.returncode == 0
     assert "--max-side" in done.stdout
     assert "Exit status" in done.stdout
 
 
 @pytest.fixture(scope="module")
-def slow_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images that take long enough to encode for a signal to arrive in between."""
-    root = tmp_path_factory.mktemp("slow")
-    noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3)).astype(np.uint8)
-    for i in range(60):
-        Image.fromarray(np.roll(noise, i * 7, 0)).save(root / f"{i:02d}.jpg")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of which each is encoded anew, to some kilobytes."""
+    root = tmp_path_factory.mktemp("noise")
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 120, 3)).astype(np.uint8)
+    for i in range(24):
+        Image.fromarray(np.roll(pixels, i * 7, 0)).save(root / f"{i:02d}.jpg")
     return root
 
 
-SLOW_OPTIONS = ("--max-side", 600, "--shard-size", 4, "--workers", 2)
+SIX_SHARDS = ("--max-side", 60, "--shard-size", 4, "--workers", 2)
 
 
 @pytest.fixture(scope="module")
-def whole_conversion(slow_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_conversion(noise: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "out"
-    assert run(slow_source, out, *SLOW_OPTIONS) == 0
+    assert run(noise, out, *SIX_SHARDS) == 0
     return out
 
 
-def start_and_signal(source: Path, out: Path, number: signal.Signals, *options: object) -> subprocess.Popen:
-    """Start the command in a session of its own and send it a signal once the first shard is recorded."""
-    script = typed(source, out, *SLOW_OPTIONS, *options)
-    process = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+def _held(words: list[str], released: Path) -> int:
+    """A conversion in a session of its own that stops after three of its six shards until a file appears."""
+    os.setsid()
+    encode, calls = convert.encode_samples, itertools.count()
+
+    def encode_or_wait(reader: Reader, samples: Sequence, **settings: object) -> Iterator:
+        while next(calls) >= 3 and not released.exists():
+            time.sleep(0.01)
+        yield from encode(reader, samples, **settings)
+
+    convert.encode_samples = encode_or_wait
+    return _named_convert(words)
+
+
+def _held_at_the_end(words: list[str], released: Path) -> int:
+    """A conversion whose manifest is not written until a file appears."""
+    os.setsid()
+    complete = convert.complete
+
+    def wait_and_complete(*arguments: object) -> Manifest:
+        while not released.exists():
+            time.sleep(0.01)
+        return complete(*arguments)
+
+    convert.complete = wait_and_complete
+    return _named_convert(words)
+
+
+def _named_convert(words: list[str]) -> int:
+    sys.argv = ["convert.py"]
+    return convert.main(words)
+
+
+def signalled(hold: Callable[[list[str], Path], int], source: Path, out: Path, number: int, *options: object) -> Fork:
+    """A held conversion that was sent a signal once its first shard was recorded, and has ended."""
+    words = [str(word) for word in (source, out, *SIX_SHARDS, *options)]
+    released = out.parent / "released"
+    fork = Fork(out.parent, hold, words, released)
     deadline = time.monotonic() + 150  # Ray starts slowly beside other work
     while not list(out.glob("train-0000?.*.json")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
+        assert time.monotonic() < deadline, fork.kill()
+        assert fork.process.is_alive(), fork.kill()
         time.sleep(0.005)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does: to the workers, too
-    else:
-        process.send_signal(number)
-    process.wait(60)
-    return process
+    send = os.killpg if number == signal.SIGINT else os.kill  # to all of the session, as a terminal does
+    send(fork.process.pid, number)
+    released.touch()  # the signal is there before anything can go on
+    fork.process.join(60)
+    assert not fork.process.is_alive(), fork.kill()
+    return fork
 
 
 def running(session: int) -> list[str]:
@@ -368,63 +397,61 @@ def _session(path: Path) -> int | None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_conversion_continues(slow_source: Path, whole_conversion: Path, tmp_path: Path, number: int) -> None:
+def test_a_conversion_continues(noise: Path, whole_conversion: Path, tmp_path: Path, number: int) -> None:
     out = tmp_path / "out"
-    process = start_and_signal(slow_source, out, signal.Signals(number))
+    fork = signalled(_held, noise, out, number)
+    session, done = fork.process.pid, fork.kill()
     assert not (out / "manifest.json").exists()
     with pytest.raises(ManifestError, match="not a converted data set"):
         Manifest.load(out)
-    error = process.stderr.read().decode()  # type: ignore[union-attr]
     if number == signal.SIGINT:
-        assert process.returncode == 130
-        assert error.splitlines() == ["convert.py: error: interrupted"]
+        assert done.returncode == 130
+        assert done.stderr.splitlines() == ["convert.py: error: interrupted"]
         assert not list(out.glob(".*"))
-    deadline = time.monotonic() + 10
-    while running(process.pid):  # workers end with the process that was killed
+    deadline = time.monotonic() + 60
+    while running(session):  # workers end with the process that was killed
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert run(slow_source, out, "--max-side", 500) == 2
+    assert run(noise, out, "--max-side", 50) == 2
     finished = (out / "train-00000.beton").stat().st_mtime_ns
-    assert run(slow_source, out, *SLOW_OPTIONS) == 0
+    assert run(noise, out, *SIX_SHARDS) == 0
     assert (out / "train-00000.beton").stat().st_mtime_ns == finished, "a finished shard is kept"
     assert contents(out) == contents(whole_conversion)
 
 
-def test_killed_tar_shards_continue(slow_source: Path, tmp_path: Path) -> None:
+def test_killed_tar_shards_continue(noise: Path, tmp_path: Path) -> None:
     tars = ("--format", "webdataset")
-    assert run(slow_source, tmp_path / "whole", *SLOW_OPTIONS, *tars) == 0
-    start_and_signal(slow_source, tmp_path / "out", signal.SIGKILL, *tars)
+    assert run(noise, tmp_path / "whole", *SIX_SHARDS, *tars) == 0
+    signalled(_held, noise, tmp_path / "out", signal.SIGKILL, *tars)
     assert not (tmp_path / "out" / "manifest.json").exists()
     finished = (tmp_path / "out" / "train-00000.tar").stat().st_mtime_ns
-    assert run(slow_source, tmp_path / "out", *SLOW_OPTIONS, *tars) == 0
+    assert run(noise, tmp_path / "out", *SIX_SHARDS, *tars) == 0
     assert (tmp_path / "out" / "train-00000.tar").stat().st_mtime_ns == finished, "a finished shard is kept"
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
-def test_a_killed_ray_driver_continues(slow_source: Path, whole_conversion: Path, tmp_path: Path) -> None:
-    start_and_signal(slow_source, tmp_path / "out", signal.SIGKILL, "--engine", "ray")
+def test_a_killed_ray_driver_continues(noise: Path, whole_conversion: Path, tmp_path: Path) -> None:
+    signalled(_held_at_the_end, noise, tmp_path / "out", signal.SIGKILL, "--engine", "ray")
     assert not (tmp_path / "out" / "manifest.json").exists()
-    assert run(slow_source, tmp_path / "out", *SLOW_OPTIONS, "--engine", "ray") == 0
+    assert run(noise, tmp_path / "out", *SIX_SHARDS, "--engine", "ray") == 0
     assert contents(tmp_path / "out") == contents(whole_conversion)
 
 
-def test_full_disk(slow_source: Path, whole_conversion: Path, tmp_path: Path) -> None:
+def test_full_disk(noise: Path, whole_conversion: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     sizes = [path.stat().st_size for path in sorted(whole_conversion.glob("*.beton"))]
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[0] // 2, sizes[0] // 2))
-
-    done = command(slow_source, out, *SLOW_OPTIONS, preexec_fn=limit)
+    words = [str(word) for word in (noise, out, *SIX_SHARDS)]
+    done = finished(tmp_path, with_small_files, sizes[0] // 2, convert.main, words)
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if "error" in line]
     assert len(lines) == 1
     assert "run the same command again to continue" in lines[0]
     assert "Traceback" not in done.stderr
     assert [path.name for path in out.iterdir()] == ["conversion.json"]
-    assert run(slow_source, out, *SLOW_OPTIONS) == 0
+    assert run(noise, out, *SIX_SHARDS) == 0
     assert contents(out) == contents(whole_conversion)
 
 

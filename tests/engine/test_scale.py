@@ -208,11 +208,11 @@ def test_ranks_of_a_machine_keep_to_their_own_cores(tmp_path: pathlib.Path) -> N
 
 
 def _be_busy() -> None:
-    dist.TIMEOUT, dist.SIGN_OF_LIFE_SECONDS = datetime.timedelta(seconds=3), 0.5
+    dist.TIMEOUT, dist.SIGN_OF_LIFE_SECONDS = datetime.timedelta(seconds=5), 0.5
     ranks = Ranks("cpu")
 
     def work(still_here: Callable[[], object]) -> tuple[int, str]:
-        for _ in range(40):
+        for _ in range(65):
             time.sleep(0.1)
             still_here()
         return ranks.rank, "done"

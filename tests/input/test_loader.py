@@ -2,10 +2,10 @@
 
 import shutil
 import threading
-import time
 
 import numpy as np
 import pytest
+from support.clock import Clock
 from support.loading import Numbers, images, indices
 
 from fasttrain.dataprep.verify import main as verify
@@ -88,10 +88,9 @@ def test_an_abandoned_epoch_leaves_no_thread_and_the_next_one_works():
         reader.load_state_dict({"epoch": 0, "step": 0})
     assert len(indices(reader.epoch(1))) == 10
     reader.close()
-    deadline = time.monotonic() + 5
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not set(threading.enumerate()) - before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_a_broken_sample_is_replaced_counted_and_named():
@@ -165,23 +164,30 @@ def test_a_hanging_worker_is_named_and_then_an_error(monkeypatch, capfd, where):
 
 
 @pytest.mark.parametrize("method", ["read", "write"])
-def test_storage_may_be_slower_than_any_limit_as_long_as_it_moves(monkeypatch, method):
+def test_storage_may_be_slower_than_any_limit_as_long_as_it_moves(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], method: str
+) -> None:
     monkeypatch.setattr(watch, "WARN_SECONDS", 0.3)
     monkeypatch.setattr(watch, "STALL_SECONDS", 0.6)
-    store = Numbers(40)
+    clock, store = Clock(monkeypatch), Numbers(10)
     call = getattr(store, method)
-    setattr(store, method, lambda *rest: (time.sleep(0.05), call(*rest))[1])
-    reader = ThreadLoader(store, Order(40, 40), 1)  # one batch: two seconds
-    assert [len(batch) for batch in reader.epoch(0)] == [40]
+    setattr(store, method, lambda *rest: (clock.passes(0.2), call(*rest))[1])
+    reader = ThreadLoader(store, Order(10, 10), 1)  # one batch: two seconds
+    assert [len(batch) for batch in reader.epoch(0)] == [10]
+    assert "no sample" not in capfd.readouterr().err
     reader.close()
 
 
-def test_a_slow_training_step_is_no_stall(monkeypatch, capfd):
+def test_a_slow_training_step_is_no_stall(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(watch, "WARN_SECONDS", 0.1)
     monkeypatch.setattr(watch, "STALL_SECONDS", 0.3)
-    reader = ThreadLoader(Numbers(60), Order(60, 10), 2)
-    for _ in reader.epoch(0):
-        time.sleep(0.4)
+    clock, store = Clock(monkeypatch), Numbers(8)
+    read = store.read
+    store.read = lambda index: (clock.passes(0.0, looks=4), read(index))[1]  # so that those who wait for it check
+    reader = ThreadLoader(store, Order(8, 8), 1)
+    for epoch in range(3):
+        for _ in reader.epoch(epoch):  # one batch, so nothing moves in the step
+            clock.passes(100.0, looks=0)
     assert "no sample for" not in capfd.readouterr().err
     reader.close()
 

@@ -168,7 +168,7 @@ def test_resident_does_not_hang_with_its_storage(monkeypatch):
 def test_slow_storage_only_takes_longer():
     store = Numbers(40)
     read = store.read
-    store.read = lambda index: (time.sleep(0.02), read(index))[1]
+    store.read = lambda index: (time.sleep(0.005), read(index))[1]
     reader = ThreadLoader(store, Order(40, 10), 4)
     assert len(indices(reader.epoch(0))) == 4
     reader.close()
@@ -325,10 +325,8 @@ def test_a_fifo_in_a_folder_is_left_out_and_one_that_appears_later_fails(tmp_pat
     (tmp_path / "2.jpg").unlink()
     os.mkfifo(tmp_path / "2.jpg")
     reader = ThreadLoader(store, Order(4, 4), 2)
-    began = time.monotonic()
-    assert len(indices(reader.epoch(0))) == 1
+    assert len(indices(reader.epoch(0))) == 1  # one that waited for the FIFO would never end
     assert reader.failed == {str(tmp_path / "2.jpg"): "not a regular file"}
-    assert time.monotonic() - began < 10
     reader.close()
 
 

@@ -64,7 +64,8 @@ def test_less_is_kept_for_backward():
     ("arch", "fewest"), [("small", 4), ("resnet50", 4), ("vit_b_16", 12), ("regnet_y_400mf", 4), ("swin_t", 4)]
 )
 def test_stages_cover_most_of_an_encoder(arch, fewest):
-    encoder, _ = make_encoder(arch, 224 if arch != "small" else 32)
+    with torch.device("cpu" if arch.startswith("regnet") else "meta"):  # names and shapes are all that counts here
+        encoder, _ = make_encoder(arch, 224 if arch != "small" else 32)
     found = stages(encoder)
     assert len(found) >= fewest
     inside = sum(p.numel() for stage in found for p in stage.parameters())

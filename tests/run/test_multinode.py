@@ -94,7 +94,7 @@ def kill(job):
     for pid in processes(1):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    assert job.wait(20) == -signal.SIGKILL
+    assert job.wait(SECONDS) == -signal.SIGKILL
 
 
 def test_two_machines_train_to_the_end(cable, shards, tmp_path):
@@ -131,8 +131,8 @@ def test_a_job_ends_on_both_sides_when_the_cable_is_cut(cable, shards, tmp_path)
         wait_for_step(run, 4, a, b)
         ip("-n", NAMES[1], "link", "set", "eth0", "down")
         try:
-            assert a.wait(60) != 0
-            assert ranks_end(1, within=20)
+            assert a.wait(SECONDS) != 0
+            assert ranks_end(1, within=SECONDS)
         finally:
             ip("-n", NAMES[1], "link", "set", "eth0", "up")
     assert "process 1, on " in logs[0].read_text()

@@ -28,6 +28,7 @@ SECONDS = 120  # in which every process here has to end
 
 Function = Callable[..., int | None]
 Done = subprocess.CompletedProcess[str]
+RunCommand = Callable[..., Done]  # conftest's fixture of that name
 
 
 class Fork:
