@@ -6,7 +6,7 @@ PY := .venv/bin/python
 GPU_PY := $(if $(wildcard .venv/ready),.venv/bin/python,python3)
 KERNEL_TESTS := tests/kernels
 
-.PHONY: demo test test-beside test-rest test-gpu test-multinode bench-gpu lint install clean
+.PHONY: demo test test-all test-gpu test-multinode bench-gpu lint install clean
 
 install: .venv/ready
 
@@ -17,16 +17,13 @@ install: .venv/ready
 demo: .venv/ready
 	@PYTHON=$(PY) bash recipes/demo.sh
 
+# Tests that together take minutes, on two cores; with those that take more than 20 seconds each, it is test-all.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 test: .venv/ready
-	$(PY) -m pytest
+	$(PYTEST) -m "not slow"
 
-# The same in two parts that may run side by side: in the first, two machines mostly wait, and kernels use one core.
-BESIDE := tests/run/test_multinode.py $(KERNEL_TESTS)
-test-beside: .venv/ready
-	$(PY) -m pytest -rs $(BESIDE)
-
-test-rest: .venv/ready
-	$(PY) -m pytest $(BESIDE:%=--ignore=%)
+test-all: .venv/ready
+	$(PYTEST) -rs
 
 # The kernels' tests in every dtype, then all other tests that need a GPU.
 test-gpu:
@@ -43,7 +40,7 @@ bench-gpu:
 	timeout 110 $(GPU_PY) benchmarks/loader.py --data $(DATA) --rounds 3 --no-peers || status=1; \
 	exit $$status
 
-# Training on two machines, and the death and return of one: two network namespaces. Part of `make test` as well.
+# Training on two machines, and the death and return of one: two network namespaces. Part of `make test-all`.
 test-multinode: .venv/ready
 	$(PY) -m pytest tests/run/test_multinode.py -rs
 

@@ -191,8 +191,8 @@ def test_a_containers_part_of_the_cores_counts(tmp_path: pathlib.Path, monkeypat
         assert usable_cores(limit) == expected
 
 
-def _tell_cores(folder: pathlib.Path) -> None:
-    os.sched_setaffinity(0, CORES)
+def _tell_cores(folder: pathlib.Path, cores: set[int]) -> None:
+    os.sched_setaffinity(0, cores)
     ranks = Ranks("cpu")
     told = ranks.cores, sorted(os.sched_getaffinity(0))
     (folder / f"{ranks.rank}.json").write_text(json.dumps(told))
@@ -201,7 +201,7 @@ def _tell_cores(folder: pathlib.Path) -> None:
 
 @pytest.mark.skipif(len(CORES) < 2, reason="needs two hardware threads")
 def test_ranks_of_a_machine_keep_to_their_own_cores(tmp_path: pathlib.Path) -> None:
-    succeed(on_ranks(tmp_path, 2, _tell_cores, tmp_path))
+    succeed(on_ranks(tmp_path, 2, _tell_cores, tmp_path, CORES))
     shares = [share_of(CORES, place, 2) for place in range(2)]
     told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert told == [[len(share), sorted(share)] for share in shares]

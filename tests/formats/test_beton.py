@@ -89,7 +89,7 @@ def test_stock_ffcv_loader_reads_it(tmp_path: Path, os_cache: bool) -> None:
     path = write(tmp_path / "a.beton", 40, max_samples=64, padding=1 << 20)
     pipelines = {"image": [decoders.SimpleRGBImageDecoder()], "label": [decoders.IntDecoder()]}
     random = loader.OrderOption.RANDOM
-    batches = loader.Loader(str(path), 8, num_workers=2, os_cache=os_cache, order=random, pipelines=pipelines)
+    batches = loader.Loader(str(path), 8, num_workers=1, os_cache=os_cache, order=random, pipelines=pipelines)
     seen = []
     for images_B, label_B in batches:
         numbers = [number_of(image) for image in np.asarray(images_B)]
@@ -104,7 +104,7 @@ def test_reads_what_ffcv_wrote(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 12, 3)).astype(np.uint8)
     path = tmp_path / "theirs.beton"
     their_fields = {"image": fields.RGBImageField(write_mode="raw"), "label": fields.IntField()}
-    writer.DatasetWriter(str(path), their_fields, num_workers=2).from_indexed_dataset(
+    writer.DatasetWriter(str(path), their_fields, num_workers=1).from_indexed_dataset(
         [(image, i) for i, image in enumerate(pixels)], chunksize=5
     )
     reader = BetonReader(path)

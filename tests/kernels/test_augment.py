@@ -115,6 +115,11 @@ def test_reference_is_torchvisions_composition():
 # ---- the fast versions against the reference
 
 
+def slow(version: tuple) -> bool:
+    """A tile takes Triton's interpreter tens of milliseconds."""
+    return version[:2] == ("triton", "cpu")
+
+
 def moved(table: ViewTable, device: str) -> ViewTable:
     return replace(table, **{name: column.to(device) for name, column in vars(table).items()})
 
@@ -163,7 +168,7 @@ OPERATIONS = {
 def test_operation(version, name, size):
     gray = picture(50, 70, 1)[..., :1].expand(-1, -1, 3)  # has no hue
     primary = torch.eye(3, dtype=torch.uint8).mul(255).repeat(50, 24, 1)[:, :70]
-    for image in (picture(50, 70, 0), gray, primary):
+    for image in (picture(50, 70, 0),) if slow(version) and size == 63 else (picture(50, 70, 0), gray, primary):
         compare(version, pack([image]), one_view(50, 70, **OPERATIONS[name]), size)
 
 
@@ -187,12 +192,12 @@ def test_view_of_one_pixel(version):
 
 @pytest.mark.parametrize("version", VERSIONS + HALF_VERSIONS)
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("size", [32, 63])
-def test_recipe_on_a_ragged_batch(version, name, size):
+def test_recipe_on_a_ragged_batch(version, name):
     """Each kind of view once. Drawn for 224 px, so that the blur is wider than these sizes would have it."""
     batch, recipe = ragged(), tuple(replace(spec, count=1) for spec in RECIPES[name])
-    for epoch in range(1 if version[:2] == ("triton", "cpu") else 4):
-        compare(version, batch, draw(recipe, *batch[2:], torch.arange(len(SHAPES)), 1, epoch, 224), size)
+    for epoch in range(1 if slow(version) else 4):
+        for size in (63,) if slow(version) else (32, 63):
+            compare(version, batch, draw(recipe, *batch[2:], torch.arange(len(SHAPES)), 1, epoch, 224), size)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -3,7 +3,7 @@
 What a launcher or a fresh interpreter adds is left out; support.launch and support.commands start those.
 """
 
-import ctypes
+import atexit
 import multiprocessing
 import os
 import pathlib
@@ -68,9 +68,10 @@ def _run(place: pathlib.Path, environment: dict[str, str], function: Function, a
     except BaseException:
         traceback.print_exc()
         status = 1
+    atexit._run_exitfuncs()  # as at the end of a program; the rest of that, which takes a second, is left out
     sys.stdout.flush()
     sys.stderr.flush()
-    ctypes.pythonapi.Py_Exit(status)  # as a program ends; multiprocessing would leave out atexit and destructors
+    os._exit(status)
 
 
 def finished(folder: pathlib.Path, function: Function, *arguments: object, **variables: object) -> Done:
