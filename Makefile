@@ -4,7 +4,7 @@ PY := .venv/bin/python
 # On a machine with a GPU the checks run on whatever Python holds PyTorch there, if nothing was installed; besides PyTorch
 # they need numba, psutil, rich, tyro, pytest-timeout, and libturbojpeg.so.0 where the linker finds it.
 GPU_PY := $(if $(wildcard .venv/ready),.venv/bin/python,python3)
-KERNEL_TESTS := tests/kernels
+KERNEL_TESTS := tests/kernels tests/losses
 
 .PHONY: demo test test-all test-gpu test-multinode bench-gpu lint install clean
 

@@ -1,6 +1,6 @@
 """What a training run is: every group of options, their defaults, and how a command line or a file becomes them.
 
-Defaults: the method's paper ← the preset ← the optimizer, where one is typed ← a --config file ← what is typed.
+Defaults: the method's paper ← the preset ← a --config file ← another optimizer, where one is typed ← what is typed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
 
     from fasttrain.system.cli import parse
 
-    argv = list(argv)
+    argv = [_with_dashes(word) for word in argv]
     if argv and not argv[0].startswith("-"):  # RUN by place
         if any(word.split("=")[0] == "--run" for word in argv):
             raise UserError(f"RUN is given twice: {argv[0]}, and --run")
@@ -93,7 +93,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     given |= {"run": "", "fresh": False, "config": "", "method": method, "preset": preset}
     defaults = _with_optimizer(_defaults(method, preset, given), typed.get("optimizer", ""))
     own = {flag(name) for name in flat(defaults)}
-    for word in (word.split("=")[0] for word in argv if word.startswith("--")):
+    for word in (word.partition("=")[0] for word in argv if word.startswith("--")):
         if word not in own and (whose := _foreign(word.removeprefix("--").replace("-", "_"), method)):
             raise UserError(whose)
     return parse(TrainConfig, argv, defaults)
@@ -113,6 +113,12 @@ def _defaults(method: str, preset: str, given: Mapping[str, Any]) -> TrainConfig
 def _with_optimizer(config: TrainConfig, name: str) -> TrainConfig:
     """Where another optimizer than the configuration's is asked for, with that one's learning rate and weight decay."""
     return config if name == config.optimisation.optimizer else replaced(config, OPTIMIZERS.get(name, {}))
+
+
+def _with_dashes(word: str) -> str:
+    """--batch_size as --batch-size; a word that is no flag as it is."""
+    name, equals, value = word.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else word
 
 
 def _last(argv: Sequence[str], name: str) -> str | None:

@@ -77,7 +77,7 @@ def write_report(run: pathlib.Path) -> pathlib.Path:
     if (run / "samples.png").exists():
         picture = base64.b64encode((run / "samples.png").read_bytes()).decode()
         parts.append(
-            "<h2>Augmented pairs</h2><p class=sub>Each source image and the two views made of it before the first step."
+            "<h2>Views</h2><p class=sub>Source images, and the views made of each before the first step."
             f'</p><img alt="source images and their augmented views" src="data:image/png;base64,{picture}">'
         )
     settings = {**config, **environment}

@@ -30,6 +30,8 @@ def test_the_last_method_and_preset_count_wherever_they_stand() -> None:
     )
     assert config == make_config("xmoco", "cifar10", data="x")
     assert config.encoder.arch == "resnet18"
+    underscored = parse_config(["--data=x", "--method", "moco", "--cross_weight=2", "--batch_size", "64"])
+    assert underscored == make_config("moco", data="x", cross_weight=2.0, batch_size=64)
 
 
 @pytest.mark.parametrize(

@@ -138,5 +138,5 @@ def _import_dali() -> tuple[Any, Any, type[Pipeline]]:
     try:
         from nvidia.dali import Pipeline, fn, types
     except ImportError as error:
-        raise UserError(f"--loader dali needs NVIDIA DALI ({error}): pip install 'fasttrain[dali]'") from None
+        raise UserError(f"--loader dali needs NVIDIA DALI ({error}): pip install nvidia-dali-cuda130") from None
     return fn, types, Pipeline
