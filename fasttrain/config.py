@@ -5,9 +5,9 @@ Defaults: the method's paper ← the preset ← a --config file ← another opti
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fasttrain.engine.options import OPTIMIZERS, MachineOptions, OptimisationOptions
@@ -18,14 +18,13 @@ from fasttrain.presets import PRESETS
 from fasttrain.run.folder import read_settings
 from fasttrain.run.options import LoggingOptions, RunOptions
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import Options, flag, flat, replaced
+from fasttrain.system.options import Options, Settings, flag, flat, replaced
 from fasttrain.views.options import ViewOptions, resolution_sides
 
 SELECTORS = ("method", "preset", "config", "optimizer", "resolution")  # on which other defaults depend
-UNREAD: Any = ""  # stands for --data until a command line is read
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class TrainConfig(Options):
     """Pre-train an image encoder with MoCo, XMoCo or a method of your own.
 
@@ -80,13 +79,13 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         if any(word.split("=")[0] == "--run" for word in argv):
             raise UserError(f"RUN is given twice: {argv[0]}, and --run")
         argv.insert(0, "--run")
-    typed = {name: value for name in SELECTORS if (value := _last(argv, flag(name))) is not None}
+    typed = {name: value for name in (*SELECTORS, "size") if (value := _last(argv, flag(name))) is not None}
     saved = read_settings(pathlib.Path(typed["config"])) if typed.get("config") else {}
     method = typed.get("method") or saved.get("method") or RunOptions.method
     preset = typed.get("preset") or saved.get("preset") or RunOptions.preset
-    if preset not in PRESETS:
-        raise UserError(f"unknown --preset {preset!r}; choose from: {', '.join(PRESETS)}")
-    given = {"data": tyro.MISSING, **saved}
+    given = {"data": tyro.MISSING, **_kept(saved, method, preset)}
+    if typed.get("size") and not typed.get("resolution"):
+        given["resolution"] = ""  # a saved one that ends with another size
     if typed.get("resolution"):
         given["size"] = resolution_sides(typed["resolution"])[1]
     # what belongs to the folder of the saved run is not for another
@@ -101,13 +100,32 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
 
 def _defaults(method: str, preset: str, given: Mapping[str, Any]) -> TrainConfig:
     """The configuration of a method and a preset before anything else is typed."""
+    if preset not in PRESETS:
+        raise UserError(f"unknown --preset {preset!r}; choose from: {', '.join(PRESETS)}")
     options = method_options(method)
     config = TrainConfig(
         RunOptions(method=method, preset=preset),  # type: ignore[arg-type]
-        DataOptions(UNREAD), ViewOptions(), EncoderOptions(), options(), OptimisationOptions(), MachineOptions(),
+        DataOptions(""), ViewOptions(), EncoderOptions(), options(), OptimisationOptions(), MachineOptions(),
         LoggingOptions(),
     )  # fmt: skip
+    shared = {
+        name
+        for group in dataclasses.fields(config)
+        for name in flat(getattr(config, group.name))
+        if group.name != "method"
+    }
+    if twice := sorted(shared & set(flat(config.method))):
+        raise UserError(f"--method {method}: {flag(twice[0])} is an option of all methods: give its own another name")
     return replaced(config, {**options.paper, **PRESETS[preset], **options.presets.get(preset, {}), **given})
+
+
+def _kept(saved: Mapping[str, Any], method: str, preset: str) -> dict[str, Any]:
+    """The saved options that are a start for a run of this method and preset: all of them where these are the same,
+    else those that are not merely the defaults of what was saved."""
+    if not saved or (saved["method"], saved["preset"]) == (method, preset):
+        return dict(saved)
+    usual = Settings.of(_defaults(saved["method"], saved["preset"], {})).values
+    return {name: value for name, value in saved.items() if name not in usual or usual[name] != value}
 
 
 def _with_optimizer(config: TrainConfig, name: str) -> TrainConfig:
@@ -135,6 +153,8 @@ def _last(argv: Sequence[str], name: str) -> str | None:
 def _foreign(name: str, method: str) -> str:
     """Whose option it is, if it is one of other methods', as an error; "" otherwise."""
     owners = [other for other, options in METHODS.items() if name in flat(options()) and other != method]
+    if name in flat(method_options(method)()):
+        return ""
     return f"{flag(name)} is an option of --method {' and '.join(owners)}, not of {method}" if owners else ""
 
 

@@ -22,9 +22,10 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from fasttrain.config import TrainConfig, parse_config
-from fasttrain.engine.networks import AUTOCAST, make_networks
+from fasttrain.engine.networks import AUTOCAST, is_compiled, make_networks
 from fasttrain.engine.optim import learning_rate
 from fasttrain.engine.options import BASE_BATCH
 from fasttrain.engine.ranks import Ranks
@@ -34,6 +35,7 @@ from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
 from fasttrain.input import Loader, Order, Store, open_dataset, open_loader, pixel_statistics
 from fasttrain.kernels.augment import Views, augment
 from fasttrain.methods import Method, Sample
+from fasttrain.networks.batch_norm import is_split
 from fasttrain.networks.groups import check_groups
 from fasttrain.report import write_report
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
@@ -41,7 +43,7 @@ from fasttrain.run.display import Display
 from fasttrain.run.faults import explained
 from fasttrain.run.folder import prepare, run_path
 from fasttrain.run.health import Health
-from fasttrain.run.metrics import Metrics, open_files
+from fasttrain.run.metrics import Metrics, open_files, require_tensorboard
 from fasttrain.run.resume import resume
 from fasttrain.run.samples import write_samples
 from fasttrain.system.cli import finish
@@ -80,8 +82,9 @@ class StopSignal:
             os.write(2, f"{text}\n".encode())
 
 
-def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
-    """The samples in their seeded order. Raises UserError for a batch that can't be."""
+def make_loader(store: Store, config: TrainConfig, ranks: Ranks, splits: bool) -> Loader:
+    """The samples in their seeded order. splits: batch norm takes groups of them. Raises UserError for a batch that
+    can't be."""
     batch_size, accumulate = config.optimisation.batch_size, config.optimisation.accumulate
     if batch_size > store.num_samples:
         raise UserError(f"--batch-size {batch_size} is larger than the data set ({store.num_samples} images)")
@@ -92,7 +95,7 @@ def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
         )
     if batch_size // ranks.world_size % accumulate or batch_size < 2 * parts:
         raise UserError(f"--batch-size {batch_size} can't be cut into {parts} equal parts (--accumulate) of 2 or more")
-    if config.encoder.batch_norm == "split":
+    if splits:
         check_groups(batch_size, ranks.world_size, accumulate, config.encoder.batch_norm_groups)
     order = Order(store.num_samples, batch_size, config.run.seed, True, ranks.rank, ranks.world_size)
     workers = ranks.threads(config.machine.workers)
@@ -125,6 +128,13 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed((common * 65_537 + rank) % 2**63)
 
 
+def on_device(label_B: Tensor | None, device: torch.device) -> Tensor | None:
+    """Labels where the views are; the host does not wait for the copy."""
+    if label_B is None or device.type == "cpu":
+        return label_B
+    return label_B.pin_memory().to(device, non_blocking=True)
+
+
 def state_of(step: int, settings: Settings, images: str, method: Method, trainer: TrainStep, loader: Loader) -> dict:
     """Everything that a run needs to go on from a step. images: their fingerprint."""
     return {
@@ -147,12 +157,14 @@ def train(config: TrainConfig) -> int:
     recipe = config.views.recipe_for(config.method.views)
     data = pathlib.Path(config.data.data)
     store = open_dataset(data, "train", config.data.loader, config.views.size)
-    loader = make_loader(store, config, ranks)
+    loader = make_loader(store, config, ranks, is_split(method.encoder))
     mean, std = pixel_statistics(data, config.data.loader)
     workers = ranks.threads(config.machine.workers)
     knn = KnnMonitor(config.data, config.views.size, ranks.device, workers) if config.logging.knn_every else None
 
     # The first rank claims the folder; then all go on from the checkpoint that it chooses.
+    if config.logging.tensorboard:
+        require_tensorboard()
     settings = Settings.of(config)
     run = pathlib.Path(ranks.share(str(run_path(config.run))))
     claim = ranks.together(lambda: prepare(run, settings, config.run.fresh) if ranks.is_main else None)
@@ -180,7 +192,7 @@ def train(config: TrainConfig) -> int:
     metrics = Metrics((*files, display), health, ranks.device, config.logging.log_every, batch_size)
     display.say(f"learning rate {optimisation.peak_lr:g}: --lr {optimisation.lr:g} × {batch_size}/{BASE_BATCH}")
     evaluations = Evaluations(knn, config.logging.knn_every * steps_per_epoch, run, ranks, lambda: stop.received)
-    compiles = config.machine.compile == "on" or ranks.device.type == "cuda"
+    compiles = is_compiled(method)
     views_dtype = AUTOCAST.get(optimisation.precision, torch.float32)
     views: Views | None = None  # one buffer for all steps of a size
     shown: tuple[int, ...] = ()  # its sides
@@ -195,7 +207,7 @@ def train(config: TrainConfig) -> int:
             size_V = sides(recipe, size)
             for batch in metrics.timed(loader.epoch(epoch)):
                 if size_V != shown:
-                    display.status("compiling" if compiles else "the first step")
+                    display.status(f"{'compiling' if compiles else 'the first step'} at {size} px")
                     views, shown = None, size_V
                 with metrics.making_views():
                     size_2B = batch.height_B, batch.width_B
@@ -207,7 +219,7 @@ def train(config: TrainConfig) -> int:
                     write_samples(run / "samples.png", batch, views, mean, std)
                 seed_step(config.run.seed, step, ranks.rank)
                 lr = learning_rate(step, total_steps, warmup_steps, optimisation.peak_lr)
-                terms = trainer.forward_backward(Sample(views, batch.label_B, batch.index_B))
+                terms = trainer.forward_backward(Sample(views, on_device(batch.label_B, ranks.device), batch.index_B))
                 trainer.update(step, lr, step / total_steps)
                 step += 1
 
@@ -216,7 +228,7 @@ def train(config: TrainConfig) -> int:
                 stopped = ranks.agree(stop.received)
                 due, ends = evaluations.due(step), bool(stopped) or step == last_step
                 saves = ends or due or step % config.run.checkpoint_every == 0
-                if saves:
+                if saves and ranks.is_main:
                     metrics.flush(step, epoch, lr)  # what it knows of skipped steps is then up to this one
                 if ranks.is_main and metrics.skips.too_many(step):
                     order = Order(store.num_samples, batch_size, config.run.seed)

@@ -78,7 +78,8 @@ VALUES = [
         "--recipe swav gives 2 views of full size and 6 views of 43 %; this method needs 2",
     ),
     (["--crop-scale", "0.5", "0.2"], "crop scale 0.5 0.2"),
-    (["--blur", "2"], "probability of blur 2"),
+    (["--blur", "2"], r"--blur must be at least 0 and at most 1, not \(2.0,\)"),
+    (["--blur", "0.1", "0.2", "0.3"], "probability of blur 0.1 0.2 0.3"),
 ]
 
 
@@ -95,6 +96,13 @@ def test_values_are_checked_from_python_too() -> None:
         make_config(data="x", temperature=-1.0)
     with pytest.raises(UserError, match="moco has no option --batchsize"):
         make_config("moco", batchsize=3)
+    for name, value, message in (
+        ("optimizer", "adam", "can't be 'adam'; choose from: sgd, lars, adamw, lamb"), ("batch_size", 256.5, "256.5"),
+        ("batch_size", "256", "'256'"), ("lr", float("inf"), "not inf"), ("cross", "qeue", "batch, queue, none"),
+        ("blur", 0.5, "--blur can't be 0.5"), ("cifar_stem", 1, "--cifar-stem can't be 1"), ("preset", "huge", "huge"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            make_config(**{"method": "moco", name: value})
 
 
 def test_an_option_of_other_methods_is_refused_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +169,9 @@ def test_a_saved_configuration_is_a_start_for_another_run(tmp_path) -> None:
     assert again == make_config("moco", "demo", data="x", blur=(0.1, 0.2), lr=0.7, config=path, crop_scale=(0.3, 1.0))
     other = parse_config([f"--config={path}", "--method", "xmoco", "--data", "y"])
     assert (other.run.method, other.data.data, other.optimisation.lr) == ("xmoco", "y", 0.5)
+    assert (flat(other)["cross"], flat(other)["uniform"]) == ("batch", "batch")  # the new method's own
+    large = flat(parse_config([f"--config={path}", "--preset", "cifar10"]))
+    assert (large["arch"], large["queue_size"], large["lr"]) == ("resnet18", 4096, 0.5)
     (tmp_path / "old.json").write_text(json.dumps({"config": {"method": "moco"}}))
     with pytest.raises(UserError, match="by an earlier version of fasttrain"):
         parse_config(["--config", str(tmp_path / "old.json")])

@@ -15,6 +15,7 @@ from fasttrain.networks.queue import Queue
 from fasttrain.networks.recompute import checkpoint_activations
 from fasttrain.system.errors import UserError
 from fasttrain.views.options import ViewOptions
+from fasttrain.views.spec import sides
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of --precision
 
@@ -35,8 +36,9 @@ def make_networks(
 ) -> Method:  # fmt: skip
     """The method for training: on its device, its networks as the options have them run. Raises UserError."""
     built = make_method(method, encoder, views.size, seed)
-    if views.resolution:
-        feature_width(built.encoder, encoder.arch, views.start_size)
+    recipe = views.recipe_for(method.views)
+    for side in {*sides(recipe, views.start_size), *sides(recipe, views.size)} - {views.size}:
+        feature_width(built.encoder, encoder.arch, side)
     if machine.checkpoint_activations:
         checkpoint_activations(built.encoder)
     compile_networks(built, machine, device, optimisation.accumulate)
@@ -62,6 +64,11 @@ def compile_networks(method: Method, machine: MachineOptions, device: torch.devi
         recomputed = machine.checkpoint_activations and name == "encoder"
         if wanted and not recomputed and any(p.dim() > 1 for p in network.parameters()):
             network.compile(dynamic=False, mode="reduce-overhead" if machine.cuda_graph else None)
+
+
+def is_compiled(method: Method) -> bool:
+    """Is any of its networks compiled?"""
+    return any(network._compiled_call_impl is not None for network in method.children())
 
 
 def laid_out(method: Method, device: torch.device, precision: str) -> Method:

@@ -103,8 +103,10 @@ def _micro_batches(sample: Sample, count: int) -> Iterator[tuple[Sample, bool]]:
     if count == 1:
         yield sample, True
         return
-    views = zip(*(group.chunk(count, dim=1) for group in sample.views), strict=True)
+    # copied, so that a group's views lie one after the other in a part, as they do in the whole
+    cut = ([part.contiguous() for part in group.permute(0, 1, 3, 4, 2).chunk(count, dim=1)] for group in sample.views)
+    views = ((part.permute(0, 1, 4, 2, 3) for part in parts) for parts in zip(*cut, strict=True))
     labels = [None] * count if sample.label_B is None else sample.label_B.chunk(count)
     parts = zip(views, labels, sample.index_B.chunk(count), strict=True)
     for number, part in enumerate(parts):
-        yield Sample(*part), number == count - 1
+        yield Sample(tuple(part[0]), *part[1:]), number == count - 1

@@ -1,4 +1,4 @@
-"""XMoCo's two regularisers (arXiv 2206.04676), for every method with queries, keys and a queue.
+"""XMoCo's two regularisers (arXiv 2206.04676), for every method with queries and keys.
 
     L = L_contrast + λ_x · L_cross + λ_u · L_uniform
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fasttrain.losses.batch import batch_consistency, batch_uniformity
 from fasttrain.losses.queue import QueueConsistency, QueueTerm, QueueUniformity, queue_terms
+from fasttrain.system.errors import UserError
 from fasttrain.system.options import NotNegative, Options, Positive
 
 
@@ -38,22 +39,34 @@ class Regularisers(Options):
 
 
 def regularised(
-    contrast: QueueTerm, options: Regularisers, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor, queue_KD: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+    contrast: QueueTerm | Tensor, options: Regularisers, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor,
+    queue_KD: Tensor | None,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The contrast with the regularisers that are on: the loss, and every term's detached value by name.
 
-    q_ND, k_ND (N, D): this rank's queries and keys; k_MD (M, D): the keys of all ranks; queue_KD (K, D).
+    contrast: a term over the queue, or the value of a loss that needs none. q_ND, k_ND (N, D): this rank's queries and
+    keys; k_MD (M, D): the keys of all ranks; queue_KD (K, D), None for a method that has no queue. Raises UserError
+    where one is needed.
     """
-    over_queue: dict[str, QueueTerm] = {"contrast": contrast}
+    over_queue: dict[str, QueueTerm] = {}
+    values: dict[str, Tensor] = {}
+    if isinstance(contrast, QueueTerm):
+        over_queue["contrast"] = contrast
+    else:
+        values["contrast"] = contrast
     if options.cross == "queue":
         over_queue["cross"] = QueueConsistency(options.cross_temperature)
     if options.uniform == "queue":
         over_queue["uniform"] = QueueUniformity(options.uniform_temperature)
-    values = dict(zip(over_queue, queue_terms(list(over_queue.values()), q_ND, k_ND, queue_KD), strict=True))
+    if over_queue:
+        if queue_KD is None:
+            raise UserError("--cross queue and --uniform queue are for methods that have a queue; use batch")
+        values |= zip(over_queue, queue_terms(list(over_queue.values()), q_ND, k_ND, queue_KD), strict=True)
     if options.cross == "batch":
         values["cross"] = batch_consistency(q_ND, k_ND)
     if options.uniform == "batch":
-        values["uniform"] = batch_uniformity(q_ND, k_MD.to(queue_KD.dtype), options.uniform_temperature)
+        narrow_MD = k_MD if queue_KD is None else k_MD.to(queue_KD.dtype)
+        values["uniform"] = batch_uniformity(q_ND, narrow_MD, options.uniform_temperature)
 
     loss = values["contrast"]
     for name, weight in (("cross", options.cross_weight), ("uniform", options.uniform_weight)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 
 from fasttrain.methods.base import Method, MethodOptions, Output, Sample
 from fasttrain.methods.moco import MoCoOptions
@@ -15,9 +17,10 @@ METHODS: dict[str, type[MethodOptions]] = {"moco": MoCoOptions, "xmoco": XMoCoOp
 
 
 def method_options(name: str) -> type[MethodOptions]:
-    """The options of the method of that name: one of METHODS, or "package.module:Class" for one from outside.
+    """The options of the method of that name: one of METHODS, or "package.module:Class" for one from outside, of the
+    current folder or installed.
 
-    Raises UserError for an unknown name, a module that is not there, and a class that is no MethodOptions.
+    Raises UserError for an unknown name, a module that is not there, and a class that is no MethodOptions with views.
     """
     if name in METHODS:
         return METHODS[name]
@@ -25,10 +28,12 @@ def method_options(name: str) -> type[MethodOptions]:
     if not colon:
         choices = f"{', '.join(METHODS)}, or package.module:Class of your own"
         raise UserError(f"unknown --method {name!r}; choose from: {choices}")
+    if (here := os.getcwd()) not in sys.path:  # a command that is run by its path does not have it there
+        sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"--method {name}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, MethodOptions)):
-        raise UserError(f"--method {name}: {attribute} is not a dataclass that extends MethodOptions")
+    if not (isinstance(found, type) and issubclass(found, MethodOptions) and hasattr(found, "views")):
+        raise UserError(f"--method {name}: {attribute} is not a dataclass that extends MethodOptions and has views")
     return found

@@ -20,8 +20,8 @@ class Sample(NamedTuple):
     """What a method sees of a micro-batch.
 
     views: a tensor (V, B, 3, S, S) for each size, as the method's recipe has them; `views[0][v]` and
-    `views[0].flatten(0, 1)` are channels-last without a copy. label_B: int64, only where `needs_labels`.
-    index_B: int64, place in the data set.
+    `views[0].flatten(0, 1)` are channels-last without a copy. label_B: int64, beside the views,
+    only where `needs_labels`. index_B: int64, place in the data set, on the CPU.
     """
 
     views: Views

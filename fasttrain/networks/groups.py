@@ -58,7 +58,8 @@ def check_groups(batch_size: int, world_size: int, accumulate: int, groups: int 
     raise UserError(
         f"--batch-norm split: a micro-batch on {world_size} process(es) is {cut.number} group(s) of {cut.images} "
         f"images, and {cut.share:.0%} of those that normalise a key would also normalise its query, which could tell "
-        f"it by them (at most {_limit(batch_size):.0%}); use {instead}or --batch-norm sync or plain"
+        f"it by them (at most {_limit(batch_size):.0%}); use {instead}or --batch-norm sync or plain, where all of "
+        "them do"
     )
 
 

@@ -147,17 +147,18 @@ def load_checkpoint(path: pathlib.Path) -> Checkpoint:
 
 
 def _checked(path: pathlib.Path, file: BinaryIO) -> str:
-    """The SHA-256 of a file without its seal. Raises CheckpointError where the seal has another."""
-    size = os.fstat(file.fileno()).st_size
-    file.seek(max(0, size - SEAL_BYTES))
+    """The SHA-256 of a file without its seal. Raises CheckpointError where the seal is missing or has another."""
+    left = os.fstat(file.fileno()).st_size - SEAL_BYTES
+    file.seek(max(0, left))
     seal = SEAL.fullmatch(file.read())
-    left = size - SEAL_BYTES if seal else size
     sha256 = hashlib.sha256()
     file.seek(0)
-    while data := file.read(min(left, READ_BYTES)):
+    while data := file.read(max(0, min(left, READ_BYTES))):
         sha256.update(data)
         left -= len(data)
-    if seal and seal[1].decode() != sha256.hexdigest():
+    if not seal:
+        raise CheckpointError(f"checkpoint {path} can't be read: its end is missing, or this program did not write it")
+    if seal[1].decode() != sha256.hexdigest():
         raise CheckpointError(f"checkpoint {path} can't be read: its content has changed since it was written")
     return sha256.hexdigest()
 

@@ -209,16 +209,21 @@ class MetricsFile:
         self._file.close()
 
 
+def require_tensorboard() -> Any:  # noqa: ANN401 - a class of a package that may be missing
+    """TensorBoard's SummaryWriter. Raises UserError where the package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs the tensorboard package: pip install tensorboard") from None
+    return SummaryWriter
+
+
 class TensorBoard:
     """A curve for every figure."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         """Raises UserError where the package is missing."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("--tensorboard needs the tensorboard package: pip install tensorboard") from None
-        self._writer = SummaryWriter(str(folder))
+        self._writer = require_tensorboard()(str(folder))
 
     def write(self, entry: Entry) -> None:
         for name, value in entry.items():

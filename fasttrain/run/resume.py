@@ -77,7 +77,7 @@ def _objection(state: dict, settings: Settings, fingerprint: str) -> str:
 def _way_out(path: pathlib.Path, settings: Settings, fingerprint: str) -> str:
     """What to do about a checkpoint that does not fit: offers the newest one before it that does."""
     for older in saved_checkpoints(path.parent):
-        with contextlib.suppress(RunError):
+        with contextlib.suppress(RunError, UserError):
             state = load_checkpoint(older).state if older.name < path.name else None
             if state and not _objection(state, settings, fingerprint):
                 return f"move it away and the same command continues from step {state['step']}, or use --fresh"

@@ -6,8 +6,6 @@ import ctypes
 import pathlib
 import re
 
-import torch
-
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # glibc's numbers, from its malloc.h
 _MADV_HUGEPAGE = 14  # Linux's
 _RESERVED = 1 << 30  # bytes of addresses; memory is taken when it is used
@@ -43,4 +41,5 @@ HOST_MEMORY = re.compile(r"DefaultCPUAllocator|can't allocate memory")
 
 def is_full_memory(error: BaseException) -> bool:
     """Does it say that memory, of the host or a GPU, is full?"""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(HOST_MEMORY.search(str(error)))
+    gpu = type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported for this
+    return gpu or isinstance(error, MemoryError) or bool(HOST_MEMORY.search(str(error)))

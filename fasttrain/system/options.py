@@ -13,8 +13,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import types
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fasttrain.system.errors import UserError
 
@@ -28,12 +29,12 @@ class Bounds(NamedTuple):
     low: float = -math.inf
     high: float = math.inf
     low_open: bool = False
-    high_open: bool = False
+    high_open: bool = False  # infinity itself is outside
 
     def __contains__(self, value: object) -> bool:
         assert isinstance(value, int | float)
         above = value > self.low if self.low_open else value >= self.low
-        return above and (value < self.high if self.high_open else value <= self.high)
+        return above and value < math.inf and (value < self.high if self.high_open else value <= self.high)
 
     def __str__(self) -> str:
         if self.high == math.inf:
@@ -55,8 +56,10 @@ class Options:
     """Base of every group. Numbers outside their field's bounds raise UserError, from Python as from a command line."""
 
     def __post_init__(self) -> None:
-        for name, marks in _marks(type(self)).items():
+        for name, (kind, marks) in _fields(type(self)).items():
             value = getattr(self, name)
+            if not _fits(value, kind) and not type(value).__module__.startswith("tyro"):  # which marks what is missing
+                raise UserError(f"{flag(name)} can't be {value!r}{_choices(kind)}")
             for bounds in marks:
                 numbers = value if isinstance(value, tuple) else (value,)
                 outside = (n for n in numbers if isinstance(n, int | float) and n not in bounds)
@@ -69,10 +72,33 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _marks(group: type) -> dict[str, tuple]:
-    """What stands beside the type of each field: Bounds, FREE."""
-    hints = get_type_hints(group, include_extras=True)
-    return {field.name: getattr(hints[field.name], "__metadata__", ()) for field in dataclasses.fields(group)}
+def _fields(group: type) -> dict[str, tuple[Any, tuple]]:
+    """The type of each field, and what stands beside it: Bounds, FREE."""
+    kinds, hints = get_type_hints(group), get_type_hints(group, include_extras=True)
+    names = [field.name for field in dataclasses.fields(group)]
+    return {name: (kinds[name], getattr(hints[name], "__metadata__", ())) for name in names}
+
+
+def _fits(value: object, kind: Any) -> bool:  # noqa: ANN401 - a type, or what typing makes of several
+    """Is a value of a field's type? An int is a float, too."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in arguments)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        each = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+        return len(value) == len(each) and all(map(_fits, value, each))
+    if kind in (int, float) and isinstance(value, int | float):
+        return not isinstance(value, bool) and (kind is float or isinstance(value, int))
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _choices(kind: Any) -> str:  # noqa: ANN401 - see _fits
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    return f"; choose from: {', '.join(map(str, choices))}" if choices else ""
 
 
 def flat(options: Options) -> dict[str, Any]:
@@ -99,7 +125,7 @@ def replaced(options: Group, values: Mapping[str, Any]) -> Group:
 
 def free(options: Options) -> frozenset[str]:
     """Names of the options that do not bind a run."""
-    names = {name for name, marks in _marks(type(options)).items() if FREE in marks}
+    names = {name for name, (_kind, marks) in _fields(type(options)).items() if FREE in marks}
     groups = (getattr(options, field.name) for field in dataclasses.fields(options))
     return frozenset(names.union(*(free(group) for group in groups if isinstance(group, Options))))
 

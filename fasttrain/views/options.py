@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import Options, Positive
+from fasttrain.system.options import Bounds, Fraction, NotNegative, Options, Positive
 from fasttrain.views.spec import RECIPES, Recipe, adjusted, sides
 
 GROWING = 0.75  # part of the epochs in which views grow to their final size
@@ -24,15 +24,15 @@ class ViewOptions(Options):
     resolution: str = ""
     """Views that grow, such as 128:224: the side at first, and the --size that is reached after three quarters of the
     epochs; smaller views of a recipe grow in proportion. Empty: --size throughout."""
-    crop_scale: tuple[float, float] | None = None
+    crop_scale: Annotated[tuple[float, float] | None, Bounds(0, 1, low_open=True)] = None
     """Least and greatest area of a crop, as parts of the image's; of views of full size. None: the recipe's."""
-    jitter: tuple[float, float, float, float] | None = None
+    jitter: NotNegative[tuple[float, float, float, float] | None] = None
     """Strengths of the jitter of brightness, contrast, saturation and hue. None: the recipe's."""
-    jitter_p: tuple[float, ...] = ()
+    jitter_p: Fraction[tuple[float, ...]] = ()
     """Probability of the jitter: one, or one for each kind of view of the recipe. Empty: the recipe's."""
-    blur: tuple[float, ...] = ()
+    blur: Fraction[tuple[float, ...]] = ()
     """Probability of the blur, likewise."""
-    solarize: tuple[float, ...] = ()
+    solarize: Fraction[tuple[float, ...]] = ()
     """Probability of solarisation, likewise."""
 
     def __post_init__(self) -> None:

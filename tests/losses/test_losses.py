@@ -10,6 +10,8 @@ from fasttrain.losses import batch
 from fasttrain.losses import queue as queue_losses
 from fasttrain.losses.batch import Gram, batch_consistency, batch_uniformity, gram, gram_consistency
 from fasttrain.losses.queue import Decoupled, InfoNCE, QueueConsistency, QueueUniformity, queue_terms
+from fasttrain.losses.regularisers import Regularisers, regularised
+from fasttrain.system.errors import UserError
 
 IMPLS = ["reference", "cpu"]
 SIZES = [(1, 1, 8), (3, 7, 16), (8, 63, 32), (16, 257, 128)]  # N, K, D
@@ -247,3 +249,13 @@ def test_gram_sums_of_parts_add_up_to_the_whole():
     parts = [gram(q[i : i + 4], keys[i : i + 4]) for i in (0, 4, 8)]
     total = Gram(*(torch.stack(x).sum(0) for x in zip(*parts, strict=True)))
     assert torch.allclose(gram_consistency(total, 12), batch_consistency(q, keys), atol=1e-14)
+
+
+def test_the_regularisers_go_with_a_loss_that_has_no_queue() -> None:
+    q, keys, _ = inputs(6, 1, 16)
+    own = (q * keys).sum()
+    loss, terms = regularised(own, Regularisers(cross="batch", cross_weight=2.0), q, keys, keys, None)
+    assert torch.allclose(loss, own + 2 * batch_consistency(q, keys))
+    assert set(terms) == {"contrast", "cross"}
+    with pytest.raises(UserError, match="--cross queue and --uniform queue are for methods that have a queue"):
+        regularised(own, Regularisers(uniform="queue"), q, keys, keys, None)

@@ -149,7 +149,9 @@ def test_a_method_from_outside_that_can_t_be_is_one_line(outside):
     for name, message in (
         ("nowhere.at_all:Options", "No module named 'nowhere'"),
         ("my_methods:Missing", "no attribute 'Missing'"),
-        ("my_methods:number", "is not a dataclass that extends MethodOptions"),
+        ("my_methods:number", "is not a dataclass that extends MethodOptions and has views"),
+        ("fasttrain.methods:MethodOptions", "has views"),
+        (":Options", "Empty module name"),
     ):
         with pytest.raises(UserError, match=message):
             method_options(name)

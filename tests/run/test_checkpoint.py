@@ -11,7 +11,6 @@ from support.commands import one_line
 from support.forks import finished, with_small_files
 
 from fasttrain.run.checkpoint import (  # fmt: skip
-    FORMAT,
     SEAL_BYTES,
     CheckpointError,
     keep_best,
@@ -71,11 +70,8 @@ def test_no_byte_can_change_unseen(tmp_path):
     whole = path.read_bytes()
     for place in {*range(0, len(whole), 97), *range(len(whole) - SEAL_BYTES, len(whole))}:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
-        try:
-            assert torch.equal(load_checkpoint(path).state["weights"], state(2)["weights"])
-        except CheckpointError:
-            continue
-        assert place >= len(whole) - SEAL_BYTES  # a damaged seal can't be told from the end of an older file
+        with pytest.raises(CheckpointError):
+            load_checkpoint(path)
     path.write_bytes(whole)
     assert load_checkpoint(path).digest == hashlib.sha256(whole[:-SEAL_BYTES]).hexdigest()
 
@@ -93,21 +89,16 @@ def test_a_changed_byte_is_passed_over_and_named(tmp_path, capsys):
         load_checkpoint(tmp_path / "best.pt")
 
 
-def test_plain_torch_reads_ours_and_we_read_those_without_a_seal(tmp_path):
+def test_plain_torch_reads_ours(tmp_path):
     path = save_checkpoint(tmp_path, state(3), 0)
     for options in ({}, {"mmap": True}):
         assert torch.equal(torch.load(path, weights_only=True, **options)["weights"], state(3)["weights"])
-    torch.save({"format": FORMAT, **state(4)}, tmp_path / "step-000000004.pt")
-    assert load_newest(tmp_path).state["step"] == 4
 
 
 @pytest.mark.parametrize("size", [0, 1, 71, 72, 73, 500, -1, -72, -73, -200])
 def test_a_truncated_one_is_damaged(tmp_path, size):
     path = save_checkpoint(tmp_path, state(2), 0)
     path.write_bytes(path.read_bytes()[:size])
-    if -SEAL_BYTES <= size < 0:  # all of the content is there, as an earlier version wrote it
-        assert torch.equal(load_checkpoint(path).state["weights"], state(2)["weights"])
-        return
     with pytest.raises(CheckpointError, match="can't be read"):
         load_checkpoint(path)
 
@@ -149,11 +140,11 @@ def test_all_damaged_is_an_error_not_a_new_start(tmp_path):
 
 def test_foreign_file_and_code_are_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "step-000000001.pt")
-    with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
+    with pytest.raises(CheckpointError, match="this program did not write it"):
         load_checkpoint(tmp_path / "step-000000001.pt")
-    torch.save({"format": FORMAT, "code": os.system}, tmp_path / "step-000000001.pt")
-    with pytest.raises(CheckpointError, match="can't be read"):
-        load_checkpoint(tmp_path / "step-000000001.pt")
+    path = save_checkpoint(tmp_path, {**state(1), "code": os.system}, 0)
+    with pytest.raises(CheckpointError, match="can't be read: UnpicklingError"):
+        load_checkpoint(path)
 
 
 def test_no_checkpoint_is_none(tmp_path):

@@ -96,7 +96,7 @@ def test_one_that_does_not_fit_is_one_line_which_offers_the_one_before(run, shar
 def test_one_of_an_earlier_version_is_refused_in_one_line(run, shards, capsys):
     newest = saved_checkpoints(run / "checkpoints")[0]
     state = torch.load(newest, weights_only=True)
-    torch.save({**state, "format": 1}, newest)
+    save_checkpoint(run / "checkpoints", {**state, "format": 1}, 0)
     assert train(shards, run) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert f"{newest} was written by another version of fasttrain (format 1, this one reads 2)" in line
