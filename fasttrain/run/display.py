@@ -1,7 +1,7 @@
 """What a person sees of a run: two lines that stay at the bottom of a terminal, or a line now and then elsewhere.
 
     step 1234/48000  ━━━━━╸━━━━━━━━━━━━━━  0:41:07 left  1210 images/s  loss 5.1234
-    epoch 3, lr 0.02998, 2% waiting for data, 3.1 GiB of memory, info_nce 5.0213
+    epoch 3, lr 0.02998, 2% waiting for data, 3.1 GiB of memory, contrast 5.0213
 
 The first holds what is always there; the second has as much of the rest as fits, after what is being done while no step
 is: compiling, saving, evaluating.

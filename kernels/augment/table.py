@@ -11,7 +11,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the colour operations, as nu
 
 @dataclass(frozen=True)
 class ViewTable:
-    """The drawn parameters of B images' V views, as CPU tensors."""
+    """The drawn parameters of B images' V views, as tensors, all on the CPU or all on the device."""
 
     crop_BV4: Tensor  # int32: top, left, height, width, in pixels of the source image
     flip_BV: Tensor  # bool: mirrored left to right

@@ -509,3 +509,11 @@ def test_foreign_state_file(source: Path, tmp_path: Path, capfd: pytest.CaptureF
     (tmp_path / "conversion.json").write_text("mine")
     assert run(source, tmp_path) == 2
     assert "was not written by a conversion" in capfd.readouterr().err
+
+
+def test_converting_does_not_wait_for_torch() -> None:
+    code = "import sys, fasttrain.dataprep.convert; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "False"

@@ -48,7 +48,7 @@ def test_the_share_is_what_random_permutations_give(groups):
         ((94, 1, 1), r"47 group\(s\) of 2 images.*; use --batch-size 96, or"),
         ((64, 1, 8), r"57%.*\(at most 33%\); use --accumulate 2, "),
         ((2, 2, 1), r"2 group\(s\) of 1 images.*100%"),
-        ((4, 1, 1), r"100%.*; use --batch-size 8, or --batch-norm sync or plain$"),
+        ((4, 1, 1), r"100%.*; use --batch-size 8, or --batch-norm sync or plain, where all of them do$"),
     ],
 )
 def test_a_cut_by_which_a_query_could_tell_its_key_is_refused(batch, instead):
