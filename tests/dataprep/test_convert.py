@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.commands import typed
+from support.commands import ROOT, typed
 from support.forks import Fork, RunCommand, finished, with_small_files
 
 from fasttrain.dataprep import convert
