@@ -33,6 +33,7 @@ from fasttrain.kernels.augment import DTYPES, Views, augment
 from fasttrain.kernels.augment.table import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewTable
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.options import NotNegative, Options, Positive
 from fasttrain.views.draw import draw
 from fasttrain.views.spec import RECIPES, ViewSpec
 
@@ -46,20 +47,20 @@ _ALWAYS = ViewSpec(jitter_p=1, gray_p=1, blur_p=1, solarize_p=1)
 
 
 @dataclass(frozen=True)
-class AugmentBenchmark:
+class AugmentBenchmark(Options):
     """Check and time how views are made. The last line of the output is JSON."""
 
     data: str
     """Converted data set or folder of images."""
-    images: int = 64
+    images: Positive[int] = 64
     """Images on which the versions are compared (the reference takes 0.1 s for each of them)."""
-    batch: int = 0
+    batch: NotNegative[int] = 0
     """Images of a timed batch; 0 = 256 on a GPU, 32 on a CPU. Fewer where the data set has too few for all batches."""
-    batches: int = 4
+    batches: Positive[int] = 4
     """Batches that take turns. Together they should exceed the caches."""
-    size: int = 224
+    size: Positive[int] = 224
     """Side of a view in pixels."""
-    rounds: int = 7
+    rounds: Positive[int] = 7
     """Rounds; in each, every side runs once through the batches."""
 
 
@@ -256,7 +257,7 @@ def benchmark(options: AugmentBenchmark) -> int:
     on_gpu = device.type == "cuda"
     data, size = pathlib.Path(options.data), options.size
     available = open_dataset(data, "train").num_samples
-    if not 1 <= options.batches <= available:
+    if options.batches > available:
         raise UserError(f"--batches {options.batches}: {data} has {available} images")
     torch.set_num_threads(1)  # the reference's operations are small; the fast version has threads of its own
     few = min(COMPARED_AT_ONCE, options.images)

@@ -6,9 +6,9 @@
 Four sides, alternately, in rounds, with the same number of workers (our threads, FFCV's processes): ours copying JPEGs
 through, the same without looking for damage (--check none), ours shrinking to --max-side and re-encoding, and FFCV
 1.0.2 doing what its users do (PIL decode, RGBImageField(write_mode="jpg", max_resolution=--max-side, jpeg_quality=90)).
-Times run from the call to the finished
-set, with the folder's listing, the start of workers and, of ours, checksums and manifest; imports are left out, and the
-compiling of numba code, which is kept on disk.
+Times run from the call to the finished set, with the folder's listing, the start of workers and, of ours, checksums and
+manifest; imports are left out, and the compiling of numba code, which is kept on disk.
+
 Prints a table and appends a line to benchmarks/results/convert.jsonl; the last line is JSON: median ratios within
 rounds. The folder should hold some thousand photographs: in fewer, start-up, statistics and the last checksum take a
 part that they don't have in a whole data set.
@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from PIL import Image
 
@@ -36,26 +36,27 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
 
 from benchmarks import record
 from fasttrain.dataprep.convert import ConvertConfig, convert
-from fasttrain.dataprep.encode import Check
+from fasttrain.dataprep.encode import MAX_SIDE, Check
 from fasttrain.dataprep.sources.folder import scan_folder
 from fasttrain.formats.listing import Listing
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import UserError
+from fasttrain.system.options import Bounds, Options, Positive
 
 PASS_THROUGH, UNCHECKED, REENCODE, FFCV = "pass-through", "unchecked", "re-encode", "ffcv"
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class ConvertBenchmark(Options):
     """Compare conversion with FFCV's DatasetWriter: images per second, and median ratios within rounds."""
 
     data: pathlib.Path
     """Folder of images, a folder per class or flat."""
-    rounds: int = 5
+    rounds: Positive[int] = 5
     """Rounds; every side runs once in each, in turn."""
-    max_side: int = 400
+    max_side: Annotated[int, Bounds(0, MAX_SIDE)] = 400
     """Longer side to which the re-encoding sides shrink."""
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int | Literal["auto"], Bounds(1)] = "auto"
     """Workers of every side; auto = one for each core this process may use."""
 
 
@@ -73,14 +74,14 @@ class Photos:
         return Image.open(self._root / sample.path).convert("RGB"), sample.label
 
 
-def convert_ours(config: BenchConfig, workers: int, max_side: int, check: Check, out: pathlib.Path) -> float:
+def convert_ours(config: ConvertBenchmark, workers: int, max_side: int, check: Check, out: pathlib.Path) -> float:
     """Convert with this project; return images per second."""
     start = time.perf_counter()
     manifest, _ = convert(ConvertConfig(config.data, out, max_side=max_side, check=check, workers=workers))
     return sum(map(manifest.num_samples, manifest.splits)) / (time.perf_counter() - start)
 
 
-def convert_ffcv(config: BenchConfig, workers: int, out: pathlib.Path) -> float:
+def convert_ffcv(config: ConvertBenchmark, workers: int, out: pathlib.Path) -> float:
     """Convert with FFCV's writer; return images per second."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
@@ -94,7 +95,7 @@ def convert_ffcv(config: BenchConfig, workers: int, out: pathlib.Path) -> float:
     return len(source.splits["train"]) / (time.perf_counter() - start)
 
 
-def measure(config: BenchConfig) -> dict[str, list[float]]:
+def measure(config: ConvertBenchmark) -> dict[str, list[float]]:
     """Return the images per second of every side, by round. One unmeasured pass first fills the page cache."""
     workers = len(os.sched_getaffinity(0)) if config.workers == "auto" else config.workers
     sides: dict[str, Callable[[pathlib.Path], float]] = {
@@ -130,10 +131,8 @@ def table(rates: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
-def bench_command(config: BenchConfig) -> int:
+def bench_command(config: ConvertBenchmark) -> int:
     """Measure, print and record; returns the exit status."""
-    if config.rounds < 1:
-        raise UserError("--rounds must be at least 1")
     if importlib.util.find_spec("ffcv") is None:
         raise UserError("the comparison needs FFCV: pip install -e .[ffcv]")
     rates = measure(config)
@@ -147,7 +146,7 @@ def bench_command(config: BenchConfig) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return finish(lambda: bench_command(parse(BenchConfig, argv)))
+    return finish(lambda: bench_command(parse(ConvertBenchmark, argv)))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from fasttrain.formats.manifest import Manifest
 from fasttrain.input import Order, ThreadLoader, open_dataset
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import UserError
+from fasttrain.system.options import Options, Positive
 
 BATCH = 80
 DALI_FULL_IMAGES = 160  # of a round: it is by far the slowest side
@@ -64,12 +65,12 @@ print(peak, flush=True)
 
 
 @dataclass(frozen=True)
-class LoaderBenchmark:
+class LoaderBenchmark(Options):
     """Compare loaders of paired views on one converted data set. The last line of the output is JSON."""
 
     data: str
     """Converted data set: .beton, JPEG; for the peers, one shard in its train split."""
-    rounds: int = 5
+    rounds: Positive[int] = 5
     """Rounds; in each, every side runs once."""
     peers: bool = True
     """Also run FFCV, DALI and torchvision."""

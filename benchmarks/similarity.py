@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from benchmarks import record
 from fasttrain.losses.queue import InfoNCE, QueueConsistency, QueueUniformity, queue_terms
 from fasttrain.system.cli import finish, parse
+from fasttrain.system.options import NotNegative, Options, Positive
 
 TAU = 0.2  # of all three terms, as in the presets
 DIM = 128
@@ -47,12 +48,12 @@ Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Options:
+class SimilarityBenchmark(Options):
     """Time the losses over the queue beside eager PyTorch, torch.compile and its attention kernels."""
 
-    rounds: int = 7
+    rounds: Positive[int] = 7
     """Rounds; each runs every side once. Medians over them count."""
-    seconds: float = 0.1
+    seconds: NotNegative[float] = 0.1
     """Time that one side takes in one round, about; at least one pass over the inputs."""
 
 
@@ -265,7 +266,7 @@ def _reason(error: BaseException) -> str:
 
 
 def measure_sides(
-    sides: dict[str, Loss], inputs: list[Inputs], ways: Sequence[str], options: Options
+    sides: dict[str, Loss], inputs: list[Inputs], ways: Sequence[str], options: SimilarityBenchmark
 ) -> dict[str, dict[str, list[float]]]:
     """way -> name -> seconds of a forward and backward in each round."""
     on_gpu = inputs[0][0].is_cuda
@@ -331,7 +332,9 @@ def memory_on_cpu() -> dict[str, float]:
     return {**figures, f"memory_of_eager_{MEMORY_ROWS}": ratio}
 
 
-def measure_batch(n: int, keys: int, dtype: torch.dtype, options: Options, floor: float) -> dict[str, object]:
+def measure_batch(
+    n: int, keys: int, dtype: torch.dtype, options: SimilarityBenchmark, floor: float
+) -> dict[str, object]:
     """The figures of one batch size, printed as tables."""
     on_gpu = torch.cuda.is_available()
     inputs = make_inputs(n, keys, "cuda" if on_gpu else "cpu", dtype)
@@ -371,7 +374,7 @@ def show(times: dict[str, dict[str, list[float]]], base: str) -> dict[str, dict[
     return ms
 
 
-def measure(options: Options) -> int:
+def measure(options: SimilarityBenchmark) -> int:
     on_gpu = torch.cuda.is_available()
     dtype, keys, batches = (torch.bfloat16, 65536, (256, 1024, 4096)) if on_gpu else (torch.float32, 16384, (64, 256))
     operations, bandwidth = speeds(on_gpu, dtype)
@@ -394,4 +397,4 @@ def measure(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(finish(lambda: measure(parse(Options, sys.argv[1:]))))
+    raise SystemExit(finish(lambda: measure(parse(SimilarityBenchmark, sys.argv[1:]))))

@@ -35,6 +35,7 @@ from benchmarks.similarity import speeds
 from benchmarks.step_sides import Case, Round, Side
 from fasttrain.networks.encoders import make_encoder
 from fasttrain.system.cli import finish, parse
+from fasttrain.system.options import Options, Positive
 
 PEERS = ("moco fp32", "moco amp", "channels-last amp")
 CASES = {
@@ -52,7 +53,7 @@ CASES = {
 
 
 @dataclass(frozen=True)
-class Options:
+class StepBenchmark(Options):
     """Time the training step beside a MoCo loop in fp32, with AMP, and with AMP in channels-last."""
 
     data: str = ""
@@ -61,7 +62,7 @@ class Options:
         "auto"
     )
     """auto: small and resnet18 on a CPU, resnet50 on a GPU."""
-    rounds: int = 5
+    rounds: Positive[int] = 5
     """Rounds; each runs every side once. Medians over them count."""
 
 
@@ -128,7 +129,7 @@ def show(case: Case, kind: str, found: dict[str, list[Round]], peak: float) -> d
     }  # fmt: skip
 
 
-def measure(options: Options) -> int:
+def measure(options: StepBenchmark) -> int:
     on_gpu = torch.cuda.is_available()
     automatic = ("resnet50",) if on_gpu else ("small", "resnet18")
     names = automatic if options.case == "auto" else (options.case,)
@@ -165,4 +166,4 @@ def measure(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(finish(lambda: measure(parse(Options, sys.argv[1:]))))
+    raise SystemExit(finish(lambda: measure(parse(StepBenchmark, sys.argv[1:]))))

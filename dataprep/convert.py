@@ -28,7 +28,7 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from fasttrain import __version__
-from fasttrain.dataprep.encode import Check, Write, encode_samples
+from fasttrain.dataprep.encode import MAX_SIDE, Check, Write, encode_samples
 from fasttrain.dataprep.engines import ENGINES, Note, ShardWork
 from fasttrain.dataprep.plan import PlannedShard, by_split, plan_shards
 from fasttrain.dataprep.shards import ShardRecord, read_record
@@ -67,8 +67,8 @@ class ConvertConfig(Options):
     format: Literal["ffcv", "webdataset"] = "ffcv"
     """Shard format: ffcv = .beton files that the stock FFCV loader reads; webdataset = .tar files with DALI's index."""
     write: Write = "jpeg"
-    """What an .beton file stores: jpeg; raw = RGB pixels; smart = pixels where they take at most 3 times the JPEG."""
-    max_side: Annotated[int, Bounds(0, 65500)] = 0
+    """What a .beton file stores: jpeg; raw = RGB pixels; smart = pixels where they take at most 3 times the JPEG."""
+    max_side: Annotated[int, Bounds(0, MAX_SIDE)] = 0
     """Longer side in pixels to which larger images are shrunk; 0 keeps every size. JPEGs within it are copied as is."""
     quality: Annotated[int, Bounds(1, 100)] = 90
     """JPEG quality, 1 to 100, of images that are shrunk or were no JPEG."""

@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,7 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
 from fasttrain.dataprep.motifs import MOTIFS, draw
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import UserError
+from fasttrain.system.options import Bounds, NotNegative, Options
 from fasttrain.system.ordered import map_in_order
 from fasttrain.system.progress import progress
 
@@ -35,15 +37,15 @@ SETTINGS_FILE = ".demo.json"
 
 
 @dataclass(frozen=True)
-class DemoConfig:
+class DemoConfig(Options):
     """Draw a small labelled JPEG set: ten classes of repeated motifs, 96 to 500 px, OUT/<class>/<nnnnn>.jpg."""
 
     out: pathlib.Path
     """OUT, the folder to make. One that already holds this very set is kept; any other content is an error."""
-    images: int = 3000
+    images: Annotated[int, Bounds(len(MOTIFS))] = 3000
     """Images in all, shared evenly among the ten classes; at least 10."""
-    seed: int = 0
-    """Another seed draws other images of the same classes; 0 or more."""
+    seed: NotNegative[int] = 0
+    """Another seed draws other images of the same classes."""
 
 
 def settings(config: DemoConfig) -> dict[str, int]:
@@ -60,11 +62,7 @@ def is_complete(config: DemoConfig) -> bool:
 
 
 def check(config: DemoConfig) -> None:
-    """Raises UserError for values out of range, or when config.out holds anything but this set."""
-    if config.images < len(MOTIFS):
-        raise UserError(f"--images {config.images}: at least {len(MOTIFS)} are needed, one for each class")
-    if config.seed < 0:
-        raise UserError(f"--seed {config.seed}: must be 0 or more")
+    """Raises UserError when config.out holds anything but this set."""
     empty = config.out.is_dir() and not any(config.out.iterdir())
     if config.out.exists() and not empty and not is_complete(config):
         raise UserError(f"{config.out} exists and is not a whole set of these settings: remove it or name another")

@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,17 +17,55 @@ import numpy as np
 import fasttrain
 from fasttrain.dataprep.encode import EncodedImage
 from fasttrain.dataprep.plan import PlannedShard, tasks
-from fasttrain.dataprep.shards import ShardRecord, record_shard, write_images
+from fasttrain.dataprep.shards import ShardRecord, Written, record_shard, write_images
 from fasttrain.dataprep.sources.source import Reader
 from fasttrain.formats.listing import Sample
 from fasttrain.formats.manifest import FILE_NAME
 from fasttrain.system.cores import usable_cores
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.memory import keep_freed_memory
-from fasttrain.system.ordered import stream_in_order
+from fasttrain.system.ordered import PATIENCE_SECONDS, stream_in_order
 from fasttrain.system.watch import Watch
+from fasttrain.system.workers import Workers
+
+SKIPS_SHOWN = 20  # are named; the manifest lists all
 
 Encode = Callable[[Reader, Sequence[tuple[Sample, bool]]], Iterable[EncodedImage | str]]
+
+
+class WatchedReader:
+    """A Reader whose samples a Watch knows of while they are read."""
+
+    def __init__(self, reader: Reader, watch: Watch[str]) -> None:
+        self._reader, self._watch = reader, watch
+
+    def read(self, sample: Sample) -> bytes | np.ndarray:
+        with self._watch.at(sample.path):
+            return self._reader.read(sample)
+
+    def size(self, sample: Sample) -> int:
+        with self._watch.at(sample.path):
+            return self._reader.size(sample)
+
+
+class Note:
+    """Hears of every image written or skipped; names the first skipped ones on stderr."""
+
+    def __init__(self, advance: Callable[[int], None], quiet: bool = False) -> None:
+        """Advance is called for every image: what `progress` yields. A quiet one names none."""
+        self._advance = advance
+        self._skipped = SKIPS_SHOWN + 1 if quiet else 0
+
+    def __call__(self, path: str, reason: str | None) -> None:
+        """Take note of one image; reason: why it is skipped, None if it is written."""
+        self._advance(1)
+        if reason is None:
+            return
+        self._skipped += 1
+        if self._skipped <= SKIPS_SHOWN:
+            print(f"skipped {path}: {reason}", file=sys.stderr)
+        elif self._skipped == SKIPS_SHOWN + 1:
+            print(f"more images are skipped; {FILE_NAME} will list them all", file=sys.stderr)
 
 
 class ShardWork(NamedTuple):
@@ -52,21 +90,29 @@ def on_this_machine(work: ShardWork, shards: list[PlannedShard], num_workers: in
     reader = WatchedReader(work.reader, watch)
     portions = tasks(reader, shards, work.raw)
     images = stream_in_order(functools.partial(work.encode, reader), portions, _num_bytes, num_workers)
-    with watch.patrol(), contextlib.closing(images), ThreadPoolExecutor(1) as recorder:
+    recorder = Workers(1)
 
-        def moved(path: str, reason: str | None) -> None:
-            watch.moved()
-            note(path, reason)
+    def moved(path: str, reason: str | None) -> None:
+        watch.moved()
+        note(path, reason)
 
-        last: Future[ShardRecord] | None = None
-        for planned in shards:
-            with watch.at(planned.name):
-                written = write_images(work.out, planned, images, work.num_classes, moved)
+    def record(written: Written) -> ShardRecord:
+        with watch.at(written.path.name):
+            return record_shard(written)
+
+    try:
+        with watch.patrol(), contextlib.closing(images):
+            last: Future[ShardRecord] | None = None
+            for planned in shards:
+                with watch.at(planned.name):
+                    written = write_images(work.out, planned, images, work.num_classes, moved)
+                if last:
+                    yield last.result()
+                last = recorder.submit(record, written)
             if last:
                 yield last.result()
-            last = recorder.submit(record_shard, written)
-        if last:
-            yield last.result()
+    finally:
+        recorder.close(PATIENCE_SECONDS)
 
 
 def _num_bytes(image: EncodedImage | str) -> int:
@@ -148,41 +194,3 @@ def _last_line(error: object) -> str:
 
 
 ENGINES = {"local": on_this_machine, "ray": on_ray}
-
-
-class WatchedReader:
-    """A Reader whose samples a Watch knows of while they are read."""
-
-    def __init__(self, reader: Reader, watch: Watch[str]) -> None:
-        self._reader, self._watch = reader, watch
-
-    def read(self, sample: Sample) -> bytes | np.ndarray:
-        with self._watch.at(sample.path):
-            return self._reader.read(sample)
-
-    def size(self, sample: Sample) -> int:
-        with self._watch.at(sample.path):
-            return self._reader.size(sample)
-
-
-SKIPS_SHOWN = 20
-
-
-class Note:
-    """Hears of every image written or skipped; names the first skipped ones on stderr."""
-
-    def __init__(self, advance: Callable[[int], None], quiet: bool = False) -> None:
-        """Advance is called for every image: what `progress` yields. A quiet one names none."""
-        self._advance = advance
-        self._skipped = SKIPS_SHOWN + 1 if quiet else 0
-
-    def __call__(self, path: str, reason: str | None) -> None:
-        """Take note of one image; reason: why it is skipped, None if it is written."""
-        self._advance(1)
-        if reason is None:
-            return
-        self._skipped += 1
-        if self._skipped <= SKIPS_SHOWN:
-            print(f"skipped {path}: {reason}", file=sys.stderr)
-        elif self._skipped == SKIPS_SHOWN + 1:
-            print(f"more images are skipped; {FILE_NAME} will list them all", file=sys.stderr)

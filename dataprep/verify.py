@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -18,7 +19,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Generic, Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 
@@ -38,9 +39,8 @@ from fasttrain.system.progress import progress
 from fasttrain.system.watch import Watch
 
 EXIT_PROBLEMS = 1
-TASK_IMAGES = 256
-
-Found = TypeVar("Found")
+IMAGES_AT_ONCE = 256  # of a shard, that a thread decodes at once
+OPEN_SHARDS = 2  # kept open besides those that threads are at: a large set has more shards than a process may open
 
 
 @dataclass(frozen=True)
@@ -58,66 +58,27 @@ class VerifyConfig(Options):
     """Threads; auto = one for each core this process may use."""
 
 
-class Images(NamedTuple):
-    """The samples of a shard: their labels, and how each is decoded (DataError if it can't be)."""
-
-    label_N: np.ndarray
-    decode: Callable[[int], object]
+Decode = Callable[[int], object]  # one sample of a shard, by its number; DataError if it can't be
 
 
-@dataclass(frozen=True)
-class Check(Generic[Found]):
-    """What a thread does at once: to which shard, to how many images of it, and how."""
+class Task(NamedTuple):
+    """What a thread does at once: to which shard, to how many images of it, and how; the result is its problems."""
 
     shard: str
     num_images: int
-    run: Callable[[], Found]
+    run: Callable[[], list[str]]
 
 
-def open_shard(path: pathlib.Path) -> Images:
-    """Open a shard of either format and check its structure; DataError names what is wrong."""
-    return _open_tar(path) if path.suffix == ".tar" else _open_beton(path)
-
-
-def _open_beton(path: pathlib.Path) -> Images:
-    reader = BetonReader(path)
-
-    def decode(i: int) -> None:
-        start, size = int(reader.pointer_N[i]), int(reader.size_N[i])
-        if reader.mode_N[i] == MODE_RAW:
-            return  # its size was checked with the structure
-        pixels_HW3 = np.empty((int(reader.height_N[i]), int(reader.width_N[i]), 3), np.uint8)
-        jpeg.decode_into(reader.data.ctypes.data + start, size, *pixels_HW3.shape[:2], pixels_HW3.ctypes.data)
-
-    return Images(reader.label_N, decode)
-
-
-def _open_tar(path: pathlib.Path) -> Images:
-    reader = TarShardReader(path)
-    at_NM = np.stack([reader.jpeg_at_N, reader.label_at_N], 1)
-    size_NM = np.stack([reader.jpeg_size_N, reader.label_size_N], 1)
-    named = list(zip(at_NM.ravel().tolist(), size_NM.ravel().tolist(), strict=True))
-    try:
-        with tarfile.open(path, "r:") as tar:
-            if [(member.offset_data, member.size) for member in tar] != named:
-                raise DataError(f"{path}: the index does not match the members")
-    except tarfile.TarError as error:
-        raise DataError(f"{path}: {error}") from None
-    label_N = np.array([reader.label(row) for row in range(reader.num_samples)], np.int64)
-    return Images(label_N, lambda row: jpeg.decode(reader.jpeg(row)))
-
-
-def check_shard(folder: pathlib.Path, num_classes: int, shard: Shard) -> tuple[list[str], Images | None]:
-    """Return the problems of a shard's files and structure, one line each, and its images if they can be read."""
+def check_shard(folder: pathlib.Path, num_classes: int, shard: Shard) -> list[str]:
+    """Return the problems of a shard's files, structure and labels, one line each."""
     path = folder / shard.name
     problems = [problem for file in shard.files() for problem in _check_file(folder, file)]
     try:
-        images = open_shard(path) if path.is_file() else None
+        if path.is_file():
+            problems += _check_labels(path, read_labels(path), shard.num_samples, num_classes)
     except (DataError, OSError) as error:
-        return [*problems, str(error)], None
-    if images is not None:
-        problems += _check_labels(path, images.label_N, shard.num_samples, num_classes)
-    return problems, images
+        problems.append(str(error))
+    return problems
 
 
 def _check_file(folder: pathlib.Path, file: Shard | Index) -> Iterator[str]:
@@ -137,15 +98,56 @@ def _check_labels(path: pathlib.Path, label_N: np.ndarray, num_samples: int, num
         yield f"{path}: a label outside the {num_classes} classes"
 
 
-def check_images(path: pathlib.Path, images: Images, rows: range) -> list[str]:
-    """Decode some images of a shard; return a line for each that can't be."""
+def read_labels(path: pathlib.Path) -> np.ndarray:
+    """Check the structure of a shard of either format, and return its labels (N,); DataError names what is wrong."""
+    if path.suffix != ".tar":
+        return BetonReader(path).label_N
+    reader = TarShardReader(path)
+    at_NM = np.stack([reader.jpeg_at_N, reader.label_at_N], 1)
+    size_NM = np.stack([reader.jpeg_size_N, reader.label_size_N], 1)
+    named = list(zip(at_NM.ravel().tolist(), size_NM.ravel().tolist(), strict=True))
+    try:
+        with tarfile.open(path, "r:") as tar:
+            if [(member.offset_data, member.size) for member in tar] != named:
+                raise DataError(f"{path}: the index does not match the members")
+    except tarfile.TarError as error:
+        raise DataError(f"{path}: {error}") from None
+    return np.array([reader.label(row) for row in range(reader.num_samples)], np.int64)
+
+
+def check_images(
+    path: pathlib.Path, rows: range, opened: Callable[[pathlib.Path], Decode], moved: Callable[[], None]
+) -> list[str]:
+    """Decode some images of a shard; return a line for each that can't be. moved is called after each."""
+    try:
+        decode = opened(path)
+    except (DataError, OSError) as error:  # it was sound a moment ago
+        return [str(error)]
     problems = []
     for row in rows:
         try:
-            images.decode(row)
+            decode(row)
         except DataError as error:
             problems.append(f"{path}: sample {row}: {error}")
+        moved()
     return problems
+
+
+def open_images(path: pathlib.Path) -> Decode:
+    """Return what decodes the samples of a shard, which is open as long as that lives. Raises DataError, OSError."""
+    if path.suffix == ".tar":
+        tar = TarShardReader(path)
+        return lambda row: jpeg.decode(tar.jpeg(row))
+    reader = BetonReader(path)
+
+    def decode(row: int) -> None:
+        start, size = int(reader.pointer_N[row]), int(reader.size_N[row])
+        if reader.mode_N[row] == MODE_RAW:
+            return  # its size was checked with the structure
+        pixels_HW3 = np.empty((int(reader.height_N[row]), int(reader.width_N[row]), 3), np.uint8)
+        jpeg.decode_into(reader.data.ctypes.data + start, size, *pixels_HW3.shape[:2], pixels_HW3.ctypes.data)
+
+    return decode
 
 
 def unknown_files(folder: pathlib.Path, manifest: Manifest) -> list[str]:
@@ -163,42 +165,41 @@ def verify(config: VerifyConfig) -> list[str]:
     odd = [file.name for shard in shards for file in shard.files() if os.path.basename(file.name) != file.name]
     if odd:
         return [f"{config.out / FILE_NAME}: {name!r} is no plain file name" for name in odd]
-    problems = unknown_files(config.out, manifest)
     check = functools.partial(check_shard, config.out, len(manifest.classes))
-    whole = [Check(shard.name, shard.num_samples, functools.partial(check, shard)) for shard in shards]
-    sound: dict[str, Images] = {}
-    for shard, (found, images) in zip(shards, _results(config, "files", whole), strict=True):
-        problems += found
-        if images is not None and not found:
-            sound[shard.name] = images
+    whole = [Task(shard.name, shard.num_samples, functools.partial(check, shard)) for shard in shards]
+    found = list(_results(config, "files", whole, Watch("shard", str)))
+    problems = [*unknown_files(config.out, manifest), *itertools.chain.from_iterable(found)]
     if config.deep:
-        deep = [
-            Check(name, len(rows), functools.partial(check_images, config.out / name, images, rows))
-            for name, images in sound.items()
-            for rows in _portions(len(images.label_N))
-        ]
-        for lines in _results(config, "images", deep):
-            problems += lines
+        problems += _decode_all(config, [shard for shard, lines in zip(shards, found, strict=True) if not lines])
     return problems
 
 
-def _portions(num_samples: int) -> list[range]:
-    return [range(start, min(start + TASK_IMAGES, num_samples)) for start in range(0, num_samples, TASK_IMAGES)]
+def _decode_all(config: VerifyConfig, shards: list[Shard]) -> list[str]:
+    """Return the problems of the images of sound shards."""
+    watch: Watch[str] = Watch("image", str)
+    opened = functools.lru_cache(OPEN_SHARDS)(open_images)
+
+    def task(shard: Shard, start: int) -> Task:
+        rows = range(start, min(start + IMAGES_AT_ONCE, shard.num_samples))
+        path = config.out / shard.name
+        return Task(shard.name, len(rows), lambda: check_images(path, rows, opened, watch.moved))
+
+    tasks = [task(shard, start) for shard in shards for start in range(0, shard.num_samples, IMAGES_AT_ONCE)]
+    return list(itertools.chain.from_iterable(_results(config, "images", tasks, watch)))
 
 
-def _results(config: VerifyConfig, title: str, checks: list[Check[Found]]) -> Iterator[Found]:
-    """Yield what checks find, run by threads, in order, with their progress, and a word where storage hangs."""
-    watch: Watch[str] = Watch("part", str)
+def _results(config: VerifyConfig, title: str, tasks: list[Task], watch: Watch[str]) -> Iterator[list[str]]:
+    """Yield the problems that tasks find, run by threads, in order, with their progress; watch names what hangs."""
 
-    def run(check: Check[Found]) -> Found:
-        with watch.at(check.shard):
-            return check.run()
+    def run(task: Task) -> list[str]:
+        with watch.at(task.shard):
+            return task.run()
 
-    results = map_in_order(run, checks, 0 if config.workers == "auto" else config.workers)
-    total = sum(check.num_images for check in checks)
+    results = map_in_order(run, tasks, 0 if config.workers == "auto" else config.workers)
+    total = sum(task.num_images for task in tasks)
     with watch.patrol(), contextlib.closing(results), progress(total, title=title) as advance:
-        for check, found in zip(checks, results, strict=True):
-            advance(check.num_images)
+        for task, found in zip(tasks, results, strict=True):
+            advance(task.num_images)
             yield found
 
 

@@ -27,9 +27,10 @@ from fasttrain.evaluation.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy
 from fasttrain.evaluation.linear_probe import linear_accuracy
 from fasttrain.input import pixel_statistics
 from fasttrain.methods import Method
-from fasttrain.report import write_report
+from fasttrain.report import EVALUATION, write_report
 from fasttrain.run.checkpoint import BEST, UNFIT, Checkpoint, load_checkpoint, load_newest
 from fasttrain.system.cli import finish, parse
+from fasttrain.system.durable import write_json
 from fasttrain.system.errors import UserError
 from fasttrain.system.memory import is_full_memory
 from fasttrain.system.options import Bounds, Options, Positive
@@ -127,7 +128,7 @@ def evaluate(options: EvaluateConfig) -> int:
         if options.linear or not options.knn:
             figures[f"linear_top1{suffix}"] = round(linear_accuracy(memory, queries, classes, device), 2)
     settings = {"data": data, "k": options.k, "temperature": options.temperature, "features": options.features}
-    (run / "evaluation.json").write_text(json.dumps({**figures, "settings": settings}) + "\n")
+    write_json(run / EVALUATION, {**figures, "settings": settings})
     write_report(run)
     print(json.dumps(figures), flush=True)
     ranks.close()

@@ -20,8 +20,10 @@ if __package__ in (None, ""):  # run as a script from a bare checkout
 
 from fasttrain.run.metrics import FIGURES, read_metrics
 from fasttrain.system.cli import finish, parse
+from fasttrain.system.durable import replace_file
 from fasttrain.system.errors import UserError
 
+EVALUATION = "evaluation.json"
 SUBTITLE = ("method", "arch", "data")
 STYLE = """
 :root { color-scheme: light; --ink: #1c2733; --soft: #5d6b7a; --line: #e3e8ee; --accent: #1f6feb; }
@@ -62,6 +64,9 @@ def write_report(run: pathlib.Path) -> pathlib.Path:
     record = json.loads((run / "config.json").read_text())
     metrics, knn = _entries(run)
     evaluation = _read_evaluation(run)
+    if not evaluation and (run / EVALUATION).exists():
+        print(f"warning: {run / EVALUATION} is damaged, so the report leaves it out: run evaluate.py again",
+              file=sys.stderr)  # fmt: skip
     config, environment = record["config"], record["environment"]
     parts = [
         f"<h1>{html.escape(run.resolve().name)}</h1>",
@@ -93,13 +98,16 @@ def write_report(run: pathlib.Path) -> pathlib.Path:
         f'content="width=device-width"><title>{html.escape(run.resolve().name)} – fasttrain</title>'
         f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
-    (run / "report.html").write_text(page)
+    replace_file(run / "report.html", lambda file: file.write(page.encode()))
     return run / "report.html"
 
 
 def _read_evaluation(run: pathlib.Path) -> dict:
-    path = run / "evaluation.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """What evaluate.py found last; nothing where it has not been run, or its file is damaged."""
+    try:
+        return json.loads((run / EVALUATION).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def _entries(run: pathlib.Path) -> tuple[list[dict], tuple[list[int], list[float]]]:

@@ -9,7 +9,6 @@ The file reads top to bottom: set up, the loop, the end. One step is on one scre
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import signal
@@ -48,6 +47,7 @@ from fasttrain.run.resume import resume
 from fasttrain.run.samples import write_samples
 from fasttrain.system.cli import finish
 from fasttrain.system.collectives import common_generator
+from fasttrain.system.durable import write_json
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.options import Settings
 from fasttrain.views.draw import draw
@@ -110,7 +110,7 @@ def not_finite(run: pathlib.Path, order: Order, skips: Skips, step: int) -> RunE
     epoch, place = divmod(skips.last, order.steps_per_epoch)
     samples = order.step(order.epoch(epoch), place).tolist()
     record = run / "not-finite.json"
-    record.write_text(json.dumps({"step": skips.last + 1, "epoch": epoch, "samples": samples}) + "\n")
+    write_json(record, {"step": skips.last + 1, "epoch": epoch, "samples": samples})
     good = next(iter(saved_checkpoints(run / "checkpoints")), "none yet")
     named = ", ".join(map(str, samples[:NAMED])) + (f", … (all in {record})" if len(samples) > NAMED else "")
     return RunError(

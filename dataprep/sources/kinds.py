@@ -80,7 +80,7 @@ def fingerprint(source: Source, times: bool = False) -> str:
     def state(sample: Sample) -> object:
         return sample.place if source.files else file_state(os.path.join(source.root, sample.path), times)
 
-    files = {os.path.basename(file): file_state(file, times) for file in source.files}
+    files = [(os.path.basename(file), file_state(file, times)) for file in source.files]
     return listing_digest(source.classes, source.splits, state, files)
 
 

@@ -17,11 +17,13 @@ from torch import nn
 from fasttrain.input import Order, Store, open_dataset, open_loader
 from fasttrain.input.stores import Encoded
 from fasttrain.kernels.augment import augment
-from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.errors import DataError, RunError, UserError
 from fasttrain.system.progress import progress
 from fasttrain.views.draw import center
 
 SMALL_VIEW = 64  # px; views this small show the whole of a small picture, larger ones the customary centre crop
+LABELS_TRIED = 20  # of each split, before anything is computed
+_UNLABELLED = "images without labels; kNN and the linear probe need a class folder for each"
 
 
 @dataclass
@@ -58,12 +60,23 @@ class EvenSubset:
 def open_labelled(
     path: pathlib.Path, loader: str, view_size: int, most: int = sys.maxsize
 ) -> tuple[EvenSubset, EvenSubset]:
-    """The train and val splits, `most` samples of each. Raises UserError unless every one of these has a label."""
+    """The train and val splits, `most` samples of each. Raises UserError where labels are missing.
+
+    A set without labels is known at once by a few; any other label is read with its image.
+    """
     train, val = (EvenSubset(open_dataset(path, split, loader, view_size), most) for split in ("train", "val"))
-    labelled = [(subset.labels(np.arange(subset.num_samples)) >= 0).all() for subset in (train, val)]
-    if not train.classes or not all(labelled):
-        raise UserError(f"{path} has images without labels; kNN and the linear probe need a class folder for each")
+    if not train.classes or not all(_seems_labelled(subset) for subset in (train, val)):
+        raise UserError(f"{path} has {_UNLABELLED}")
     return train, val
+
+
+def _seems_labelled(store: Store) -> bool:
+    few = EvenSubset(store, LABELS_TRIED)
+    for index in range(few.num_samples):
+        with contextlib.suppress(DataError, OSError):  # damage says nothing about the others
+            if few.labels(np.array([index]))[0] < 0:
+                return False
+    return True
 
 
 @torch.no_grad()
@@ -75,7 +88,8 @@ def extract(
     """Run `network` (N, 3, size, size) → (N, F), in evaluation mode, over the central crop of every image.
 
     The features lie on the disk of `folder`. each_batch is called before each batch and may raise to end it. Raises
-    LoaderError when more than max_failed_fraction of the images can't be decoded, RunError when the disk is too full.
+    LoaderError when more than max_failed_fraction of the images or labels can't be read, UserError for an image without
+    a label, RunError when the disk is too full.
     """
     values_NF: np.memmap | None = None
     label_N = torch.empty(store.num_samples, dtype=torch.int64)
@@ -95,6 +109,8 @@ def extract(
             values_NF[rows] = out_BF.float().clamp(-limit, limit).half().cpu().numpy()
             assert batch.label_B is not None
             label_N[rows] = batch.label_B
+            if (label_N[rows] < 0).any():
+                raise UserError(f"the data set has {_UNLABELLED}")
             advance(len(batch))
     assert values_NF is not None, "a store holds one image at least"
     return Features(values_NF, label_N)

@@ -118,11 +118,14 @@ def listing_digest(
     classes: Sequence[str],
     splits: Mapping[str, Listing],
     state: Callable[[Sample], object],
-    files: Mapping[str, object] | None = None,
+    files: Iterable[tuple[str, object]] = (),
 ) -> str:
-    """Return the SHA-256 (hex) of classes, files with their states, and every sample's split, path, label and state."""
+    """Return the SHA-256 (hex) of classes, files with their states, and every sample's split, path, label and state.
+
+    files: several may have one name.
+    """
     digest = hashlib.sha256("\0".join(classes).encode("utf-8", "surrogateescape"))
-    for name, file in (files or {}).items():
+    for name, file in files:
         digest.update(f"{name}\0{file}\n".encode("utf-8", "surrogateescape"))
     for split, samples in splits.items():
         for sample in samples:

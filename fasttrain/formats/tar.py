@@ -61,6 +61,7 @@ class TarShardWriter(ShardWriter):
     def finish(self) -> None:
         """Write the end mark and the index, make both durable, and give them their names, the shard last."""
         self._file.write(_END)
+        self._new.flush()  # before the index has its name: a disk that is full now leaves neither
         lines = (f"{_INDEX_VERSION} {self.num_samples}", *self._lines)
         replace_file(
             index_path(self._path), lambda file: file.writelines(f"{line}\n".encode("ascii") for line in lines)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import pathlib
-from typing import NamedTuple, Protocol, cast, runtime_checkable
+from collections.abc import Callable
+from typing import Generic, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 
@@ -49,35 +50,58 @@ class JpegStore(Store, Protocol):
         """The stream of a sample that read() gave, uint8; DataError for one that is stored otherwise."""
 
 
-class ShardStore:
+class ShardReader(Protocol):
+    """What a reader of either format tells of a shard."""
+
+    num_samples: int
+    path: pathlib.Path
+
+
+AnyReader = TypeVar("AnyReader", bound=ShardReader)
+
+
+class Shards(Generic[AnyReader]):
+    """The shards of one split of a converted data set, whose samples are numbered through."""
+
+    def __init__(
+        self, folder: pathlib.Path, manifest: Manifest, split: str, reader: Callable[[pathlib.Path], AnyReader]
+    ) -> None:
+        """Raises DataError where a shard is missing, unsound, or does not match the manifest."""
+        self.classes = tuple(manifest.classes)
+        self.fingerprint = manifest.fingerprint(split)
+        self._shards = [reader(folder / shard.name) for shard in manifest.splits[split]]
+        for found, stated in zip(self._shards, manifest.splits[split], strict=True):
+            if found.num_samples != stated.num_samples:
+                raise ManifestError(
+                    f"{found.path} holds {found.num_samples} samples, the manifest says {stated.num_samples}"
+                )
+        self._start_S = np.cumsum([0] + [shard.num_samples for shard in self._shards])
+        self.num_samples = int(self._start_S[-1])
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """A sample's shard, by its place among them, and the sample's number in it."""
+        shard = int(np.searchsorted(self._start_S, index, side="right")) - 1
+        return shard, index - int(self._start_S[shard])
+
+    def name(self, index: int) -> str:
+        shard, row = self.locate(index)
+        return f"sample {row} of {self._shards[shard].path}"
+
+
+class ShardStore(Shards[BetonReader]):
     """The .beton shards of one split, read in place; pixels are decoded straight into the batch."""
 
     def __init__(self, folder: pathlib.Path, manifest: Manifest, split: str) -> None:
         """Raises DataError where a shard does not match the manifest."""
-        self.classes = tuple(manifest.classes)
-        self.fingerprint = manifest.fingerprint(split)
-        self._shards = []
-        for shard in manifest.splits[split]:
-            reader = BetonReader(folder / shard.name)
-            if reader.num_samples != shard.num_samples:
-                raise ManifestError(
-                    f"{folder / shard.name} holds {reader.num_samples} samples, the manifest says {shard.num_samples}"
-                )
-            self._shards.append(reader)
-        self._start_S = np.cumsum([0] + [shard.num_samples for shard in self._shards])
-        self.num_samples = int(self._start_S[-1])
+        super().__init__(folder, manifest, split, BetonReader)
         self._label_N = np.concatenate([shard.label_N for shard in self._shards])
         self._base_S = [shard.data.ctypes.data for shard in self._shards]
 
     def labels(self, index_N: np.ndarray) -> np.ndarray:
         return self._label_N[index_N]
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self._start_S, index, side="right")) - 1
-        return shard, index - int(self._start_S[shard])
-
     def read(self, index: int) -> Encoded:
-        shard, row = self._locate(index)
+        shard, row = self.locate(index)
         reader = self._shards[shard]
         return Encoded(int(reader.height_N[row]), int(reader.width_N[row]), (shard, row))
 
@@ -97,7 +121,3 @@ class ShardStore:
             raise DataError("stored as raw pixels, not as a JPEG")
         start = int(reader.pointer_N[row])
         return reader.data[start : start + int(reader.size_N[row])]
-
-    def name(self, index: int) -> str:
-        shard, row = self._locate(index)
-        return f"sample {row} of {self._shards[shard].path}"

@@ -18,10 +18,14 @@ class NewFile:
         self._path, self._temporary = path, temporary_path(path)
         self.file: BinaryIO = open(self._temporary, "wb", buffering)  # noqa: SIM115 - closed by publish or discard
 
-    def publish(self) -> None:
-        """Flush it to the disk and give it its name, in place of an older one. Raises OSError."""
+    def flush(self) -> None:
+        """Write to the disk what the file holds so far. Raises OSError."""
         self.file.flush()
         os.fsync(self.file.fileno())
+
+    def publish(self) -> None:
+        """Flush it to the disk and give it its name, in place of an older one. Raises OSError."""
+        self.flush()
         self.file.close()
         publish(self._temporary, self._path)
 

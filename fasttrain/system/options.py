@@ -37,10 +37,15 @@ class Bounds(NamedTuple):
         return above and value < math.inf and (value < self.high if self.high_open else value <= self.high)
 
     def __str__(self) -> str:
+        low = f"{'above' if self.low_open else 'at least'} {_digits(self.low)}"
         if self.high == math.inf:
-            return f"above {self.low:g}" if self.low_open else f"at least {self.low:g}"
-        ends = f"{'above' if self.low_open else 'at least'} {self.low:g}"
-        return f"{ends} and {'below' if self.high_open else 'at most'} {self.high:g}"
+            return low
+        return f"{low} and {'below' if self.high_open else 'at most'} {_digits(self.high)}"
+
+
+def _digits(number: float) -> str:
+    """A number as it is typed: a whole one without a power of ten, however large."""
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 FREE = "free"  # in a field's type: a run may be continued with another value

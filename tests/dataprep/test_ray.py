@@ -39,7 +39,7 @@ def test_a_failing_task_raises_its_own_error(tmp_path: Path) -> None:
     encode = functools.partial(encode_samples, max_side=0, quality=90)
     work = ShardWork(tmp_path / "missing", source.reader, encode, 2, False)
     with pytest.raises(FileNotFoundError, match="missing"):
-        list(on_ray(work, plan_shards(source.splits, 4, "ffcv"), 1, Note(lambda: None)))
+        list(on_ray(work, plan_shards(source.splits, 4, "ffcv"), 1, Note(lambda _: None)))
 
 
 def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

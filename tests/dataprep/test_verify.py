@@ -3,14 +3,15 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.commands import one_line
+from support.clock import Clock
+from support.commands import ROOT, one_line
 from support.pictures import make_images
 
 from fasttrain.dataprep import convert, verify
@@ -153,24 +154,29 @@ def test_as_typed(run_command, tmp_path: Path, sound: Path) -> None:
 def test_storage_that_hangs_is_named(
     sound: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    warned, real = threading.Event(), sys.stderr.write
-    name = shard(sound, 1).name
+    clock, name = Clock(monkeypatch), shard(sound, 1).name
 
     def slow(path: Path) -> str:
         if path.name == name:
-            assert warned.wait(60)
+            clock.passes(11, looks=2)  # the second look comes once the first has been acted on
         return checksum(path)
 
-    def write(text: str) -> int:
-        if "warning" in text:
-            warned.set()
-        return real(text)
-
-    monkeypatch.setattr(watch, "WARN_SECONDS", 0.3)
+    monkeypatch.setattr(watch, "poll_seconds", lambda: 0.01)
     monkeypatch.setattr(verify, "checksum", slow)
-    monkeypatch.setattr(sys.stderr, "write", write)
     assert verify.main([str(sound), "--workers", "1"]) == 0
-    assert capfd.readouterr().err == f"warning: no part for 0 s, at {name}\n"
+    assert capfd.readouterr().err == f"warning: no shard for 11 s, at {name}\n"
+
+
+@pytest.mark.parametrize("options", [(), ("--deep",)])
+def test_more_shards_than_a_process_may_open(tmp_path: Path, options: tuple) -> None:
+    make_images(tmp_path / "source", 2, 60)
+    out = tmp_path / "out"
+    assert convert.main([str(tmp_path / "source"), str(out), "--shard-size", "1", "--workers", "1"]) == 0
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64));"
+    code = f"{limit} from fasttrain.dataprep.verify import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, out, "--workers", "2", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_manifest_names_the_index(sound: Path) -> None:

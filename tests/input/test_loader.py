@@ -1,5 +1,6 @@
 """The loader: order, resume, sharing between ranks, equal pixels from every store, and what happens on faults."""
 
+import re
 import shutil
 import threading
 
@@ -11,7 +12,7 @@ from support.loading import Numbers, images, indices
 from fasttrain.dataprep.verify import main as verify
 from fasttrain.formats.beton import BetonReader
 from fasttrain.formats.image import read_rgb
-from fasttrain.input import LoaderError, Order, ThreadLoader, open_dataset
+from fasttrain.input import LoaderError, Order, ThreadLoader, loader, open_dataset
 from fasttrain.system import watch
 from fasttrain.system.errors import DataError
 
@@ -133,15 +134,16 @@ def test_an_unexpected_error_of_a_worker_is_raised_where_batches_are_asked_for()
 
 @pytest.mark.parametrize("where", ["read", "write", "a replacement"])
 def test_a_hanging_worker_is_named_and_then_an_error(monkeypatch, capfd, where):
-    monkeypatch.setattr(watch, "WARN_SECONDS", 0.2)
-    monkeypatch.setattr(watch, "STALL_SECONDS", 1.0)
-    release = threading.Event()
+    for module in (watch, loader):
+        monkeypatch.setattr(module, "poll_seconds", lambda: 0.01)
+    clock, entered, release = Clock(monkeypatch), threading.Event(), threading.Event()
     store = Numbers(100, broken=[7] if where == "a replacement" else ())
     hanging = Order(100, 10).substitute(0, 7, 1) if where == "a replacement" else 7
     read, write = store.read, store.write
 
     def hang_at(index):
         if index == hanging:
+            entered.set()
             release.wait()
 
     if where == "read":
@@ -152,13 +154,21 @@ def test_a_hanging_worker_is_named_and_then_an_error(monkeypatch, capfd, where):
     ended = threading.Event()
 
     def train():
-        with pytest.raises(LoaderError, match=f"no sample for 1 s: .* hangs, at number {hanging}"):
+        with pytest.raises(LoaderError, match=f"no sample for 60 s: .* hangs, at .*number {hanging}$"):
             list(reader.epoch(0))
         ended.set()
 
     threading.Thread(target=train, daemon=True).start()
-    assert ended.wait(30)
-    assert f"(the run ends after 1), at number {hanging}\n" in capfd.readouterr().err
+    assert entered.wait(60)
+    while "no sample" not in (errors := capfd.readouterr().err):
+        clock.passes(4, looks=4)
+        assert not ended.is_set()
+    assert re.search(rf"no sample for \d+ s \(the run ends after 60\), at .*number {hanging}\b", errors)
+    for _ in range(1200):  # others may still have moved since
+        clock.passes(60, looks=0)
+        if ended.wait(0.05):
+            break
+    assert ended.is_set()
     release.set()
     reader.close()
 

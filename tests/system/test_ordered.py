@@ -1,4 +1,4 @@
-"""streams and watch: order, bounded memory, errors, and a word about storage that hangs."""
+"""ordered and watch: order, bounded memory, errors, and a word about storage that hangs."""
 
 import os
 import random

@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import tarfile
 from pathlib import Path
 
@@ -123,6 +124,20 @@ def test_raw_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
     with TarShardWriter(tmp_path / "a.tar") as writer, pytest.raises(ValueError, match="JPEGs only"):
         writer.write(b"", 1, 1, 0, raw=True)
     assert not list(tmp_path.glob("a.*"))
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_neither_shard_nor_index(tmp_path: Path) -> None:
+    """A limit on file size stands for the full disk: the shard does not fit, its index would."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = TarShardWriter(tmp_path / "a.tar")
+    writer.write(bytes(500_000), 1, 1, 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"), writer:
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""Features: every image that can be read has one, and a label."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.loading import Numbers
+from torch import nn
+
+from fasttrain.evaluation.features import Features, extract, open_labelled
+from fasttrain.formats.tar import TarShardReader
+from fasttrain.input import Store
+from fasttrain.system.errors import UserError
+
+
+def extracted(store: Store, folder: Path) -> Features:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return extract(
+        network, store, folder, torch.device("cpu"), size=16, mean=(0.5,) * 3, std=(0.5,) * 3, batch_size=16, workers=1,
+        max_failed_fraction=0.1,
+    )  # fmt: skip
+
+
+def test_a_label_that_cannot_be_read_counts_as_an_image_that_cannot(
+    tar_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(tar_shards, tmp_path / "data")
+    with open(data / "train-00000.tar", "r+b") as file:
+        file.seek(int(TarShardReader(data / "train-00000.tar").label_at_N[0]))
+        file.write(b"x")
+    train, _ = open_labelled(data, "auto", 16)
+    found = extracted(train, tmp_path)
+    assert len(found.values_NF) == len(found.label_N) == train.num_samples
+    assert (found.label_N >= 0).all()
+    assert "sample 0 of" in (errors := capsys.readouterr().err)
+    assert "its .cls is no number; another takes its place" in errors
+
+
+def test_a_set_without_labels_is_refused_before_anything_is_computed(
+    tar_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TarShardReader, "label", lambda *_: -1)
+    with pytest.raises(UserError, match="has images without labels"):
+        open_labelled(tar_shards, "auto", 16)
+
+
+def test_one_image_without_a_label_is_found_by_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Numbers(40)
+    monkeypatch.setattr(store, "labels", lambda index_N: np.where(index_N == 21, -1, 0))
+    with pytest.raises(UserError, match="has images without labels"):
+        extracted(store, tmp_path)
