@@ -26,8 +26,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from unittest import mock
 
-if __package__ in (None, ""):  # run as a script from a bare checkout
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+if __package__ in (None, ""):  # run as a script, of a checkout or of an installation
+    above = pathlib.Path(__file__).resolve().parents
+    sys.path[0] = str(next(folder for folder in above if (folder / "fasttrain/__init__.py").exists()))
 
 import torch
 from torch import Tensor

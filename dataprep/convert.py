@@ -24,8 +24,9 @@ import numpy as np
 import PIL
 import PIL.features
 
-if __package__ in (None, ""):  # run as a script from a bare checkout
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+if __package__ in (None, ""):  # run as a script, of a checkout or of an installation
+    above = pathlib.Path(__file__).resolve().parents
+    sys.path[0] = str(next(folder for folder in above if (folder / "fasttrain/__init__.py").exists()))
 
 from fasttrain import __version__
 from fasttrain.dataprep.encode import MAX_SIDE, Check, Write, encode_samples

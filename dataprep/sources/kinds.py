@@ -16,14 +16,9 @@ from fasttrain.dataprep.sources.npz import npz_source
 from fasttrain.dataprep.sources.parquet import CACHE_BYTES, parquet_files, parquet_source
 from fasttrain.dataprep.sources.source import Groups, Source
 from fasttrain.dataprep.sources.webdataset import expand, looks_like_samples, webdataset_source
-from fasttrain.formats.listing import IMAGE_EXTENSIONS as EXTENSIONS
 from fasttrain.formats.listing import Listing, Sample, SourceError, file_state, listing_digest
 
-__all__ = ["EXTENSIONS", "KINDS", "Sample", "Source", "SourceError", "fingerprint", "open_source", "scan_folder",
-           "shuffled_splits"]  # fmt: skip
-
 Kind = Literal["auto", "folder", "tar", "zip", "webdataset", "parquet", "cifar", "npz"]
-
 
 KINDS: dict[str, Callable[[Path], Source]] = {
     "folder": scan_folder,

@@ -17,19 +17,14 @@ from fasttrain.system.errors import DataError
 # Pillow warns from half of MAX_PIXELS on; here an image is either fine or an error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-
 # The size from which Pillow refuses to decode, too: a small file that claims more is an attack or a mistake.
 MAX_PIXELS = 178_956_970
 
-
 Decoded = TypeVar("Decoded")
-
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
-
 _ORIENTATION_TAG = 0x0112
-
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,7 +35,6 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
 
 # libjpeg's warnings after which every pixel is still known.
 _HARMLESS = ("extraneous bytes", "unknown JFIF revision", "Unknown Adobe color transform", "Invalid SOS parameters")
@@ -82,17 +76,26 @@ def jpeg_header(data: bytes) -> jpeg.JpegHeader | None:
 
 
 def check_size(height: int, width: int) -> None:
+    """Raises ImageError for more than MAX_PIXELS."""
     if height * width > MAX_PIXELS:
         raise ImageError(f"more than {MAX_PIXELS} pixels")
 
 
 def decode_rgb(data: bytes, header: jpeg.JpegHeader | None, shrink: int) -> np.ndarray:
+    """Decode a file to its stored orientation, (H, W, 3) uint8 RGB; ImageError for a damaged one.
+
+    header: of a JPEG, None for other formats. shrink: 1, 2, 4 or 8, by which a sound JPEG's sides are divided, rounded
+    up; others keep their size.
+    """
     pixels_HW3 = None if header is None else decode_strictly(data, header, shrink)
     return _decode_with_pillow(data) if pixels_HW3 is None else pixels_HW3
 
 
 def decode_strictly(data: bytes, header: jpeg.JpegHeader, shrink: int) -> np.ndarray | None:
-    """Decode with libturbojpeg; None after a harmless warning. Pillow alone would hide damaged data as gray areas."""
+    """Decode a JPEG with libturbojpeg as decode_rgb does; None after a harmless warning, ImageError for a damaged one.
+
+    Pillow alone would hide damaged data as gray areas.
+    """
     return sound(lambda: jpeg.decode(data, header, shrink))
 
 
@@ -148,4 +151,5 @@ def exif_orientation(data: bytes) -> int:
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """Return an image upright, by its EXIF orientation, 1 to 8."""
     return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image

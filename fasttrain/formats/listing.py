@@ -14,14 +14,11 @@ from fasttrain.system.errors import DataError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
-
 # Names taken as the validation split beside `train`; the first that exists is used.
 VAL_NAMES = ("val", "valid", "validation", "test")
 
-
 # A larger file is no photograph: it is reported and never read.
 MAX_FILE_BYTES = 1 << 28
-
 
 _ROWS_AT_ONCE = 1 << 12
 

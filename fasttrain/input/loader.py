@@ -2,8 +2,8 @@
 
 A planner thread walks the epoch's order. For each step it has the pool read the samples' sizes, lays them out in a free
 buffer, and has the pool decode into it. The decoder releases the GIL, so plain threads reach its own speed. Every wait
-ends when nothing moves any more (watch.py), a worker's exception is raised where the batch is asked for, and buffers
-are made once and used again.
+ends when nothing moves any more (fasttrain/system/watch.py), a worker's exception is raised where the batch is asked
+for, and buffers are made once and used again.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 EXIT_USER_ERROR = 2
 
-
 EXIT_FAILURE = 1
 
 
