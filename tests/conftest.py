@@ -1,8 +1,10 @@
 """Fixtures shared by all tests: a small labelled image folder, the same converted, and commands run as typed."""
 
+import fcntl
 import functools
 import os
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -55,6 +57,14 @@ def shards(image_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory)
 def tar_shards(image_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """image_folder as WebDataset tars with their index files; the samples of `shards` in the same order."""
     return converted(image_folder, tmp_path_factory.mktemp("tars") / "shards", "webdataset")
+
+
+@pytest.fixture
+def ray_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """While one worker of pytest has a cluster of Ray, another would join that instead of starting its own."""
+    with open(tmp_path_factory.getbasetemp().parent / "ray.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture

@@ -433,6 +433,7 @@ def test_killed_tar_shards_continue(noise: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.usefixtures("ray_alone")
 def test_a_killed_ray_driver_continues(noise: Path, whole_conversion: Path, tmp_path: Path) -> None:
     signalled(_held_at_the_end, noise, tmp_path / "out", signal.SIGKILL, "--engine", "ray")
     assert not (tmp_path / "out" / "manifest.json").exists()

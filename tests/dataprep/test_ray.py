@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from support.commands import typed
 from support.pictures import make_images
 
 from fasttrain.dataprep import convert
@@ -19,21 +20,21 @@ def files_of(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
-def test_ray_gives_the_same_bytes(tmp_path: Path, run_command) -> None:
+@pytest.mark.usefixtures("ray_alone")
+def test_ray_gives_the_same_bytes(tmp_path: Path) -> None:
     source = make_images(tmp_path / "source", 2, 12)
     (source / "class0" / "bad.jpg").write_bytes(b"")
     options = ("--max-side", 48, "--shard-size", 6, "--workers", 2)
-    local = run_command("dataprep/convert.py", source, tmp_path / "local", *options)
-    done = run_command("dataprep/convert.py", source, tmp_path / "ray", *options, "--engine", "ray")
+    local = typed("dataprep/convert.py", source, tmp_path / "local", *options, cwd=tmp_path)
+    done = typed("dataprep/convert.py", source, tmp_path / "ray", *options, "--engine", "ray", cwd=tmp_path)
     assert local.returncode == done.returncode == convert.EXIT_SKIPPED, done.stderr
     assert "skipped class0/bad.jpg: empty file" in done.stderr
     assert files_of(tmp_path / "local") == files_of(tmp_path / "ray")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.usefixtures("ray_alone")
 def test_a_failing_task_raises_its_own_error(tmp_path: Path) -> None:
     source = open_source(make_images(tmp_path / "source", 2, 4))
     encode = functools.partial(encode_samples, max_side=0, quality=90)

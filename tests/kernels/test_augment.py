@@ -302,7 +302,6 @@ def test_nothing_waits_for_the_gpu(name):
             torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.slow
 def test_kernels_compile_for_hopper(tmp_path):
     """Registers fit five blocks of 128 threads to a multiprocessor, and next to nothing is spilled."""
     kernels = compiled_for_hopper("augment", tmp_path)

@@ -299,7 +299,6 @@ def test_kernels_compile_for_hopper(tmp_path):
             assert 2 * shared <= 227 * 1024, (name, label)
 
 
-@pytest.mark.slow
 def test_serialised_products_are_reported(tmp_path):
     """128 × 256 sums in fp32 are more than the registers of 128 threads."""
     script = """

@@ -125,7 +125,6 @@ def poisoned():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
 @pytest.mark.parametrize("precision", [torch.float32, torch.float16])
 def test_a_compiled_network_computes_the_same(poisoned, precision):

@@ -106,7 +106,6 @@ def test_two_machines_train_to_the_end(cable, shards, tmp_path):
     assert [entry["step"] for entry in read_metrics(run / "metrics.jsonl")] == list(range(2, 17, 2))
 
 
-@pytest.mark.slow
 def test_a_job_ends_when_a_machine_dies_and_goes_on_from_its_checkpoint(cable, shards, tmp_path):
     run, logs = tmp_path / "run", [tmp_path / "0", tmp_path / "1"]
     with side(0, shards, run, logs[0], *ENDLESS, **elastic(0)) as a:
