@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from support.commands import ROOT
@@ -22,33 +24,35 @@ TINY = [
 ENDLESS = ["--epochs", "100000", "--checkpoint-every", "4"]
 
 
-def train(data, run, *more) -> int:
+def train(data: pathlib.Path, run: pathlib.Path, *more: object) -> int:
     """Train in this process; returns the exit status."""
     return main(["--data", str(data), "--run", str(run), *TINY, *map(str, more)])
 
 
-def train_on_ranks(folder: pathlib.Path, count: int, data, run, *more) -> list[Done]:
+def train_on_ranks(
+    folder: pathlib.Path, count: int, data: pathlib.Path, run: pathlib.Path, *more: object
+) -> list[Done]:
     """Train on ranks without a launcher; `folder` takes what they write."""
     return on_ranks(folder, count, main, ["--data", str(data), "--run", str(run), *TINY, *map(str, more)])
 
 
-def command(data, run, *more) -> list[str]:
+def command(data: pathlib.Path, run: pathlib.Path, *more: object) -> list[str]:
     """The command line of a training process."""
     return [sys.executable, *map(str, (ROOT / "fasttrain/train.py", "--data", data, "--run", run, *TINY, *more))]
 
 
-def launcher(data, run, *more) -> list[str]:
+def launcher(data: pathlib.Path, run: pathlib.Path, *more: object) -> list[str]:
     """The command line of torchrun, as every launcher ends."""
     return ["bash", *map(str, (ROOT / "recipes/torchrun.sh", "--data", data, "--run", run, *TINY, *more))]
 
 
-def environment(**variables) -> dict[str, str]:
+def environment(**variables: object) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}
     return {**own, "PYTHON": sys.executable, "PYTHONPATH": "", **{name: str(v) for name, v in variables.items()}}
 
 
 @contextlib.contextmanager
-def started(words: list[str], log: pathlib.Path, **variables):
+def started(words: list[str], log: pathlib.Path, **variables: object) -> Iterator[subprocess.Popen[bytes]]:
     """A command in a session of its own, its output in `log`; whatever is left of it is killed in the end."""
     with open(log, "w") as file:
         process = subprocess.Popen(
@@ -78,7 +82,7 @@ def final_state(run: pathlib.Path) -> dict:
     return load_checkpoint(saved_checkpoints(run / "checkpoints")[0]).state
 
 
-def equal(a, b, path: str = "") -> list[str]:
+def equal(a: Any, b: Any, path: str = "") -> list[str]:
     """Every difference between two nested states, bit for bit."""
     if isinstance(a, torch.Tensor):
         same = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)

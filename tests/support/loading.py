@@ -1,14 +1,17 @@
 """A store without files, and what loaders hand over as plain values."""
 
 import ctypes
+import threading
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from fasttrain.input import Batch
 from fasttrain.input.stores import Encoded
 from fasttrain.system.errors import DataError
 
 
-def images(batch):
+def images(batch: Batch) -> Iterator[tuple[int, int | None, np.ndarray]]:
     """(index, label or None, pixels) of every sample of a batch, copied out of the loader's buffer."""
     for b in range(len(batch)):
         first, height, width = int(batch.offset_B[b]), int(batch.height_B[b]), int(batch.width_B[b])
@@ -16,7 +19,7 @@ def images(batch):
         yield int(batch.index_B[b]), None if batch.label_B is None else int(batch.label_B[b]), pixels
 
 
-def indices(batches):
+def indices(batches: Iterable[Batch]) -> list[list[int]]:
     return [batch.index_B.tolist() for batch in batches]
 
 
@@ -25,16 +28,16 @@ class Numbers:
 
     classes = ("a",)
 
-    def __init__(self, count, broken=(), slow=None):
+    def __init__(self, count: int, broken: Iterable[int] = (), slow: threading.Event | None = None) -> None:
         self.num_samples, self.broken, self.slow = count, set(broken), slow
 
-    def labels(self, index_N):
+    def labels(self, index_N: np.ndarray) -> np.ndarray:
         return index_N
 
-    def read(self, index):
+    def read(self, index: int) -> Encoded:
         return Encoded(1 + index % 3, 1, index)
 
-    def write(self, sample, address):
+    def write(self, sample: Encoded, address: int) -> None:
         if self.slow:
             self.slow.wait()
         if sample.content in self.broken:
@@ -42,5 +45,5 @@ class Numbers:
         pixels = np.ctypeslib.as_array((ctypes.c_uint8 * (sample.height * 3)).from_address(address))
         pixels[:] = sample.content % 251
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         return f"number {index}"
