@@ -133,7 +133,9 @@ def test_buffers_are_not_sent_in_a_step_under_either_name_of_that_option(
     given = {}
 
     class Parallel(torch.nn.Module):
-        def __init__(self, module, gradient_as_bucket_view, static_graph, **options):
+        def __init__(
+            self, module: nn.Module, gradient_as_bucket_view: bool, static_graph: bool, **options: object
+        ) -> None:
             given.update(options)
 
     place = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)

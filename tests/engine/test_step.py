@@ -1,8 +1,11 @@
 """The training step: what its options may change and what not, and steps that must change nothing."""
 
 import json
+import pathlib
 import random
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from fasttrain.engine.options import MachineOptions
 from fasttrain.engine.ranks import Ranks
 from fasttrain.engine.step import TrainStep
 from fasttrain.kernels.augment import augment
-from fasttrain.methods import Sample
+from fasttrain.methods import Method, Sample
 from fasttrain.run.health import Health
 from fasttrain.run.metrics import Metrics, open_files, read_metrics
 from fasttrain.system.errors import UserError
@@ -29,14 +32,14 @@ NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="compili
 STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def whole_state(method, step):
+def whole_state(method: Method, step: TrainStep) -> dict[str, Any]:
     """Copies of everything a step may change."""
     state = {name: v.clone() for name, v in method.state_dict().items()}
     optimizer = step.optimizer.state_dict()
     return {"method": state, "optimizer": {i: dict(s) for i, s in optimizer["state"].items()}}
 
 
-def snapshot(state):
+def snapshot(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in state.items()}
 
 
@@ -51,7 +54,7 @@ def snapshot(state):
         "--method moco --batch-norm plain --checkpoint-activations --resolution 8:24 --size 24 --knn-every 1",
     ],
 )
-def test_resume_is_bit_identical(shards, tmp_path, options):
+def test_resume_is_bit_identical(shards: pathlib.Path, tmp_path: pathlib.Path, options: str) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train(shards, whole, *options.split()) == 0
     stop = random.randrange(1, final_state(whole)["step"])
@@ -60,7 +63,7 @@ def test_resume_is_bit_identical(shards, tmp_path, options):
     assert equal(final_state(whole), final_state(run)) == [], f"stopped at {stop}"
 
 
-def test_recomputed_activations_end_with_the_same_weights(shards, tmp_path):
+def test_recomputed_activations_end_with_the_same_weights(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
     for name, more in (("with", ["--checkpoint-activations"]), ("without", [])):
         assert train(shards, tmp_path / name, "--max-steps", 6, *more) == 0
     assert equal(final_state(tmp_path / "with"), final_state(tmp_path / "without")) == []
@@ -82,7 +85,7 @@ AS_BEFORE = [
 
 
 @pytest.mark.parametrize(("options", "expected"), AS_BEFORE)
-def test_losses_of_steps_are_what_they_were(options, expected):
+def test_losses_of_steps_are_what_they_were(options: dict[str, Any], expected: list[float]) -> None:
     _method, step = make(batch_norm="plain", **options)
     losses = []
     for number in range(3):
@@ -91,7 +94,7 @@ def test_losses_of_steps_are_what_they_were(options, expected):
     assert losses == pytest.approx(expected, rel=1e-5)
 
 
-def test_micro_batches_add_up_to_the_batch():
+def test_micro_batches_add_up_to_the_batch() -> None:
     outcomes = []
     for parts in (1, 2, 4):
         method, step = make_without_norm(accumulate=parts)
@@ -102,14 +105,16 @@ def test_micro_batches_add_up_to_the_batch():
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_a_batch_that_can_t_be_cut_is_refused(shards, tmp_path, capsys):
+def test_a_batch_that_can_t_be_cut_is_refused(
+    shards: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train(shards, tmp_path / "run", "--accumulate", 3) == 2
     assert "--batch-size 16 can't be cut into 3 equal parts (--accumulate)" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_gradients_are_clipped_at_their_true_size(precision):
+def test_gradients_are_clipped_at_their_true_size(precision: str) -> None:
     """SGD's first step moves the weights by lr times the gradient, whatever factor the loss was scaled by."""
     lengths = {}
     for clip_norm in (0.0, 1e-3, 1e3):
@@ -135,7 +140,7 @@ def test_gradients_are_clipped_at_their_true_size(precision):
         {"precision": "fp16", "clip_norm": 1.0}, {"precision": "bf16", "method": "xmoco"},
     ],
 )  # fmt: skip
-def test_a_bad_step_changes_nothing(changes, bad_first):
+def test_a_bad_step_changes_nothing(changes: dict[str, Any], bad_first: bool) -> None:
     """Every weight, statistic and key stays to the bit, and the step after it is as if it had not been."""
     method, step = make(**changes)
     twin, twin_step = make(**changes)
@@ -157,7 +162,7 @@ def test_a_bad_step_changes_nothing(changes, bad_first):
         assert step.skips_3.tolist() == [1, 0, 5]
 
 
-def test_fp16_halves_its_scale_and_goes_on():
+def test_fp16_halves_its_scale_and_goes_on() -> None:
     method, step = make_without_norm(precision="fp16")
     step._scaler.load_state_dict({**step._scaler.state_dict(), "scale": 2.0**40})  # every gradient overflows at first
     weight = next(method.encoder.parameters())
@@ -172,7 +177,7 @@ def test_fp16_halves_its_scale_and_goes_on():
     assert step._scaler.state_dict()["scale"] == 2.0 ** (40 - total)
 
 
-def _bad_on_one_rank(folder):
+def _bad_on_one_rank(folder: pathlib.Path) -> None:
     ranks = Ranks("cpu")
     rank = ranks.rank
     method, step = make_without_norm(accumulate=2)
@@ -189,7 +194,7 @@ def _bad_on_one_rank(folder):
     ranks.close()
 
 
-def test_ranks_accumulate_as_one_process_does_and_skip_together(tmp_path):
+def test_ranks_accumulate_as_one_process_does_and_skip_together(tmp_path: pathlib.Path) -> None:
     succeed(on_ranks(tmp_path, 2, _bad_on_one_rank, tmp_path))
     (states, skips), other = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert equal((states, skips), other) == []
@@ -207,14 +212,14 @@ def test_ranks_accumulate_as_one_process_does_and_skip_together(tmp_path):
 
 
 @pytest.fixture
-def nan_at(monkeypatch):
+def nan_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     """Views that hold a NaN at some steps of a run."""
     from fasttrain import train as module
 
-    def damage(steps):
+    def damage(steps: set[int]) -> None:
         calls, augment = iter(range(10_000)), module.augment
 
-        def damaged(*arguments, **options):
+        def damaged(*arguments: Any, **options: Any) -> tuple[torch.Tensor, ...]:
             out = augment(*arguments, **options)
             if next(calls) in steps:
                 out[0][0, 0, 0, 0, 0] = float("nan")
@@ -225,7 +230,9 @@ def nan_at(monkeypatch):
     return damage
 
 
-def test_a_run_goes_on_after_a_bad_step(shards, tmp_path, nan_at, capsys):
+def test_a_run_goes_on_after_a_bad_step(
+    shards: pathlib.Path, tmp_path: pathlib.Path, nan_at: Callable[[set[int]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
     nan_at({5, 8, 9})
     run = tmp_path / "run"
     assert train(shards, run) == 0
@@ -239,7 +246,13 @@ def test_a_run_goes_on_after_a_bad_step(shards, tmp_path, nan_at, capsys):
     assert all(value.isfinite().all() for value in state["method"].values())
 
 
-def test_too_many_bad_steps_end_the_run(shards, tmp_path, nan_at, monkeypatch, capsys):
+def test_too_many_bad_steps_end_the_run(
+    shards: pathlib.Path,
+    tmp_path: pathlib.Path,
+    nan_at: Callable[[set[int]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """With the step, the samples and the last checkpoint from before them, which none written meanwhile pushes out."""
     monkeypatch.setattr(skips_module, "MAX_SKIPPED", 5)
     nan_at(set(range(6, 1000)))
@@ -257,7 +270,7 @@ def test_too_many_bad_steps_end_the_run(shards, tmp_path, nan_at, monkeypatch, c
 # Compiling
 
 
-def test_compile_in_place_keeps_the_names_of_a_method_s_state(monkeypatch):
+def test_compile_in_place_keeps_the_names_of_a_method_s_state(monkeypatch: pytest.MonkeyPatch) -> None:
     method = build(small())
     names, compiled = list(method.state_dict()), []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
@@ -269,19 +282,19 @@ def test_compile_in_place_keeps_the_names_of_a_method_s_state(monkeypatch):
     assert not compiled
 
 
-def test_cuda_graph_without_a_gpu_is_refused():
+def test_cuda_graph_without_a_gpu_is_refused() -> None:
     with pytest.raises(UserError, match="--cuda-graph needs a GPU"):
         compile_networks(build(small()), MachineOptions(cuda_graph=True), torch.device("cpu"), 1)
 
 
-def test_compile_without_a_compiler_is_refused(monkeypatch):
+def test_compile_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
         compile_networks(build(small()), MachineOptions(compile="on"), torch.device("cpu"), 1)
 
 
 @pytest.mark.slow
-def test_a_compiled_run_can_be_continued_without_compiling(shards, tmp_path):
+def test_a_compiled_run_can_be_continued_without_compiling(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run = tmp_path / "run"
     assert train(shards, run, "--compile", "on", "--max-steps", 3) == 0
     assert train(shards, run, "--compile", "off", "--max-steps", 6) == 0
@@ -289,7 +302,9 @@ def test_a_compiled_run_can_be_continued_without_compiling(shards, tmp_path):
     assert not any("_orig_mod" in name for name in final_state(run)["method"])
 
 
-def five_steps(device, **changes):
+def five_steps(
+    device: str, **changes: Any
+) -> tuple[torch.Tensor, list[int], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Losses, skipped steps, the state before and after five steps of which one has a NaN in its views."""
     torch._dynamo.reset()
     config = small("xmoco", batch_size=64, ema=0.9, **changes)
@@ -324,7 +339,7 @@ def five_steps(device, **changes):
         pytest.param("cuda", "bf16", {"cuda_graph": True}, marks=pytest.mark.gpu),
     ],
 )
-def test_compiled_steps_are_those_of_eager_torch(device, precision, options):
+def test_compiled_steps_are_those_of_eager_torch(device: str, precision: str, options: dict[str, Any]) -> None:
     expected, skips, before, eager = five_steps(device, precision=precision, compile="off")
     losses, compiled_skips, same, compiled = five_steps(device, precision=precision, **options)
     assert compiled_skips == skips == [1, 0, 2]
@@ -339,7 +354,7 @@ def test_compiled_steps_are_those_of_eager_torch(device, precision, options):
 
 
 @pytest.mark.gpu
-def test_a_run_goes_on_on_another_device(shards, tmp_path):
+def test_a_run_goes_on_on_another_device(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Queue, momentum and loss scale move; the queue is kept in 16 bits on a GPU only."""
     run = tmp_path / "run"
     for steps, device in ((4, "cuda"), (8, "cpu"), (16, "cuda")):
@@ -355,7 +370,7 @@ def test_a_run_goes_on_on_another_device(shards, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
-def test_a_step_never_waits_for_the_gpu(tmp_path, optimizer, precision):
+def test_a_step_never_waits_for_the_gpu(tmp_path: pathlib.Path, optimizer: str, precision: str) -> None:
     """Nor do the making of its views and the log, an entry for every step."""
     config = small("xmoco", optimizer=optimizer, precision=precision, clip_norm=1.0)
     ranks = Ranks("cuda")
@@ -366,7 +381,7 @@ def test_a_step_never_waits_for_the_gpu(tmp_path, optimizer, precision):
     index = torch.arange(8)
     pixels = torch.randint(0, 256, (8 * 20 * 24 * 3,), dtype=torch.uint8, device=ranks.device)
 
-    def take(number):
+    def take(number: int) -> None:
         with metrics.making_views():
             table = draw(RECIPES["mocov2"], *sizes, index, 0, number, 16)
             views = augment(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import resource
 import shutil
 import signal
@@ -9,6 +10,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from support.forks import RunCommand
 from support.launch import equal, final_state, train
 from support.steps import build, small
 
@@ -22,7 +24,7 @@ from fasttrain.run.metrics import read_metrics
 from fasttrain.system.errors import RunError
 
 
-def test_a_subset_is_spread_evenly_and_keeps_names_and_labels(shards):
+def test_a_subset_is_spread_evenly_and_keeps_names_and_labels(shards: pathlib.Path) -> None:
     store = open_dataset(shards, "train")
     subset = EvenSubset(store, 7)
     places = [round(i * (store.num_samples - 1) / 6 - 0.499) for i in range(7)]
@@ -33,7 +35,9 @@ def test_a_subset_is_spread_evenly_and_keeps_names_and_labels(shards):
     assert EvenSubset(store, 10**6).num_samples == store.num_samples
 
 
-def test_the_best_checkpoint_is_kept_and_training_is_not_disturbed(shards, tmp_path, monkeypatch, run_command):
+def test_the_best_checkpoint_is_kept_and_training_is_not_disturbed(
+    shards: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, run_command: RunCommand
+) -> None:
     plain, run = tmp_path / "plain", tmp_path / "run"
     assert train(shards, plain) == 0
     monkeypatch.setattr(monitor, "MOST", 20)
@@ -56,7 +60,9 @@ def test_the_best_checkpoint_is_kept_and_training_is_not_disturbed(shards, tmp_p
     assert stale == (first_best != 16)
 
 
-def test_a_run_that_ended_before_it_linked_its_best_does_so_when_continued(shards, tmp_path):
+def test_a_run_that_ended_before_it_linked_its_best_does_so_when_continued(
+    shards: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     run = tmp_path / "run"
     assert train(shards, run, "--knn-every", 1, "--max-steps", 4) == 0
     (run / "checkpoints" / "best.pt").unlink()
@@ -64,14 +70,14 @@ def test_a_run_that_ended_before_it_linked_its_best_does_so_when_continued(shard
     assert load_checkpoint(run / "checkpoints" / "best.pt").state["step"] == 4
 
 
-def accuracies(run):
+def accuracies(run: pathlib.Path) -> dict[int, float]:
     return {e["step"]: e["knn_top1"] for e in read_metrics(run / "metrics.jsonl") if "knn_top1" in e}
 
 
 @pytest.mark.parametrize("moment", ["before", "in the middle"])
 def test_a_signal_around_an_evaluation_finds_the_step_saved_and_the_evaluation_is_made_up_for(
-    shards, tmp_path, monkeypatch, moment
-):
+    shards: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train(shards, whole, "--knn-every", 1) == 0
 
@@ -85,7 +91,7 @@ def test_a_signal_around_an_evaluation_finds_the_step_saved_and_the_evaluation_i
         real = features.center
         monkeypatch.setattr(features, "center", lambda *words: (at(2, next(extracted)), real(*words))[1])
 
-    def at(wanted, now):
+    def at(wanted: int, now: int) -> None:
         if now == wanted:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -103,7 +109,9 @@ def test_a_signal_around_an_evaluation_finds_the_step_saved_and_the_evaluation_i
     assert equal(*best) == []
 
 
-def test_an_evaluation_of_the_last_step_that_was_cut_short_is_made_up_for(shards, tmp_path, monkeypatch):
+def test_an_evaluation_of_the_last_step_that_was_cut_short_is_made_up_for(
+    shards: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     monkeypatch.setattr(features, "center", lambda *_words: os.kill(os.getpid(), signal.SIGTERM) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -114,13 +122,15 @@ def test_an_evaluation_of_the_last_step_that_was_cut_short_is_made_up_for(shards
     assert list(accuracies(run)) == [16]
 
 
-def test_knn_of_a_set_without_val_split_is_one_line(image_folder, tmp_path, capsys):
+def test_knn_of_a_set_without_val_split_is_one_line(
+    image_folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train(image_folder / "val", tmp_path / "run", "--knn-every", 1) == 2
     assert "val" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_monitor_leaves_the_encoder_in_training(shards):
+def test_monitor_leaves_the_encoder_in_training(shards: pathlib.Path) -> None:
     config = small(data=str(shards))
     method = build(config)
     before = {name: value.clone() for name, value in method.state_dict().items()}
@@ -132,7 +142,7 @@ def test_monitor_leaves_the_encoder_in_training(shards):
     assert torch.equal(random_state, torch.get_rng_state())
 
 
-def test_features_have_no_name_and_a_full_disk_is_an_error(tmp_path):
+def test_features_have_no_name_and_a_full_disk_is_an_error(tmp_path: pathlib.Path) -> None:
     """A limit on file size stands for the full disk, which would end the process while it writes to the mapping."""
     values = _on_disk(tmp_path, (100, 50))
     values[:] = 7
@@ -147,7 +157,9 @@ def test_features_have_no_name_and_a_full_disk_is_an_error(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_the_allowed_part_of_bad_images_holds_for_the_evaluation_too(shards, tmp_path, run_command):
+def test_the_allowed_part_of_bad_images_holds_for_the_evaluation_too(
+    shards: pathlib.Path, tmp_path: pathlib.Path, run_command: RunCommand
+) -> None:
     """A run that may go on with half of its images must not end at its first evaluation."""
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(shards, data)

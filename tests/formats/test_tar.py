@@ -5,6 +5,7 @@ import json
 import resource
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_dali_reads_it(converted: Path, with_index: bool) -> None:
     index = {"index_paths": sorted(map(str, converted.glob("*.idx")))} if with_index else {}
 
     @pipeline.pipeline_def(batch_size=4, num_threads=1, device_id=None)
-    def pipe():
+    def pipe() -> tuple[Any, Any]:
         encoded, label = fn.readers.webdataset(
             paths=paths, ext=["jpg", "cls"], missing_component_behavior="error", **index
         )

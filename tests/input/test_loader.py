@@ -1,8 +1,10 @@
 """The loader: order, resume, sharing between ranks, equal pixels from every store, and what happens on faults."""
 
+import pathlib
 import re
 import shutil
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,12 +14,12 @@ from support.loading import Numbers, images, indices
 from fasttrain.dataprep.verify import main as verify
 from fasttrain.formats.beton import BetonReader
 from fasttrain.formats.image import read_rgb
-from fasttrain.input import LoaderError, Order, ThreadLoader, loader, open_dataset
+from fasttrain.input import Batch, LoaderError, Order, ThreadLoader, loader, open_dataset
 from fasttrain.system import watch
 from fasttrain.system.errors import DataError
 
 
-def test_order_is_a_permutation_that_depends_on_seed_and_epoch_alone():
+def test_order_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> None:
     order = Order(1000, 64, seed=3)
     assert sorted(order.epoch(5)) == list(range(1000))
     assert np.array_equal(order.epoch(5), Order(1000, 8, seed=3).epoch(5))
@@ -28,7 +30,7 @@ def test_order_is_a_permutation_that_depends_on_seed_and_epoch_alone():
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_ranks_share_the_same_global_batch(world_size):
+def test_ranks_share_the_same_global_batch(world_size: int) -> None:
     whole = Order(100, 16, seed=1)
     shares = [Order(100, 16, 1, True, rank, world_size) for rank in range(world_size)]
     for step in range(6):
@@ -36,12 +38,12 @@ def test_ranks_share_the_same_global_batch(world_size):
         assert np.concatenate(parts).tolist() == whole.step(whole.epoch(2), step).tolist()
 
 
-def test_unshuffled_order_shows_every_sample_once():
+def test_unshuffled_order_shows_every_sample_once() -> None:
     order = Order(70, 32, shuffle=False)
     assert [len(order.step(order.epoch(0), step)) for step in range(order.steps_per_epoch)] == [32, 32, 6]
 
 
-def test_folder_and_shards_give_the_files_own_pixels(image_folder, shards):
+def test_folder_and_shards_give_the_files_own_pixels(image_folder: pathlib.Path, shards: pathlib.Path) -> None:
     """Shards are shuffled, so images are matched by their content."""
     for split in ("train", "val"):
         files = {read_rgb(p.read_bytes()).tobytes(): p.parent.name for p in (image_folder / split).rglob("*.jpg")}
@@ -53,7 +55,7 @@ def test_folder_and_shards_give_the_files_own_pixels(image_folder, shards):
             reader.close()
 
 
-def test_batches_follow_the_order_and_buffers_are_not_mixed_up():
+def test_batches_follow_the_order_and_buffers_are_not_mixed_up() -> None:
     reader = ThreadLoader(Numbers(100), Order(100, 16, seed=2), 2)
     order = Order(100, 16, seed=2)
     for epoch in (0, 3):
@@ -63,7 +65,7 @@ def test_batches_follow_the_order_and_buffers_are_not_mixed_up():
     reader.close()
 
 
-def test_resume_inside_an_epoch_gives_the_rest_of_it():
+def test_resume_inside_an_epoch_gives_the_rest_of_it() -> None:
     whole = ThreadLoader(Numbers(100), Order(100, 16, seed=2), 2)
     expected = indices(whole.epoch(4))
     batches = whole.epoch(5)
@@ -79,7 +81,7 @@ def test_resume_inside_an_epoch_gives_the_rest_of_it():
     whole.close(), resumed.close()
 
 
-def test_an_abandoned_epoch_leaves_no_thread_and_the_next_one_works():
+def test_an_abandoned_epoch_leaves_no_thread_and_the_next_one_works() -> None:
     before = set(threading.enumerate())
     reader = ThreadLoader(Numbers(100), Order(100, 10), 2)
     for _ in range(5):
@@ -94,7 +96,7 @@ def test_an_abandoned_epoch_leaves_no_thread_and_the_next_one_works():
         assert not thread.is_alive()
 
 
-def test_a_broken_sample_is_replaced_counted_and_named():
+def test_a_broken_sample_is_replaced_counted_and_named() -> None:
     runs = []
     for workers in (1, 3):
         reader = ThreadLoader(Numbers(200, broken=[17, 18]), Order(200, 20, seed=5), workers, labels=True)
@@ -116,14 +118,14 @@ def test_a_broken_sample_is_replaced_counted_and_named():
     assert same == 198
 
 
-def test_too_many_broken_samples_stop_with_a_clear_error():
+def test_too_many_broken_samples_stop_with_a_clear_error() -> None:
     reader = ThreadLoader(Numbers(100, broken=range(50)), Order(100, 10), 2)
     with pytest.raises(LoaderError, match=r"samples can't be decoded .*; the last: number \d+: broken"):
         list(reader.epoch(0))
     reader.close()
 
 
-def test_an_unexpected_error_of_a_worker_is_raised_where_batches_are_asked_for():
+def test_an_unexpected_error_of_a_worker_is_raised_where_batches_are_asked_for() -> None:
     store = Numbers(100)
     store.write = lambda sample, address: 1 / 0
     reader = ThreadLoader(store, Order(100, 10), 2)
@@ -133,7 +135,9 @@ def test_an_unexpected_error_of_a_worker_is_raised_where_batches_are_asked_for()
 
 
 @pytest.mark.parametrize("where", ["read", "write", "a replacement"])
-def test_a_hanging_worker_is_named_and_then_an_error(monkeypatch, capfd, where):
+def test_a_hanging_worker_is_named_and_then_an_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], where: str
+) -> None:
     for module in (watch, loader):
         monkeypatch.setattr(module, "poll_seconds", lambda: 0.01)
     clock, entered, release = Clock(monkeypatch), threading.Event(), threading.Event()
@@ -141,7 +145,7 @@ def test_a_hanging_worker_is_named_and_then_an_error(monkeypatch, capfd, where):
     hanging = Order(100, 10).substitute(0, 7, 1) if where == "a replacement" else 7
     read, write = store.read, store.write
 
-    def hang_at(index):
+    def hang_at(index: int) -> None:
         if index == hanging:
             entered.set()
             release.wait()
@@ -153,7 +157,7 @@ def test_a_hanging_worker_is_named_and_then_an_error(monkeypatch, capfd, where):
     reader = ThreadLoader(store, Order(100, 10), 2)
     ended = threading.Event()
 
-    def train():
+    def train() -> None:
         with pytest.raises(LoaderError, match=f"no sample for 60 s: .* hangs, at .*number {hanging}$"):
             list(reader.epoch(0))
         ended.set()
@@ -202,7 +206,7 @@ def test_a_slow_training_step_is_no_stall(monkeypatch: pytest.MonkeyPatch, capfd
     reader.close()
 
 
-def test_a_workers_own_timeout_is_its_error_not_a_stall():
+def test_a_workers_own_timeout_is_its_error_not_a_stall() -> None:
     """A network file system answers with ETIMEDOUT, which Python raises as the TimeoutError of a wait."""
     store = Numbers(20)
     store.write = lambda sample, address: (_ for _ in ()).throw(TimeoutError("the server does not answer"))
@@ -212,7 +216,7 @@ def test_a_workers_own_timeout_is_its_error_not_a_stall():
     reader.close()
 
 
-def test_corrupt_jpeg_inside_a_shard(shards, tmp_path):
+def test_corrupt_jpeg_inside_a_shard(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
     shutil.copytree(shards, tmp_path / "data")
     store = open_dataset(tmp_path / "data", "train")
     shard = store._shards[0]
@@ -227,7 +231,9 @@ def test_corrupt_jpeg_inside_a_shard(shards, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "replaced", "other content"])
-def test_shards_that_do_not_match_the_manifest_are_refused(shards, tmp_path, damage):
+def test_shards_that_do_not_match_the_manifest_are_refused(
+    shards: pathlib.Path, tmp_path: pathlib.Path, damage: str
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(shards, data)
     first, second = sorted(data.glob("train-*.beton"))[:2]
@@ -243,7 +249,9 @@ def test_shards_that_do_not_match_the_manifest_are_refused(shards, tmp_path, dam
         open_dataset(data, "train")
 
 
-def test_other_content_in_a_shard_of_the_same_size_harms_no_other_image(shards, tmp_path):
+def test_other_content_in_a_shard_of_the_same_size_harms_no_other_image(
+    shards: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     """Only its checksum tells at once, and verify.py compares that; here, the one image that is none is replaced."""
     data = tmp_path / "data"
     shutil.copytree(shards, data)
@@ -259,12 +267,14 @@ def test_other_content_in_a_shard_of_the_same_size_harms_no_other_image(shards, 
     assert verify([str(data)]) == 1
 
 
-def unshuffled(data):
+def unshuffled(data: pathlib.Path) -> Iterator[Batch]:
     store = open_dataset(data, "train")
     return ThreadLoader(store, Order(store.num_samples, 12, shuffle=False), 1).epoch(0)
 
 
-def test_what_is_not_there_is_a_clear_error(image_folder, shards, tmp_path):
+def test_what_is_not_there_is_a_clear_error(
+    image_folder: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     with pytest.raises(DataError, match="no such folder"):
         open_dataset(tmp_path / "nowhere", "train")
     with pytest.raises(DataError):

@@ -3,11 +3,14 @@
 import builtins
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from fasttrain.dataprep.convert import main as convert
 from fasttrain.formats.beton import BetonReader
 from fasttrain.formats.image import read_rgb
 from fasttrain.formats.tar import TarShardReader, TarShardWriter
-from fasttrain.input import LoaderError, Order, ThreadLoader, open_dataset, open_loader, resident
+from fasttrain.input import Batch, Loader, LoaderError, Order, ThreadLoader, open_dataset, open_loader, resident
 from fasttrain.input.folder_store import FolderStore, shrink_factor
 from fasttrain.input.prefetch import prefetched, used_pixels
 from fasttrain.system import watch
@@ -29,7 +32,7 @@ from fasttrain.system.errors import DataError, UserError
 CPU = torch.device("cpu")
 
 
-def has_dali():
+def has_dali() -> bool:
     try:
         import nvidia.dali  # noqa: F401
     except ImportError:
@@ -42,12 +45,12 @@ KINDS = [("shards", "auto"), ("shards", "resident"), ("tar_shards", "auto"), ("t
 KINDS += [pytest.param(data, "dali", marks=needs_dali) for data in ("tar_shards", "shards")]
 
 
-def make(path, kind, order=None, **more):
+def make(path: pathlib.Path, kind: str, order: Order | None = None, **more: Any) -> Loader:
     store = open_dataset(path, "train", kind)
     return open_loader(store, order or Order(store.num_samples, 16, seed=4), 2, kind, **{"labels": True, **more})
 
 
-def without_glimpses(data):
+def without_glimpses(data: pathlib.Path) -> None:
     """Make a manifest what older versions wrote."""
     manifest = json.loads((data / "manifest.json").read_text())
     for shards in manifest["splits"].values():
@@ -56,12 +59,14 @@ def without_glimpses(data):
     (data / "manifest.json").write_text(json.dumps(manifest))
 
 
-def contents(batches):
+def contents(batches: Iterable[Batch]) -> list[list[tuple[int, int | None, bytes]]]:
     return [[(i, label, px.tobytes()) for i, label, px in images(batch)] for batch in batches]
 
 
 @pytest.mark.parametrize(("data", "kind"), KINDS)
-def test_every_loader_gives_the_same_batches_and_resumes_on_other_ranks(data, kind, shards, request):
+def test_every_loader_gives_the_same_batches_and_resumes_on_other_ranks(
+    data: str, kind: str, shards: pathlib.Path, request: pytest.FixtureRequest
+) -> None:
     expected = contents(make(shards, "auto").epoch(3))
     path = request.getfixturevalue(data)
     whole = make(path, kind)
@@ -81,7 +86,7 @@ def test_every_loader_gives_the_same_batches_and_resumes_on_other_ranks(data, ki
     whole.close()
 
 
-def damaged(tar_shards, folder, damage):
+def damaged(tar_shards: pathlib.Path, folder: pathlib.Path, damage: str) -> pathlib.Path:
     """The tar shards, with sample 5 of the first one's stream damaged in place."""
     shutil.copytree(tar_shards, folder)
     words = (folder / "train-00000.idx").read_text().splitlines()[6].split()
@@ -94,7 +99,9 @@ def damaged(tar_shards, folder, damage):
 
 @pytest.mark.parametrize("damage", ["early end", "truncated", "header"])
 @pytest.mark.parametrize("kind", ["auto", "resident", pytest.param("dali", marks=needs_dali)])
-def test_a_damaged_stream_is_named_and_replaced_alike_by_every_loader(tar_shards, tmp_path, kind, damage, capfd):
+def test_a_damaged_stream_is_named_and_replaced_alike_by_every_loader(
+    tar_shards: pathlib.Path, tmp_path: pathlib.Path, kind: str, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = damaged(tar_shards, tmp_path / "data", damage)
     expected = contents(make(path, "auto").epoch(0))
     capfd.readouterr()
@@ -107,7 +114,9 @@ def test_a_damaged_stream_is_named_and_replaced_alike_by_every_loader(tar_shards
 
 
 @pytest.mark.parametrize("kind", ["auto", "resident", pytest.param("dali", marks=needs_dali)])
-def test_labels_are_left_alone_unless_they_are_asked_for(tar_shards, kind, monkeypatch):
+def test_labels_are_left_alone_unless_they_are_asked_for(
+    tar_shards: pathlib.Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(TarShardReader, "label", lambda *_: 1 / 0)
     reader = make(tar_shards, kind, labels=False)
     assert [batch.label_B for batch in reader.epoch(0)] == [None] * 4
@@ -117,7 +126,7 @@ def test_labels_are_left_alone_unless_they_are_asked_for(tar_shards, kind, monke
 
 
 @pytest.mark.parametrize("kind", ["auto", "resident"])
-def test_the_failed_fraction_is_a_setting(kind):
+def test_the_failed_fraction_is_a_setting(kind: str) -> None:
     order = Order(200, 20, seed=5)
     for allowed in (0.01, 0.5):
         store = Numbers(200, broken=range(0, 200, 8))  # 25 of 200
@@ -133,13 +142,13 @@ def test_the_failed_fraction_is_a_setting(kind):
                 list(open_loader(store, order, 2, kind, None, allowed).epoch(0))
 
 
-def test_resident_refuses_what_does_not_fit(shards, monkeypatch):
+def test_resident_refuses_what_does_not_fit(shards: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "free_memory", lambda device: 1 << 20)
     with pytest.raises(UserError, match=r"resident would keep .* GiB of pixels, more than 50% .* on cpu"):
         make(shards, "resident")
 
 
-def test_resident_decodes_once(image_folder):
+def test_resident_decodes_once(image_folder: pathlib.Path) -> None:
     store = open_dataset(image_folder, "train")
     writes, write = [], store.write
     store.write = lambda sample, address: (writes.append(1), write(sample, address))
@@ -150,14 +159,14 @@ def test_resident_decodes_once(image_folder):
 
 
 @pytest.mark.parametrize(("method", "error"), [("read", ZeroDivisionError), ("write", ZeroDivisionError)])
-def test_resident_raises_what_a_worker_raises(method, error):
+def test_resident_raises_what_a_worker_raises(method: str, error: type[Exception]) -> None:
     store = Numbers(50)
     setattr(store, method, lambda *_: 1 / 0)
     with pytest.raises(error):
         open_loader(store, Order(50, 10), 2, "resident")
 
 
-def test_resident_does_not_hang_with_its_storage(monkeypatch):
+def test_resident_does_not_hang_with_its_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "STALL_SECONDS", 0.5)
     release = threading.Event()
     with pytest.raises(LoaderError, match="hangs"):
@@ -165,10 +174,10 @@ def test_resident_does_not_hang_with_its_storage(monkeypatch):
     release.set()
 
 
-def test_dali_missing_is_one_clear_line(tar_shards, monkeypatch):
+def test_dali_missing_is_one_clear_line(tar_shards: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
-    def without_dali(name, *rest, **more):
+    def without_dali(name: str, *rest: Any, **more: Any) -> Any:
         if name.startswith("nvidia"):
             raise ImportError("No module named 'nvidia.dali'")
         return real(name, *rest, **more)
@@ -178,13 +187,13 @@ def test_dali_missing_is_one_clear_line(tar_shards, monkeypatch):
         make(tar_shards, "dali")
 
 
-def test_dali_refuses_what_is_no_jpeg_shard(image_folder):
+def test_dali_refuses_what_is_no_jpeg_shard(image_folder: pathlib.Path) -> None:
     with pytest.raises(UserError, match="--loader folder"):
         open_loader(FolderStore(image_folder, "train"), Order(72, 8), 1, "dali")
 
 
 @needs_dali
-def test_index_files_are_those_of_dali(tar_shards, tmp_path):
+def test_index_files_are_those_of_dali(tar_shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
     from wds2idx import IndexCreator
 
     with IndexCreator(str(tar_shards / "train-00000.tar"), str(tmp_path / "made.idx"), verbose=False) as index:
@@ -206,7 +215,12 @@ def test_index_files_are_those_of_dali(tar_shards, tmp_path):
         (lambda tar, idx: (tar.unlink(), os.mkfifo(tar)), "the manifest says"),
     ],
 )
-def test_tar_shards_that_do_not_match_are_refused(tar_shards, tmp_path, change, message):
+def test_tar_shards_that_do_not_match_are_refused(
+    tar_shards: pathlib.Path,
+    tmp_path: pathlib.Path,
+    change: Callable[[pathlib.Path, pathlib.Path], object],
+    message: str,
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(tar_shards, data)
     change(data / "train-00000.tar", data / "train-00000.idx")
@@ -215,7 +229,9 @@ def test_tar_shards_that_do_not_match_are_refused(tar_shards, tmp_path, change, 
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_tar_replaced_by_one_of_the_same_size_gives_no_wrong_picture(tar_shards, shards, tmp_path, known):
+def test_a_tar_replaced_by_one_of_the_same_size_gives_no_wrong_picture(
+    tar_shards: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path, known: bool
+) -> None:
     """Of a set that was made without glimpses only the index has the old places, where no JPEG lies now."""
     data = tmp_path / "data"
     shutil.copytree(tar_shards, data)
@@ -237,7 +253,9 @@ def test_a_tar_replaced_by_one_of_the_same_size_gives_no_wrong_picture(tar_shard
 
 
 @pytest.mark.parametrize("kind", ["auto", "resident"])
-def test_a_label_that_is_no_number_makes_a_bad_sample_where_labels_are_read(tar_shards, tmp_path, kind, capfd):
+def test_a_label_that_is_no_number_makes_a_bad_sample_where_labels_are_read(
+    tar_shards: pathlib.Path, tmp_path: pathlib.Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(tar_shards, data)
     line = (data / "train-00000.idx").read_text().splitlines()[3].split()
@@ -261,11 +279,11 @@ def test_a_label_that_is_no_number_makes_a_bad_sample_where_labels_are_read(tar_
     ("height", "width", "least", "factor"),
     [(448, 4000, 448, 1), (895, 895, 448, 1), (896, 2000, 448, 2), (3600, 4000, 448, 8), (9000, 9000, 0, 1)],
 )
-def test_shrinking_keeps_the_shorter_side_twice_the_view(height, width, least, factor):
+def test_shrinking_keeps_the_shorter_side_twice_the_view(height: int, width: int, least: int, factor: int) -> None:
     assert shrink_factor(height, width, least) == factor
 
 
-def photograph(path, height, width, orientation=1):
+def photograph(path: pathlib.Path, height: int, width: int, orientation: int = 1) -> None:
     y, x = np.mgrid[:height, :width]
     pixels = np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], axis=-1).astype(np.uint8)
     exif = Image.Exif()
@@ -275,7 +293,7 @@ def photograph(path, height, width, orientation=1):
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_large_photographs_are_decoded_smaller(tmp_path, orientation):
+def test_large_photographs_are_decoded_smaller(tmp_path: pathlib.Path, orientation: int) -> None:
     photograph(tmp_path / "a.jpg", 300, 411, orientation)
     full = read_rgb((tmp_path / "a.jpg").read_bytes())
     (shrunk,) = decoded(FolderStore(tmp_path, "train", 32))
@@ -287,14 +305,14 @@ def test_large_photographs_are_decoded_smaller(tmp_path, orientation):
     assert np.array_equal(unshrunk, full)
 
 
-def decoded(store):
+def decoded(store: FolderStore) -> list[np.ndarray]:
     reader = ThreadLoader(store, Order(store.num_samples, store.num_samples, shuffle=False), 1)
     found = [pixels for batch in reader.epoch(0) for _, _, pixels in images(batch)]
     reader.close()
     return found
 
 
-def test_damaged_and_odd_files_of_a_folder(tmp_path):
+def test_damaged_and_odd_files_of_a_folder(tmp_path: pathlib.Path) -> None:
     for i in range(12):
         photograph(tmp_path / f"{i:02d}.jpg", 200, 200)
     sound = (tmp_path / "00.jpg").read_bytes()
@@ -307,7 +325,7 @@ def test_damaged_and_odd_files_of_a_folder(tmp_path):
     reader.close()
 
 
-def test_a_fifo_in_a_folder_is_left_out_and_one_that_appears_later_fails(tmp_path):
+def test_a_fifo_in_a_folder_is_left_out_and_one_that_appears_later_fails(tmp_path: pathlib.Path) -> None:
     for i in range(4):
         photograph(tmp_path / f"{i}.jpg", 40, 40)
     os.mkfifo(tmp_path / "fifo.jpg")
@@ -324,7 +342,7 @@ def test_a_fifo_in_a_folder_is_left_out_and_one_that_appears_later_fails(tmp_pat
 # Memory and start
 
 
-def test_prefetching_is_nothing_on_a_cpu():
+def test_prefetching_is_nothing_on_a_cpu() -> None:
     reader = ThreadLoader(Numbers(20), Order(20, 5), 1)
     assert prefetched(reader, CPU) is reader
     for batch in reader.epoch(0):
@@ -334,7 +352,7 @@ def test_prefetching_is_nothing_on_a_cpu():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["auto", "resident", pytest.param("dali", marks=needs_dali)])
-def test_batches_on_a_gpu_are_those_of_the_cpu(shards, kind):
+def test_batches_on_a_gpu_are_those_of_the_cpu(shards: pathlib.Path, kind: str) -> None:
     device = torch.device("cuda")
     expected = contents(make(shards, "auto").epoch(0))
     reader = make(shards, kind, device=device)
@@ -352,7 +370,7 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(shards, kind):
     reader.close()
 
 
-def test_importing_the_loader_leaves_slow_packages_alone():
+def test_importing_the_loader_leaves_slow_packages_alone() -> None:
     code = (
         "import sys, fasttrain.input; print([m for m in "
         "('numba', 'torchvision', 'matplotlib', 'rich', 'tyro', 'nvidia.dali', 'ffcv') if m in sys.modules])"
@@ -361,7 +379,7 @@ def test_importing_the_loader_leaves_slow_packages_alone():
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_a_slow_consumer_gets_batches_that_stay_as_they_are():
+def test_a_slow_consumer_gets_batches_that_stay_as_they_are() -> None:
     reader = ThreadLoader(Numbers(60), Order(60, 10, seed=1), 3)
     for batch in reader.epoch(0):
         time.sleep(0.01)
@@ -370,7 +388,7 @@ def test_a_slow_consumer_gets_batches_that_stay_as_they_are():
 
 
 @pytest.mark.parametrize("write", ["jpeg", "raw"])
-def test_shards_of_the_same_size_that_changed_places_are_refused(tmp_path, write):
+def test_shards_of_the_same_size_that_changed_places_are_refused(tmp_path: pathlib.Path, write: str) -> None:
     """Raw images without labels give shards whose sizes and tables are all alike."""
     rng = np.random.default_rng(0)
     (tmp_path / "source").mkdir()

@@ -6,6 +6,7 @@ Without a GPU the Triton kernels run in Triton's interpreter (tests/conftest.py)
 import io
 import itertools
 import os
+import pathlib
 import tarfile
 from dataclasses import replace
 
@@ -86,7 +87,7 @@ def assert_close(ours: torch.Tensor, truth: torch.Tensor, levels: float = 0.05) 
 @pytest.mark.parametrize("size", [32, 63])
 @pytest.mark.parametrize("crop", [(0, 0, 50, 70), (3, 5, 20, 17), (49, 69, 1, 1), (7, 0, 1, 70), (2, 2, 32, 63)])
 @pytest.mark.parametrize("flip", [False, True])
-def test_reference_crop_is_torchvisions(size, crop, flip):
+def test_reference_crop_is_torchvisions(size: int, crop: tuple[int, int, int, int], flip: bool) -> None:
     image = picture(50, 70, 0)
     batch = pack([image])
     table = one_view(50, 70, crop_BV4=crop, flip_BV=flip)
@@ -95,7 +96,7 @@ def test_reference_crop_is_torchvisions(size, crop, flip):
     assert_close(view, (T.horizontal_flip(truth) if flip else truth).float(), 0.01)
 
 
-def test_reference_is_torchvisions_composition():
+def test_reference_is_torchvisions_composition() -> None:
     image = picture(50, 70, 0)
     table = one_view(
         50, 70, crop_BV4=(4, 6, 40, 50), flip_BV=True, order_BV4=(HUE, CONTRAST, SATURATION, BRIGHTNESS),
@@ -135,7 +136,7 @@ def compare(version: tuple, batch: tuple[torch.Tensor, ...], table: ViewTable, s
 
 
 @pytest.fixture(autouse=True)
-def _poisoned_scratch(monkeypatch):
+def _poisoned_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "_scratch", lambda floats: np.full(floats, np.nan, dtype=np.float32))
     monkeypatch.setattr(
         gpu, "_scratch", lambda shape, dtype, device: torch.full(shape, torch.nan, dtype=dtype, device=device)
@@ -165,7 +166,7 @@ OPERATIONS = {
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("size", [32, 63])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operation(version, name, size):
+def test_operation(version: tuple[str, str, torch.dtype], name: str, size: int) -> None:
     gray = picture(50, 70, 1)[..., :1].expand(-1, -1, 3)  # has no hue
     primary = torch.eye(3, dtype=torch.uint8).mul(255).repeat(50, 24, 1)[:, :70]
     for image in (picture(50, 70, 0),) if slow(version) and size == 63 else (picture(50, 70, 0), gray, primary):
@@ -174,25 +175,25 @@ def test_operation(version, name, size):
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("order", itertools.permutations(range(4)))
-def test_operations_in_every_order(version, order):
+def test_operations_in_every_order(version: tuple[str, str, torch.dtype], order: tuple[int, ...]) -> None:
     compare(version, ragged(1), one_view(50, 70, order_BV4=order, strength_BV4=(1.4, 1.35, 0.6, -0.1)), 33)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("crop", [(0, 0, 128, 96), (127, 95, 1, 1), (0, 40, 128, 1), (5, 0, 1, 96), (90, 3, 33, 32)])
-def test_crop(version, crop):
+def test_crop(version: tuple[str, str, torch.dtype], crop: tuple[int, int, int, int]) -> None:
     for size, flip in ((32, False), (63, True), (7, True)):
         compare(version, pack([picture(128, 96, 2)]), one_view(128, 96, crop_BV4=crop, flip_BV=flip), size)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_view_of_one_pixel(version):
+def test_view_of_one_pixel(version: tuple[str, str, torch.dtype]) -> None:
     compare(version, pack([picture(9, 13, 2)]), one_view(9, 13, flip_BV=True, order_BV4=(CONTRAST, HUE, -1, -1)), 1)
 
 
 @pytest.mark.parametrize("version", VERSIONS + HALF_VERSIONS)
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_on_a_ragged_batch(version, name):
+def test_recipe_on_a_ragged_batch(version: tuple[str, str, torch.dtype], name: str) -> None:
     """Each kind of view once. Drawn for 224 px, so that the blur is wider than these sizes would have it."""
     batch, recipe = ragged(), tuple(replace(spec, count=1) for spec in RECIPES[name])
     for epoch in range(1 if slow(version) else 4):
@@ -202,7 +203,7 @@ def test_recipe_on_a_ragged_batch(version, name):
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason=f"no photographs at {PHOTOGRAPHS}")
-def test_recipe_on_photographs(version):
+def test_recipe_on_photographs(version: tuple[str, str, torch.dtype]) -> None:
     photographs = []
     with tarfile.open(PHOTOGRAPHS) as archive:
         for member in itertools.islice((m for m in archive if m.name.lower().endswith((".jpg", ".jpeg"))), 3):
@@ -214,7 +215,7 @@ def test_recipe_on_photographs(version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_views_of_different_sizes(version):
+def test_views_of_different_sizes(version: tuple[str, str, torch.dtype]) -> None:
     """Multi-crop: views of equal size come together, each as it would alone; earlier results are written again."""
     impl, device, dtype = version
     batch, index = ragged(3), torch.arange(3)
@@ -234,7 +235,7 @@ def test_views_of_different_sizes(version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_gray_before_the_jitter_is_torchvisions(version):
+def test_gray_before_the_jitter_is_torchvisions(version: tuple[str, str, torch.dtype]) -> None:
     """MoCo v1's order, in a table: gray is a saturation of 0 in the first place, which later operations find gray."""
     impl, device, dtype = version
     batch, spec = ragged(1), replace(RECIPES["mocov1"][0], gray_p=1.0, flip=0.0)
@@ -251,7 +252,7 @@ def test_gray_before_the_jitter_is_torchvisions(version):
 
 
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version.id != "interpreted-fp32"])
-def test_same_bits_every_time(version):
+def test_same_bits_every_time(version: tuple[str, str, torch.dtype]) -> None:
     impl, device, dtype = version
     batch = ragged()
     table = draw(RECIPES["mocov3"], *batch[2:], torch.arange(len(SHAPES)), 0, 0, 224)
@@ -263,7 +264,7 @@ def test_same_bits_every_time(version):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["mocov3", "swav"])
-def test_table_on_the_device_in_a_cuda_graph(name):
+def test_table_on_the_device_in_a_cuda_graph(name: str) -> None:
     """A captured call applies the table that is in its memory when it is replayed, and reads nothing back."""
     device, batch, index = "cuda", ragged(), torch.arange(len(SHAPES))
     recipe, sizes = RECIPES[name], sides(RECIPES[name], 40)
@@ -288,7 +289,7 @@ def test_table_on_the_device_in_a_cuda_graph(name):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["mocov3", "swav"])
-def test_nothing_waits_for_the_gpu(name):
+def test_nothing_waits_for_the_gpu(name: str) -> None:
     batch, sizes = ragged(), sides(RECIPES[name], 40)
     table = draw(RECIPES[name], *batch[2:], torch.arange(len(SHAPES)), seed=0, epoch=0, size=40)
     pixels = batch[0].cuda()
@@ -302,7 +303,7 @@ def test_nothing_waits_for_the_gpu(name):
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_kernels_compile_for_hopper(tmp_path):
+def test_kernels_compile_for_hopper(tmp_path: pathlib.Path) -> None:
     """Registers fit five blocks of 128 threads to a multiprocessor, and next to nothing is spilled."""
     kernels = compiled_for_hopper("augment", tmp_path)
     assert len(kernels) == 16
@@ -312,7 +313,7 @@ def test_kernels_compile_for_hopper(tmp_path):
         assert shared <= 16384
 
 
-def test_one_specialisation_serves_all_batches_of_a_dtype():
+def test_one_specialisation_serves_all_batches_of_a_dtype() -> None:
     known = []
     for count, size in ((1, 8), (5, 17)):
         batch = ragged(count)
@@ -324,7 +325,7 @@ def test_one_specialisation_serves_all_batches_of_a_dtype():
 
 @pytest.mark.parametrize("size", [8, 20, 32])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_compiled_16_bit_output_is_the_nearest(size, dtype):
+def test_compiled_16_bit_output_is_the_nearest(size: int, dtype: torch.dtype) -> None:
     batch = ragged()
     table = draw(RECIPES["mocov3"], *batch[2:], torch.arange(len(SHAPES)), 0, 0, 224)
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
@@ -334,7 +335,7 @@ def test_compiled_16_bit_output_is_the_nearest(size, dtype):
     assert torch.equal(half, full.to(dtype))
 
 
-def test_output_at_any_address():
+def test_output_at_any_address() -> None:
     """Aligned outputs are written past the caches, others are not."""
     batch = ragged()
     table = draw(RECIPES["mocov2"], *batch[2:], torch.arange(len(SHAPES)), 0, 0, 224)
@@ -353,7 +354,7 @@ def test_output_at_any_address():
 
 
 @pytest.mark.parametrize("impl", ["auto", "reference", "cpu", pytest.param("triton", marks=interpreted)])
-def test_layout_normalisation_and_reused_output(impl):
+def test_layout_normalisation_and_reused_output(impl: str) -> None:
     batch = ragged()
     table, sizes = draw(RECIPES["mocov3"], *batch[2:], torch.arange(len(SHAPES)), 0, 0, 224), (20, 20)
     (views,) = augment(*batch, table, sizes, MEAN, STD, impl=impl)
@@ -372,14 +373,14 @@ def test_layout_normalisation_and_reused_output(impl):
         augment(*batch, table, sizes, MEAN, STD, impl=impl, out=(torch.empty(2, 5, 3, 20, 20),))
 
 
-def test_empty_batch():
+def test_empty_batch() -> None:
     batch = tuple(column[:0] for column in ragged())
     table = draw(RECIPES["swav"], *batch[2:], torch.arange(0), seed=0, epoch=0, size=8)
     big, small = augment(*batch, table, sides(RECIPES["swav"], 8), *PLAIN)
     assert (big.shape, small.shape) == ((2, 0, 3, 8, 8), (6, 0, 3, 3, 3))
 
 
-def test_works_in_a_forked_child():
+def test_works_in_a_forked_child() -> None:
     batch, table = pack([picture(9, 9, 0)]), one_view(9, 9)
     (parents,) = augment(*batch, table, (8,), *PLAIN, impl="cpu")
     child = os.fork()
@@ -388,7 +389,7 @@ def test_works_in_a_forked_child():
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_unknown_or_unavailable_impl_names_the_choices():
+def test_unknown_or_unavailable_impl_names_the_choices() -> None:
     batch, table = pack([picture(9, 9, 0)]), one_view(9, 9)
     with pytest.raises(ValueError, match=r"float64.*float16"):
         augment(*batch, table, (8,), *PLAIN, dtype=torch.float64)
@@ -410,12 +411,12 @@ def test_unknown_or_unavailable_impl_names_the_choices():
     "crop",
     [(-1, 0, 4, 4), (0, -1, 4, 4), (0, 0, 10, 9), (0, 4, 9, 6), (0, 0, 0, 3), (3, 3, 3, 0)],
 )
-def test_crop_outside_the_image(crop):
+def test_crop_outside_the_image(crop: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="image 0, view 0 has a crop outside"):
         augment(*pack([picture(9, 9, 0)]), one_view(9, 9, crop_BV4=crop), (8,), *PLAIN)
 
 
-def test_other_impossible_tables_and_batches():
+def test_other_impossible_tables_and_batches() -> None:
     pixels, offset_B, height_B, width_B = pack([picture(9, 9, 0)])
     for fields, message in (
         ({"order_BV4": (0, 4, 1, 2)}, "unknown colour"), ({"order_BV4": (1, 0, 1, 2)}, "contrast twice"),
@@ -432,6 +433,6 @@ def test_other_impossible_tables_and_batches():
             augment(pixels, offset_B * 0 + offset, height_B, width_B, one_view(9, 9), (8,), *PLAIN)
 
 
-def test_as_many_threads_as_cores_may_be_used(monkeypatch):
+def test_as_many_threads_as_cores_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {2, 3, 5})
     assert cpu._threads() == 3

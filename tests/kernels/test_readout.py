@@ -3,8 +3,11 @@
 import contextlib
 import math
 import os
+import pathlib
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -28,24 +31,26 @@ SLACK = 4  # times the error that plain operations of the same dtype make
 
 
 @pytest.fixture(autouse=True)
-def poisoned():
+def poisoned() -> Iterator[None]:
     """Uninitialised memory holds NaN, so that reading it shows."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
-def device_of(impl):
+def device_of(impl: str) -> str:
     return "cuda" if impl == "triton" and ON_GPU else "cpu"
 
 
-def rows(count, dim, seed, dtype=torch.float64, device="cpu"):
+def rows(count: int, dim: int, seed: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = F.normalize(torch.randn(count, dim, generator=generator, dtype=torch.float64), dim=1)
     return x.to(device=device, dtype=dtype)
 
 
-def plain(x, queue, temperature, own):
+def plain(
+    x: torch.Tensor, queue: torch.Tensor, temperature: torch.Tensor, own: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """As eager torch computes it in the dtype given."""
     s = x @ queue.T / temperature.to(x.dtype)[:, None]
     if own is not None:
@@ -53,7 +58,13 @@ def plain(x, queue, temperature, own):
     return s.logsumexp(1), s.softmax(1) @ queue
 
 
-def everything(function, x, queue, temperature, own):
+def everything(
+    function: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    x: torch.Tensor,
+    queue: torch.Tensor,
+    temperature: torch.Tensor,
+    own: int | None,
+) -> dict[str, torch.Tensor]:
     """By name: lse, O, and the gradients of x and of the temperatures that the lse, the O and both give."""
     gradients = {}
     for of, use_lse, use_out in (("lse", True, False), ("out", False, True), ("both", True, True)):
@@ -72,7 +83,9 @@ def everything(function, x, queue, temperature, own):
 @pytest.mark.parametrize(("impl", "dtype"), VERSIONS)
 @pytest.mark.parametrize(("r", "k", "d", "temperature"), [(*size, t) for size in SIZES for t in TEMPERATURES[size]])
 @pytest.mark.parametrize("own", [None, 0])
-def test_values_and_gradients_against_fp64(impl, dtype, r, k, d, own, temperature):
+def test_values_and_gradients_against_fp64(
+    impl: str, dtype: torch.dtype, r: int, k: int, d: int, own: int | None, temperature: float
+) -> None:
     if own is not None and k < max(r, 2):
         pytest.skip("needs a key of its own for every row, and one more")
     device = device_of(impl)
@@ -96,7 +109,7 @@ def test_values_and_gradients_against_fp64(impl, dtype, r, k, d, own, temperatur
 
 
 @pytest.mark.parametrize(("impl", "dtype"), VERSIONS)
-def test_rows_that_fill_no_tile_and_more_than_one(impl, dtype):
+def test_rows_that_fill_no_tile_and_more_than_one(impl: str, dtype: torch.dtype) -> None:
     device = device_of(impl)
     for r, k in ((0, 5), (1, 3), (cpu.ROWS + 1, 5), (2, 2 * cpu.KEYS + 1)):
         x, queue = rows(r, 16, 1, dtype, device), rows(k, 16, 2, dtype, device)
@@ -109,7 +122,7 @@ def test_rows_that_fill_no_tile_and_more_than_one(impl, dtype):
 
 @pytest.mark.parametrize("own", [0, 3, cpu.KEYS - 1, cpu.KEYS + 5])
 @pytest.mark.parametrize("impl", ["cpu", "triton"])
-def test_own_keys_are_left_out_wherever_they_lie(impl, own):
+def test_own_keys_are_left_out_wherever_they_lie(impl: str, own: int) -> None:
     device = device_of(impl)
     queue = rows(cpu.KEYS + 30, 16, 2, torch.float32, device)
     x = queue[own : own + 20].clone()  # its own key is by far the closest
@@ -121,7 +134,7 @@ def test_own_keys_are_left_out_wherever_they_lie(impl, own):
 
 @pytest.mark.parametrize("impl", ["cpu", "triton"])
 @pytest.mark.parametrize("temperature", [0.01, 10.0])
-def test_identical_rows(impl, temperature):
+def test_identical_rows(impl: str, temperature: float) -> None:
     device = device_of(impl)
     row = rows(1, 32, 1, torch.float32, device)
     lse, out = readout(row.repeat(5, 1), row.repeat(70, 1), temperature, impl=impl)
@@ -132,7 +145,7 @@ def test_identical_rows(impl, temperature):
 @pytest.mark.parametrize("impl", ["cpu", "triton"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["row", "queue"])
-def test_bad_numbers_do_not_come_out_plausible(impl, bad, where):
+def test_bad_numbers_do_not_come_out_plausible(impl: str, bad: float, where: str) -> None:
     device = device_of(impl)
     x, queue = rows(3, 16, 1, torch.float32, device), rows(300, 16, 2, torch.float32, device)
     (x if where == "row" else queue)[1, 2] = bad
@@ -152,15 +165,15 @@ def test_bad_numbers_do_not_come_out_plausible(impl, bad, where):
 
 
 @pytest.mark.parametrize("impl", ["cpu", "triton"])
-def test_the_same_from_run_to_run(impl):
+def test_the_same_from_run_to_run(impl: str) -> None:
     x, queue = rows(40, 64, 1, torch.float32, device_of(impl)), rows(700, 64, 2, torch.float32, device_of(impl))
     first, second = (readout(x, queue, 0.07, impl=impl) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
 
 
-def test_a_gradient_of_lse_alone_reads_the_queue_once(monkeypatch):
-    def refuse(*_):
+def test_a_gradient_of_lse_alone_reads_the_queue_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
         raise AssertionError("second pass")
 
     monkeypatch.setattr(cpu, "readout_backward", refuse)
@@ -172,11 +185,13 @@ def test_a_gradient_of_lse_alone_reads_the_queue_once(monkeypatch):
         readout(x, rows(9, 16, 2), 0.1)[1].sum().backward()
 
 
-def test_the_cpu_version_holds_one_tile():
+def test_the_cpu_version_holds_one_tile() -> None:
     class Largest(TorchDispatchMode):
         numbers = 0
 
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        def __torch_dispatch__(
+            self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
             out = func(*args, **(kwargs or {}))
             if isinstance(out, torch.Tensor):
                 self.numbers = max(self.numbers, out.numel())
@@ -190,17 +205,17 @@ def test_the_cpu_version_holds_one_tile():
     assert largest.numbers < len(x) * len(queue) / 10
 
 
-def test_operators_are_registered_correctly():
+def test_operators_are_registered_correctly() -> None:
     x, queue = rows(4, 16, 1).requires_grad_(), rows(9, 16, 2)
     t = torch.full((4,), 0.2, dtype=torch.float64, requires_grad=True)
     torch.library.opcheck(torch.ops.fasttrain.readout.default, (x, queue, t, -1, "cpu"))
 
 
-def test_compiles_without_a_graph_break():
+def test_compiles_without_a_graph_break() -> None:
     q, k, queue = rows(6, 16, 1, torch.float32).requires_grad_(), rows(6, 16, 2, torch.float32), rows(40, 16, 3)
     queue = queue.float()
 
-    def loss(q):
+    def loss(q: torch.Tensor) -> torch.Tensor:
         terms = similarity.queue_terms(
             q, k, queue, 0.1, consistency_temperature=0.2, uniformity_temperature=0.1, impl="cpu"
         )
@@ -211,7 +226,7 @@ def test_compiles_without_a_graph_break():
     assert torch.allclose(*(torch.autograd.grad(f(q), q)[0] for f in (compiled, loss)), atol=1e-6)
 
 
-def test_unavailable_versions_and_wrong_shapes_are_refused(monkeypatch):
+def test_unavailable_versions_and_wrong_shapes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from fasttrain.kernels.similarity import gpu
 
     x, queue = rows(2, 4, 1, torch.float32), rows(3, 4, 2, torch.float32)
@@ -234,7 +249,7 @@ def test_unavailable_versions_and_wrong_shapes_are_refused(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_memory_stays_proportional_to_the_rows():
+def test_memory_stays_proportional_to_the_rows() -> None:
     x, queue = rows(4096, 128, 1, torch.bfloat16, "cuda").requires_grad_(), rows(65536, 128, 2, torch.bfloat16, "cuda")
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -243,7 +258,7 @@ def test_memory_stays_proportional_to_the_rows():
 
 
 @pytest.mark.gpu
-def test_runs_inside_a_cuda_graph():
+def test_runs_inside_a_cuda_graph() -> None:
     x, queue = rows(64, 128, 1, torch.bfloat16, "cuda"), rows(5000, 128, 2, torch.bfloat16, "cuda")
     expected = readout(x, queue, 0.2)
     torch.cuda.synchronize()
@@ -255,23 +270,23 @@ def test_runs_inside_a_cuda_graph():
     assert torch.equal(captured[1], expected[1])
 
 
-def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton launches on the current device, which need not be the tensors'."""
     from fasttrain.kernels.similarity import gpu
 
     within, launched = [], []
 
     @contextlib.contextmanager
-    def on_device_of(tensor):
+    def on_device_of(tensor: torch.Tensor) -> Iterator[None]:
         within.append(tensor.device)
         yield
         within.pop()
 
     class Launched:
-        def __init__(self, kernel):
+        def __init__(self, kernel: Any) -> None:
             self.kernel = kernel
 
-        def __getitem__(self, grid):
+        def __getitem__(self, grid: Any) -> Any:
             launched.append(list(within))
             return self.kernel[grid]
 
@@ -285,7 +300,7 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
 
 
 @pytest.mark.slow
-def test_kernels_compile_for_hopper(tmp_path):
+def test_kernels_compile_for_hopper(tmp_path: pathlib.Path) -> None:
     """What tiles_for promises; in fp32, masks may spill a little."""
     kernels = compiled_for_hopper("similarity", tmp_path)
     assert {name for name, _ in kernels} == {"_part_kernel", "_combine_kernel", "_backward_kernel"}
@@ -299,7 +314,7 @@ def test_kernels_compile_for_hopper(tmp_path):
             assert 2 * shared <= 227 * 1024, (name, label)
 
 
-def test_serialised_products_are_reported(tmp_path):
+def test_serialised_products_are_reported(tmp_path: pathlib.Path) -> None:
     """128 × 256 sums in fp32 are more than the registers of 128 threads."""
     script = """
 import torch

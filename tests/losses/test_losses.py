@@ -1,6 +1,7 @@
 """The similarity losses against slow loops and closed-form gradients, in fp64."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from fasttrain.losses import batch
 from fasttrain.losses import queue as queue_losses
 from fasttrain.losses.batch import Gram, batch_consistency, batch_uniformity, gram, gram_consistency
-from fasttrain.losses.queue import Decoupled, InfoNCE, QueueConsistency, QueueUniformity, queue_terms
+from fasttrain.losses.queue import Decoupled, InfoNCE, QueueConsistency, QueueTerm, QueueUniformity, queue_terms
 from fasttrain.losses.regularisers import Regularisers, regularised
 from fasttrain.system.errors import UserError
 
@@ -17,21 +18,23 @@ IMPLS = ["reference", "cpu"]
 SIZES = [(1, 1, 8), (3, 7, 16), (8, 63, 32), (16, 257, 128)]  # N, K, D
 
 
-def rows(n, d, seed):
+def rows(n: int, d: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return F.normalize(torch.randn(n, d, generator=generator, dtype=torch.float64), dim=1)
 
 
-def inputs(n, k, d):
+def inputs(n: int, k: int, d: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return rows(n, d, 1).requires_grad_(), rows(n, d, 2), rows(k, d, 3)
 
 
-def value(term, q, keys, queue, impl="auto"):
+def value(
+    term: QueueTerm, q: torch.Tensor, keys: torch.Tensor, queue: torch.Tensor, impl: str = "auto"
+) -> torch.Tensor:
     """A term alone."""
     return queue_terms([term], q, keys, queue, impl)[0]
 
 
-def readout(x, keys, temperature):
+def readout(x: torch.Tensor, keys: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """lse_i = log Σ_j exp(x_i·Q_j/τ) and O_i = Σ_j softmax_j Q_j, one row and one key at a time."""
     lse, out = [], []
     for row in x:
@@ -44,7 +47,7 @@ def readout(x, keys, temperature):
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(("n", "k", "d"), SIZES)
 @pytest.mark.parametrize("temperature", [0.07, 0.2, 10.0])
-def test_info_nce_value_and_gradient(n, k, d, temperature, impl):
+def test_info_nce_value_and_gradient(n: int, k: int, d: int, temperature: float, impl: str) -> None:
     q, keys, queue = inputs(n, k, d)
     loss = value(InfoNCE(temperature), q, keys, queue, impl)
     loss.backward()
@@ -61,7 +64,7 @@ def test_info_nce_value_and_gradient(n, k, d, temperature, impl):
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(("n", "k", "d"), SIZES)
 @pytest.mark.parametrize("temperature", [0.07, 0.2, 10.0])
-def test_queue_terms_value_and_gradient(n, k, d, temperature, impl):
+def test_queue_terms_value_and_gradient(n: int, k: int, d: int, temperature: float, impl: str) -> None:
     q, keys, queue = inputs(n, k, d)
     consistency = value(QueueConsistency(temperature), q, keys, queue, impl)
     uniformity = value(QueueUniformity(temperature), q, q, queue, impl)
@@ -78,7 +81,7 @@ def test_queue_terms_value_and_gradient(n, k, d, temperature, impl):
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("n", [2, 5, 33])
-def test_batch_consistency_is_the_sum_over_pairs(n, impl):
+def test_batch_consistency_is_the_sum_over_pairs(n: int, impl: str) -> None:
     q, keys, _ = inputs(n, 1, 16)
     loss = batch_consistency(q, keys, impl=impl)
     slow = sum((q[i] @ keys[j] - q[j] @ keys[i]) ** 2 for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
@@ -88,7 +91,7 @@ def test_batch_consistency_is_the_sum_over_pairs(n, impl):
 
 
 @pytest.mark.parametrize(("impl", "most"), [("reference", 1e-30), ("cpu", 1e-15)])  # the Gram form cancels
-def test_batch_consistency_is_zero_when_the_views_agree(impl, most):
+def test_batch_consistency_is_zero_when_the_views_agree(impl: str, most: float) -> None:
     q = rows(9, 16, 4)
     assert batch_consistency(q, q, impl=impl).abs() < most
     assert batch_consistency(q, rows(9, 16, 5), impl=impl) > 1e-3
@@ -96,7 +99,9 @@ def test_batch_consistency_is_zero_when_the_views_agree(impl, most):
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(("n", "m", "first"), [(2, 2, 0), (4, 12, 8), (7, 21, 0)])
-def test_batch_uniformity_leaves_the_own_key_out(n, m, first, impl, monkeypatch):
+def test_batch_uniformity_leaves_the_own_key_out(
+    n: int, m: int, first: int, impl: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(batch, "first_row", lambda count: first)
     q, keys = rows(n, 16, 6).requires_grad_(), rows(m, 16, 7)
     loss = batch_uniformity(q, keys, 0.2, impl)
@@ -110,7 +115,7 @@ def test_batch_uniformity_leaves_the_own_key_out(n, m, first, impl, monkeypatch)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_uniformity_is_zero_only_for_equal_similarities(impl):
+def test_uniformity_is_zero_only_for_equal_similarities(impl: str) -> None:
     q = rows(3, 16, 8)
     equal = rows(1, 16, 9).expand(40, -1)
     assert value(QueueUniformity(0.01), q, q, equal, impl).abs() < 1e-12
@@ -119,14 +124,14 @@ def test_uniformity_is_zero_only_for_equal_similarities(impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_consistency_over_the_queue_is_zero_for_equal_views(impl):
+def test_consistency_over_the_queue_is_zero_for_equal_views(impl: str) -> None:
     q, _, queue = inputs(5, 31, 16)
     assert value(QueueConsistency(0.05), q, q.detach(), queue, impl).abs() < 1e-12
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_bad_numbers_do_not_come_out_plausible(bad, impl):
+def test_bad_numbers_do_not_come_out_plausible(bad: float, impl: str) -> None:
     q, keys, queue = (x.detach() for x in inputs(4, 9, 16))
     q[1, 2] = bad
     assert not value(InfoNCE(0.1), q, keys, queue, impl).isfinite()
@@ -137,13 +142,13 @@ def test_bad_numbers_do_not_come_out_plausible(bad, impl):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_small_temperature_stays_finite_in_fp32(impl):
+def test_small_temperature_stays_finite_in_fp32(impl: str) -> None:
     q, keys, queue = (x.detach().float() for x in inputs(4, 63, 16))
     assert value(InfoNCE(0.01), q, keys, queue, impl).isfinite()
     assert value(InfoNCE(0.01), q, q, q, impl).isfinite()
 
 
-def test_unknown_implementation_names_the_choices():
+def test_unknown_implementation_names_the_choices() -> None:
     q, keys, queue = inputs(2, 3, 4)
     with pytest.raises(ValueError, match=r"'magic'.*auto, reference, cpu, triton"):
         value(InfoNCE(0.1), q, keys, queue, "magic")
@@ -152,7 +157,7 @@ def test_unknown_implementation_names_the_choices():
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.2, 10.0])
-def test_decoupled_leaves_the_positive_out(temperature):
+def test_decoupled_leaves_the_positive_out(temperature: float) -> None:
     q, keys, queue = inputs(5, 33, 16)
     losses = [value(Decoupled(temperature), q, keys, queue, impl) for impl in IMPLS]
     slow = 0
@@ -167,14 +172,16 @@ def test_decoupled_leaves_the_positive_out(temperature):
 @pytest.mark.parametrize("consistency", [None, 0.1, 0.3])
 @pytest.mark.parametrize("uniformity", [None, 0.1, 0.3, 0.7])
 @pytest.mark.parametrize("contrast", [InfoNCE, Decoupled])
-def test_terms_that_share_a_pass_equal_each_term_alone(consistency, uniformity, contrast, monkeypatch):
+def test_terms_that_share_a_pass_equal_each_term_alone(
+    consistency: float | None, uniformity: float | None, contrast: type[Decoupled], monkeypatch: pytest.MonkeyPatch
+) -> None:
     q, keys, queue = inputs(7, 65, 16)
     terms = [contrast(0.1)]
     terms += [QueueConsistency(consistency)] if consistency else []
     terms += [QueueUniformity(uniformity)] if uniformity else []
     passes = []
 
-    def counted(x, *arguments, **options):
+    def counted(x: torch.Tensor, *arguments: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         passes.append(len(x))
         return whole(x, *arguments, **options)
 
@@ -201,7 +208,7 @@ AS_BEFORE = {
 }
 
 
-def test_every_term_is_what_it_was():
+def test_every_term_is_what_it_was() -> None:
     generator = torch.Generator().manual_seed(7)
     sizes = (12, 12, 40)
     q, keys, queue = (F.normalize(torch.randn(n, 16, generator=generator, dtype=torch.float64), dim=1) for n in sizes)
@@ -218,7 +225,7 @@ def test_every_term_is_what_it_was():
 
 @pytest.mark.parametrize("impl", ["cpu", "triton"])
 @pytest.mark.parametrize("queue_dtype", [torch.float32, torch.float16])
-def test_losses_in_low_precision_stay_close_to_fp64(impl, queue_dtype):
+def test_losses_in_low_precision_stay_close_to_fp64(impl: str, queue_dtype: torch.dtype) -> None:
     device = "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
     q, keys, queue = (x.detach().float().to(device) for x in inputs(17, 130, 32))
     q.requires_grad_()
@@ -233,7 +240,7 @@ def test_losses_in_low_precision_stay_close_to_fp64(impl, queue_dtype):
 
 
 @pytest.mark.parametrize("difference", [1.0, 1e-3, 1e-6])
-def test_the_gram_form_keeps_its_digits_when_the_views_nearly_agree(difference):
+def test_the_gram_form_keeps_its_digits_when_the_views_nearly_agree(difference: float) -> None:
     q = rows(200, 32, 1)
     keys = F.normalize(q + difference * rows(200, 32, 2), dim=1).float()
     q = q.float().requires_grad_()
@@ -244,7 +251,7 @@ def test_the_gram_form_keeps_its_digits_when_the_views_nearly_agree(difference):
     assert (gradient - true).abs().max() <= 1e-3 * true.abs().max()
 
 
-def test_gram_sums_of_parts_add_up_to_the_whole():
+def test_gram_sums_of_parts_add_up_to_the_whole() -> None:
     q, keys, _ = inputs(12, 1, 16)
     parts = [gram(q[i : i + 4], keys[i : i + 4]) for i in (0, 4, 8)]
     total = Gram(*(torch.stack(x).sum(0) for x in zip(*parts, strict=True)))

@@ -1,5 +1,6 @@
 """Methods: losses over the global batch, keys in their places, what a step changes."""
 
+import pathlib
 import sys
 import types
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ GOOD = torch.tensor(True)
 
 
 @pytest.mark.parametrize("method", ["moco", "xmoco"])
-def test_a_step_moves_query_then_key_encoder_and_queue(method):
+def test_a_step_moves_query_then_key_encoder_and_queue(method: str) -> None:
     model = build(small(method, ema=0.5))
     start = {name: value.clone() for name, value in model.state_dict().items()}
     loss, terms, carry = model(sample(8))
@@ -45,14 +46,14 @@ def test_a_step_moves_query_then_key_encoder_and_queue(method):
     assert torch.allclose(model.queue.keys_KD.norm(dim=1), torch.ones(40), atol=1e-5)
 
 
-def test_shuffled_keys_come_back_in_their_places():
+def test_shuffled_keys_come_back_in_their_places() -> None:
     """In evaluation mode batch norm does not mix images, so the shuffle must not show."""
     plain, split = (build(small(batch_norm=kind)).eval() for kind in ("plain", "split"))
     image = sample(8).views[0][1]
     assert torch.allclose(plain._keys(image), split._keys(image), atol=1e-5)
 
 
-def test_keys_and_queries_of_an_image_are_normalised_in_different_groups():
+def test_keys_and_queries_of_an_image_are_normalised_in_different_groups() -> None:
     torch.manual_seed(0)
     model = build(small(batch_norm="split"))
     view = sample(64).views[0][0]
@@ -62,7 +63,7 @@ def test_keys_and_queries_of_an_image_are_normalised_in_different_groups():
 
 
 @pytest.mark.parametrize("method", ["moco", "xmoco"])
-def test_decoupled_changes_the_contrast_alone(method):
+def test_decoupled_changes_the_contrast_alone(method: str) -> None:
     q, k = F.normalize(torch.randn(2, 8, 8), dim=2)
     losses = []
     for decoupled in (False, True):
@@ -77,7 +78,7 @@ def test_decoupled_changes_the_contrast_alone(method):
 @pytest.mark.parametrize("method", ["moco", "xmoco"])
 @pytest.mark.parametrize("cross", ["batch", "queue", "none"])
 @pytest.mark.parametrize("uniform", ["batch", "queue", "none"])
-def test_the_loss_is_the_weighted_sum_of_its_terms(method, cross, uniform):
+def test_the_loss_is_the_weighted_sum_of_its_terms(method: str, cross: str, uniform: str) -> None:
     """The regularisers go with any method of queries and keys; xmoco is moco with both on."""
     config = small(
         method, cross=cross, uniform=uniform, cross_weight=3.0, uniform_weight=0.5,
@@ -96,7 +97,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(method, cross, uniform):
     assert set(terms) == {"contrast"} | {n for n, v in (("cross", cross), ("uniform", uniform)) if v != "none"}
 
 
-def test_unknown_method_names_the_choices():
+def test_unknown_method_names_the_choices() -> None:
     with pytest.raises(UserError, match=r"choose from: moco, xmoco, or package\.module:Class"):
         make_config("simclr")
 
@@ -129,14 +130,14 @@ class PullOptions(MethodOptions):
 
 
 @pytest.fixture
-def outside(monkeypatch):
+def outside(monkeypatch: pytest.MonkeyPatch) -> str:
     module = types.ModuleType("my_methods")
     module.PullOptions, module.number = PullOptions, 3
     monkeypatch.setitem(sys.modules, "my_methods", module)
     return "my_methods:PullOptions"
 
 
-def test_a_method_from_outside_brings_its_own_options(outside):
+def test_a_method_from_outside_brings_its_own_options(outside: str) -> None:
     config = parse_config(["--data", "x", "--method", outside, "--pull-weight", "5"])
     assert (config.method.pull_weight, config.optimisation.lr) == (5.0, 0.7)
     assert make_config(outside, "demo").method.pull_weight == 3.0
@@ -145,7 +146,7 @@ def test_a_method_from_outside_brings_its_own_options(outside):
     assert model(sample(4)).loss.requires_grad
 
 
-def test_a_method_from_outside_that_can_t_be_is_one_line(outside):
+def test_a_method_from_outside_that_can_t_be_is_one_line(outside: str) -> None:
     for name, message in (
         ("nowhere.at_all:Options", "No module named 'nowhere'"),
         ("my_methods:Missing", "no attribute 'Missing'"),
@@ -157,7 +158,7 @@ def test_a_method_from_outside_that_can_t_be_is_one_line(outside):
             method_options(name)
 
 
-def _global_batch(folder, method, readings):
+def _global_batch(folder: pathlib.Path, method: str, readings: str) -> None:
     """One rank's share of a loss over the global batch: its gradient, averaged over ranks as DDP does."""
     ranks = Ranks("cpu")
     rank, world_size = ranks.rank, ranks.world_size
@@ -188,7 +189,9 @@ def _global_batch(folder, method, readings):
     ("method", "readings", "world_size"),
     [("moco", "none", 2), ("moco", "queue", 4), ("xmoco", "queue", 2), ("xmoco", "batch", 2), ("xmoco", "batch", 4)],
 )
-def test_loss_and_gradient_over_ranks_equal_one_process(tmp_path, method, readings, world_size):
+def test_loss_and_gradient_over_ranks_equal_one_process(
+    tmp_path: pathlib.Path, method: str, readings: str, world_size: int
+) -> None:
     generator = torch.Generator().manual_seed(1)
     q, k, queue = (F.normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (12, 12, 40))
     torch.save((q, k, queue), tmp_path / "inputs.pt")

@@ -2,6 +2,8 @@
 
 import ctypes
 import shutil
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from fasttrain.networks.batch_norm import convert_batch_norm
 
 
-def layers(groups=2):
+def layers(groups: int = 2) -> tuple[nn.BatchNorm2d, Any]:
     torch.manual_seed(0)
     plain = nn.BatchNorm2d(3)
     nn.init.uniform_(plain.weight), nn.init.normal_(plain.bias)
@@ -19,7 +21,7 @@ def layers(groups=2):
     return plain, split[0]
 
 
-def test_each_group_is_normalised_by_itself():
+def test_each_group_is_normalised_by_itself() -> None:
     plain, split = layers()
     x = torch.randn(64, 3, 5, 5) * torch.linspace(1, 9, 64).view(-1, 1, 1, 1)
     out = split(x)
@@ -28,7 +30,7 @@ def test_each_group_is_normalised_by_itself():
     assert not torch.allclose(out, plain(x), atol=1e-2)
 
 
-def test_one_group_is_plain_batch_norm_with_its_running_statistics():
+def test_one_group_is_plain_batch_norm_with_its_running_statistics() -> None:
     plain, split = layers(groups=1)
     x = torch.randn(32, 3, 4, 4) * 3 + 1
     assert torch.equal(split(x), plain(x))
@@ -46,7 +48,7 @@ class MoCoSplitBatchNorm(nn.BatchNorm2d):
 
     splits = 8
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, c, h, w = x.shape
         interleaved = x.unflatten(0, (self.splits, -1)).transpose(0, 1).reshape(n, c, h, w)
         mean, var = self.running_mean.repeat(self.splits), self.running_var.repeat(self.splits)
@@ -60,7 +62,7 @@ class MoCoSplitBatchNorm(nn.BatchNorm2d):
 
 
 @pytest.mark.parametrize("images", [64, 16])
-def test_a_step_s_values_and_running_statistics_are_those_of_moco_s_own(images):
+def test_a_step_s_values_and_running_statistics_are_those_of_moco_s_own(images: int) -> None:
     _, split = layers(groups=images // 4)
     recipe = MoCoSplitBatchNorm(3)
     recipe.splits = images // 4
@@ -72,7 +74,7 @@ def test_a_step_s_values_and_running_statistics_are_those_of_moco_s_own(images):
         assert torch.allclose(split.running_var, recipe.running_var, rtol=1e-5)
 
 
-def test_running_statistics_approach_those_of_the_data():
+def test_running_statistics_approach_those_of_the_data() -> None:
     _, split = layers(groups=3)
     for _ in range(200):
         split(torch.randn(96, 3, 4, 4) * 2 + 5)
@@ -80,7 +82,7 @@ def test_running_statistics_approach_those_of_the_data():
     assert torch.allclose(split.running_var, torch.full((3,), 4.0), atol=0.3)
 
 
-def test_conversion_keeps_names_and_layout():
+def test_conversion_keeps_names_and_layout() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
     names = set(network.state_dict())
     convert_batch_norm(network, "split")
@@ -92,7 +94,7 @@ def test_conversion_keeps_names_and_layout():
 
 @pytest.mark.parametrize("groups", [2, 8])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_groups_in_place_are_the_groups_one_by_one(groups, precision):
+def test_groups_in_place_are_the_groups_one_by_one(groups: int, precision: torch.dtype) -> None:
     plain, split = layers(groups)
     x = torch.randn(64, 3, 5, 5).to(precision, memory_format=torch.channels_last)
     values = []
@@ -107,7 +109,7 @@ def test_groups_in_place_are_the_groups_one_by_one(groups, precision):
         assert torch.allclose(ours, expected, atol=1e-4)
 
 
-def test_images_that_make_no_equal_groups_are_refused():
+def test_images_that_make_no_equal_groups_are_refused() -> None:
     """A group of one image, normalised by itself, would be worse than an error."""
     _, split = layers(groups=8)
     with pytest.raises(ValueError, match="31 images can't be cut into equal groups"):
@@ -115,7 +117,7 @@ def test_images_that_make_no_equal_groups_are_refused():
 
 
 @pytest.fixture
-def poisoned():
+def poisoned() -> Iterator[None]:
     """What malloc gives is filled with bytes that make enormous numbers, and torch has one thread."""
     threads, mallopt, perturb = torch.get_num_threads(), ctypes.CDLL(None).mallopt, -6  # M_PERTURB of malloc.h
     torch.set_num_threads(1)
@@ -127,7 +129,7 @@ def poisoned():
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
 @pytest.mark.parametrize("precision", [torch.float32, torch.float16])
-def test_a_compiled_network_computes_the_same(poisoned, precision):
+def test_a_compiled_network_computes_the_same(poisoned: None, precision: torch.dtype) -> None:
     """In one graph. Running statistics also where a variance is beyond fp16's range: autocast must not touch them."""
     torch.manual_seed(0)
     values = []

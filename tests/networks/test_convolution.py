@@ -10,7 +10,7 @@ from fasttrain.networks.convolution import convert_convolutions, weight_gradient
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 2, 0), (1, 1, 0), (5, 2, 0)])
 @pytest.mark.parametrize("side", [5, 6, 8])
-def test_weight_gradient_in_fp64(kernel, stride, padding, side):
+def test_weight_gradient_in_fp64(kernel: int, stride: int, padding: int, side: int) -> None:
     x = torch.randn(3, 4, side, side + 1, dtype=torch.float64)
     weight = torch.randn(6, 4, kernel, kernel, dtype=torch.float64, requires_grad=True)
     out = nn.functional.conv2d(x, weight, None, stride, padding)
@@ -19,20 +19,20 @@ def test_weight_gradient_in_fp64(kernel, stride, padding, side):
     assert torch.allclose(weight_gradient(x, grad, weight.shape[2:], stride, padding), expected, atol=1e-12)
 
 
-def network():
+def network() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, groups=2),
         nn.Conv2d(8, 8, 1),
     )  # fmt: skip
 
 
-def step(layers, x):
+def step(layers: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     with torch.autocast("cpu", torch.bfloat16):
         out = layers(x)
     return out, *torch.autograd.grad(out.float().square().sum(), [x, *layers.parameters()])
 
 
-def test_a_network_computes_the_same_to_bf16(monkeypatch):
+def test_a_network_computes_the_same_to_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     plain, ours = network(), network()
     ours.load_state_dict(plain.state_dict())
@@ -49,8 +49,8 @@ def test_a_network_computes_the_same_to_bf16(monkeypatch):
         assert (one - other).abs().max() <= 0.02 * other.abs().max()
 
 
-def test_large_outputs_and_other_precisions_are_left_to_torch(monkeypatch):
-    def refuse(*_):
+def test_large_outputs_and_other_precisions_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
         raise AssertionError("not for this one")
 
     monkeypatch.setattr(convolution, "weight_gradient", refuse)

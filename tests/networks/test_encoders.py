@@ -1,5 +1,7 @@
 """Encoders by name."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,14 +13,14 @@ from fasttrain.system.errors import UserError
     ("arch", "size", "width"),
     [("small", 32, 256), ("resnet18", 64, 512), ("mobilenet_v3_small", 64, 576), ("vit_b_16", 224, 768)],
 )
-def test_encoder_gives_features_of_the_stated_width(arch, size, width):
+def test_encoder_gives_features_of_the_stated_width(arch: str, size: int, width: int) -> None:
     encoder, found = make_encoder(arch, size)
     assert found == width
     assert encoder.training
     assert encoder(torch.randn(2, 3, size, size)).shape == (2, width)
 
 
-def test_cifar_stem_keeps_the_resolution():
+def test_cifar_stem_keeps_the_resolution() -> None:
     encoder, width = make_encoder("resnet18", 32, cifar_stem=True)
     assert width == 512
     assert encoder.layer1(encoder.conv1(torch.randn(1, 3, 32, 32))).shape[-1] == 32
@@ -33,6 +35,6 @@ def test_cifar_stem_keeps_the_resolution():
         (("vit_b_16", 100), "can't take views of 100 px"),
     ],
 )
-def test_what_can_not_be_is_a_clear_error(arguments, message):
+def test_what_can_not_be_is_a_clear_error(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_encoder(*arguments)

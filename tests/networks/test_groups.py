@@ -15,11 +15,11 @@ from fasttrain.system.errors import UserError
         ((16, 1, 1), (4, 4)), ((16, 1, 2), (2, 4)), ((16, 2, 2), (2, 4)), ((16, 4, 1), (4, 4)), ((8, 1, 1), (2, 4)),
     ],
 )  # fmt: skip
-def test_a_batch_is_cut_into_equal_groups_all_over_the_ranks(batch, expected):
+def test_a_batch_is_cut_into_equal_groups_all_over_the_ranks(batch: tuple[int, ...], expected: tuple[int, int]) -> None:
     assert check_groups(*batch) == expected
 
 
-def test_groups_on_a_rank_are_always_equal():
+def test_groups_on_a_rank_are_always_equal() -> None:
     for images in range(1, 200):
         for ranks in (1, 2, 3, 8, 20):
             assert images % groups_of_rank(images, 8, ranks) == 0
@@ -27,7 +27,7 @@ def test_groups_on_a_rank_are_always_equal():
 
 
 @pytest.mark.parametrize("groups", [(8, 32), (8, 11), (16, 16), (2, 4), (1, 30), (30, 1)])
-def test_the_share_is_what_random_permutations_give(groups):
+def test_the_share_is_what_random_permutations_give(groups: tuple[int, int]) -> None:
     cut = Groups(*groups)
     number, images = groups
     generator = torch.Generator().manual_seed(0)
@@ -51,13 +51,13 @@ def test_the_share_is_what_random_permutations_give(groups):
         ((4, 1, 1), r"100%.*; use --batch-size 8, or --batch-norm sync or plain, where all of them do$"),
     ],
 )
-def test_a_cut_by_which_a_query_could_tell_its_key_is_refused(batch, instead):
+def test_a_cut_by_which_a_query_could_tell_its_key_is_refused(batch: tuple[int, ...], instead: str) -> None:
     with pytest.raises(UserError, match=instead) as refused:
         check_groups(*batch)
     assert "\n" not in str(refused.value)
 
 
-def test_what_is_named_instead_is_accepted():
+def test_what_is_named_instead_is_accepted() -> None:
     assert check_groups(256, 1, 2).share <= 0.2
     assert check_groups(704, 1, 8).share <= 0.2
     assert check_groups(256, 32, 1).share <= 0.2

@@ -10,12 +10,12 @@ from fasttrain.networks.momentum import ema_update, momentum_copy
 from fasttrain.networks.queue import Queue
 
 
-def keys(first, count, dim=3):
+def keys(first: int, count: int, dim: int = 3) -> torch.Tensor:
     return torch.arange(first, first + count, dtype=torch.float32)[:, None].expand(count, dim)
 
 
 @pytest.mark.parametrize("sizes", [[4, 4, 4], [3, 3, 3, 3, 3], [10], [7, 7, 7], [25], [1] * 23, [9, 2, 31, 5]])
-def test_queue_holds_the_last_keys_whatever_the_batch_size(sizes):
+def test_queue_holds_the_last_keys_whatever_the_batch_size(sizes: list[int]) -> None:
     queue = Queue(10, 3)
     start = set(queue.keys_KD[:, 0].tolist())
     total = 0
@@ -29,7 +29,7 @@ def test_queue_holds_the_last_keys_whatever_the_batch_size(sizes):
         assert int(queue.pointer) == total % 10
 
 
-def test_queue_is_part_of_the_state():
+def test_queue_is_part_of_the_state() -> None:
     queue, other = Queue(10, 3), Queue(10, 3)
     queue.enqueue(keys(5, 7))
     other.load_state_dict(queue.state_dict())
@@ -39,11 +39,11 @@ def test_queue_is_part_of_the_state():
     assert int(other.pointer) == 3
 
 
-def test_queue_starts_with_unit_rows():
+def test_queue_starts_with_unit_rows() -> None:
     assert torch.allclose(Queue(50, 8).keys_KD.norm(dim=1), torch.ones(50))
 
 
-def test_ema_is_the_weighted_average_of_every_parameter():
+def test_ema_is_the_weighted_average_of_every_parameter() -> None:
     current = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     average = momentum_copy(current)
     assert not any(p.requires_grad for p in average.parameters())

@@ -10,7 +10,9 @@ from fasttrain.networks.recompute import checkpoint_activations, stages
 from fasttrain.system.errors import UserError
 
 
-def trained_twice(arch, size, batch_norm, recompute):
+def trained_twice(
+    arch: str, size: int, batch_norm: str, recompute: bool
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None], dict[str, torch.Tensor]]:
     """Loss, gradients and state of an encoder after two forward and backward passes."""
     torch.manual_seed(3)
     encoder, _ = make_encoder(arch, size)
@@ -31,7 +33,7 @@ def trained_twice(arch, size, batch_norm, recompute):
     ("arch", "size", "batch_norm"),
     [("small", 16, "split"), ("small", 16, "plain"), ("resnet18", 32, "plain"), ("efficientnet_b0", 32, "plain")],
 )
-def test_loss_gradients_and_statistics_are_the_same(arch, size, batch_norm):
+def test_loss_gradients_and_statistics_are_the_same(arch: str, size: int, batch_norm: str) -> None:
     """To the bit. EfficientNet drops whole blocks at random: the second run must draw the same."""
     (losses, gradients, state), (losses2, gradients2, state2) = (
         trained_twice(arch, size, batch_norm, recompute) for recompute in (False, True)
@@ -41,14 +43,14 @@ def test_loss_gradients_and_statistics_are_the_same(arch, size, batch_norm):
     assert all(torch.equal(state[name], state2[name]) for name in state)
 
 
-def test_less_is_kept_for_backward():
-    def kept(recompute):
+def test_less_is_kept_for_backward() -> None:
+    def kept(recompute: bool) -> int:
         encoder, _ = make_encoder("small", 32)
         if recompute:
             checkpoint_activations(encoder)
         total = 0
 
-        def count(tensor):
+        def count(tensor: torch.Tensor) -> torch.Tensor:
             nonlocal total
             total += tensor.numel() * (not isinstance(tensor, nn.Parameter))
             return tensor
@@ -63,7 +65,7 @@ def test_less_is_kept_for_backward():
 @pytest.mark.parametrize(
     ("arch", "fewest"), [("small", 4), ("resnet50", 4), ("vit_b_16", 12), ("regnet_y_400mf", 4), ("swin_t", 4)]
 )
-def test_stages_cover_most_of_an_encoder(arch, fewest):
+def test_stages_cover_most_of_an_encoder(arch: str, fewest: int) -> None:
     with torch.device("cpu" if arch.startswith("regnet") else "meta"):  # names and shapes are all that counts here
         encoder, _ = make_encoder(arch, 224 if arch != "small" else 32)
     found = stages(encoder)
@@ -73,6 +75,6 @@ def test_stages_cover_most_of_an_encoder(arch, fewest):
     assert len({id(p) for stage in found for p in stage.parameters()}) == sum(1 for s in found for _ in s.parameters())
 
 
-def test_a_network_without_stages_is_an_error():
+def test_a_network_without_stages_is_an_error() -> None:
     with pytest.raises(UserError, match="no stages"):
         checkpoint_activations(nn.Sequential(nn.Flatten(), nn.ReLU()))

@@ -1,6 +1,8 @@
 """Shuffled keys on 1 to 8 ranks: who met whom in a group, and every key back in its place."""
 
 import multiprocessing
+import pathlib
+from typing import Any
 
 import pytest
 import torch
@@ -27,27 +29,27 @@ class Meetings(nn.Module):
     In an image's one-hot code's column, a group without that image has no variance, and so comes out as zero.
     """
 
-    def __init__(self, images):
+    def __init__(self, images: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(images)
 
-    def forward(self, view):
+    def forward(self, view: torch.Tensor) -> torch.Tensor:
         return self.norm(F.one_hot(view[:, 0, 0, 0].long(), len(self.norm.weight)).float())
 
 
-def own(x):
+def own(x: torch.Tensor) -> torch.Tensor:
     """This rank's part of a batch."""
     return x.chunk(world_size())[rank()]
 
 
-def numbered(images, side=1, dtype=torch.float32):
+def numbered(images: int, side: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Images (N, 3, S, S), channels-last, that carry their number."""
     return (
         torch.arange(images, dtype=dtype).view(-1, 1, 1, 1).expand(-1, side, side, 3).contiguous().permute(0, 3, 1, 2)
     )
 
 
-def measured_share():
+def measured_share() -> torch.Tensor:
     """Of the images in each key's group, those that were in its query's: the mean over a batch."""
     network = convert_batch_norm(nn.Sequential(Meetings(IMAGES)), "split")
     view = own(numbered(IMAGES))
@@ -57,10 +59,10 @@ def measured_share():
     return ((with_query & with_key).sum(1) / with_key.sum(1)).mean()
 
 
-def places(images, dtype):
+def places(images: int, dtype: torch.dtype) -> tuple[torch.Tensor, list[tuple[torch.dtype, tuple[int, ...], bool]]]:
     """The numbers that the keys of a batch carry, and how the images came to the network."""
 
-    def encode(view):
+    def encode(view: torch.Tensor) -> torch.Tensor:
         seen.append((view.dtype, tuple(view.shape), view.is_contiguous(memory_format=torch.channels_last)))
         return view.float().mean((2, 3))
 
@@ -68,7 +70,7 @@ def places(images, dtype):
     return encode_shuffled(encode, own(numbered(images, 5, dtype)))[:, 0], seen
 
 
-def keys():
+def keys() -> torch.Tensor:
     """Of real images through a small network."""
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, 5), nn.BatchNorm1d(5)
@@ -77,7 +79,7 @@ def keys():
 
 
 @torch.no_grad()
-def _measure(number, folder):
+def _measure(number: int, folder: pathlib.Path) -> None:
     torch.set_num_threads(1)
     for ranks in RANKS:
         if number >= ranks:
@@ -94,7 +96,7 @@ def _measure(number, folder):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """What each rank of each number of ranks found: found[ranks][rank]."""
     folder = tmp_path_factory.mktemp("ranks")
     multiprocessing.set_forkserver_preload(["torch", "pytest", "fasttrain.train"])  # so that eight import torch once
@@ -103,7 +105,9 @@ def found(tmp_path_factory):
 
 
 @pytest.mark.parametrize("ranks", RANKS)
-def test_a_key_shares_few_images_with_its_query_on_any_number_of_ranks(found, ranks):
+def test_a_key_shares_few_images_with_its_query_on_any_number_of_ranks(
+    found: dict[int, list[dict[str, Any]]], ranks: int
+) -> None:
     shares_RA = torch.stack([one["share"] for one in found[ranks]])
     shares_A = shares_RA.mean(0)  # of each micro-batch
     expected = check_groups(IMAGES * MICRO_BATCHES, ranks, MICRO_BATCHES).share
@@ -113,7 +117,9 @@ def test_a_key_shares_few_images_with_its_query_on_any_number_of_ranks(found, ra
 
 
 @pytest.mark.parametrize("ranks", RANKS)
-def test_keys_come_back_in_their_places_and_images_stay_as_they_are(found, ranks):
+def test_keys_come_back_in_their_places_and_images_stay_as_they_are(
+    found: dict[int, list[dict[str, Any]]], ranks: int
+) -> None:
     for one in found[ranks]:
         for (images, dtype), (numbers, seen) in zip(BATCHES, one["places"], strict=True):
             assert numbers.tolist() == list(range(images))
@@ -121,14 +127,14 @@ def test_keys_come_back_in_their_places_and_images_stay_as_they_are(found, ranks
 
 
 @pytest.mark.parametrize("ranks", RANKS)
-def test_every_rank_has_the_keys_that_one_process_computes(found, ranks):
+def test_every_rank_has_the_keys_that_one_process_computes(found: dict[int, list[dict[str, Any]]], ranks: int) -> None:
     """Eight groups are the same eight groups wherever they are computed."""
     for one in found[ranks]:
         assert torch.equal(one["keys"], found[ranks][0]["keys"])
         assert torch.allclose(one["keys"], found[1][0]["keys"], atol=1e-5)
 
 
-def test_a_deal_sends_every_image_where_the_permutation_says():
+def test_a_deal_sends_every_image_where_the_permutation_says() -> None:
     images, ranks = 6, 4
     order = torch.randperm(images * ranks, generator=torch.Generator().manual_seed(0))
     dealt = [deal(order, number, ranks) for number in range(ranks)]
@@ -140,7 +146,7 @@ def test_a_deal_sends_every_image_where_the_permutation_says():
         assert torch.equal(order[one.back_M], torch.arange(images * ranks))
 
 
-def test_what_ranks_draw_alike_depends_on_seed_and_step_alone():
+def test_what_ranks_draw_alike_depends_on_seed_and_step_alone() -> None:
     drawn = {}
     for seed, step, number in [(0, 5, 0), (0, 5, 3), (0, 6, 0), (1, 5, 0)]:
         seed_step(seed, step, number)

@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,14 +46,14 @@ def many() -> ViewTable:
 
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
-def test_philox_known_answers(counter, key, answer):
+def test_philox_known_answers(counter: tuple[int, ...], key: tuple[int, ...], answer: tuple[int, ...]) -> None:
     drawn = philox(np.array([counter, counter], dtype=np.uint32), np.array(key, dtype=np.uint32))
     assert drawn.dtype == np.uint32
     assert drawn.tolist() == [list(answer)] * 2
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_row_is_the_same_in_any_batch(name):
+def test_row_is_the_same_in_any_batch(name: str) -> None:
     recipe, (height_B, width_B, index_B) = RECIPES[name], sizes(64, 200, 333)
     height_B, index_B = height_B + index_B.int(), index_B + 2**32 - 64  # ragged, and the last indices there are
     whole = draw(recipe, height_B, width_B, index_B, seed=2**63 + 5, epoch=9, size=96)
@@ -64,7 +65,7 @@ def test_row_is_the_same_in_any_batch(name):
     assert same(rows(whole, slice(17, 18)), rows(alone, slice(None)))
 
 
-def test_seed_epoch_sample_and_view_all_matter():
+def test_seed_epoch_sample_and_view_all_matter() -> None:
     batch = sizes(32, 300, 400)
     drawn = {
         (seed, epoch): draw(RECIPES["mocov2"], *batch, seed=seed, epoch=epoch, size=96).crop_BV4.flatten(0, 1)
@@ -75,7 +76,7 @@ def test_seed_epoch_sample_and_view_all_matter():
     assert all(len(crop.unique(dim=0)) == 64 for crop in drawn.values())
 
 
-def test_a_known_row():
+def test_a_known_row() -> None:
     """What has been drawn before is drawn again: a run goes on with the views it began with."""
     table = draw(RECIPES["mocov3"], *(column[11:] for column in sizes(12, 300, 401)), seed=7, epoch=3, size=224)
     assert table.crop_BV4.tolist() == [[[12, 33, 274, 365], [32, 70, 242, 200]]]
@@ -89,7 +90,7 @@ def test_a_known_row():
 
 
 @pytest.mark.parametrize("name", ["mocov2", "mocov3"])
-def test_blur_alone_depends_on_the_size_and_grows_with_it(name):
+def test_blur_alone_depends_on_the_size_and_grows_with_it(name: str) -> None:
     batch = sizes(200, 90, 120)
     small, full = (draw(RECIPES[name], *batch, seed=0, epoch=0, size=size) for size in (32, 224))
     assert torch.allclose(small.sigma_BV * 7, full.sigma_BV)
@@ -98,7 +99,7 @@ def test_blur_alone_depends_on_the_size_and_grows_with_it(name):
     assert not draw(RECIPES[name], *batch, seed=0, epoch=0, size=1).sigma_BV.any()
 
 
-def test_a_view_is_drawn_by_its_own_spec_and_place():
+def test_a_view_is_drawn_by_its_own_spec_and_place() -> None:
     """Multi-crop: as many views as the specs say, each as if all views were drawn like it."""
     recipe, batch = RECIPES["swav"], sizes(100, 300, 400)
     assert num_views(recipe) == len(expanded(recipe)) == 8
@@ -115,7 +116,7 @@ def test_a_view_is_drawn_by_its_own_spec_and_place():
     assert table.sigma_BV[:, 2:].max() > 1.9  # of their own pixels
 
 
-def test_mocov1_turns_gray_before_the_jitter():
+def test_mocov1_turns_gray_before_the_jitter() -> None:
     """In the rows that are gray, saturation comes first with strength 0; the others are as without."""
     recipe, batch = RECIPES["mocov1"], sizes(500, 90, 120)
     table = draw(recipe, *batch, seed=0, epoch=0, size=224)
@@ -131,7 +132,7 @@ def test_mocov1_turns_gray_before_the_jitter():
     assert (draw((rare,), *batch, 0, 0, 224).order_BV4 == torch.tensor([SATURATION, -1, -1, -1])).all()
 
 
-def test_a_recipe_takes_other_numbers():
+def test_a_recipe_takes_other_numbers() -> None:
     first, second = adjusted(RECIPES["mocov3"], (0.08, 0.5), (0.1, 0.2, 0.3, 0.0), 0.9, (1.0, 0.5), [0.25])
     assert first == replace(
         RECIPES["mocov3"][0], scale=(0.08, 0.5), jitter=(0.1, 0.2, 0.3, 0.0), jitter_p=0.9, blur_p=1.0, solarize_p=0.25
@@ -143,7 +144,7 @@ def test_a_recipe_takes_other_numbers():
         assert adjusted(recipe) == recipe
 
 
-def test_small_crops_keep_their_scale():
+def test_small_crops_keep_their_scale() -> None:
     full, small = adjusted(RECIPES["swav"], crop_scale=(0.3, 1.0), blur_p=(0.1, 0.0))
     assert (full.scale, small.scale) == ((0.3, 1.0), RECIPES["swav"][1].scale)
     assert (full.blur_p, small.blur_p) == (0.1, 0.0)
@@ -161,13 +162,13 @@ def test_small_crops_keep_their_scale():
         ({"solarize_p": float("nan")}, "probability of solarize nan"), ({"solarize_p": ()}, "probability of solarize"),
     ],
 )  # fmt: skip
-def test_numbers_out_of_range_are_refused_in_one_line(changes, error):
+def test_numbers_out_of_range_are_refused_in_one_line(changes: dict[str, Any], error: str) -> None:
     with pytest.raises(UserError, match=error) as refused:
         adjusted(RECIPES["mocov2"], **changes)
     assert "\n" not in str(refused.value)
 
 
-def test_rates_and_ranges(many):
+def test_rates_and_ranges(many: ViewTable) -> None:
     def near(values: torch.Tensor, rate: float) -> None:
         assert abs(values.float().mean().item() - rate) < 0.012  # more than three deviations of 40,000 draws
 
@@ -191,12 +192,12 @@ def test_rates_and_ranges(many):
     assert (many.strength_BV4[~jittered] == middle).all()
 
 
-def test_views_of_one_image_are_uncorrelated(many):
+def test_views_of_one_image_are_uncorrelated(many: ViewTable) -> None:
     for values in (many.flip_BV, many.gray_BV, many.sigma_BV > 0, many.crop_BV4[..., 3], many.strength_BV4[..., 1]):
         assert abs(np.corrcoef(values.double().numpy().T)[0, 1]) < 0.03
 
 
-def test_operation_order_is_a_uniform_permutation(many):
+def test_operation_order_is_a_uniform_permutation(many: ViewTable) -> None:
     orders = Counter(tuple(order) for order in many.order_BV4.flatten(0, 1).tolist() if order[0] >= 0)
     assert set(orders) == set(itertools.permutations(range(4)))
     expected = orders.total() / 24
@@ -204,7 +205,7 @@ def test_operation_order_is_a_uniform_permutation(many):
     assert chi_square < 49.7  # 23 degrees of freedom: 0.1 % of fair draws exceed it
 
 
-def test_operation_without_strength_is_left_out():
+def test_operation_without_strength_is_left_out() -> None:
     spec = ViewSpec(jitter=(0.0, 2.0, 0.0, 0.5), jitter_p=1.0)
     table = draw((spec,), *sizes(500, 40, 40), seed=0, epoch=0, size=32)
     assert (table.order_BV4.sort(-1).values == torch.tensor([-1, -1, 1, 3])).all()
@@ -213,7 +214,7 @@ def test_operation_without_strength_is_left_out():
     assert (table.strength_BV4[..., [0, 2]] == 1).all()
 
 
-def test_asymmetric_recipe():
+def test_asymmetric_recipe() -> None:
     table = draw(RECIPES["mocov3"], *sizes(2000, 40, 40), seed=0, epoch=0, size=32)
     blurred, solarized = (table.sigma_BV > 0).float().mean(0), table.solarize_BV.float().mean(0)
     assert blurred[0] == 1
@@ -225,7 +226,7 @@ def test_asymmetric_recipe():
 @pytest.mark.parametrize(
     ("height", "width"), [(1, 1), (1, 2), (2, 1), (1, 500), (500, 1), (32, 32), (33, 7), (300, 400)]
 )
-def test_crops_lie_inside_the_image(height, width):
+def test_crops_lie_inside_the_image(height: int, width: int) -> None:
     table = draw(RECIPES["cifar"], *sizes(3000, height, width), seed=1, epoch=0, size=32)
     top, left, crop_h, crop_w = table.crop_BV4.unbind(-1)
     assert top.min() >= 0
@@ -237,7 +238,7 @@ def test_crops_lie_inside_the_image(height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 400), (400, 11), (5, 500)])
-def test_fallback_is_torchvisions_central_crop(height, width):
+def test_fallback_is_torchvisions_central_crop(height: int, width: int) -> None:
     spec = ViewSpec(scale=(0.9, 1.0))  # such a crop of so narrow an image always misses
     table = draw((spec,), *sizes(3, height, width), seed=0, epoch=0, size=32)
     expected = RandomResizedCrop.get_params(torch.empty(3, height, width), [0.9, 1.0], [3 / 4, 4 / 3])
@@ -245,7 +246,7 @@ def test_fallback_is_torchvisions_central_crop(height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (32, 32), (90, 300)])
-def test_crops_have_torchvisions_distribution(height, width):
+def test_crops_have_torchvisions_distribution(height: int, width: int) -> None:
     count = 3000
     table = draw(RECIPES["cifar"], *sizes(count, height, width), seed=5, epoch=0, size=32)
     ours = table.crop_BV4.flatten(0, 1).double()
@@ -262,7 +263,7 @@ def test_crops_have_torchvisions_distribution(height, width):
         assert abs(area.quantile(quantile) / their_area.quantile(quantile) - 1) < 0.12
 
 
-def test_center():
+def test_center() -> None:
     table = center(torch.tensor([300, 5, 1], dtype=torch.int32), torch.tensor([401, 9, 1], dtype=torch.int32), 0.875)
     assert table.crop_BV4.tolist() == [[[19, 69, 262, 262]], [[0, 2, 4, 4]], [[0, 0, 1, 1]]]
     drawn = draw(RECIPES["mocov2"], *sizes(3, 9, 9), seed=0, epoch=0, size=8)
@@ -275,7 +276,7 @@ def test_center():
     assert not table.sigma_BV.any()
 
 
-def test_out_of_range_counters_are_refused():
+def test_out_of_range_counters_are_refused() -> None:
     height_B, width_B, index_B = sizes(2, 9, 9)
     for epoch in (-1, 2**32):
         with pytest.raises(ValueError, match="epoch"):
