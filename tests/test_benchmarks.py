@@ -4,6 +4,8 @@ import contextlib
 import json
 import pathlib
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +16,19 @@ from benchmarks import convert as bench_convert
 from benchmarks.loader import LoaderBenchmark, main
 from benchmarks.repeated import LEAST_BATCHES, Repeated
 from benchmarks.step_sides import Parts
+from fasttrain.dataprep.convert import ConvertConfig
 from fasttrain.dataprep.convert import main as convert
+from fasttrain.formats.manifest import Manifest
 from fasttrain.input import Order, ThreadLoader, open_dataset
 from fasttrain.system.errors import UserError
 
 
-def test_loader_benchmark_of_our_own_sides(image_folder, tmp_path, monkeypatch, capsys):
+def test_loader_benchmark_of_our_own_sides(
+    image_folder: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     monkeypatch.setattr("benchmarks.loader.BATCH", 24)
     assert convert([str(image_folder), str(tmp_path / "data")]) == 0
@@ -33,7 +42,7 @@ def test_loader_benchmark_of_our_own_sides(image_folder, tmp_path, monkeypatch, 
 
 
 @pytest.mark.gpu
-def test_loader_benchmark_on_a_gpu(shards):
+def test_loader_benchmark_on_a_gpu(shards: pathlib.Path) -> None:
     figures = loader_gpu.measure(shards, threads=2, batch_size=24)
     assert abs(figures["h2d_copies"] - loader_gpu.STEPS) <= 1  # the first one of the next steps may be there
     assert 0 <= figures["h2d_overlap"] <= 1
@@ -50,20 +59,22 @@ def test_loader_benchmark_on_a_gpu(shards):
         lambda: step.StepBenchmark(rounds=0),
     ],
 )
-def test_no_rounds_are_refused(made):
+def test_no_rounds_are_refused(made: Callable[[], object]) -> None:
     with pytest.raises(UserError, match="--rounds must be above 0, not 0"):
         made()
 
 
-def test_several_shards_are_refused(shards, capsys):
+def test_several_shards_are_refused(shards: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", str(shards)]) == 2
     assert "one shard" in capsys.readouterr().err
 
 
-def test_conversion_is_timed_from_the_call_to_the_manifest(image_folder, tmp_path, monkeypatch):
+def test_conversion_is_timed_from_the_call_to_the_manifest(
+    image_folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = bench_convert.convert
 
-    def slow(config):
+    def slow(config: ConvertConfig) -> tuple[Manifest, float]:
         time.sleep(1)  # as listing a large folder takes
         return whole(config)
 
@@ -87,12 +98,14 @@ def test_conversion_is_timed_from_the_call_to_the_manifest(image_folder, tmp_pat
         ([(0, 4)], [], 0),
     ],
 )
-def test_overlap_of_copies_and_kernels(copies, kernels, expected):
+def test_overlap_of_copies_and_kernels(
+    copies: list[tuple[int, int]], kernels: list[tuple[int, int]], expected: int
+) -> None:
     assert loader_gpu.overlap(copies, kernels) == expected
 
 
-def test_copies_of_pixels_and_kernels_of_a_trace():
-    def event(cat, name, ts, **args):
+def test_copies_of_pixels_and_kernels_of_a_trace() -> None:
+    def event(cat: str, name: str, ts: float, **args: int) -> dict[str, Any]:
         return {"ph": "X", "cat": cat, "name": name, "pid": 0, "tid": 7, "ts": ts, "dur": 2.5, "args": args}
 
     events = [
@@ -108,7 +121,7 @@ def test_copies_of_pixels_and_kernels_of_a_trace():
     assert loader_gpu.intervals({"traceEvents": events}, 1000) == ([(1.0, 3.5)], [(5.0, 7.5)])
 
 
-def test_a_trace_of_a_cpu_has_neither():
+def test_a_trace_of_a_cpu_has_neither() -> None:
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         torch.ones(8).sum()
     trace = loader_gpu.trace_of(profiler)
@@ -119,7 +132,12 @@ def test_a_trace_of_a_cpu_has_neither():
 SMALL = ("--images", "8", "--batch", "8", "--batches", "1", "--size", "32", "--rounds", "1")
 
 
-def test_augment_benchmark(image_folder, tmp_path, monkeypatch, capsys):
+def test_augment_benchmark(
+    image_folder: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     assert augment.main(["--data", str(image_folder), *SMALL]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -128,10 +146,15 @@ def test_augment_benchmark(image_folder, tmp_path, monkeypatch, capsys):
     assert {"commit", "machine", "versions", "seconds", "floor", "differences"} <= set(json.loads(line))
 
 
-def test_augment_benchmark_refuses_to_time_wrong_views(image_folder, tmp_path, monkeypatch, capsys):
+def test_augment_benchmark_refuses_to_time_wrong_views(
+    image_folder: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     right = augment.augment
 
-    def wrong(*inputs, impl="auto", **options):
+    def wrong(*inputs: Any, impl: str = "auto", **options: Any) -> tuple[torch.Tensor, ...]:
         views = right(*inputs, impl=impl, **options)
         if impl != "reference":
             views[0][0, 0, 0, 3, 3] = 0.5 if views[0][0, 0, 0, 3, 3] > 0.7 else 0.9
@@ -144,17 +167,17 @@ def test_augment_benchmark_refuses_to_time_wrong_views(image_folder, tmp_path, m
     assert not (tmp_path / "augment.jsonl").exists()
 
 
-def test_differences_count_a_nan_and_values_that_may_have_been_clipped():
+def test_differences_count_a_nan_and_values_that_may_have_been_clipped() -> None:
     truth = torch.tensor([0.0, 1.0, 0.5, 0.5])
     found = augment.difference(torch.tensor([0.1, 1.0, 0.9, torch.nan]), truth)
     assert (found.over, found.over_clipped, found.clipped, found.values) == (3, 1, 2, 4)
 
 
-def test_marks_around_a_compiled_network_are_not_compiled_with_it():
+def test_marks_around_a_compiled_network_are_not_compiled_with_it() -> None:
     """Otherwise it would be compiled anew in every step, and the marks be those of its compilation."""
     compilations = []
 
-    def count(module, _inputs):
+    def count(module: torch.fx.GraphModule, _inputs: object) -> Callable[..., Any]:
         compilations.append(module)
         return module.forward
 
@@ -171,7 +194,7 @@ def test_marks_around_a_compiled_network_are_not_compiled_with_it():
     assert len(compilations) == 1
 
 
-def test_a_small_set_is_repeated_as_one_long_epoch(shards):
+def test_a_small_set_is_repeated_as_one_long_epoch(shards: pathlib.Path) -> None:
     store = open_dataset(shards, "train")
     repeated = Repeated(store, 16)
     assert repeated.num_samples >= LEAST_BATCHES * 16 > repeated.num_samples - store.num_samples
@@ -184,11 +207,13 @@ def test_a_small_set_is_repeated_as_one_long_epoch(shards):
 
 
 @pytest.mark.slow
-def test_step_benchmark(shards, tmp_path, monkeypatch, capsys):
+def test_step_benchmark(
+    shards: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of the others, one is run, on loaded views; its figures stand for the rest."""
     in_turn, known = step._in_turn, {}
 
-    def fewer(names, case, data, *more):
+    def fewer(names: Sequence[str], case: step.Case, data: pathlib.Path | None, *more: Any) -> dict[str, list[Any]]:
         run = [name for name in names if name == "ours" or (data and name == "moco amp")]
         known.update(in_turn(run, case, data, *more))
         return {name: known.get(name, known["ours"]) for name in names}
@@ -207,8 +232,10 @@ def test_step_benchmark(shards, tmp_path, monkeypatch, capsys):
     assert all({"data wait", "views", "query forward", "backward"} <= set(line["ms_by_part"]) for line in lines[1:])
 
 
-def test_augment_benchmark_takes_the_images_there_are_and_prints_before_it_records(image_folder, monkeypatch, capsys):
-    def full(*_):
+def test_augment_benchmark_takes_the_images_there_are_and_prints_before_it_records(
+    image_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(record, "append", full)
@@ -223,11 +250,11 @@ def test_augment_benchmark_takes_the_images_there_are_and_prints_before_it_recor
 
 
 @pytest.mark.gpu
-def test_augment_benchmark_does_not_time_the_host():
+def test_augment_benchmark_does_not_time_the_host() -> None:
     ones = torch.ones(1000, device="cuda")
     ones.add_(1)
 
-    def slow_host():
+    def slow_host() -> None:
         time.sleep(0.003)
         ones.add_(1)
 
@@ -238,12 +265,14 @@ ONE_PASS = similarity.SimilarityBenchmark(rounds=2, seconds=0)
 
 
 @pytest.fixture
-def few_inputs(monkeypatch):
+def few_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(similarity, "CACHE", 0)
 
 
-def test_similarity_benchmark_leaves_out_what_is_wrong_or_cannot_run(few_inputs, capsys):
-    def broken(*_):
+def test_similarity_benchmark_leaves_out_what_is_wrong_or_cannot_run(
+    few_inputs: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
         raise RuntimeError("no kernel image\nand more")
 
     sides = {"ours": similarity.ours, "wrong": lambda *x: 1.1 * similarity.ours(*x), "broken": broken}
@@ -256,7 +285,7 @@ def test_similarity_benchmark_leaves_out_what_is_wrong_or_cannot_run(few_inputs,
     assert lacking == "broken, N 128: left out, RuntimeError: no kernel image"
 
 
-def test_similarity_benchmark_checks_the_gradient_of_every_row(few_inputs):
+def test_similarity_benchmark_checks_the_gradient_of_every_row(few_inputs: None) -> None:
     q, k, queue = similarity.make_inputs(128, 256, "cpu", torch.float32)[0]
     loss, gradient = similarity.exact(q, k, queue)
     similarity.check(similarity.eager, (q, k, queue), (loss, gradient))
@@ -265,7 +294,9 @@ def test_similarity_benchmark_checks_the_gradient_of_every_row(few_inputs):
         similarity.check(similarity.eager, (q, k, queue), (loss, gradient))
 
 
-def test_similarity_benchmark_goes_on_without_ours(few_inputs, monkeypatch, capsys):
+def test_similarity_benchmark_goes_on_without_ours(
+    few_inputs: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(similarity, "make_sides", lambda _: {"eager": similarity.eager})
     figures = similarity.measure_batch(64, 256, torch.float32, ONE_PASS, 1e-3)
     assert list(figures["ms_64"]) == ["eager"]
@@ -273,13 +304,15 @@ def test_similarity_benchmark_goes_on_without_ours(few_inputs, monkeypatch, caps
     assert "  eager" in capsys.readouterr().out
 
 
-def test_similarity_benchmark_prints_its_figures_whatever_happens_to_one_size_or_the_record(monkeypatch, capsys):
-    def measured(n, *_):
+def test_similarity_benchmark_prints_its_figures_whatever_happens_to_one_size_or_the_record(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(n: int, *_: object) -> dict[str, dict[str, float]]:
         if n == similarity.MEMORY_ROWS or n == 64:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return {f"ms_{n}": {"ours": 1.0}}
 
-    def full(*_):
+    def full(*_: object) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(similarity, "speeds", lambda *_: (1e12, 1e11))
@@ -294,7 +327,7 @@ def test_similarity_benchmark_prints_its_figures_whatever_happens_to_one_size_or
 
 
 @pytest.mark.gpu
-def test_similarity_benchmark_times_graphs_and_tiles(few_inputs, monkeypatch):
+def test_similarity_benchmark_times_graphs_and_tiles(few_inputs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     sides = {"ours": similarity.ours, "eager": similarity.eager, "attention": similarity.attention}
     monkeypatch.setattr(similarity, "make_sides", lambda _: sides)
     figures = similarity.measure_batch(512, 4096, torch.bfloat16, ONE_PASS, 1e-3)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 from typing import get_type_hints
 
@@ -160,7 +161,7 @@ def test_differences_are_of_what_binds_a_run() -> None:
     ]
 
 
-def test_a_saved_configuration_is_a_start_for_another_run(tmp_path) -> None:
+def test_a_saved_configuration_is_a_start_for_another_run(tmp_path: pathlib.Path) -> None:
     config = make_config("moco", "demo", data="x", blur=(0.1, 0.2), lr=0.5, run="runs/first", crop_scale=(0.3, 1.0))
     prepare(tmp_path / "run", Settings.of(config), False).close()
     assert load_config(tmp_path / "run") == config

@@ -36,11 +36,11 @@ def too_long(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", READ_THROUGH, ids=lambda path: path.name)
-def test_every_sentence_can_be_held_in_mind(path):
+def test_every_sentence_can_be_held_in_mind(path: pathlib.Path) -> None:
     assert too_long(path.read_text()) == []
 
 
-def test_a_sentence_is_measured_over_its_lines_and_without_tables_and_code():
+def test_a_sentence_is_measured_over_its_lines_and_without_tables_and_code() -> None:
     words = " ".join(["word"] * MOST_WORDS)
     assert too_long(f"{words}.\n{words}.") == []
     assert len(too_long(f"- One more\n  {words}.")) == 1
@@ -48,7 +48,7 @@ def test_a_sentence_is_measured_over_its_lines_and_without_tables_and_code():
 
 
 @pytest.mark.parametrize("path", [*DOCS, ROOT / "README.md"], ids=lambda path: path.name)
-def test_every_link_within_the_project_leads_to_a_file(path):
+def test_every_link_within_the_project_leads_to_a_file(path: pathlib.Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
     assert [link for link in links if not (path.parent / pathlib.Path(link)).exists()] == []
 
@@ -58,6 +58,6 @@ FILES = [path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglo
 
 
 @pytest.mark.parametrize("path", READ_THROUGH, ids=lambda path: path.name)
-def test_every_file_named_exists(path):
+def test_every_file_named_exists(path: pathlib.Path) -> None:
     named = set(re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|sh|sbatch|yaml))`", path.read_text()))
     assert sorted(n for n in named if not any(f"/{file}".endswith(f"/{n}") for file in FILES)) == []

@@ -15,13 +15,13 @@ from fasttrain.system.options import flat
 README = (ROOT / "README.md").read_text()
 
 
-def test_every_room_is_in_the_tree():
+def test_every_room_is_in_the_tree() -> None:
     files = [path for room in ("dataprep", "fasttrain", "kernels", "recipes") for path in (ROOT / room).rglob("*.py")]
     rooms = {path.parent.relative_to(ROOT).name for path in files}
     assert not [room for room in rooms if f" {room}/ " not in README]
 
 
-def test_every_file_of_the_tree_exists():
+def test_every_file_of_the_tree_exists() -> None:
     tree = README.split("## Where everything is")[1].split("## Working on it")[0]
     names = {path.name for path in ROOT.rglob("*") if ".venv" not in path.parts}
     assert not [name for name in re.findall(r"[\w-]+\.(?:py|sh|md|txt|toml|yaml|sbatch)\b", tree) if name not in names]
@@ -31,7 +31,7 @@ def test_every_file_of_the_tree_exists():
 FOREIGN = {"nproc-per-node", "nodes", "gpus-per-node", "build"}
 
 
-def test_every_option_shown_exists():
+def test_every_option_shown_exists() -> None:
     known = {name.replace("_", "-") for name in flat(make_config())}
     for command in (EvaluateConfig, ReportConfig, ConvertConfig, VerifyConfig):
         known |= {field.name.replace("_", "-") for field in dataclasses.fields(command)}

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -13,7 +14,7 @@ import sys
 import pytest
 from PIL import Image
 from support.commands import ROOT, one_line
-from support.forks import finished, with_small_files
+from support.forks import RunCommand, finished, with_small_files
 from support.launch import ENDLESS, command, equal, final_state, train, train_on_ranks, wait_for_step
 from support.launch import TINY as SMALL
 
@@ -27,13 +28,15 @@ from fasttrain.train import main
 
 
 @pytest.fixture(scope="module", params=["moco", "xmoco"])
-def uninterrupted(request, shards, tmp_path_factory):
+def uninterrupted(
+    request: pytest.FixtureRequest, shards: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, pathlib.Path]:
     run = tmp_path_factory.mktemp(request.param) / "run"
     assert train(shards, run, "--method", request.param) == 0
     return request.param, run
 
 
-def test_a_finished_run_holds_everything(uninterrupted):
+def test_a_finished_run_holds_everything(uninterrupted: tuple[str, pathlib.Path]) -> None:
     method, run = uninterrupted
     assert final_state(run)["step"] == 16
     assert {p.name for p in run.iterdir()} == {
@@ -63,7 +66,9 @@ def test_a_finished_run_holds_everything(uninterrupted):
     assert "http" not in page.split("<body>")[0]
 
 
-def test_resume_is_bit_identical(uninterrupted, shards, tmp_path):
+def test_resume_is_bit_identical(
+    uninterrupted: tuple[str, pathlib.Path], shards: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     """Stopped at a random step, and then at another: the end is the same to the bit."""
     method, whole = uninterrupted
     run = tmp_path / "run"
@@ -77,7 +82,12 @@ def test_resume_is_bit_identical(uninterrupted, shards, tmp_path):
     assert steps == sorted(set(steps) | set(range(2, 17, 2)))
 
 
-def test_resume_from_a_damaged_checkpoint_uses_the_one_before(uninterrupted, shards, tmp_path, capsys):
+def test_resume_from_a_damaged_checkpoint_uses_the_one_before(
+    uninterrupted: tuple[str, pathlib.Path],
+    shards: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     method, whole = uninterrupted
     run = tmp_path / "run"
     assert train(shards, run, "--method", method, "--max-steps", 9, "--checkpoint-every", 4) == 0
@@ -88,7 +98,9 @@ def test_resume_from_a_damaged_checkpoint_uses_the_one_before(uninterrupted, sha
     assert equal(final_state(whole), final_state(run)) == []
 
 
-def test_a_finished_run_is_left_as_it_is_and_fresh_moves_it_aside(uninterrupted, shards):
+def test_a_finished_run_is_left_as_it_is_and_fresh_moves_it_aside(
+    uninterrupted: tuple[str, pathlib.Path], shards: pathlib.Path
+) -> None:
     method, run = uninterrupted
     before = saved_checkpoints(run / "checkpoints")[0].stat().st_mtime_ns
     assert train(shards, run, "--method", method) == 0
@@ -100,13 +112,15 @@ def test_a_finished_run_is_left_as_it_is_and_fresh_moves_it_aside(uninterrupted,
     assert final_state(copy.with_name("copy.previous-1"))["step"] == 16
 
 
-def test_folder_loader_trains_on_plain_files(image_folder, tmp_path):
+def test_folder_loader_trains_on_plain_files(image_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert train(image_folder, tmp_path / "run", "--loader", "folder", "--max-steps", 2, "--tensorboard") == 0
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(shards, tmp_path, number):
+def test_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(
+    shards: pathlib.Path, tmp_path: pathlib.Path, number: signal.Signals
+) -> None:
     run = tmp_path / "run"
     words = command(shards, run, *ENDLESS)
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
@@ -122,7 +136,7 @@ def test_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(shards, tmp_path
     assert final_state(run)["step"] == step + 3
 
 
-def test_two_processes_train_and_go_on_together(shards, tmp_path):
+def test_two_processes_train_and_go_on_together(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run = tmp_path / "run"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
     more = ["--accumulate", "2", "--knn-every", "2", "--optimizer", "lars"]
@@ -137,7 +151,9 @@ def test_two_processes_train_and_go_on_together(shards, tmp_path):
     assert [entry["step"] for entry in read_metrics(run / "metrics.jsonl")][-1] == 16
 
 
-def test_bad_input_is_one_line_and_status_2(run_command, shards, image_folder, tmp_path):
+def test_bad_input_is_one_line_and_status_2(
+    run_command: RunCommand, shards: pathlib.Path, image_folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
     cases = [
@@ -154,14 +170,21 @@ def test_bad_input_is_one_line_and_status_2(run_command, shards, image_folder, t
     assert (tmp_path / "other" / "file").read_text() == "mine"
 
 
-def test_other_settings_in_the_same_folder_are_refused(uninterrupted, shards, capsys):
+def test_other_settings_in_the_same_folder_are_refused(
+    uninterrupted: tuple[str, pathlib.Path], shards: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     method, run = uninterrupted
     assert train(shards, run, "--method", method, "--temperature", "0.3") == 2
     assert "--temperature was 0.2, now 0.3" in capsys.readouterr().err
     assert final_state(run)["step"] == 16
 
 
-def test_a_checkpoint_of_another_run_is_refused(uninterrupted, shards, tmp_path, capsys):
+def test_a_checkpoint_of_another_run_is_refused(
+    uninterrupted: tuple[str, pathlib.Path],
+    shards: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     run = tmp_path / "run"
     assert train(shards, run, "--method", uninterrupted[0], "--dim", 8, "--max-steps", 1) == 0
     shutil.copy(saved_checkpoints(uninterrupted[1] / "checkpoints")[0], run / "checkpoints")
@@ -170,13 +193,20 @@ def test_a_checkpoint_of_another_run_is_refused(uninterrupted, shards, tmp_path,
     assert "--dim was 16, now 8" in error
 
 
-def test_another_data_set_under_the_same_run_is_refused(uninterrupted, image_folder, capsys):
+def test_another_data_set_under_the_same_run_is_refused(
+    uninterrupted: tuple[str, pathlib.Path], image_folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     method, run = uninterrupted
     assert train(image_folder / "val", run, "--method", method) == 2
     assert "begun with other images" in capsys.readouterr().err
 
 
-def test_a_run_that_is_under_way_is_left_alone(uninterrupted, shards, monkeypatch, capsys):
+def test_a_run_that_is_under_way_is_left_alone(
+    uninterrupted: tuple[str, pathlib.Path],
+    shards: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A second process would write into the same files. It waits for the first to end, then gives up."""
     method, run = uninterrupted
     monkeypatch.setattr(folder, "PATIENCE_SECONDS", 0.5)
@@ -188,8 +218,10 @@ def test_a_run_that_is_under_way_is_left_alone(uninterrupted, shards, monkeypatc
     assert train(shards, run, "--method", method) == 0
 
 
-def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
-    def flock(*arguments):
+def test_a_file_system_without_locks(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*arguments: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
@@ -200,14 +232,19 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == f"warning: {warning}\n"
 
 
-def test_damaged_config_is_one_clear_line(uninterrupted, shards, tmp_path, capsys):
+def test_damaged_config_is_one_clear_line(
+    uninterrupted: tuple[str, pathlib.Path],
+    shards: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     shutil.copytree(uninterrupted[1], tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text("{")
     assert train(shards, tmp_path / "run", "--method", uninterrupted[0]) == 2
     assert "config.json" in capsys.readouterr().err
 
 
-def test_full_disk_stops_with_the_last_good_checkpoint_kept(shards, tmp_path):
+def test_full_disk_stops_with_the_last_good_checkpoint_kept(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run = tmp_path / "run"
     assert train(shards, run, "--max-steps", 2) == 0
     words = ["--data", str(shards), "--run", str(run), *SMALL, "--checkpoint-every=3"]
@@ -219,7 +256,9 @@ def test_full_disk_stops_with_the_last_good_checkpoint_kept(shards, tmp_path):
     assert final_state(run)["step"] == 16
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(shards, tmp_path, capsys):
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
+    shards: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     assert train(shards, run, "--lr", "1e30", "--checkpoint-every", 1, "--keep-last", 0, "--epochs", 10) == 1
     assert "the loss or its gradients were not finite in 20 of" in capsys.readouterr().err
@@ -227,7 +266,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(shards, tmp_
         assert load_checkpoint(path).state["step"] < 4
 
 
-def test_evaluating_a_run_without_a_checkpoint_says_what_to_do(shards, tmp_path, run_command):
+def test_evaluating_a_run_without_a_checkpoint_says_what_to_do(
+    shards: pathlib.Path, tmp_path: pathlib.Path, run_command: RunCommand
+) -> None:
     run = tmp_path / "run"
     assert train(shards, run, "--max-steps", 1) == 0
     for path in saved_checkpoints(run / "checkpoints"):
@@ -240,7 +281,9 @@ def test_evaluating_a_run_without_a_checkpoint_says_what_to_do(shards, tmp_path,
     assert "has no best.pt: train with --knn-every" in one_line(process)
 
 
-def test_a_report_says_when_training_has_gone_on_since_the_evaluation(shards, tmp_path, run_command):
+def test_a_report_says_when_training_has_gone_on_since_the_evaluation(
+    shards: pathlib.Path, tmp_path: pathlib.Path, run_command: RunCommand
+) -> None:
     run = tmp_path / "run"
     assert train(shards, run, "--max-steps", 2) == 0
     assert run_command("fasttrain/evaluate.py", run, "--data", shards, "--knn").returncode == 0
@@ -250,7 +293,9 @@ def test_a_report_says_when_training_has_gone_on_since_the_evaluation(shards, tm
     assert stale in (run / "report.html").read_text()
 
 
-def test_evaluate_and_report_as_a_user(uninterrupted, shards, run_command):
+def test_evaluate_and_report_as_a_user(
+    uninterrupted: tuple[str, pathlib.Path], shards: pathlib.Path, run_command: RunCommand
+) -> None:
     _, run = uninterrupted
     process = run_command("fasttrain/evaluate.py", run, "--data", shards, "--knn", "--linear", "--untrained", "--k", 5)
     assert process.returncode == 0, process.stderr
@@ -267,7 +312,9 @@ def test_evaluate_and_report_as_a_user(uninterrupted, shards, run_command):
     assert not list(run.glob("features-*"))
 
 
-def test_resident_and_thread_loader_end_with_the_same_weights(uninterrupted, shards, tmp_path):
+def test_resident_and_thread_loader_end_with_the_same_weights(
+    uninterrupted: tuple[str, pathlib.Path], shards: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     method, whole = uninterrupted
     run = tmp_path / "run"
     for more in (["auto", "--max-steps", 7], ["resident"]):
@@ -275,7 +322,9 @@ def test_resident_and_thread_loader_end_with_the_same_weights(uninterrupted, sha
     assert equal(final_state(whole), final_state(run)) == []
 
 
-def test_too_many_broken_images_end_training_by_the_fraction_given(shards, tmp_path, capsys):
+def test_too_many_broken_images_end_training_by_the_fraction_given(
+    shards: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(shards, data)
     reader = BetonReader(data / "train-00000.beton")

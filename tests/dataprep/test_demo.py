@@ -39,7 +39,7 @@ def demo_set(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, su
     return out, run(str(out), "--images", str(COUNT))
 
 
-def test_command_writes_balanced_classes(demo_set):
+def test_command_writes_balanced_classes(demo_set: tuple[pathlib.Path, subprocess.CompletedProcess[str]]) -> None:
     out, finished = demo_set
     assert finished.returncode == 0, finished.stderr
     summary = json.loads(finished.stdout.splitlines()[-1])
@@ -49,7 +49,7 @@ def test_command_writes_balanced_classes(demo_set):
     assert not out.with_name("set.unfinished").exists()
 
 
-def test_sizes_vary_within_bounds(demo_set):
+def test_sizes_vary_within_bounds(demo_set: tuple[pathlib.Path, subprocess.CompletedProcess[str]]) -> None:
     out, _ = demo_set
     sizes = np.array([Image.open(path).size for path in out.glob("*/*.jpg")])
     assert sizes.min() >= 96
@@ -58,7 +58,9 @@ def test_sizes_vary_within_bounds(demo_set):
     assert len({tuple(size) for size in sizes.tolist()}) > 0.9 * COUNT
 
 
-def test_bytes_depend_on_seed_and_index_only(demo_set, tmp_path):
+def test_bytes_depend_on_seed_and_index_only(
+    demo_set: tuple[pathlib.Path, subprocess.CompletedProcess[str]], tmp_path: pathlib.Path
+) -> None:
     """One thread drawing in another order gives the bytes that the command's gave; another seed does not."""
     expected = {name: digest for name, digest in digests(demo_set[0]).items() if int(pathlib.Path(name).stem) < 3}
     same, other = make_folders(tmp_path / "same"), make_folders(tmp_path / "other")
@@ -69,7 +71,7 @@ def test_bytes_depend_on_seed_and_index_only(demo_set, tmp_path):
     assert not set(digests(other).values()) & set(expected.values())
 
 
-def test_mean_colour_does_not_tell_the_class(demo_set):
+def test_mean_colour_does_not_tell_the_class(demo_set: tuple[pathlib.Path, subprocess.CompletedProcess[str]]) -> None:
     """Nearest class centroid of the mean RGB, fitted on half the images and tried on the rest: chance is 10 %."""
     out, _ = demo_set
     colour = np.array(
@@ -84,7 +86,7 @@ def test_mean_colour_does_not_tell_the_class(demo_set):
 
 
 @pytest.mark.parametrize("name", motifs.MOTIFS)
-def test_every_motif_fills_part_of_the_plane(name):
+def test_every_motif_fills_part_of_the_plane(name: str) -> None:
     """Both motif and background show: a tenth to nine tenths of the plane is inside."""
     rng = np.random.default_rng(0)
     u, v = motifs.motif_plane(200, 200, 25, rng)
@@ -94,7 +96,7 @@ def test_every_motif_fills_part_of_the_plane(name):
     assert 0.1 < (distance < 0).mean() < 0.9
 
 
-def test_whole_set_is_kept(demo_set):
+def test_whole_set_is_kept(demo_set: tuple[pathlib.Path, subprocess.CompletedProcess[str]]) -> None:
     out, _ = demo_set
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*.jpg")}
     again = run(str(out), "--images", str(COUNT))
@@ -104,7 +106,7 @@ def test_whole_set_is_kept(demo_set):
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/*.jpg")}
 
 
-def test_remains_of_a_killed_run_are_replaced(tmp_path):
+def test_remains_of_a_killed_run_are_replaced(tmp_path: pathlib.Path) -> None:
     out, remains = tmp_path / "set", tmp_path / "set.unfinished"
     remains.mkdir()
     (remains / demo.SETTINGS_FILE).write_text("{}")
@@ -115,7 +117,7 @@ def test_remains_of_a_killed_run_are_replaced(tmp_path):
     assert not (out / "half.jpg").exists()
 
 
-def test_failure_leaves_nothing(tmp_path, monkeypatch):
+def test_failure_leaves_nothing(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(out: pathlib.Path, config: demo.DemoConfig) -> None:
         raise OSError("no space left")
 
@@ -126,7 +128,7 @@ def test_failure_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [("--images", "9"), ("--images", "many"), ("--seed", "-1"), ("--colour", "1")])
-def test_bad_option_is_one_line(tmp_path, arguments):
+def test_bad_option_is_one_line(tmp_path: pathlib.Path, arguments: tuple[str, ...]) -> None:
     refused = run(str(tmp_path / "set"), *arguments)
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1
@@ -134,7 +136,9 @@ def test_bad_option_is_one_line(tmp_path, arguments):
     assert not list(tmp_path.iterdir())
 
 
-def test_folder_with_other_content_is_refused(demo_set, tmp_path):
+def test_folder_with_other_content_is_refused(
+    demo_set: tuple[pathlib.Path, subprocess.CompletedProcess[str]], tmp_path: pathlib.Path
+) -> None:
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(UserError, match="exists"):
         demo.check(demo.DemoConfig(tmp_path))

@@ -4,6 +4,7 @@ import builtins
 import functools
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import typed
@@ -46,7 +47,7 @@ def test_a_failing_task_raises_its_own_error(tmp_path: Path) -> None:
 def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     plain_import = builtins.__import__
 
-    def without_ray(name: str, *arguments, **named):
+    def without_ray(name: str, *arguments: Any, **named: Any) -> Any:
         if name == "ray":
             raise ImportError(name)
         return plain_import(name, *arguments, **named)

@@ -8,6 +8,7 @@ import pickle
 import re
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -446,7 +447,7 @@ def test_a_pickle_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 class Call:
     """Pickled as a call of a function with these arguments."""
 
-    def __init__(self, function, *arguments) -> None:
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.call = function, arguments
 
     def __reduce__(self) -> tuple:
@@ -487,7 +488,7 @@ def test_pickled_arrays(tmp_path: Path, protocol: int) -> None:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_npz(tmp_path: Path, save) -> None:
+def test_npz(tmp_path: Path, save: Callable[..., None]) -> None:
     label = np.array([[0], [1], [2], [0], [1], [2]])
     save(tmp_path / "medical.npz", train_images=PIXELS, train_labels=label, val_images=PIXELS[:, :, :, 0],
          val_labels=label, test_images=PIXELS, test_labels=label)  # fmt: skip

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from support.clock import Clock
 from support.commands import ROOT, one_line
+from support.forks import RunCommand
 from support.pictures import make_images
 
 from fasttrain.dataprep import convert, verify
@@ -142,7 +143,7 @@ def test_raw_shards(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert problems_of(out, "--deep", capfd=capfd) == []
 
 
-def test_as_typed(run_command, tmp_path: Path, sound: Path) -> None:
+def test_as_typed(run_command: RunCommand, tmp_path: Path, sound: Path) -> None:
     done = run_command("dataprep/verify.py", sound)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"ok": True, "problems": []}

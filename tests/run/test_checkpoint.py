@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import pathlib
+from typing import Any
 
 import pytest
 import torch
@@ -23,11 +24,11 @@ from fasttrain.system.cli import finish
 from fasttrain.system.errors import RunError
 
 
-def state(step):
+def state(step: int) -> dict[str, Any]:
     return {"step": step, "weights": torch.full((1000,), float(step))}
 
 
-def test_newest_is_loaded_and_old_ones_go(tmp_path):
+def test_newest_is_loaded_and_old_ones_go(tmp_path: pathlib.Path) -> None:
     for step in (5, 10, 15, 2000):
         save_checkpoint(tmp_path, state(step), keep_last=2)
     assert [p.name for p in saved_checkpoints(tmp_path)] == ["step-000002000.pt", "step-000000015.pt"]
@@ -35,7 +36,9 @@ def test_newest_is_loaded_and_old_ones_go(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_the_best_outlives_its_step_and_is_never_the_newest(tmp_path, monkeypatch):
+def test_the_best_outlives_its_step_and_is_never_the_newest(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for step, link in ((1, os.link), (2, None)):  # None: a file system without hard links
         save_checkpoint(tmp_path, state(step), 1)
         if link is None:
@@ -50,13 +53,15 @@ def test_the_best_outlives_its_step_and_is_never_the_newest(tmp_path, monkeypatc
         keep_best(tmp_path, 99)
 
 
-def test_keep_all(tmp_path):
+def test_keep_all(tmp_path: pathlib.Path) -> None:
     for step in range(6):
         save_checkpoint(tmp_path, state(step), keep_last=0)
     assert len(saved_checkpoints(tmp_path)) == 6
 
 
-def test_damaged_newest_falls_back_to_the_one_before(tmp_path, capsys):
+def test_damaged_newest_falls_back_to_the_one_before(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_checkpoint(tmp_path, state(1), 0)
     path = save_checkpoint(tmp_path, state(2), 0)
     path.write_bytes(path.read_bytes()[:1000])
@@ -64,7 +69,7 @@ def test_damaged_newest_falls_back_to_the_one_before(tmp_path, capsys):
     assert "step-000000002.pt can't be read" in capsys.readouterr().err
 
 
-def test_no_byte_can_change_unseen(tmp_path):
+def test_no_byte_can_change_unseen(tmp_path: pathlib.Path) -> None:
     """torch.load verifies nothing: a flipped bit in a tensor is a weight that nobody trained."""
     path = save_checkpoint(tmp_path, state(2), 0)
     whole = path.read_bytes()
@@ -76,7 +81,7 @@ def test_no_byte_can_change_unseen(tmp_path):
     assert load_checkpoint(path).digest == hashlib.sha256(whole[:-SEAL_BYTES]).hexdigest()
 
 
-def test_a_changed_byte_is_passed_over_and_named(tmp_path, capsys):
+def test_a_changed_byte_is_passed_over_and_named(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_checkpoint(tmp_path, state(1), 0)
     path = save_checkpoint(tmp_path, state(2), 0)
     keep_best(tmp_path, 2)
@@ -89,14 +94,14 @@ def test_a_changed_byte_is_passed_over_and_named(tmp_path, capsys):
         load_checkpoint(tmp_path / "best.pt")
 
 
-def test_plain_torch_reads_ours(tmp_path):
+def test_plain_torch_reads_ours(tmp_path: pathlib.Path) -> None:
     path = save_checkpoint(tmp_path, state(3), 0)
     for options in ({}, {"mmap": True}):
         assert torch.equal(torch.load(path, weights_only=True, **options)["weights"], state(3)["weights"])
 
 
 @pytest.mark.parametrize("size", [0, 1, 71, 72, 73, 500, -1, -72, -73, -200])
-def test_a_truncated_one_is_damaged(tmp_path, size):
+def test_a_truncated_one_is_damaged(tmp_path: pathlib.Path, size: int) -> None:
     path = save_checkpoint(tmp_path, state(2), 0)
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(CheckpointError, match="can't be read"):
@@ -110,7 +115,9 @@ def test_a_truncated_one_is_damaged(tmp_path, size):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError),
     ],
 )  # fmt: skip
-def test_what_the_system_fails_to_do_is_no_damage(tmp_path, monkeypatch, error, raised):
+def test_what_the_system_fails_to_do_is_no_damage(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception]
+) -> None:
     """Or a run would go on from an older checkpoint, and throw the newer ones aside, because a server was away."""
     for step in (1, 2):
         save_checkpoint(tmp_path, state(step), 0)
@@ -122,7 +129,7 @@ def test_what_the_system_fails_to_do_is_no_damage(tmp_path, monkeypatch, error, 
         assert "step-000000002.pt could not be read: Input/output error" in str(caught.value)
 
 
-def test_later_ones_that_this_run_has_not_written_push_none_out(tmp_path):
+def test_later_ones_that_this_run_has_not_written_push_none_out(tmp_path: pathlib.Path) -> None:
     for step in (8, 12):
         save_checkpoint(tmp_path, state(step), 0)
     (tmp_path / "step-000000012.pt").write_bytes(b"damaged")
@@ -132,13 +139,13 @@ def test_later_ones_that_this_run_has_not_written_push_none_out(tmp_path):
     assert [p.name for p in saved_checkpoints(tmp_path)][1:] == ["step-000000011.pt", "step-000000010.pt"]
 
 
-def test_all_damaged_is_an_error_not_a_new_start(tmp_path):
+def test_all_damaged_is_an_error_not_a_new_start(tmp_path: pathlib.Path) -> None:
     save_checkpoint(tmp_path, state(1), 0).write_bytes(b"")
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
         load_newest(tmp_path)
 
 
-def test_foreign_file_and_code_are_refused(tmp_path):
+def test_foreign_file_and_code_are_refused(tmp_path: pathlib.Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "step-000000001.pt")
     with pytest.raises(CheckpointError, match="this program did not write it"):
         load_checkpoint(tmp_path / "step-000000001.pt")
@@ -147,7 +154,7 @@ def test_foreign_file_and_code_are_refused(tmp_path):
         load_checkpoint(path)
 
 
-def test_no_checkpoint_is_none(tmp_path):
+def test_no_checkpoint_is_none(tmp_path: pathlib.Path) -> None:
     assert load_newest(tmp_path / "nothing") is None
 
 

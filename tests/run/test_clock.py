@@ -1,7 +1,10 @@
 """What steps wait for, on a GPU with a clock of its own: decoding, transfer, or nothing but the GPU itself."""
 
 import contextlib
+import pathlib
 import time
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -29,31 +32,31 @@ class Machine:
         machine = self
 
         class Stream:
-            def __init__(self, _device=None):
+            def __init__(self, _device: object = None) -> None:
                 self.done = 0.0
 
-            def work(self, seconds):
+            def work(self, seconds: float) -> None:
                 self.done = max(self.done, machine.now) + seconds
 
-            def wait_event(self, event):
+            def wait_event(self, event: "Event") -> None:
                 self.done = max(self.done, event.at)
 
-            def synchronize(self):
+            def synchronize(self) -> None:
                 machine.now = max(machine.now, self.done)
 
         class Event:
-            def __init__(self, enable_timing=False):
+            def __init__(self, enable_timing: bool = False) -> None:
                 self.timed, self.at = enable_timing, 0.0
 
-            def record(self, stream=None):
+            def record(self, stream: Stream | None = None) -> None:
                 stream = stream or machine.stream
                 stream.work(0.0)
                 self.at = stream.done
 
-            def synchronize(self):
+            def synchronize(self) -> None:
                 machine.now = max(machine.now, self.at)
 
-            def elapsed_time(self, other):
+            def elapsed_time(self, other: "Event") -> float:
                 assert self.timed
                 assert other.timed
                 return 1000 * (other.at - self.at)
@@ -61,18 +64,18 @@ class Machine:
         self.Stream, self.Event, self.stream = Stream, Event, Stream()
 
     @contextlib.contextmanager
-    def copying(self, stream):
+    def copying(self, stream: Any) -> Iterator[None]:
         stream.work(self.copy)
         yield
 
-    def train(self, batches):
+    def train(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Queue a step on every batch."""
         for batch in batches:
             self.now += LAUNCH
             self.stream.work(self.step)
             yield batch
 
-    def patch(self, monkeypatch):
+    def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "Event", self.Event)
         monkeypatch.setattr(torch.cuda, "Stream", self.Stream)
         monkeypatch.setattr(torch.cuda, "stream", self.copying)
@@ -85,16 +88,16 @@ class Decoded:
 
     num_samples, steps_per_epoch = STEPS, STEPS
 
-    def __init__(self, machine):
+    def __init__(self, machine: Machine) -> None:
         self.machine, self.waited = machine, 0.0
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, int]:
         return {"epoch": 0, "step": 0}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, int]) -> None:
         pass
 
-    def epoch(self, n):
+    def epoch(self, n: int) -> Iterator[Batch]:
         one, ready, asked = torch.ones(1), 0.0, [0.0] * 4
         for _ in range(STEPS):
             ready = max(ready, asked[-4]) + self.machine.decode  # there is room once a batch was given back
@@ -116,8 +119,16 @@ class Decoded:
     ],
 )
 def test_a_wait_is_counted_to_the_side_that_causes_it(
-    decode, copy, step, data, transfer, advice, tmp_path, monkeypatch, capfd
-):
+    decode: float,
+    copy: float,
+    step: float,
+    data: float,
+    transfer: float,
+    advice: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     machine = Machine(decode, copy, step)
     machine.patch(monkeypatch)
     metrics = make_metrics(tmp_path, STEPS // 2, 1, GPU, STEPS)
@@ -133,7 +144,7 @@ def test_a_wait_is_counted_to_the_side_that_causes_it(
     assert [advice in hint for hint in hints] == ([True] if advice else [])
 
 
-def test_on_a_cpu_the_host_waits_itself(monkeypatch):
+def test_on_a_cpu_the_host_waits_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(0.1, 0.0, 0.0)
     monkeypatch.setattr(time, "monotonic", lambda: machine.now)
     loader, clock = Decoded(machine), BatchClock(CPU)
@@ -148,7 +159,9 @@ def test_on_a_cpu_the_host_waits_itself(monkeypatch):
     ("queued", "host", "kernels", "expected"),
     [(1.0, 0.3, 0.1, 0.1), (0.0, 0.3, 0.1, 0.4)],  # the GPU has work meanwhile, or waits for the host
 )
-def test_views_take_what_keeps_the_gpu_from_the_step(queued, host, kernels, expected, monkeypatch):
+def test_views_take_what_keeps_the_gpu_from_the_step(
+    queued: float, host: float, kernels: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine = Machine(0.0, 0.0, 0.0)
     machine.patch(monkeypatch)
     clock = BatchClock(GPU)
@@ -161,7 +174,7 @@ def test_views_take_what_keeps_the_gpu_from_the_step(queued, host, kernels, expe
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("slow", "waits"), [("step", False), ("decoding", True)])
-def test_waits_of_a_gpu(slow, waits):
+def test_waits_of_a_gpu(slow: str, waits: bool) -> None:
     store = Numbers(200)
     write = store.write
     store.write = lambda *sample: (time.sleep(0.004 if slow == "decoding" else 0.0), write(*sample))

@@ -3,6 +3,8 @@
 import io
 import re
 import sys
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -20,7 +22,7 @@ ENTRY = {
 
 
 @pytest.fixture
-def clock(monkeypatch):
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that stands still; `clock[0] += seconds` moves it."""
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
@@ -28,19 +30,19 @@ def clock(monkeypatch):
     return now
 
 
-def terminal(width):
+def terminal(width: int) -> Console:
     return Console(width=width, height=24, force_terminal=True, file=io.StringIO())
 
 
-def plain(**options):
+def plain(**options: Any) -> Console:
     return Console(width=80, force_terminal=False, file=io.StringIO(), **options)
 
 
-def make(console, step=123440, last_step=1000000, hint=""):
+def make(console: Console, step: int = 123440, last_step: int = 1000000, hint: str = "") -> Display:
     return Display(console, step, last_step, 256, lambda entry: hint)
 
 
-def screen(display):
+def screen(display: Display) -> list[str]:
     """The lines that a terminal would show, as far as it knows what rich writes: colours, line up, erase line."""
     rows, row, column = [""], 0, 0
     for number, code, move, text in WRITTEN.findall(display._console.file.getvalue()):
@@ -57,20 +59,22 @@ def screen(display):
     return "\n".join(line.rstrip() for line in rows).rstrip().splitlines()
 
 
-def drawn(display):
+def drawn(display: Display) -> list[str]:
     """The screen after the two lines were drawn once more."""
     display._bar._live.refresh()
     return screen(display)
 
 
-def take_steps(display, clock, steps=range(123441, 123451), seconds=1 / 64):
+def take_steps(
+    display: Display, clock: list[float], steps: Iterable[int] = range(123441, 123451), seconds: float = 1 / 64
+) -> None:
     for step in steps:
         clock[0] += seconds
         display.step(step)
 
 
 @pytest.mark.parametrize("width", [80, 200])
-def test_what_counts_is_on_one_line_and_as_much_of_the_rest_as_fits_on_another(clock, width):
+def test_what_counts_is_on_one_line_and_as_much_of_the_rest_as_fits_on_another(clock: list[float], width: int) -> None:
     display = make(terminal(width))
     take_steps(display, clock)
     display.write(ENTRY)
@@ -84,7 +88,7 @@ def test_what_counts_is_on_one_line_and_as_much_of_the_rest_as_fits_on_another(c
     assert whole == (width == 200)
 
 
-def test_a_narrow_terminal_keeps_the_count_and_the_time_left(clock):
+def test_a_narrow_terminal_keeps_the_count_and_the_time_left(clock: list[float]) -> None:
     display = make(terminal(44))
     take_steps(display, clock)
     display.write(ENTRY)
@@ -94,7 +98,7 @@ def test_a_narrow_terminal_keeps_the_count_and_the_time_left(clock):
     assert len(second) <= 44
 
 
-def test_what_is_not_known_yet_has_its_place(clock):
+def test_what_is_not_known_yet_has_its_place(clock: list[float]) -> None:
     display = make(terminal(80), 0, 100)
     display.status("making the first batch")
     clock[0] += 12
@@ -104,7 +108,7 @@ def test_what_is_not_known_yet_has_its_place(clock):
     assert second == "making the first batch, 12 s"
 
 
-def test_a_status_ends_with_the_next_step_and_a_slow_step_is_named(clock):
+def test_a_status_ends_with_the_next_step_and_a_slow_step_is_named(clock: list[float]) -> None:
     pace = Pace(0, 100)
     assert pace.activity() == ""
     pace.begin("compiling")
@@ -118,7 +122,7 @@ def test_a_status_ends_with_the_next_step_and_a_slow_step_is_named(clock):
     assert pace.activity() == "stopping after this step; step 2, 7 s"
 
 
-def test_the_rate_leaves_out_what_is_no_training(clock):
+def test_the_rate_leaves_out_what_is_no_training(clock: list[float]) -> None:
     """The first step, which compiles, and the seconds between two steps in which a checkpoint is saved."""
     pace = Pace(10, 100)
     pace.begin("compiling")
@@ -136,7 +140,7 @@ def test_the_rate_leaves_out_what_is_no_training(clock):
     assert pace.seconds_left(50) == pytest.approx(25)
 
 
-def test_the_rate_is_that_of_late(clock):
+def test_the_rate_is_that_of_late(clock: list[float]) -> None:
     pace = Pace(0, 10000)
     for step in range(1, 1001):
         clock[0] += 10.0 if step < 500 else 1.0
@@ -144,7 +148,7 @@ def test_the_rate_is_that_of_late(clock):
     assert pace.steps_per_second == pytest.approx(1)
 
 
-def test_lines_are_said_above_those_that_stay(clock):
+def test_lines_are_said_above_those_that_stay(clock: list[float]) -> None:
     display = make(terminal(80), hint="a hint about [workers]")
     display.write(ENTRY)
     display.event({"step": 7, "epoch": 1, "knn_top1": 78.254})
@@ -155,7 +159,7 @@ def test_lines_are_said_above_those_that_stay(clock):
     assert second.startswith("3 steps skipped")
 
 
-def test_a_display_that_stands_aside_leaves_the_terminal_alone(clock):
+def test_a_display_that_stands_aside_leaves_the_terminal_alone(clock: list[float]) -> None:
     display = make(terminal(80), 0, 100)
     with display.aside("evaluating"):
         assert screen(display) == ["step 0/100: evaluating"]
@@ -167,7 +171,7 @@ def test_a_display_that_stands_aside_leaves_the_terminal_alone(clock):
     display.close()
 
 
-def test_plain_lines_come_now_and_then_and_at_the_end(clock):
+def test_plain_lines_come_now_and_then_and_at_the_end(clock: list[float]) -> None:
     display = make(plain(), 0, 40)
     for step in range(1, 41):
         clock[0] += 1.0
@@ -178,19 +182,21 @@ def test_plain_lines_come_now_and_then_and_at_the_end(clock):
     assert screen(display)[1].startswith("step 11/40, 0:00:29 left, 256 images/s, loss 5.1234, 3 steps skipped, ")
 
 
-def test_plain_lines_say_once_what_takes_more_than_a_moment(clock, monkeypatch):
+def test_plain_lines_say_once_what_takes_more_than_a_moment(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     started, running = [], []
 
     class Timer:
-        def __init__(self, seconds, tell, arguments):
+        def __init__(self, seconds: float, tell: Callable[..., None], arguments: tuple[Any, ...]) -> None:
             assert seconds == module.MOMENT
             self.run = lambda: tell(*arguments)
 
-        def start(self):
+        def start(self) -> None:
             started.append(self)
             running.append(self)
 
-        def cancel(self):
+        def cancel(self) -> None:
             running.remove(self)
 
     monkeypatch.setattr("threading.Timer", Timer)
@@ -209,7 +215,9 @@ def test_plain_lines_say_once_what_takes_more_than_a_moment(clock, monkeypatch):
 
 
 @pytest.mark.parametrize("console", [plain(quiet=True), Console(force_terminal=True, quiet=True, file=io.StringIO())])
-def test_a_quiet_one_shows_nothing_and_leaves_stderr_to_others(clock, console, capfd):
+def test_a_quiet_one_shows_nothing_and_leaves_stderr_to_others(
+    clock: list[float], console: Console, capfd: pytest.CaptureFixture[str]
+) -> None:
     stderr = sys.stderr
     display = make(console, 0, 1, hint="a hint")
     assert sys.stderr is stderr
@@ -221,7 +229,9 @@ def test_a_quiet_one_shows_nothing_and_leaves_stderr_to_others(clock, console, c
     assert capfd.readouterr().err == ""
 
 
-def test_a_note_stays_until_the_end_and_is_a_line_where_nothing_stays(clock, capfd):
+def test_a_note_stays_until_the_end_and_is_a_line_where_nothing_stays(
+    clock: list[float], capfd: pytest.CaptureFixture[str]
+) -> None:
     display = make(terminal(80), 0, 100)
     display.note("stopping after this step")
     assert drawn(display)[1] == "stopping after this step"

@@ -7,6 +7,8 @@ import signal
 import stat
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from typing import IO
 
 import psutil
 import pytest
@@ -38,13 +40,15 @@ STEPS = 16  # of launch.TINY
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(shards, tmp_path_factory):
+def uninterrupted(shards: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     run = tmp_path_factory.mktemp("whole") / "run"
     assert train(shards, run) == 0
     return run
 
 
-def test_killed_twice_and_continued_is_bit_identical(uninterrupted, shards, tmp_path):
+def test_killed_twice_and_continued_is_bit_identical(
+    uninterrupted: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     """SIGKILL somewhere, perhaps in the middle of saving: weights, queue, optimizer and loader end the same."""
     run = tmp_path / "run"
     kills = sorted(random.sample(range(1, STEPS - 3), 2))
@@ -73,7 +77,9 @@ def _killed_in(at: int, words: list[str]) -> int:
     return main(words)
 
 
-def test_killed_between_checkpoints_the_steps_since_are_done_again_to_the_bit(uninterrupted, shards, tmp_path):
+def test_killed_between_checkpoints_the_steps_since_are_done_again_to_the_bit(
+    uninterrupted: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     run, rare = tmp_path / "run", ["--checkpoint-every", 6]
     for kill, newest in ((11, 6), (9, 6), (15, 12)):
         job = finished(tmp_path, _killed_in, kill, command(shards, run, *rare)[2:])
@@ -89,10 +95,10 @@ class PowerCut(BaseException):
 
 
 @pytest.fixture
-def cut(monkeypatch):
+def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """What raises PowerCut and lets nothing be tidied up until monkeypatch.undo()."""
 
-    def cut(*_arguments):
+    def cut(*_arguments: object) -> None:
         monkeypatch.setattr(pathlib.Path, "unlink", lambda *_arguments, **_options: None)
         raise PowerCut
 
@@ -100,11 +106,13 @@ def cut(monkeypatch):
 
 
 @pytest.mark.parametrize("point", ["write", "fsync", "replace", "flush_folder"])
-def test_power_cut_while_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch, cut, point):
+def test_power_cut_while_saving_leaves_a_whole_checkpoint(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, cut: Callable[..., None], point: str
+) -> None:
     state = {"step": 1, "weights": torch.arange(5000.0)}
     save_checkpoint(tmp_path, state, 2)
 
-    def half(_state, file):
+    def half(_state: object, file: IO[bytes]) -> None:
         file.write(b"PK" * 700)
         cut()
 
@@ -126,7 +134,7 @@ def test_power_cut_while_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch,
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_what_is_renamed_is_on_the_disk_first(tmp_path, monkeypatch):
+def test_what_is_renamed_is_on_the_disk_first(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system may carry out a rename before the writes, unless they are flushed before it."""
     calls = []
     for name in ("fsync", "replace"):
@@ -143,7 +151,9 @@ def test_what_is_renamed_is_on_the_disk_first(tmp_path, monkeypatch):
     assert calls == ["fsync", "replace", "fsync"]
 
 
-def test_power_cut_while_old_metrics_are_removed_leaves_all_of_them(tmp_path, monkeypatch, cut):
+def test_power_cut_while_old_metrics_are_removed_leaves_all_of_them(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, cut: Callable[..., None]
+) -> None:
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 9)))
 
@@ -159,7 +169,7 @@ def test_power_cut_while_old_metrics_are_removed_leaves_all_of_them(tmp_path, mo
 
 
 @pytest.fixture
-def small_disk(tmp_path, uninterrupted):
+def small_disk(tmp_path: pathlib.Path, uninterrupted: pathlib.Path) -> Iterator[pathlib.Path]:
     """A file system with room for one checkpoint and a half."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -173,7 +183,9 @@ def small_disk(tmp_path, uninterrupted):
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_full_disk_ends_with_one_line_and_the_last_checkpoint(small_disk, shards, capsys):
+def test_full_disk_ends_with_one_line_and_the_last_checkpoint(
+    small_disk: pathlib.Path, shards: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = small_disk / "run"
     assert train(shards, run, "--max-steps", 2) == 0
     assert train(shards, run, "--checkpoint-every", 3) == 1
@@ -183,7 +195,9 @@ def test_full_disk_ends_with_one_line_and_the_last_checkpoint(small_disk, shards
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000002.pt"]
 
 
-def test_checkpoint_that_is_none_of_ours_is_named_and_the_one_before_is_taken(uninterrupted, shards, tmp_path, capsys):
+def test_checkpoint_that_is_none_of_ours_is_named_and_the_one_before_is_taken(
+    uninterrupted: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     assert train(shards, run, "--max-steps", 5) == 0
     torch.save({"state_dict": {"weight": torch.zeros(3)}}, run / "checkpoints/step-000000009.pt")
@@ -194,7 +208,7 @@ def test_checkpoint_that_is_none_of_ours_is_named_and_the_one_before_is_taken(un
     assert equal(final_state(uninterrupted), final_state(run)) == []
 
 
-def test_two_ranks_stop_when_one_is_killed_and_the_run_goes_on(shards, tmp_path):
+def test_two_ranks_stop_when_one_is_killed_and_the_run_goes_on(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     with started(launcher(shards, run, *ENDLESS), log, PET_NPROC_PER_NODE=2) as job:
         wait_for_step(run, 4, job)
@@ -228,8 +242,15 @@ def test_two_ranks_stop_when_one_is_killed_and_the_run_goes_on(shards, tmp_path)
         (MemoryError(), "out of main memory"),
     ],
 )
-def test_full_memory_is_one_line_that_says_what_to_lower(shards, tmp_path, capsys, monkeypatch, error, message):
-    def loss(*_arguments):
+def test_full_memory_is_one_line_that_says_what_to_lower(
+    shards: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    message: str,
+) -> None:
+    def loss(*_arguments: object) -> None:
         raise error
 
     monkeypatch.setattr(MoCo, "loss", loss)
@@ -239,8 +260,10 @@ def test_full_memory_is_one_line_that_says_what_to_lower(shards, tmp_path, capsy
     assert "lower --batch-size (now 16) or --size (now 16)" in line
 
 
-def test_an_error_of_our_own_is_not_explained_away(shards, tmp_path, monkeypatch):
-    def loss(*_arguments):
+def test_an_error_of_our_own_is_not_explained_away(
+    shards: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss(*_arguments: object) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     monkeypatch.setattr(MoCo, "loss", loss)
@@ -248,7 +271,7 @@ def test_an_error_of_our_own_is_not_explained_away(shards, tmp_path, monkeypatch
         train(shards, tmp_path / "run", "--method", "moco")
 
 
-def test_a_signal_that_is_repeated_still_leaves_a_checkpoint(shards, tmp_path):
+def test_a_signal_that_is_repeated_still_leaves_a_checkpoint(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Schedulers signal every process of a job, and torchrun passes the signal on as well."""
     run, log = tmp_path / "run", tmp_path / "log"
     with started(command(shards, run, *ENDLESS), log) as process:

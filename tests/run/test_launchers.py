@@ -22,11 +22,11 @@ def stub(folder: pathlib.Path, name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_parse(script):
+def test_scripts_parse(script: pathlib.Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
 
 
-def test_every_launcher_ends_in_the_same_line():
+def test_every_launcher_ends_in_the_same_line() -> None:
     job = yaml.safe_load((ROOT / "recipes/kubernetes.yaml").read_text())
     container = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
@@ -37,7 +37,7 @@ def test_every_launcher_ends_in_the_same_line():
     assert f'{LINE} "$@"' in (ROOT / "recipes/slurm.sbatch").read_text()
 
 
-def test_kubernetes_job_has_what_the_operator_needs():
+def test_kubernetes_job_has_what_the_operator_needs() -> None:
     job = yaml.safe_load((ROOT / "recipes/kubernetes.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
     assert set(job["spec"]["pytorchReplicaSpecs"]) == {"Worker"}  # elastic jobs have no master
@@ -55,7 +55,7 @@ def test_kubernetes_job_has_what_the_operator_needs():
         assert option not in ("--data", "--run") or any(value.startswith(path) for path in mounts.values())
 
 
-def test_containers_are_given_shared_memory_and_folders():
+def test_containers_are_given_shared_memory_and_folders() -> None:
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     dockerfile = (ROOT / "Dockerfile").read_text()
     for name, service in services.items():
@@ -69,7 +69,7 @@ def test_containers_are_given_shared_memory_and_folders():
     assert all((ROOT / name).exists() and f"!{name}" in ignored for name in copied)
 
 
-def test_install_uses_a_vendors_packages_where_it_is_told_to(tmp_path):
+def test_install_uses_a_vendors_packages_where_it_is_told_to(tmp_path: pathlib.Path) -> None:
     """The GPU image's own PyTorch must neither be replaced nor hidden."""
     shutil.copy(ROOT / "install.sh", tmp_path)
     stub(tmp_path, "dpkg-query", "echo install ok installed")
@@ -91,7 +91,9 @@ def test_install_uses_a_vendors_packages_where_it_is_told_to(tmp_path):
         assert log[-1].endswith("-e .[ffcv]")
 
 
-def test_slurm_job_saves_before_its_time_is_up_and_is_queued_again(shards, tmp_path):
+def test_slurm_job_saves_before_its_time_is_up_and_is_queued_again(
+    shards: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     """The real script, torchrun and training; stand-ins for Slurm's commands, which pass signals on as Slurm does."""
     tools, run, log = tmp_path / "tools", tmp_path / "run", tmp_path / "log"
     tools.mkdir()

@@ -1,6 +1,8 @@
 """A run's figures: means that leave skipped steps out, no wait for values, the count of skipped steps, its files."""
 
 import os
+import pathlib
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -14,12 +16,12 @@ from fasttrain.run.metrics import ON_THEIR_WAY, Metrics, MetricsFile, _Arriving,
 ONE = {"loss": torch.tensor(1.0)}
 
 
-def batches(*replaced):
+def batches(*replaced: int) -> Iterator[Batch]:
     for count in replaced:
         yield Batch(*[torch.zeros(1)] * 6, replaced=count)
 
 
-def test_means_leave_skipped_steps_out(tmp_path):
+def test_means_leave_skipped_steps_out(tmp_path: pathlib.Path) -> None:
     metrics = make_metrics(tmp_path, every=4)
     skipped = {1: Skips(1, 1, 1), 2: Skips(2, 2, 2)}
     for step in range(4):
@@ -34,29 +36,31 @@ def test_means_leave_skipped_steps_out(tmp_path):
     assert second == {"step": 4, "epoch": 0, "knn_top1": 50.0}
 
 
-def test_a_mean_over_skipped_steps_alone_is_null(tmp_path):
+def test_a_mean_over_skipped_steps_alone_is_null(tmp_path: pathlib.Path) -> None:
     metrics = make_metrics(tmp_path)
     metrics.step(1, 0, 0.1, {"loss": torch.tensor(float("inf"))}, torch.tensor(Skips(1, 1, 0)))
     metrics.close()
     assert '"loss": null' in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_entries_wait_for_their_values_and_the_run_does_not(tmp_path, monkeypatch):
+def test_entries_wait_for_their_values_and_the_run_does_not(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a GPU whose host is some steps ahead, with an entry for every step."""
     here, waited = [False], []
 
     class Late(_Arriving):
-        def arrived(self):
+        def arrived(self) -> bool:
             return here[0]
 
-        def read(self):
+        def read(self) -> list[float]:
             waited.append(not here[0])
             return super().read()
 
     monkeypatch.setattr("fasttrain.run.metrics._Arriving", Late)
     metrics = make_metrics(tmp_path)
 
-    def take(steps):
+    def take(steps: Iterable[int]) -> None:
         for step in steps:
             metrics.step(step + 1, 0, 0.1, {"loss": torch.tensor(float(step))}, torch.tensor(Skips()))
 
@@ -73,7 +77,7 @@ def test_entries_wait_for_their_values_and_the_run_does_not(tmp_path, monkeypatc
     assert [entry["loss"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == list(range(ON_THEIR_WAY + 3))
 
 
-def test_time_of_an_event_is_no_training_time(tmp_path, monkeypatch):
+def test_time_of_an_event_is_no_training_time(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     metrics = make_metrics(tmp_path, every=2)
@@ -82,7 +86,7 @@ def test_time_of_an_event_is_no_training_time(tmp_path, monkeypatch):
     now[0] += 50.0
     metrics.event(1, 0, 50.0, knn_top1=1.0)
 
-    def slow_batches():
+    def slow_batches() -> Iterator[Batch]:
         now[0] += 1.0
         yield from batches(0)
 
@@ -95,7 +99,7 @@ def test_time_of_an_event_is_no_training_time(tmp_path, monkeypatch):
     assert last["transfer_wait"] == 0
 
 
-def test_replaced_samples_are_counted_from_one_entry_to_the_next(tmp_path):
+def test_replaced_samples_are_counted_from_one_entry_to_the_next(tmp_path: pathlib.Path) -> None:
     metrics = make_metrics(tmp_path, every=2)
     for step, _ in enumerate(metrics.timed(batches(1, 2, 0, 4))):
         metrics.step(step + 1, 0, 0.1, ONE, torch.tensor(Skips()))
@@ -104,7 +108,7 @@ def test_replaced_samples_are_counted_from_one_entry_to_the_next(tmp_path):
 
 
 @pytest.mark.parametrize("first", [0, 7, 20])
-def test_skipped_steps_are_noticed_without_sinks_and_however_seldom_there_is_an_entry(first):
+def test_skipped_steps_are_noticed_without_sinks_and_however_seldom_there_is_an_entry(first: int) -> None:
     metrics = Metrics((), Health(CPU, 1), CPU, 1000, 10)
     for step in range(first + 40):
         in_a_row = max(0, step + 1 - first)
@@ -116,7 +120,7 @@ def test_skipped_steps_are_noticed_without_sinks_and_however_seldom_there_is_an_
     assert first + 20 <= step + 1 < first + 40
 
 
-def test_an_event_is_on_the_disk_with_all_before_it(tmp_path, monkeypatch):
+def test_an_event_is_on_the_disk_with_all_before_it(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, on_disk = tmp_path / "metrics.jsonl", []
     file = MetricsFile(path, 0)
     monkeypatch.setattr(os, "fsync", lambda _file: on_disk.append([entry["step"] for entry in read_metrics(path)]))
@@ -127,7 +131,7 @@ def test_an_event_is_on_the_disk_with_all_before_it(tmp_path, monkeypatch):
     assert on_disk == [[1, 2]]
 
 
-def test_a_line_that_was_cut_ends_the_entries_and_is_removed_with_later_ones(tmp_path):
+def test_a_line_that_was_cut_ends_the_entries_and_is_removed_with_later_ones(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     assert [entry["step"] for entry in read_metrics(path)] == [1, 2, 3]

@@ -7,9 +7,11 @@ Needs root and iproute2; skips with the reason where the system does not let it 
 
 import contextlib
 import os
+import pathlib
 import signal
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
 
 import psutil
 import pytest
@@ -28,7 +30,7 @@ def ip(*words: str) -> None:
 
 
 @contextlib.contextmanager
-def namespaces():
+def namespaces() -> Iterator[None]:
     """Two network namespaces joined by a cable."""
     try:
         for name in NAMES:
@@ -46,7 +48,7 @@ def namespaces():
 
 
 @pytest.fixture(scope="module")
-def cable():
+def cable() -> Iterator[None]:
     try:
         with namespaces():
             yield
@@ -55,30 +57,32 @@ def cable():
         pytest.skip(f"no network namespaces here (they need root and iproute2): {reason.strip()}")
 
 
-def side(place, shards, run, log, *more, **variables):
+def side(
+    place: int, shards: pathlib.Path, run: pathlib.Path, log: pathlib.Path, *more: object, **variables: object
+) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
     """One machine's torchrun (place 0 or 1), in its namespace, as a context: see launch.started."""
     words = ["ip", "netns", "exec", NAMES[place], *launcher(shards, run, "--device", "cpu", *more)]
     own = {"PET_LOCAL_ADDR": ADDRESSES[place], "GLOO_SOCKET_IFNAME": "eth0"}
     return started(words, log, **{"PET_NNODES": 2, "PET_NPROC_PER_NODE": 1, **own, **variables})
 
 
-def static(place):
+def static(place: int) -> dict[str, object]:
     return {"PET_MASTER_ADDR": ADDRESSES[0], "PET_MASTER_PORT": PORT, "PET_NODE_RANK": place}
 
 
-def elastic(place):
+def elastic(place: int) -> dict[str, object]:
     # torchrun finds out which machine is the endpoint by its host name; these two have the same one
     conf = f"is_host={int(place == 0)},join_timeout={SECONDS},last_call_timeout=2"
     return {"PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": f"{ADDRESSES[0]}:{PORT}", "PET_RDZV_CONF": conf}
 
 
-def processes(place):
+def processes(place: int) -> list[int]:
     """Numbers of all processes of a machine."""
     words = ["ip", "netns", "pids", NAMES[place]]
     return list(map(int, subprocess.run(words, capture_output=True, text=True, timeout=20).stdout.split()))
 
 
-def ranks_end(place, within):
+def ranks_end(place: int, within: float) -> bool:
     """Have all training processes of a machine ended after so many seconds? Its torchrun may have yet to notice."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
@@ -89,7 +93,7 @@ def ranks_end(place, within):
     return False
 
 
-def kill(job):
+def kill(job: subprocess.Popen[bytes]) -> None:
     """What a power cut does to a machine's processes: torchrun, and the rank in its own session, at once."""
     for pid in processes(1):
         with contextlib.suppress(ProcessLookupError):
@@ -97,7 +101,7 @@ def kill(job):
     assert job.wait(SECONDS) == -signal.SIGKILL
 
 
-def test_two_machines_train_to_the_end(cable, shards, tmp_path):
+def test_two_machines_train_to_the_end(cable: None, shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run, logs = tmp_path / "run", [tmp_path / "0", tmp_path / "1"]
     with side(0, shards, run, logs[0], **static(0)) as a, side(1, shards, run, logs[1], **static(1)) as b:
         assert a.wait(SECONDS) == 0, logs[0].read_text()
@@ -106,7 +110,9 @@ def test_two_machines_train_to_the_end(cable, shards, tmp_path):
     assert [entry["step"] for entry in read_metrics(run / "metrics.jsonl")] == list(range(2, 17, 2))
 
 
-def test_a_job_ends_when_a_machine_dies_and_goes_on_from_its_checkpoint(cable, shards, tmp_path):
+def test_a_job_ends_when_a_machine_dies_and_goes_on_from_its_checkpoint(
+    cable: None, shards: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     run, logs = tmp_path / "run", [tmp_path / "0", tmp_path / "1"]
     with side(0, shards, run, logs[0], *ENDLESS, **elastic(0)) as a:
         with side(1, shards, run, logs[1], *ENDLESS, **elastic(1)) as b:
@@ -120,7 +126,9 @@ def test_a_job_ends_when_a_machine_dies_and_goes_on_from_its_checkpoint(cable, s
 
 
 @pytest.mark.slow
-def test_a_job_ends_on_both_sides_when_the_cable_is_cut(cable, shards, tmp_path):
+def test_a_job_ends_on_both_sides_when_the_cable_is_cut(
+    cable: None, shards: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     """Nothing tells the connections, and both sides would wait for ten minutes."""
     run, logs = tmp_path / "run", [tmp_path / "0", tmp_path / "1"]
     with (
@@ -141,7 +149,7 @@ def test_a_job_ends_on_both_sides_when_the_cable_is_cut(cable, shards, tmp_path)
     assert final_state(run)["step"] == step + 2
 
 
-def stop(run, jobs, logs):
+def stop(run: pathlib.Path, jobs: Sequence[subprocess.Popen[bytes]], logs: Sequence[pathlib.Path]) -> None:
     """SIGUSR1 to every machine's torchrun, as Slurm does: all ranks save and end, and are not restarted."""
     for job in jobs:
         job.send_signal(signal.SIGUSR1)
@@ -152,7 +160,7 @@ def stop(run, jobs, logs):
 
 
 @pytest.mark.slow
-def test_a_machine_that_died_may_come_back(cable, shards, tmp_path):
+def test_a_machine_that_died_may_come_back(cable: None, shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """With a restart left, the survivor waits for the other to be started again; both go on from the checkpoint."""
     run, logs = tmp_path / "run", [tmp_path / name for name in "012"]
     restarts = {"PET_MAX_RESTARTS": 2}
@@ -168,7 +176,7 @@ def test_a_machine_that_died_may_come_back(cable, shards, tmp_path):
 
 
 @pytest.mark.slow
-def test_machines_leave_and_join_an_elastic_job(cable, shards, tmp_path):
+def test_machines_leave_and_join_an_elastic_job(cable: None, shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """From one to two machines: the survivor goes on alone, and with the other once that has come back."""
     run, logs = tmp_path / "run", [tmp_path / name for name in "012"]
     sizes = {"PET_NNODES": "1:2", "PET_MAX_RESTARTS": 2}

@@ -5,12 +5,14 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from support.commands import one_line
-from support.forks import on_ranks, succeed
+from support.forks import RunCommand, on_ranks, succeed
 from support.launch import TINY, equal, final_state, launcher, started, train, train_on_ranks, wait_for_step
 
 from fasttrain.config import make_config
@@ -24,12 +26,12 @@ from fasttrain.train import main
 EVERY_4 = ["--checkpoint-every", 4]
 
 
-def names(run):
+def names(run: pathlib.Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
 @pytest.fixture(scope="module")
-def stopped(shards, tmp_path_factory):
+def stopped(shards: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Stopped at step 9, with checkpoints of 4, 8 and 9."""
     run = tmp_path_factory.mktemp("stopped") / "run"
     assert train(shards, run, "--max-steps", 9, *EVERY_4) == 0
@@ -37,17 +39,19 @@ def stopped(shards, tmp_path_factory):
 
 
 @pytest.fixture
-def run(stopped, tmp_path):
+def run(stopped: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
     return shutil.copytree(stopped, tmp_path / "run")
 
 
-def change_byte(path):
+def change_byte(path: pathlib.Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x40
     path.write_bytes(content)
 
 
-def test_a_damaged_one_is_set_aside_and_pushes_no_good_one_out(run, shards, capsys):
+def test_a_damaged_one_is_set_aside_and_pushes_no_good_one_out(
+    run: pathlib.Path, shards: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     change_byte(run / "checkpoints/step-000000009.pt")
     assert train(shards, run, "--keep-last", 1, "--max-steps", 9, "--checkpoint-every", 100) == 0
     errors = capsys.readouterr().err
@@ -56,8 +60,10 @@ def test_a_damaged_one_is_set_aside_and_pushes_no_good_one_out(run, shards, caps
     assert names(run) == ["step-000000009.pt", "step-000000009.pt.unreadable"]
 
 
-def test_the_last_good_checkpoint_is_one_that_can_be_read(run, shards, capsys, monkeypatch):
-    def full(*_arguments):
+def test_the_last_good_checkpoint_is_one_that_can_be_read(
+    run: pathlib.Path, shards: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     change_byte(run / "checkpoints/step-000000009.pt")
@@ -78,7 +84,13 @@ def test_the_last_good_checkpoint_is_one_that_can_be_read(run, shards, capsys, m
         (lambda state: state["method"].update({key: torch.zeros(3) for key in state["method"]}), "does not fit"),
     ],
 )
-def test_one_that_does_not_fit_is_one_line_which_offers_the_one_before(run, shards, capsys, change, message):
+def test_one_that_does_not_fit_is_one_line_which_offers_the_one_before(
+    run: pathlib.Path,
+    shards: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict[str, Any]], object],
+    message: str,
+) -> None:
     newest = saved_checkpoints(run / "checkpoints")[0]
     state = torch.load(newest, weights_only=True)
     change(state)
@@ -93,7 +105,9 @@ def test_one_that_does_not_fit_is_one_line_which_offers_the_one_before(run, shar
     assert f"continuing {run} from step 8" in capsys.readouterr().err
 
 
-def test_one_of_an_earlier_version_is_refused_in_one_line(run, shards, capsys):
+def test_one_of_an_earlier_version_is_refused_in_one_line(
+    run: pathlib.Path, shards: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     newest = saved_checkpoints(run / "checkpoints")[0]
     state = torch.load(newest, weights_only=True)
     save_checkpoint(run / "checkpoints", {**state, "format": 1}, 0)
@@ -107,7 +121,7 @@ def test_one_of_an_earlier_version_is_refused_in_one_line(run, shards, capsys):
     assert "is of a run by an earlier version of fasttrain" in line
 
 
-def test_one_that_does_not_fit_is_one_line_of_the_evaluation_too(run, run_command):
+def test_one_that_does_not_fit_is_one_line_of_the_evaluation_too(run: pathlib.Path, run_command: RunCommand) -> None:
     newest = saved_checkpoints(run / "checkpoints")[0]
     state = torch.load(newest, weights_only=True)
     state["method"].update({key: torch.zeros(3) for key in state["method"]})
@@ -117,7 +131,9 @@ def test_one_that_does_not_fit_is_one_line_of_the_evaluation_too(run, run_comman
     assert f"{newest} does not fit the networks of its run's config.json" in one_line(process)
 
 
-def test_one_that_does_not_fit_with_none_before_it_offers_to_start_over(run, shards, capsys):
+def test_one_that_does_not_fit_with_none_before_it_offers_to_start_over(
+    run: pathlib.Path, shards: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for path in saved_checkpoints(run / "checkpoints")[1:]:
         path.unlink()
     state = torch.load(saved_checkpoints(run / "checkpoints")[0], weights_only=True)
@@ -155,7 +171,9 @@ def test_ranks_go_on_from_the_same_checkpoint_or_all_end(
     assert final_state(run)["step"] == 9
 
 
-def test_a_signal_to_one_of_two_ranks_stops_both_and_they_go_on_together(shards, tmp_path):
+def test_a_signal_to_one_of_two_ranks_stops_both_and_they_go_on_together(
+    shards: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     """Not to the launcher, which would hand it on to both."""
     run, log = tmp_path / "run", tmp_path / "log"
     words = ["--epochs", 100, "--checkpoint-every", 4, "--knn-every", 50]
@@ -174,7 +192,9 @@ def test_a_signal_to_one_of_two_ranks_stops_both_and_they_go_on_together(shards,
 
 
 @pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
-def test_fresh_is_honoured_once_in_a_job(run, shards, monkeypatch, name):
+def test_fresh_is_honoured_once_in_a_job(
+    run: pathlib.Path, shards: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setenv(name, "1")
     assert train(shards, run, "--fresh", "--max-steps", 10) == 0
     assert not run.with_name("run.previous-1").exists()
@@ -184,7 +204,9 @@ def test_fresh_is_honoured_once_in_a_job(run, shards, monkeypatch, name):
     assert final_state(run.with_name("run.previous-1"))["step"] == 10
 
 
-def test_fresh_is_honoured_once_in_a_job_that_a_machine_joins(run, monkeypatch):
+def test_fresh_is_honoured_once_in_a_job_that_a_machine_joins(
+    run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torchrun starts its processes again then, and does not count it; only the job's name is the same."""
     settings = Settings.of(make_config(data="x"))
     for job, moved in (("a", 1), ("a", 1), ("b", 2), ("none", 3), ("none", 4)):
@@ -193,7 +215,7 @@ def test_fresh_is_honoured_once_in_a_job_that_a_machine_joins(run, monkeypatch):
         assert len(list(run.parent.glob("run.previous-*"))) == moved, job
 
 
-def test_a_run_that_ended_before_it_had_a_config_can_begin(tmp_path, shards):
+def test_a_run_that_ended_before_it_had_a_config_can_begin(tmp_path: pathlib.Path, shards: pathlib.Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "lock").touch()

@@ -1,5 +1,7 @@
 """samples.png: every view in its place, as large beside the others as it is."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ def batch_of(count: int) -> Batch:
 
 
 @pytest.mark.parametrize("groups", [[(1, 8)], [(2, 32)], [(2, 224), (6, 96)], [(2, 224), (8, 96)], [(1, 9), (7, 200)]])
-def test_every_view_has_a_place_of_its_own(groups):
+def test_every_view_has_a_place_of_its_own(groups: list[tuple[int, int]]) -> None:
     places = _places(groups)
     assert len(places) == 1 + sum(count for count, _ in groups)
     taken = np.zeros((CELL, 3000), dtype=int)
@@ -31,13 +33,13 @@ def test_every_view_has_a_place_of_its_own(groups):
     assert [place.side for place in places] == expected
 
 
-def test_labels_number_the_views():
+def test_labels_number_the_views() -> None:
     labels = [place.label for place in _places([(2, 224), (5, 96)]) if place.label]
     assert labels == ["source", "view 1", "view 2", "3-4", "5-6", "7"]
 
 
 @pytest.mark.parametrize("count", [1, 4, 20])
-def test_the_page_shows_each_view_as_it_was_before_it_was_normalised(tmp_path, count):
+def test_the_page_shows_each_view_as_it_was_before_it_was_normalised(tmp_path: pathlib.Path, count: int) -> None:
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
     views = tuple(torch.zeros(v, count, 3, size, size) for v, size in ((2, 16), (3, 4)))
     for number, view in enumerate([*views[0], *views[1]]):

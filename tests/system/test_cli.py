@@ -5,8 +5,8 @@ import pytest
 from fasttrain.system.cli import finish
 
 
-def test_a_package_that_is_missing_is_one_line(capsys):
-    def main():
+def test_a_package_that_is_missing_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
         import a_package_that_nobody_has.part  # noqa: F401
 
         return 0
@@ -15,8 +15,8 @@ def test_a_package_that_is_missing_is_one_line(capsys):
     assert "error: the package a_package_that_nobody_has is missing here" in capsys.readouterr().err
 
 
-def test_a_module_of_our_own_that_is_missing_is_a_defect_and_shows_where():
-    def main():
+def test_a_module_of_our_own_that_is_missing_is_a_defect_and_shows_where() -> None:
+    def main() -> int:
         import fasttrain.no_such_module  # noqa: F401
 
         return 0

@@ -1,5 +1,7 @@
 """A lock keeps others out until it is closed or forgotten."""
 
+import pathlib
+
 import pytest
 
 from fasttrain.system.errors import UserError
@@ -7,7 +9,7 @@ from fasttrain.system.lock import lock
 
 
 @pytest.mark.parametrize("name", ["", "lock"])
-def test_one_holder_at_a_time(tmp_path, name):
+def test_one_holder_at_a_time(tmp_path: pathlib.Path, name: str) -> None:
     with lock(tmp_path / name, "taken"), pytest.raises(UserError, match="taken"):
         lock(tmp_path / name, "taken")
     held = lock(tmp_path / name, "taken")

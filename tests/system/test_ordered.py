@@ -5,7 +5,9 @@ import random
 import threading
 import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ def test_results_ahead_are_bounded_in_bytes(workers: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(ordered, "PORTION_BYTES", 20)
     lock, alive, most = threading.Lock(), 0, 0
 
-    def results(task: int):
+    def results(task: int) -> Iterator[tuple[int, int]]:
         nonlocal alive, most
         for i in range(30):  # 300 bytes: none of the tasks fits
             with lock:
@@ -59,7 +61,7 @@ def test_results_ahead_are_bounded_in_bytes(workers: int, monkeypatch: pytest.Mo
 
 
 def test_errors_come_where_the_results_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    def results(task: int):
+    def results(task: int) -> Iterator[int]:
         yield task
         if task == 3:
             raise ValueError("three")
@@ -119,7 +121,7 @@ def test_storage_that_hangs_is_named(
     read, plain = os.read, os.open
     slow: set[int] = set()
 
-    def opened(path, flags, *arguments, **named):
+    def opened(path: str | Path, flags: int, *arguments: Any, **named: Any) -> int:
         descriptor = plain(path, flags, *arguments, **named)
         (slow.add if str(path).endswith("3.jpg") else slow.discard)(descriptor)
         return descriptor

@@ -4,11 +4,15 @@ import io
 import re
 import sys
 
+import pytest
+
 from fasttrain.system import progress as module
 from fasttrain.system.progress import progress
 
 
-def test_lines_tell_how_far_how_fast_and_how_long(monkeypatch, capfd):
+def test_lines_tell_how_far_how_fast_and_how_long(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
     with progress(100, done=20, title="features") as advance:
         advance(0)
@@ -19,16 +23,16 @@ def test_lines_tell_how_far_how_fast_and_how_long(monkeypatch, capfd):
     assert re.fullmatch(r"features: 100/100 images, \d+ images/s, 0 s left", last)
 
 
-def test_what_is_quickly_done_needs_no_line(capfd):
+def test_what_is_quickly_done_needs_no_line(capfd: pytest.CaptureFixture[str]) -> None:
     with progress(2) as advance:
         advance(1)
         advance(1)
     assert capfd.readouterr().err == ""
 
 
-def test_a_terminal_has_a_bar(monkeypatch):
+def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
-        def isatty(self):
+        def isatty(self) -> bool:
             return True
 
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
