@@ -381,7 +381,7 @@ def test_a_step_never_waits_for_the_gpu(tmp_path: pathlib.Path, optimizer: str, 
     index = torch.arange(8)
     pixels = torch.randint(0, 256, (8 * 20 * 24 * 3,), dtype=torch.uint8, device=ranks.device)
 
-    def take(number: int) -> None:
+    def whole_step(number: int) -> None:
         with metrics.making_views():
             table = draw(RECIPES["mocov2"], *sizes, index, 0, number, 16)
             views = augment(
@@ -391,11 +391,11 @@ def test_a_step_never_waits_for_the_gpu(tmp_path: pathlib.Path, optimizer: str, 
         metrics.step(number + 1, 0, 0.1, terms, step.skips_3)
 
     for number in range(2):  # compile kernels
-        take(number)
+        whole_step(number)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        take(2)
+        whole_step(2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     metrics.flush(3, 0, 0.1)

@@ -16,7 +16,6 @@ from support.hopper import compiled_for_hopper
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fasttrain.kernels import similarity
 from fasttrain.kernels.similarity import cpu, readout, reference
 
 ON_GPU = torch.cuda.is_available()
@@ -209,21 +208,6 @@ def test_operators_are_registered_correctly() -> None:
     x, queue = rows(4, 16, 1).requires_grad_(), rows(9, 16, 2)
     t = torch.full((4,), 0.2, dtype=torch.float64, requires_grad=True)
     torch.library.opcheck(torch.ops.fasttrain.readout.default, (x, queue, t, -1, "cpu"))
-
-
-def test_compiles_without_a_graph_break() -> None:
-    q, k, queue = rows(6, 16, 1, torch.float32).requires_grad_(), rows(6, 16, 2, torch.float32), rows(40, 16, 3)
-    queue = queue.float()
-
-    def loss(q: torch.Tensor) -> torch.Tensor:
-        terms = similarity.queue_terms(
-            q, k, queue, 0.1, consistency_temperature=0.2, uniformity_temperature=0.1, impl="cpu"
-        )
-        return terms.contrast + terms.consistency + terms.uniformity + similarity.batch_uniformity(q, k, 0, 0.2)
-
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    assert torch.allclose(compiled(q), loss(q), atol=1e-6)
-    assert torch.allclose(*(torch.autograd.grad(f(q), q)[0] for f in (compiled, loss)), atol=1e-6)
 
 
 def test_unavailable_versions_and_wrong_shapes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

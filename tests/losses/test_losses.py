@@ -266,3 +266,17 @@ def test_the_regularisers_go_with_a_loss_that_has_no_queue() -> None:
     assert set(terms) == {"contrast", "cross"}
     with pytest.raises(UserError, match="--cross queue and --uniform queue are for methods that have a queue"):
         regularised(own, Regularisers(uniform="queue"), q, keys, keys, None)
+
+
+def test_terms_compile_without_a_graph_break() -> None:
+    q, keys, queue = (x.detach().float() for x in inputs(6, 40, 16))
+    q.requires_grad_()
+    terms = [InfoNCE(0.1), QueueConsistency(0.2), QueueUniformity(0.1)]
+
+    def loss(q: torch.Tensor) -> torch.Tensor:
+        contrast, consistency, uniformity = queue_terms(terms, q, keys, queue, "cpu")
+        return contrast + consistency + uniformity + batch_uniformity(q, keys, 0.2, "cpu")
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(q), loss(q), atol=1e-6)
+    assert torch.allclose(*(torch.autograd.grad(f(q), q)[0] for f in (compiled, loss)), atol=1e-6)
