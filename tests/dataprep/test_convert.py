@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -335,13 +337,16 @@ def whole_conversion(noise: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-def _held(words: list[str], released: Path) -> int:
-    """A conversion in a session of its own that stops after three of its six shards until a file appears."""
+def _held(words: list[str], waiting: Path, released: Path) -> int:
+    """A conversion in a session of its own that waits for its fourth shard's images until a file appears."""
     os.setsid()
-    encode, calls = convert.encode_samples, itertools.count()
+    encode, calls, third = convert.encode_samples, itertools.count(), "train-00002.*.json"
 
     def encode_or_wait(reader: Reader, samples: Sequence, **settings: object) -> Iterator:
-        while next(calls) >= 3 and not released.exists():
+        late = next(calls) >= 3
+        while late and not released.exists():
+            if list(Path(words[1]).glob(third)) and "_next" in names_of_frames():  # of stream_in_order
+                waiting.touch()
             time.sleep(0.01)
         yield from encode(reader, samples, **settings)
 
@@ -349,12 +354,19 @@ def _held(words: list[str], released: Path) -> int:
     return _named_convert(words)
 
 
-def _held_at_the_end(words: list[str], released: Path) -> int:
+def names_of_frames() -> list[str]:
+    """What the main thread is in."""
+    frame = sys._current_frames()[threading.main_thread().ident]  # type: ignore[index]
+    return [entry.name for entry in traceback.extract_stack(frame)]
+
+
+def _held_at_the_end(words: list[str], waiting: Path, released: Path) -> int:
     """A conversion whose manifest is not written until a file appears."""
     os.setsid()
     complete = convert.complete
 
     def wait_and_complete(*arguments: object) -> Manifest:
+        waiting.touch()
         while not released.exists():
             time.sleep(0.01)
         return complete(*arguments)
@@ -368,13 +380,13 @@ def _named_convert(words: list[str]) -> int:
     return convert.main(words)
 
 
-def signalled(hold: Callable[[list[str], Path], int], source: Path, out: Path, number: int, *options: object) -> Fork:
-    """A held conversion that was sent a signal once its first shard was recorded, and has ended."""
+def signalled(hold: Callable, source: Path, out: Path, number: int, *options: object) -> Fork:
+    """A held conversion that was sent a signal while it waited, and has ended."""
     words = [str(word) for word in (source, out, *SIX_SHARDS, *options)]
-    released = out.parent / "released"
-    fork = Fork(out.parent, hold, words, released)
+    waiting, released = out.parent / "waiting", out.parent / "released"
+    fork = Fork(out.parent, hold, words, waiting, released)
     deadline = time.monotonic() + 150  # Ray starts slowly beside other work
-    while not list(out.glob("train-0000?.*.json")):
+    while not waiting.exists():
         assert time.monotonic() < deadline, fork.kill()
         assert fork.process.is_alive(), fork.kill()
         time.sleep(0.005)
