@@ -62,7 +62,7 @@ def make_config(method: str = "xmoco", preset: str = "imagenet", **values: Any) 
     known = set(flat(_defaults(method, preset, {})))
     if unknown := sorted(set(values) - known):
         raise UserError(_foreign(unknown[0], method) or f"{method} has no option {flag(unknown[0])}")
-    if "resolution" in values:
+    if values.get("resolution"):
         values = {"size": resolution_sides(values["resolution"])[1], **values}
     config = _with_optimizer(_defaults(method, preset, {}), values.get("optimizer", ""))
     return replaced(config, values)
@@ -122,9 +122,10 @@ def _defaults(method: str, preset: str, given: Mapping[str, Any]) -> TrainConfig
 def _kept(saved: Mapping[str, Any], method: str, preset: str) -> dict[str, Any]:
     """The saved options that are a start for a run of this method and preset: all of them where these are the same,
     else those that are not merely the defaults of what was saved."""
-    if not saved or (saved["method"], saved["preset"]) == (method, preset):
+    before = saved.get("method", method), saved.get("preset", preset)
+    if before == (method, preset):
         return dict(saved)
-    usual = Settings.of(_defaults(saved["method"], saved["preset"], {})).values
+    usual = Settings.of(_defaults(*before, {})).values
     return {name: value for name, value in saved.items() if name not in usual or usual[name] != value}
 
 
