@@ -183,7 +183,7 @@ def test_dali_missing_is_one_clear_line(tar_shards: pathlib.Path, monkeypatch: p
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without_dali)
-    with pytest.raises(UserError, match=r"needs NVIDIA DALI .*fasttrain\[dali\]"):
+    with pytest.raises(UserError, match=r"needs NVIDIA DALI .*pip install nvidia-dali-cuda130"):
         make(tar_shards, "dali")
 
 
