@@ -36,7 +36,7 @@ from fasttrain.input import Loader, Order, Store, open_dataset, open_loader, pix
 from fasttrain.kernels.augment import Views, augment
 from fasttrain.methods import Method, Sample
 from fasttrain.networks.batch_norm import is_split
-from fasttrain.networks.groups import check_groups
+from fasttrain.networks.groups import MAX_SHARE, Groups, check_groups
 from fasttrain.report import write_report
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.display import Display
@@ -83,9 +83,8 @@ class StopSignal:
             os.write(2, f"{text}\n".encode())
 
 
-def make_loader(store: Store, config: TrainConfig, ranks: Ranks, splits: bool) -> Loader:
-    """The samples in their seeded order. splits: batch norm takes groups of them. Raises UserError for a batch that
-    can't be."""
+def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
+    """The samples in their seeded order. Raises UserError for a batch that can't be."""
     batch_size, accumulate = config.optimisation.batch_size, config.optimisation.accumulate
     if batch_size > store.num_samples:
         raise UserError(f"--batch-size {batch_size} is larger than the data set ({store.num_samples} images)")
@@ -96,14 +95,18 @@ def make_loader(store: Store, config: TrainConfig, ranks: Ranks, splits: bool) -
         )
     if batch_size // ranks.world_size % accumulate or batch_size < 2 * parts:
         raise UserError(f"--batch-size {batch_size} can't be cut into {parts} equal parts (--accumulate) of 2 or more")
-    if splits:
-        check_groups(batch_size, ranks.world_size, accumulate, config.encoder.batch_norm_groups)
     order = Order(store.num_samples, batch_size, config.run.seed, True, ranks.rank, ranks.world_size)
     workers = ranks.threads(config.machine.workers)
     return open_loader(
         store, order, workers, config.data.loader, ranks.device, config.data.max_failed_fraction,
         labels=config.method.needs_labels,
     )  # fmt: skip
+
+
+def make_groups(config: TrainConfig, ranks: Ranks) -> Groups:
+    """How batch norm cuts each micro-batch. Raises UserError where a query could tell its key by the cut."""
+    optimisation, number = config.optimisation, config.encoder.batch_norm_groups
+    return check_groups(optimisation.batch_size, ranks.world_size, optimisation.accumulate, number)
 
 
 def not_finite(run: pathlib.Path, order: Order, skips: Skips, step: int) -> RunError:
@@ -158,7 +161,8 @@ def train(config: TrainConfig) -> int:
     recipe = config.views.recipe_for(config.method.views)
     data = pathlib.Path(config.data.data)
     store = open_dataset(data, "train", config.data.loader, config.views.size)
-    loader = make_loader(store, config, ranks, is_split(method.encoder))
+    loader = make_loader(store, config, ranks)
+    groups = make_groups(config, ranks) if is_split(method.encoder) else None
     mean, std = pixel_statistics(data, config.data.loader)
     workers = ranks.threads(config.machine.workers)
     knn = KnnMonitor(config.data, config.views.size, ranks.device, workers) if config.logging.knn_every else None
@@ -192,6 +196,9 @@ def train(config: TrainConfig) -> int:
     stop.tell = display.note
     metrics = Metrics((*files, display), health, ranks.device, config.logging.log_every, batch_size)
     display.say(f"learning rate {optimisation.peak_lr:g}: --lr {optimisation.lr:g} × {batch_size}/{BASE_BATCH}")
+    if groups and groups.share > MAX_SHARE:
+        part = f"{groups.share:.0%} of the images that normalise a key also normalise its query"
+        display.say(f"{part}: a larger batch has less")
     evaluations = Evaluations(knn, config.logging.knn_every * steps_per_epoch, run, ranks, lambda: stop.received)
     compiles = is_compiled(method)
     views_dtype = AUTOCAST.get(optimisation.precision, torch.float32)

@@ -163,8 +163,9 @@ def test_ranks_of_a_machine_keep_to_their_own_cores(tmp_path: pathlib.Path) -> N
 
 
 def _be_busy() -> None:
-    dist.TIMEOUT, dist.SIGN_OF_LIFE_SECONDS = datetime.timedelta(seconds=5), 0.5
-    ranks = Ranks("cpu")
+    dist.SIGN_OF_LIFE_SECONDS = 0.5
+    ranks = Ranks("cpu")  # which may take its time to find the other
+    ranks._control = torch.distributed.new_group(backend="gloo", timeout=datetime.timedelta(seconds=5))
 
     def work(still_here: Callable[[], object]) -> tuple[int, str]:
         for _ in range(65):

@@ -18,10 +18,11 @@ KILLED = -signal.SIGKILL  # a stopped rank, in the end
 
 def _busy(what: str, which: int) -> None:
     """One rank does what is asked, the others are busy, as if waiting for a GPU: only the pulse can end them there."""
-    pulse.EVERY, pulse.QUIET, pulse.LONGER, pulse.GRACE = 0.2, 2.0, 2.0, 0.5
+    # a rank that lives must get a core for a moment within QUIET, on a busy machine too
+    pulse.EVERY, pulse.QUIET, pulse.LONGER, pulse.GRACE = 0.2, 6.0, 6.0, 0.5
     ranks = Ranks("cpu")
     if what == "late":  # later than QUIET, but alive
-        time.sleep(5.0 if ranks.rank == which else 0.0)
+        time.sleep(9.0 if ranks.rank == which else 0.0)
         ranks.close()
         return
     if ranks.rank == which:
