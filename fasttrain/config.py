@@ -72,13 +72,9 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     """Read a command line. Raises SystemExit after its one line, and UserError."""
     import tyro  # here, so that everything but the command line works without it
 
-    from fasttrain.system.cli import parse
+    from fasttrain.system.cli import parse, with_place
 
     argv = [_with_dashes(word) for word in argv]
-    if argv and not argv[0].startswith("-"):  # RUN by place
-        if any(word.split("=")[0] == "--run" for word in argv):
-            raise UserError(f"RUN is given twice: {argv[0]}, and --run")
-        argv.insert(0, "--run")
     typed = {name: value for name in (*SELECTORS, "size") if (value := _last(argv, flag(name))) is not None}
     saved = read_settings(pathlib.Path(typed["config"])) if typed.get("config") else {}
     method = typed.get("method") or saved.get("method") or RunOptions.method
@@ -95,7 +91,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     for word in (word.partition("=")[0] for word in argv if word.startswith("--")):
         if word not in own and (whose := _foreign(word.removeprefix("--").replace("-", "_"), method)):
             raise UserError(whose)
-    return parse(TrainConfig, argv, defaults)
+    return parse(TrainConfig, with_place("run", TrainConfig, argv, defaults), defaults)
 
 
 def _defaults(method: str, preset: str, given: Mapping[str, Any]) -> TrainConfig:

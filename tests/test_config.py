@@ -41,7 +41,8 @@ def test_the_last_method_and_preset_count_wherever_they_stand() -> None:
         (["--data", "x", "--batchsize", "3"], "Unrecognized options: --batchsize.*did you mean --batch-size"),
         (["--data", "x", "--gpu", "1", "--fast"], "Unrecognized options: --gpu, --fast "),
         (["--data", "x", "--gpu", "1", "--batchsize", "3"], "options: --gpu, --batchsize; did you mean --batch-size"),
-        (["--data", "x", "stray"], "Unrecognized options: stray"),
+        (["--data", "x", "stray", "words"], "Unrecognized options: stray"),
+        (["--data", "x", "stray", "--run", "y"], "Unrecognized options: stray"),
         ([], "--data"),
         (["--data", "x", "--lr", "fast"], "--lr"),
         (["--data", "x", "--precision", "fp8"], "fp8.*bf16"),
@@ -181,9 +182,13 @@ def test_a_saved_configuration_is_a_start_for_another_run(tmp_path: pathlib.Path
 
 
 def test_the_run_folder_may_be_given_by_place() -> None:
-    assert parse_config(["runs/first", "--data", "x"]) == parse_config(["--data", "x", "--run", "runs/first"])
-    with pytest.raises(UserError, match="RUN is given twice"):
-        parse_config(["runs/first", "--data", "x", "--run", "runs/second"])
+    expected = make_config("moco", data="x", run="runs/first", fresh=True)
+    for words in (
+        "runs/first --data x --fresh --method moco", "--data x --fresh runs/first --method moco",
+        "--data x --method moco --fresh runs/first", "--method moco --data=x --fresh --run runs/first",
+    ):  # fmt: skip
+        assert parse_config(words.split()) == expected, words
+    assert parse_config(["x", "--data", "x"]) == make_config(data="x", run="x")
 
 
 def test_workers_are_a_number_or_all_the_cores() -> None:

@@ -13,8 +13,8 @@ class RunOptions(Options):
     """Which run, how it begins and what it keeps."""
 
     run: Free[str] = ""
-    """Run folder for checkpoints, metrics and report, also given by place, as the first word; a job that may be started
-    again needs it. Empty: runs/<method>-<time>."""
+    """Run folder for checkpoints, metrics and report, also given by place; a job that may be started again needs it.
+    Empty: runs/<method>-<time>."""
     method: str = "xmoco"
     """moco (v2), xmoco (moco plus cross-similarity consistency and uniform-similarity regularisation), or
     package.module:Class of your own. --help with it lists its options."""

@@ -53,6 +53,24 @@ def parse(
         raise
 
 
+def with_place(name: str, options: type[Parsed], argv: Sequence[str], default: Parsed) -> list[str]:
+    """The command line with the one word that belongs to no option, if there is one, as the value of option `name`."""
+    import tyro
+
+    argv, nothing = list(argv), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(nothing), contextlib.redirect_stdout(nothing):
+            config = (tyro.conf.OmitArgPrefixes,)
+            _, stray = tyro.cli(options, args=argv, default=default, config=config, return_unknown_args=True)
+    except SystemExit:  # for --help, or another fault, which `parse` tells
+        return argv
+    if len(stray) != 1 or stray[0].startswith("-") or any(word.split("=")[0] == flag(name) for word in argv):
+        return argv
+    at = [place for place, word in enumerate(argv) if word == stray[0]]
+    place = next((p for p in at if p == 0 or not argv[p - 1].startswith("-")), at[-1])  # not an option's value
+    return [*argv[:place], *argv[place + 1 :], flag(name), stray[0]]
+
+
 def _one_line(boxed: str) -> str:
     """The message inside tyro's box (in Unicode, or dashes for plain streams) and the options it suggests."""
     framed = "│" in boxed
