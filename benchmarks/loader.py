@@ -73,25 +73,27 @@ class LoaderBenchmark(Options):
     """Converted data set: .beton, JPEG; for the peers, one shard in its train split."""
     rounds: Positive[int] = 5
     """Rounds; in each, every side runs once."""
+    size: Positive[int] = 224
+    """Side of the views in pixels."""
     peers: bool = True
     """Also run FFCV, DALI and torchvision."""
 
 
-def sides(data: pathlib.Path, folder: pathlib.Path, threads: int, peers: bool) -> dict:
+def sides(data: pathlib.Path, folder: pathlib.Path, threads: int, peers: bool, size: int) -> dict:
     """Name -> side; a side's epoch(n) runs once through its images and returns how many they were."""
     made: dict = {
         "C decode limit": DecodeLimit(data, threads),
-        "ours, decode only": Ours(data, threads, BATCH, "decode"),
-        "ours, two crops": Ours(data, threads, BATCH, "crops"),
-        "ours, full MoCo v2": Ours(data, threads, BATCH, "full"),
+        "ours, decode only": Ours(data, threads, BATCH, "decode", size),
+        "ours, two crops": Ours(data, threads, BATCH, "crops", size),
+        "ours, full MoCo v2": Ours(data, threads, BATCH, "full", size),
     }
     if peers:
         extract(data, folder)
         made |= {
-            "FFCV, two decodes, two crops": Ffcv(data, threads, BATCH),
-            "DALI, two crops": Dali(folder, threads, BATCH, False, 10 * BATCH),
-            "DALI, full MoCo v2": Dali(folder, threads, BATCH, True, DALI_FULL_IMAGES),
-            "torchvision, full MoCo v2": Torchvision(folder, threads, BATCH),
+            "FFCV, two decodes, two crops": Ffcv(data, threads, BATCH, size),
+            "DALI, two crops": Dali(folder, threads, BATCH, False, 10 * BATCH, size),
+            "DALI, full MoCo v2": Dali(folder, threads, BATCH, True, DALI_FULL_IMAGES, size),
+            "torchvision, full MoCo v2": Torchvision(folder, threads, BATCH, size),
         }
     return made
 
@@ -152,7 +154,7 @@ def benchmark(options: LoaderBenchmark) -> int:
     if not shards or (options.peers and len(shards) > 1):
         raise UserError(f"{data} must have a train split, for the peers of one shard: stock FFCV reads one file")
     with tempfile.TemporaryDirectory(prefix="loader-benchmark-") as folder:
-        rates = measure(sides(data, pathlib.Path(folder), threads, options.peers), options.rounds)
+        rates = measure(sides(data, pathlib.Path(folder), threads, options.peers, options.size), options.rounds)
     first_batch, rss = fresh_process(data, threads, options.rounds)
     figures: dict[str, object] = {"decode_vs_limit": ratio(rates, "ours, decode only", "C decode limit")}
     if options.peers:
@@ -174,7 +176,9 @@ def benchmark(options: LoaderBenchmark) -> int:
         print(f"{name:34}{statistics.median(values):9.0f}{min(values):9.0f}{max(values):9.0f}")
     medians = {name: [round(x, 1) for x in sorted(values)] for name, values in rates.items()}
     print(json.dumps(figures), flush=True)
-    record.append("loader", {"threads": threads, "batch": BATCH, "images_per_sec": medians, **figures})
+    record.append(
+        "loader", {"threads": threads, "batch": BATCH, "size": options.size, "images_per_sec": medians, **figures}
+    )
     return 0
 
 

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.loader_ours import SIZE
 from benchmarks.repeated import Repeated
 from fasttrain.input import IMAGENET_MEAN, IMAGENET_STD, Batch, Loader, Order, open_dataset, open_loader
 from fasttrain.kernels.augment import Views, augment
@@ -26,6 +25,7 @@ from fasttrain.system.errors import UserError
 from fasttrain.views.draw import draw
 from fasttrain.views.spec import RECIPES
 
+SIZE = 224  # px, of a view
 WARM_UP, STEPS = 10, 20  # steps; some of the first compile kernels
 TABLE = 1024  # bytes an image, at most, of what is copied to the GPU besides pixels
 

@@ -14,7 +14,6 @@ from fasttrain.kernels.augment import Views, augment
 from fasttrain.views.draw import draw
 from fasttrain.views.spec import RECIPES, ViewSpec
 
-SIZE = 224
 _CROPS = (ViewSpec(jitter_p=0, gray_p=0, blur_p=0, count=2),)
 _RGB, _FAST_DCT = 0, 2048  # of turbojpeg.h, the loader's own settings
 
@@ -57,8 +56,9 @@ class DecodeLimit:
 class Ours:
     """The loader, and what is made of its batches: nothing, two crops, or two MoCo-v2 views."""
 
-    def __init__(self, data: pathlib.Path, threads: int, batch_size: int, work: str) -> None:
-        store = open_dataset(data, "train")
+    def __init__(self, data: pathlib.Path, threads: int, batch_size: int, work: str, size: int) -> None:
+        """size: side of the views in pixels."""
+        self._size, store = size, open_dataset(data, "train")
         self._loader = ThreadLoader(store, Order(store.num_samples, batch_size), threads)
         self._recipe = {"decode": None, "crops": _CROPS, "full": RECIPES["mocov2"]}[work]
         self._views: Views | None = None
@@ -69,10 +69,10 @@ class Ours:
             count += len(batch)
             if self._recipe is not None:
                 sizes = batch.height_B, batch.width_B
-                table = draw(self._recipe, *sizes, batch.index_B, 0, n, SIZE)
+                table = draw(self._recipe, *sizes, batch.index_B, 0, n, self._size)
                 self._views = augment(
-                    batch.pixels, batch.offset_B, *sizes, table, (SIZE, SIZE), IMAGENET_MEAN, IMAGENET_STD,
-                    out=self._views,
+                    batch.pixels, batch.offset_B, *sizes, table, (self._size,) * 2, IMAGENET_MEAN,
+                    IMAGENET_STD, out=self._views,
                 )  # fmt: skip
         return count
 

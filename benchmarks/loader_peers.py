@@ -18,7 +18,7 @@ from fasttrain.input import IMAGENET_MEAN, IMAGENET_STD
 if TYPE_CHECKING:
     from nvidia.dali.data_node import DataNode
 
-SIZE, SCALE = 224, (0.2, 1.0)
+SCALE = (0.2, 1.0)
 _MEAN_255, _STD_255 = (tuple(255 * x for x in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
 
@@ -41,7 +41,7 @@ class Ffcv:
     contention between two loaders.
     """
 
-    def __init__(self, data: pathlib.Path, threads: int, batch_size: int) -> None:
+    def __init__(self, data: pathlib.Path, threads: int, batch_size: int, size: int) -> None:
         from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
         from ffcv.loader import Loader, OrderOption
         from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor
@@ -49,7 +49,7 @@ class Ffcv:
         (shard,) = Manifest.load(data).splits["train"]
         mean, std = (np.array(values) for values in (_MEAN_255, _STD_255))
         image = [
-            RandomResizedCropRGBImageDecoder((SIZE, SIZE), scale=SCALE), RandomHorizontalFlip(),
+            RandomResizedCropRGBImageDecoder((size, size), scale=SCALE), RandomHorizontalFlip(),
             NormalizeImage(mean, std, np.float32), ToTensor(),
         ]  # fmt: skip
         self._loader = Loader(
@@ -68,7 +68,7 @@ class Dali:
     runs a batch when asked for it: what it computed ahead would count for it, and then slow the side that comes next.
     """
 
-    def __init__(self, folder: pathlib.Path, threads: int, batch_size: int, full: bool, images: int) -> None:
+    def __init__(self, folder: pathlib.Path, threads: int, batch_size: int, full: bool, images: int, size: int) -> None:
         """images: how many an epoch() runs; the pipeline goes on where it was, so it never starts anew."""
         from nvidia.dali import Pipeline, fn, types
 
@@ -80,7 +80,7 @@ class Dali:
         with self._pipeline:
             jpegs, _ = fn.readers.file(file_root=str(folder), random_shuffle=True)
             image = fn.decoders.image(jpegs, device="cpu", output_type=types.DALIImageType.RGB)
-            self._pipeline.set_outputs(*(_dali_view(fn, types, image, full) for _ in range(2)))
+            self._pipeline.set_outputs(*(_dali_view(fn, types, image, full, size) for _ in range(2)))
         self._pipeline.build()
 
     def epoch(self, _n: int) -> int:
@@ -89,13 +89,13 @@ class Dali:
         return self._steps * self._batch_size
 
 
-def _dali_view(fn: ModuleType, types: ModuleType, image: DataNode, full: bool) -> DataNode:
+def _dali_view(fn: ModuleType, types: ModuleType, image: DataNode, full: bool, size: int) -> DataNode:
     def either(probability: float, changed: DataNode, unchanged: DataNode) -> DataNode:
         chosen = fn.cast(fn.random.coin_flip(probability=probability), dtype=types.BOOL)
         return chosen * changed + (chosen ^ True) * unchanged
 
     interpolation = types.INTERP_CUBIC if full else types.INTERP_LINEAR  # cubic is solo-learn's
-    view = fn.random_resized_crop(image, size=SIZE, random_area=SCALE, interp_type=interpolation)
+    view = fn.random_resized_crop(image, size=size, random_area=SCALE, interp_type=interpolation)
     if full:
         uniform = fn.random.uniform
         jittered = fn.color_twist(
@@ -121,12 +121,12 @@ class _Blur:
 class _TwoViews:
     """MoCo v2's transform, twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         from torchvision import transforms as T
 
         self._transform = T.Compose(
             [
-                T.RandomResizedCrop(SIZE, scale=SCALE),
+                T.RandomResizedCrop(size, scale=SCALE),
                 T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
                 T.RandomGrayscale(p=0.2),
                 T.RandomApply([_Blur()], p=0.5),
@@ -143,11 +143,11 @@ class _TwoViews:
 class Torchvision:
     """torchvision's ImageFolder in a DataLoader, as MoCo's own code does; its workers live on between epochs."""
 
-    def __init__(self, folder: pathlib.Path, workers: int, batch_size: int) -> None:
+    def __init__(self, folder: pathlib.Path, workers: int, batch_size: int, size: int) -> None:
         from torchvision.datasets import ImageFolder
 
         self._loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
-            ImageFolder(str(folder), _TwoViews()), batch_size=batch_size, shuffle=True, num_workers=workers,
+            ImageFolder(str(folder), _TwoViews(size)), batch_size=batch_size, shuffle=True, num_workers=workers,
             drop_last=True, persistent_workers=True, multiprocessing_context="spawn",
         )  # fmt: skip
 

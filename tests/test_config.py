@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -13,8 +13,11 @@ from fasttrain.engine.options import MachineOptions
 from fasttrain.engine.ranks import Ranks
 from fasttrain.presets import PRESETS
 from fasttrain.run.folder import prepare
+from fasttrain.run.options import RunOptions
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import Settings, flag, flat
+from fasttrain.views.options import ViewOptions
+from fasttrain.views.spec import RECIPES
 
 
 def test_defaults_and_presets() -> None:
@@ -217,3 +220,8 @@ def test_views_grow_linearly_in_steps_of_the_stride() -> None:
     assert make_config(resolution="100:224").views.size_at(0, 100) == 100
     small = make_config(resolution="16:32").views
     assert {small.size_at(epoch, 100) for epoch in range(100)} == {16, 24, 32}
+
+
+def test_the_choices_of_an_option_are_all_there_are() -> None:
+    for options, name, choices in ((RunOptions, "preset", PRESETS), (ViewOptions, "recipe", {"method", *RECIPES})):
+        assert set(get_args(get_type_hints(options)[name])) == set(choices)

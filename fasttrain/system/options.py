@@ -58,7 +58,7 @@ Momentum = Annotated[Value, Bounds(0, 1, high_open=True)]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Base of every group. Numbers outside their field's bounds raise UserError, from Python as from a command line."""
+    """Base of every group. A value of another type, or outside its field's bounds, raises UserError: in Python, too."""
 
     def __post_init__(self) -> None:
         for name, (kind, marks) in _fields(type(self)).items():
