@@ -22,7 +22,7 @@ from fasttrain.dataprep.sources.source import Reader
 from fasttrain.formats.listing import Sample
 from fasttrain.formats.manifest import FILE_NAME
 from fasttrain.system.cores import usable_cores
-from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.errors import RunError, UserError, printable
 from fasttrain.system.memory import keep_freed_memory
 from fasttrain.system.ordered import PATIENCE_SECONDS, stream_in_order
 from fasttrain.system.watch import Watch
@@ -63,7 +63,7 @@ class Note:
             return
         self._skipped += 1
         if self._skipped <= SKIPS_SHOWN:
-            print(f"skipped {path}: {reason}", file=sys.stderr)
+            print(printable(f"skipped {path}: {reason}"), file=sys.stderr)
         elif self._skipped == SKIPS_SHOWN + 1:
             print(f"more images are skipped; {FILE_NAME} will list them all", file=sys.stderr)
 

@@ -33,7 +33,7 @@ from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.manifest import EXTENSION, FILE_NAME, Index, Manifest, Shard
 from fasttrain.formats.tar import TarShardReader
 from fasttrain.system.cli import finish, parse
-from fasttrain.system.errors import DataError
+from fasttrain.system.errors import DataError, printable
 from fasttrain.system.options import Bounds, Options
 from fasttrain.system.ordered import map_in_order
 from fasttrain.system.progress import progress
@@ -208,7 +208,7 @@ def verify_command(config: VerifyConfig) -> int:
     """Check, print the problems and the summary; returns the exit status."""
     problems = verify(config)
     for problem in problems:
-        print(problem)
+        print(printable(problem))
     print(json.dumps({"ok": not problems, "problems": problems}), flush=True)
     return EXIT_PROBLEMS if problems else 0
 

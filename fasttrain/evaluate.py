@@ -102,7 +102,8 @@ def evaluate(options: EvaluateConfig) -> int:
     config = load_config(run)
     size, trained_on = config.views.size, config.data.data
     data = options.data or trained_on
-    train, val = open_labelled(pathlib.Path(data), config.data.loader if data == trained_on else "auto", size)
+    loader, val_fraction = (config.data.loader, config.data.val_fraction) if data == trained_on else ("auto", 0.0)
+    train, val = open_labelled(pathlib.Path(data), loader, size, val_fraction=val_fraction)
     mean, std = pixel_statistics(pathlib.Path(trained_on), config.data.loader)
     checkpoint = chosen_checkpoint(run, config.run.checkpoint_every, options.best)
     ranks = Ranks(options.device)

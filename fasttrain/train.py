@@ -32,7 +32,7 @@ from fasttrain.engine.ranks import Ranks
 from fasttrain.engine.skips import Skips
 from fasttrain.engine.step import TrainStep
 from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
-from fasttrain.input import Loader, Order, Store, open_dataset, open_loader, pixel_statistics
+from fasttrain.input import FolderStore, Loader, Order, Store, open_dataset, open_loader, pixel_statistics
 from fasttrain.kernels.augment import Views, augment
 from fasttrain.methods import Method, Sample
 from fasttrain.networks.batch_norm import is_split
@@ -41,7 +41,7 @@ from fasttrain.report import write_report
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.display import Display
 from fasttrain.run.faults import explained
-from fasttrain.run.folder import prepare, run_path
+from fasttrain.run.folder import check_outside, prepare, run_path
 from fasttrain.run.health import Health
 from fasttrain.run.metrics import Metrics, open_files, require_tensorboard
 from fasttrain.run.resume import resume
@@ -160,7 +160,7 @@ def train(config: TrainConfig) -> int:
     trainer = TrainStep(method, config.optimisation, ranks.device, config.machine.cuda_graph)
     recipe = config.views.recipe_for(config.method.views)
     data = pathlib.Path(config.data.data)
-    store = open_dataset(data, "train", config.data.loader, config.views.size)
+    store = open_dataset(data, "train", config.data.loader, config.views.size, config.data.val_fraction)
     loader = make_loader(store, config, ranks)
     groups = make_groups(config, ranks) if is_split(method.encoder) else None
     mean, std = pixel_statistics(data, config.data.loader)
@@ -172,6 +172,8 @@ def train(config: TrainConfig) -> int:
         require_tensorboard()
     settings = Settings.of(config)
     run = pathlib.Path(ranks.share(str(run_path(config.run))))
+    if isinstance(store, FolderStore):
+        check_outside(run, data)
     claim = ranks.together(lambda: prepare(run, settings, config.run.fresh) if ranks.is_main else None)
 
     def restore(state: dict) -> None:

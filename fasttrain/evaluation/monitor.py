@@ -27,7 +27,7 @@ class KnnMonitor:
     def __init__(self, options: DataOptions, size: int, device: torch.device, workers: int) -> None:
         """size: side of the views. Raises DataError without a val split, UserError where labels are missing."""
         data = pathlib.Path(options.data)
-        self._splits = open_labelled(data, options.loader, size, MOST)
+        self._splits = open_labelled(data, options.loader, size, MOST, options.val_fraction)
         self._statistics = pixel_statistics(data, options.loader)
         self._size, self._device, self._workers = size, device, workers
         self._max_failed = options.max_failed_fraction

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class Manifest:
         skipped: images that could not be converted, as {"path": ..., "reason": ...}.
         class_counts: split name -> samples per class (empty: no labels).
         versions: the tools that made the shards, name -> version.
+        unused: what was there and is no image, or was not asked for: reason -> {"count": ..., "first": [names]}.
+        notes: sentences on how the source was read.
     """
 
     format: str
@@ -83,6 +85,8 @@ class Manifest:
     skipped: list[dict[str, str]]
     class_counts: dict[str, list[int]]
     versions: dict[str, str]
+    unused: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 (hex) of the checksums of a split's shards: it changes when any sample's content or number does."""

@@ -14,27 +14,34 @@ from fasttrain.input.order import Order
 from fasttrain.input.prefetch import prefetched
 from fasttrain.input.stores import ShardStore, Store
 from fasttrain.input.tar_store import TarStore
+from fasttrain.system.errors import UserError
 
 __all__ = [
-    "Batch", "Loader", "LoaderError", "Order", "Store", "ThreadLoader", "open_dataset", "open_loader",
+    "Batch", "FolderStore", "Loader", "LoaderError", "Order", "Store", "ThreadLoader", "open_dataset", "open_loader",
     "pixel_statistics",
 ]  # fmt: skip
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def open_dataset(path: pathlib.Path, split: str, loader: str = "auto", view_size: int = 0) -> Store:
+def open_dataset(
+    path: pathlib.Path, split: str, loader: str = "auto", view_size: int = 0, val_fraction: float = 0.0
+) -> Store:
     """The samples of one split ("train" or "val").
 
     loader: "folder" (plain image files); "ffcv" (a converted data set of either format); others by whether there is a
     manifest.json. view_size: side of the views to be cut, in pixels: files far larger are decoded smaller; 0: never.
-    Raises DataError for a path or split that is not there, or shards that do not match their manifest.
+    val_fraction: part of each class of plain image files that is the "val" split.
+    Raises DataError for a path or split that is not there, or shards that do not match their manifest; UserError for a
+    val_fraction of shards.
     """
     if not path.is_dir():
         found = "a file: convert it first, by dataprep/convert.py" if path.exists() else "no such folder"
         raise ManifestError(f"{path}: {found}")
     if loader == "folder" or (loader != "ffcv" and not (path / "manifest.json").exists()):
-        return FolderStore(path, split, view_size)
+        return FolderStore(path, split, view_size, val_fraction)
+    if val_fraction:
+        raise UserError(f"--val-fraction is for plain image files, and {path} is converted: convert.py has it, too")
     manifest = Manifest.load(path)
     if not manifest.splits.get(split):
         raise ManifestError(f"{path} has no {split!r} split (a source with val/, or convert with --val-fraction)")

@@ -33,6 +33,12 @@ def run_path(options: RunOptions) -> pathlib.Path:
     return pathlib.Path(options.run or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
+def check_outside(run: pathlib.Path, images: pathlib.Path) -> None:
+    """Raises UserError for a run inside a folder of images: what it keeps would be images of it the next time."""
+    if images.resolve() in (run.resolve(), *run.resolve().parents):
+        raise UserError(f"{run} lies inside the folder of images {images}: choose another --run")
+
+
 def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> Lock:
     """Make the folder and its config.json, or see that an existing one was made with the same settings.
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from fasttrain.system.errors import EXIT_FAILURE, EXIT_USER_ERROR, DataError, RunError, UserError
+from fasttrain.system.errors import EXIT_FAILURE, EXIT_USER_ERROR, DataError, RunError, UserError, printable
 from fasttrain.system.options import flag
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _options_only(message: str) -> str:
 
 def fail(message: str) -> None:
     """Print one line on stderr: which command failed and why."""
-    line = " ".join(str(message).split())
+    line = printable(" ".join(str(message).split()))
     print(f"{pathlib.Path(sys.argv[0]).name}: error: {line}", file=sys.stderr, flush=True)
 
 
