@@ -124,7 +124,7 @@ class _Tars:
             self.unused.add("further images of a sample" if further else other_file(name), name)
 
     def _match(self, listing: Listing, values: Labels) -> None:
-        """Give labels that lay beside no image, as where all labels come after all images, to the images of their key."""
+        """Give labels that lay beside no image, as where all labels come after all images, to the image of their key."""
         if self._beside_none:
             for position in values.missing():
                 row, path = listing[position].place[0], listing[position].path
