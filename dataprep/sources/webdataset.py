@@ -124,7 +124,7 @@ class _Tars:
             self.unused.add("further images of a sample" if further else other_file(name), name)
 
     def _match(self, listing: Listing, values: Labels) -> None:
-        """Give labels that lay beside no image, as where all labels come after all images, to the image of their key."""
+        """Give labels that lay beside no image, as where they come after all images, to the image of their key."""
         if self._beside_none:
             for position in values.missing():
                 row, path = listing[position].place[0], listing[position].path
@@ -184,7 +184,7 @@ def _json_label(content: object, keys: tuple[str, ...]) -> Value:
     if not isinstance(content, dict):
         raise SourceError("no JSON object")
     value = next((content[key] for key in keys if key in content), None)
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     if value is not None and not isinstance(value, int | str):
         raise SourceError(f"{type(value).__name__} instead of a whole number or a name")

@@ -20,7 +20,7 @@ _ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".rar", ".7z"
 MAX_FILE_BYTES = 1 << 28
 
 _ROWS_AT_ONCE = 1 << 12
-_NAMED, _REASONS = 20, 50  # in Unused: names of a reason, and reasons
+_NAMED, _REASONS, _SHOWN = 20, 50, 8  # in Unused: names of a reason, reasons, those of them in a line
 
 
 class SourceError(DataError):
@@ -56,8 +56,9 @@ class Unused:
         """One line: counts, each with its first name; "" if there is nothing."""
         if not self.reasons:
             return ""
-        parts = (f"{count} {reason}: {names[0]}" for reason, (count, names) in sorted(self.reasons.items()))
-        return f"not used: {'; '.join(parts)} (of each the first is named)"
+        parts = [f"{reason}: {count}, first {names[0]}" for reason, (count, names) in sorted(self.reasons.items())]
+        more = [f"and {len(parts) - _SHOWN} other kinds"] if len(parts) > _SHOWN else []
+        return f"not used: {'; '.join([*parts[:_SHOWN], *more])}"
 
 
 def other_file(name: str) -> str:
