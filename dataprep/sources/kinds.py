@@ -16,7 +16,7 @@ from fasttrain.dataprep.sources.archive import tar_source, zip_source
 from fasttrain.dataprep.sources.cifar import cifar_folder, cifar_source
 from fasttrain.dataprep.sources.files import expand, numbered
 from fasttrain.dataprep.sources.folder import scan_folder
-from fasttrain.dataprep.sources.labels import TooMuchText
+from fasttrain.dataprep.sources.labels import NoClasses
 from fasttrain.dataprep.sources.npz import npz_source
 from fasttrain.dataprep.sources.parquet import CACHE_BYTES, parquet_source
 from fasttrain.dataprep.sources.source import Groups, Source
@@ -84,7 +84,7 @@ def _opened(path: Path, kind: str, labels: str) -> Source:
 def _named_labels(path: Path, read: Callable[..., Source], labels: str) -> Source:
     try:
         source = read(path, labels)
-    except TooMuchText as error:
+    except NoClasses as error:
         if labels != "auto":
             raise
         source = read(path, "none")

@@ -18,8 +18,8 @@ Value = int | str | None
 _DIGITS = re.compile(r"-?[0-9]+")
 
 
-class TooMuchText(SourceError):
-    """Labels of more text than names of classes are."""
+class NoClasses(SourceError):
+    """Labels that are no classes."""
 
 
 class Labels:
@@ -68,7 +68,7 @@ class Labels:
         if value not in self._rows and isinstance(value, str):
             self._text_bytes += len(value)
             if self._text_bytes > MAX_NAMES_BYTES:
-                raise TooMuchText(f"the labels hold more than {MAX_NAMES_BYTES} bytes of different texts")
+                raise NoClasses(f"the labels hold more than {MAX_NAMES_BYTES} bytes of different texts")
         return self._rows.setdefault(value, len(self._rows))
 
     def texts(self) -> set[str]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fasttrain.dataprep.sources.archive import read_range
-from fasttrain.dataprep.sources.labels import Labels, decoded, number_labels, whole_numbers
+from fasttrain.dataprep.sources.labels import Labels, NoClasses, decoded, number_labels, whole_numbers
 from fasttrain.dataprep.sources.source import MAX_UNPACKED_BYTES, Source
 from fasttrain.formats.listing import Listing, Sample, SourceError, Unused
 from fasttrain.formats.splits import pick, split_of
@@ -175,10 +175,6 @@ def _npz_rows(path: Path, name: str, number: int, of_role: dict[str, str]) -> li
     if values.dtype != np.uint8 or values.ndim not in (3, 4) or (values.ndim == 4 and values.shape[3] != 3):
         raise SourceError(f"{path}: {name} is {values.dtype} {values.shape}, not uint8 N x H x W x 3 or N x H x W")
     return [Sample(f"{name}/{i}", -1, (number, i)) for i in range(len(values))]
-
-
-class NoClasses(SourceError):
-    """Labels that are no classes."""
 
 
 def _npz_labels(path: Path, name: str | None, count: int) -> Labels | np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fasttrain.dataprep.sources.files import shown_names, source_files, split_files
-from fasttrain.dataprep.sources.labels import Labels, decoded, number_labels, whole_numbers
+from fasttrain.dataprep.sources.labels import Labels, NoClasses, decoded, number_labels, whole_numbers
 from fasttrain.dataprep.sources.source import Groups, Source
 from fasttrain.formats.listing import MAX_FILE_BYTES, Listing, Sample, SourceError, Unused
 from fasttrain.system.errors import UserError
@@ -154,7 +154,7 @@ def parquet_source(root: Path, labels: str = "auto") -> Source:
             raise SourceError(f"{root}: no rows in the {split} split")
     try:
         values = {split: _labels(files, rows, label) for split, rows in rows_by_split.items()}
-    except SourceError as error:
+    except NoClasses as error:
         if labels != "auto":
             raise
         notes.append(f"no labels: {error}")
@@ -249,17 +249,20 @@ def _groups_of(files: tuple[str, ...], rows: list[int], column: str) -> Groups:
 
 
 def _labels(files: tuple[str, ...], rows: list[int], label: str | None) -> Labels | np.ndarray:
-    """Return the labels of files; SourceError names a column that can't be read or holds no labels."""
+    """Return the labels of files. Raises NoClasses; SourceError for a column that can't be read."""
     if label is None:
         return np.full(sum(_opened(files[file]).metadata.num_rows for file in rows), -1)
     texts, numbers = Labels(), []
     try:
         for column in _label_columns(files, rows, label):
-            if _is_text(column.type):
-                _add_texts(texts, column)
-            else:
-                numbers.append(_as_numbers(column))
-    except (_pyarrow().ArrowException, KeyError, OSError, SourceError) as error:
+            try:
+                if _is_text(column.type):
+                    _add_texts(texts, column)
+                else:
+                    numbers.append(_as_numbers(column))
+            except (_pyarrow().ArrowException, SourceError) as error:
+                raise NoClasses(f"column {label!r} holds no classes: {_line(error)}") from None
+    except (_pyarrow().ArrowException, KeyError, OSError) as error:
         raise SourceError(f"column {label!r} can't be read: {_line(error)}") from None
     return np.concatenate(numbers) if numbers else texts
 
@@ -267,7 +270,10 @@ def _labels(files: tuple[str, ...], rows: list[int], label: str | None) -> Label
 def _label_columns(files: tuple[str, ...], rows: list[int], label: str) -> Iterator[Any]:
     """Yield arrays of labels, text as pyarrow's dictionary arrays: a text that many rows share is decoded once."""
     for file in rows:
-        opened = _opened(files[file], label if _is_text(_opened(files[file]).schema_arrow.field(label).type) else None)
+        kind = _opened(files[file]).schema_arrow.field(label).type
+        if _pyarrow().types.is_nested(kind):  # may take any memory when it is read
+            raise NoClasses(f"column {label!r} holds no classes: it holds {kind}, neither whole numbers nor text")
+        opened = _opened(files[file], label if _is_text(kind) else None)
         for batch in opened.iter_batches(batch_size=_LABELS_AT_ONCE, columns=[label]):
             yield batch.column(0)
 
