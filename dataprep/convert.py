@@ -132,7 +132,10 @@ def convert_shards(
     start = time.perf_counter()
     with progress(total, total - left) as advance:
         num_workers = 0 if config.workers == "auto" else config.workers
-        written = ENGINES[config.engine](work, missing, num_workers, Note(advance))
+        told = Note(advance)
+        for skip in source.skipped:
+            told.skipped(**skip)
+        written = ENGINES[config.engine](work, missing, num_workers, told)
         records.update((record.shard.name, record) for record in written)
     return records, left / (time.perf_counter() - start)
 
@@ -185,10 +188,7 @@ def complete(
 
 
 def tell(source: Source) -> None:
-    """Say on stderr how the source was read, which of its images can't be used, and what else is not."""
-    skip = Note(lambda _: None)
-    for skipped in source.skipped:
-        skip(skipped["path"], skipped["reason"])
+    """Say on stderr how the source was read, and what of it is not used."""
     for sentence in (*source.notes, *([str(source.unused)] if source.unused.count else [])):
         note(sentence)
 

@@ -59,8 +59,11 @@ class Note:
     def __call__(self, path: str, reason: str | None) -> None:
         """Take note of one image; reason: why it is skipped, None if it is written."""
         self._advance(1)
-        if reason is None:
-            return
+        if reason is not None:
+            self.skipped(path, reason)
+
+    def skipped(self, path: str, reason: str) -> None:
+        """Take note of what can't be used."""
         self._skipped += 1
         if self._skipped <= SKIPS_SHOWN:
             print(printable(f"skipped {path}: {reason}"), file=sys.stderr)

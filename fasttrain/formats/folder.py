@@ -326,15 +326,19 @@ def _read_split(
 
 
 def _through_neutral(once: _Once, folder: str, known: tuple[str, ...]) -> str:
-    """Return the folder of the classes, or images: `train/images` where `train` holds no other images."""
+    """Return the folder of the classes, or images: `train/images` or `train/train` where `train` holds no others."""
     while True:
         names, files = once.peek(folder)
-        if files or not any(map(is_neutral, names)):
+        if files or not any(map(_says_nothing, names)):
             return folder
         holding = list(islice((name for name in names if once.holds_images(_below(folder, name))), 2))
-        if len(holding) != 1 or not is_neutral(holding[0]) or holding[0] in known:
+        if len(holding) != 1 or not _says_nothing(holding[0]) or holding[0] in known:
             return folder
         folder = _below(folder, holding[0])
+
+
+def _says_nothing(name: str) -> bool:
+    return is_neutral(name) or bool(split_of(name, whole=True))
 
 
 def _no_images_beside(samples: Iterable[Sample], files: list[Sample], where: Path) -> Iterator[Sample]:

@@ -167,7 +167,7 @@ def test_unreadable_images_are_skipped_and_counted(run_command: RunCommand, tmp_
     assert summary["images"] == 24
     assert summary["skipped"]["count"] == 26
     assert summary["skipped"]["reasons"] == {
-        "No such file or directory": 1, "empty file": 23, "not an image (JPEG, PNG, WebP or BMP)": 1, "truncated": 1
+        "a link that leads nowhere": 1, "empty file": 23, "not an image (JPEG, PNG, WebP or BMP)": 1, "truncated": 1
     }  # fmt: skip
     lines = done.stderr.splitlines()
     assert len([line for line in lines if line.startswith("skipped ")]) == 20
