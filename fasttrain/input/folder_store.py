@@ -50,7 +50,8 @@ class FolderStore:
             shuffled = {name: samples.take(seeded_order(len(samples), 0)) for name, samples in splits.items()}
             splits = set_apart(shuffled, val_fraction, root)
         if split not in splits:
-            raise ManifestError(f"{root} has no {split!r} split; it has: {', '.join(splits)}")
+            apart = "training with --val-fraction sets one apart"
+            raise ManifestError(f"{root} has no {split!r} split; it has: {', '.join(splits)} ({apart})")
         self.fingerprint = folder_fingerprint(root, self.classes, splits)
         self._root = root
         self._samples = splits[split]
