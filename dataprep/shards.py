@@ -14,7 +14,7 @@ import numpy as np
 from fasttrain.dataprep.encode import EncodedImage, PixelSums
 from fasttrain.dataprep.plan import PlannedShard
 from fasttrain.formats.beton import BetonWriter
-from fasttrain.formats.manifest import Index, Shard, glimpses
+from fasttrain.formats.manifest import Shard, SideFile, glimpses
 from fasttrain.formats.tar import TarShardWriter, index_path
 from fasttrain.system.durable import write_json
 
@@ -81,7 +81,7 @@ def record_shard(written: Written) -> ShardRecord:
     """Compute the checksums of a written shard and put its record beside it; OSError if the disk fails."""
     path = written.path
     if written.num_samples:
-        index = Index(*_described(index_path(path))) if path.suffix == ".tar" else None
+        index = SideFile(*_described(index_path(path))) if path.suffix == ".tar" else None
         name, num_bytes, sha256 = _described(path)
         shard = Shard(name, written.num_samples, num_bytes, sha256, index, glimpses(path))
     else:

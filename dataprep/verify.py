@@ -30,7 +30,7 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
 from fasttrain.dataprep.shards import checksum
 from fasttrain.formats import jpeg
 from fasttrain.formats.beton import MODE_RAW, BetonReader
-from fasttrain.formats.manifest import EXTENSION, FILE_NAME, Index, Manifest, Shard
+from fasttrain.formats.manifest import EXTENSION, FILE_NAME, Manifest, Shard, SideFile
 from fasttrain.formats.tar import TarShardReader
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import DataError
@@ -82,7 +82,7 @@ def check_shard(folder: pathlib.Path, num_classes: int, shard: Shard) -> list[st
     return problems
 
 
-def _check_file(folder: pathlib.Path, file: Shard | Index) -> Iterator[str]:
+def _check_file(folder: pathlib.Path, file: Shard | SideFile) -> Iterator[str]:
     path = folder / file.name
     if not path.is_file():
         yield f"{path}: missing"
