@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fasttrain.dataprep.shards import record_path
-from fasttrain.formats.manifest import FILE_NAME, Manifest
+from fasttrain.formats.manifest import FILE_NAME, STATE_FILE, Manifest
 from fasttrain.system.durable import temporary_path, write_json
 from fasttrain.system.errors import UserError
-
-STATE_FILE = "conversion.json"
 
 
 def finished_manifest(out: Path, settings: dict[str, Any]) -> Manifest | None:

@@ -25,6 +25,7 @@ from fasttrain.system.durable import read_json, write_json
 from fasttrain.system.errors import DataError
 
 FILE_NAME = "manifest.json"
+STATE_FILE = "conversion.json"  # lies there until the manifest does
 # How shards are stored, and how their names end.
 EXTENSION = {"ffcv": ".beton", "webdataset": ".tar"}
 FORMATS = tuple(EXTENSION)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 
 from fasttrain.formats import jpeg
 from fasttrain.formats.beton import MODE_RAW, BetonReader
-from fasttrain.formats.manifest import Manifest, ManifestError
+from fasttrain.formats.image import check_size
+from fasttrain.formats.manifest import Manifest, ManifestError, Shard
 from fasttrain.system.errors import DataError
 
 
@@ -60,22 +61,26 @@ class ShardReader(Protocol):
 AnyReader = TypeVar("AnyReader", bound=ShardReader)
 
 
-class Shards(Generic[AnyReader]):
-    """The shards of one split of a converted data set, whose samples are numbered through."""
+def open_shards(
+    folder: pathlib.Path, shards: Sequence[Shard], reader: Callable[[pathlib.Path], AnyReader]
+) -> list[AnyReader]:
+    """Open the shards of one split. Raises DataError where one is missing, unsound, or not what the manifest says."""
+    readers = [reader(folder / shard.name) for shard in shards]
+    for found, stated in zip(readers, shards, strict=True):
+        if found.num_samples != stated.num_samples:
+            raise ManifestError(
+                f"{found.path} holds {found.num_samples} samples, the manifest says {stated.num_samples}"
+            )
+    return readers
 
-    def __init__(
-        self, folder: pathlib.Path, manifest: Manifest, split: str, reader: Callable[[pathlib.Path], AnyReader]
-    ) -> None:
-        """Raises DataError where a shard is missing, unsound, or does not match the manifest."""
-        self.classes = tuple(manifest.classes)
-        self.fingerprint = manifest.fingerprint(split)
-        self._shards = [reader(folder / shard.name) for shard in manifest.splits[split]]
-        for found, stated in zip(self._shards, manifest.splits[split], strict=True):
-            if found.num_samples != stated.num_samples:
-                raise ManifestError(
-                    f"{found.path} holds {found.num_samples} samples, the manifest says {stated.num_samples}"
-                )
-        self._start_S = np.cumsum([0] + [shard.num_samples for shard in self._shards])
+
+class Shards(Generic[AnyReader]):
+    """The shards of one split of a data set, whose samples are numbered through."""
+
+    def __init__(self, shards: Sequence[AnyReader], classes: Sequence[str], fingerprint: str) -> None:
+        self.classes, self.fingerprint = tuple(classes), fingerprint
+        self._shards = shards
+        self._start_S = np.cumsum([0] + [shard.num_samples for shard in shards])
         self.num_samples = int(self._start_S[-1])
 
     def locate(self, index: int) -> tuple[int, int]:
@@ -88,14 +93,35 @@ class Shards(Generic[AnyReader]):
         return f"sample {row} of {self._shards[shard].path}"
 
 
-class ShardStore(Shards[BetonReader]):
-    """The .beton shards of one split, read in place; pixels are decoded straight into the batch."""
+def check_labels(path: pathlib.Path, label_N: np.ndarray, num_classes: int) -> None:
+    """Raise DataError, which names the sample, for a label that is neither -1 nor one of so many classes."""
+    wrong_N = (label_N < -1) | (label_N >= num_classes)
+    if wrong_N.any():
+        row = int(wrong_N.argmax())
+        raise DataError(f"sample {row} of {path}: label {label_N[row]} is none of the {num_classes} classes")
 
-    def __init__(self, folder: pathlib.Path, manifest: Manifest, split: str) -> None:
-        """Raises DataError where a shard does not match the manifest."""
-        super().__init__(folder, manifest, split, BetonReader)
-        self._label_N = np.concatenate([shard.label_N for shard in self._shards])
-        self._base_S = [shard.data.ctypes.data for shard in self._shards]
+
+class ShardStore(Shards[BetonReader]):
+    """.beton files of one split, read in place; pixels are decoded straight into the batch."""
+
+    def __init__(
+        self, shards: Sequence[BetonReader], classes: Sequence[str], fingerprint: str, label_S: Sequence[np.ndarray]
+    ) -> None:
+        """label_S: the labels of each file, -1 for none."""
+        super().__init__(shards, classes, fingerprint)
+        self._label_N = np.concatenate(label_S)
+        self._base_S = [shard.data.ctypes.data for shard in shards]
+
+    @classmethod
+    def of(cls, folder: pathlib.Path, manifest: Manifest, split: str) -> ShardStore:
+        """The .beton shards of a converted data set.
+
+        Raises DataError where one does not match the manifest, or has a label that is no class.
+        """
+        shards = open_shards(folder, manifest.splits[split], BetonReader)
+        for shard in shards:
+            check_labels(shard.path, shard.label_N, len(manifest.classes))
+        return cls(shards, manifest.classes, manifest.fingerprint(split), [shard.label_N for shard in shards])
 
     def labels(self, index_N: np.ndarray) -> np.ndarray:
         return self._label_N[index_N]
@@ -103,7 +129,9 @@ class ShardStore(Shards[BetonReader]):
     def read(self, index: int) -> Encoded:
         shard, row = self.locate(index)
         reader = self._shards[shard]
-        return Encoded(int(reader.height_N[row]), int(reader.width_N[row]), (shard, row))
+        height, width = int(reader.height_N[row]), int(reader.width_N[row])
+        check_size(height, width)  # memory is laid out for what the file says
+        return Encoded(height, width, (shard, row))
 
     def write(self, sample: Encoded, address: int) -> None:
         shard, row = cast("tuple[int, int]", sample.content)
