@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fasttrain.formats.beton import HEADER, BetonError, BetonReader
+from fasttrain.formats.beton import BetonError, BetonReader
 from fasttrain.formats.listing import VAL_NAMES
 from fasttrain.formats.manifest import glimpses
 
@@ -23,24 +23,26 @@ MAX_CLASSES = 1 << 16  # a larger number names no class: it is an identifier or 
 
 
 class BetonSet(NamedTuple):
-    """Open files by split ("train", perhaps "val"), the names of classes, and what a person should know, a line each.
+    """Open files by split ("train", perhaps "val"), and the names of classes.
 
     label_S: by split, the labels of each of its files, int64; -1 for none, others below the number of classes.
+    unused: files of no split, as objects with `path` and `reason`.
+    notes: what else a person should know, a line each.
     """
 
     splits: dict[str, list[BetonReader]]
     classes: tuple[str, ...]
     label_S: dict[str, list[np.ndarray]]
-    notes: tuple[str, ...]
+    unused: list[dict[str, str]]
+    notes: list[str]
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 (hex) of sizes, tables and a few short parts of each file: other images hardly keep all of these."""
         digest = hashlib.sha256()
         for reader in self.splits[split]:
-            digest.update(reader.data[: HEADER.itemsize])
             for column_N in (reader.mode_N, reader.height_N, reader.width_N, reader.pointer_N, reader.size_N):
-                digest.update(column_N)
-            digest.update(reader.label_N)
+                digest.update(column_N.data)
+            digest.update(reader.label_N.data)
             digest.update(" ".join((str(reader.data.size), *glimpses(reader.path))).encode())
         return digest.hexdigest()
 
@@ -58,29 +60,28 @@ def open_betons(path: Path) -> BetonSet:
     files = beton_files(path)
     if not files:
         raise BetonError(f"{path}: no .beton files")
-    by_split, unused = _by_split(files)
-    notes = [f"{file} is left out: its name is of no split" for file in unused]
+    by_split = _by_split(files)
+    used = {file for found in by_split.values() for file in found}
+    unused = [{"path": file.name, "reason": "its name is of no split"} for file in files if file not in used]
     splits = {split: [BetonReader(file) for file in found] for split, found in by_split.items()}
     readers = [reader for found in splits.values() for reader in found]
     top = max(int(reader.label_N.max()) for reader in readers)
-    if top >= MAX_CLASSES:
-        notes.append(f"{path} counts as unlabelled: the label {top} is more than {MAX_CLASSES - 1}")
+    odd = f"{path} counts as unlabelled: the label {top} is more than {MAX_CLASSES - 1}"
     num_classes = top + 1 if 0 <= top < MAX_CLASSES else 0
     label_S = {
         split: [np.where(reader.label_N < num_classes, reader.label_N, -1).clip(-1) for reader in found]
         for split, found in splits.items()
     }
-    return BetonSet(splits, tuple(map(str, range(num_classes))), label_S, tuple(notes))
+    return BetonSet(splits, tuple(map(str, range(num_classes))), label_S, unused, [odd] if top >= MAX_CLASSES else [])
 
 
-def _by_split(files: Sequence[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
-    """Return the files of each split, and those of none; without any for training, all are."""
+def _by_split(files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Return the files of each split; without any for training, all are."""
     words = {file: set(re.split(r"[^a-z]+", file.name.lower())) for file in files}
-    if not any("train" in found for found in words.values()):
-        return {"train": list(files)}, []
-    val = next((name for name in VAL_NAMES if any(name in found for found in words.values())), None)
-    splits = {"train": [file for file in files if "train" in words[file]]}
-    if val:
-        splits["val"] = [file for file in files if val in words[file] and file not in splits["train"]]
-    used = [file for found in splits.values() for file in found]
-    return {split: found for split, found in splits.items() if found}, [file for file in files if file not in used]
+    train = [file for file in files if "train" in words[file]]
+    if not train:
+        return {"train": list(files)}
+    for name in VAL_NAMES:
+        if val := [file for file in files if name in words[file] and file not in train]:
+            return {"train": train, "val": val}
+    return {"train": train}

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fasttrain.formats.checked import (
     Malformed,
     any_value,
@@ -160,8 +162,9 @@ class Manifest:
             ManifestError: names the first shard that is missing, of another size, or replaced by another.
         """
         for shard in (shard for shards in self.splits.values() for shard in shards):
-            for file in filter(None, (shard, shard.index)):
-                _check_size(Path(folder) / file.name, file.num_bytes)
+            for file in shard.files():
+                if file is not shard.names:
+                    _check_size(Path(folder) / file.name, file.num_bytes)
             path = Path(folder) / shard.name
             seen = glimpses(path) if shard.glimpses else ()
             # One that differs may be a damaged image, which the loader bears; another shard differs everywhere.
@@ -201,6 +204,13 @@ def glimpses(path: Path) -> tuple[str, ...]:
             file.seek(size * part // (_GLIMPSES + 1))
             found.append(hashlib.sha256(file.read(_GLIMPSE_BYTES)).hexdigest()[:16])
     return tuple(found)
+
+
+def wrong_label(label_N: np.ndarray, num_classes: int) -> str:
+    """Say which is the first label that is neither -1 nor one of so many classes; "" if all are."""
+    wrong_N = (label_N < -1) | (label_N >= num_classes)
+    row = int(wrong_N.argmax()) if wrong_N.any() else -1
+    return "" if row < 0 else f"a label outside the {num_classes} classes: {label_N[row]} of sample {row}"
 
 
 def _check_size(path: Path, expected: int) -> None:

@@ -67,9 +67,10 @@ def _open_betons(path: pathlib.Path, split: str) -> Store:
     if split not in found.splits:
         raise ManifestError(f"{path} has no {split!r} split: it takes a folder with train.beton and val.beton")
     if split == "train":
-        for note in found.notes:
+        for note in (*(f"{path / left['path']} is left out: {left['reason']}" for left in found.unused), *found.notes):
             print(f"note: {note}", file=sys.stderr, flush=True)
-    return ShardStore(found.splits[split], found.classes, found.fingerprint(split), found.label_S[split])
+    files, label_S = found.splits[split], found.label_S[split]
+    return ShardStore(files, found.classes, found.fingerprint(split), label_S, [None] * len(files))
 
 
 def open_loader(

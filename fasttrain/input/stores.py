@@ -12,7 +12,8 @@ import numpy as np
 from fasttrain.formats import jpeg
 from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.image import check_size
-from fasttrain.formats.manifest import Manifest, ManifestError, Shard
+from fasttrain.formats.manifest import Manifest, ManifestError, Shard, wrong_label
+from fasttrain.formats.names import sample_name
 from fasttrain.system.errors import DataError
 
 
@@ -40,7 +41,10 @@ class Store(Protocol):
         """Write height×width×3 RGB bytes at a memory address."""
 
     def name(self, index: int) -> str:
-        """How an error names the sample."""
+        """How an error names the sample; the source's own name may be read for it."""
+
+    def place(self, index: int) -> str:
+        """The same without touching the storage, which may be what hangs."""
 
 
 @runtime_checkable
@@ -74,12 +78,24 @@ def open_shards(
     return readers
 
 
+def names_of(folder: pathlib.Path, manifest: Manifest, split: str) -> list[pathlib.Path | None]:
+    """The file of names of each shard of a split; None for one that has none."""
+    return [folder / shard.names.name if shard.names else None for shard in manifest.splits[split]]
+
+
 class Shards(Generic[AnyReader]):
     """The shards of one split of a data set, whose samples are numbered through."""
 
-    def __init__(self, shards: Sequence[AnyReader], classes: Sequence[str], fingerprint: str) -> None:
+    def __init__(
+        self,
+        shards: Sequence[AnyReader],
+        classes: Sequence[str],
+        fingerprint: str,
+        names: Sequence[pathlib.Path | None],
+    ) -> None:
+        """names: the file of names of each shard."""
         self.classes, self.fingerprint = tuple(classes), fingerprint
-        self._shards = shards
+        self._shards, self._names = shards, names
         self._start_S = np.cumsum([0] + [shard.num_samples for shard in shards])
         self.num_samples = int(self._start_S[-1])
 
@@ -90,25 +106,22 @@ class Shards(Generic[AnyReader]):
 
     def name(self, index: int) -> str:
         shard, row = self.locate(index)
-        return f"sample {row} of {self._shards[shard].path}"
+        return sample_name(self._shards[shard].path, row, self._names[shard])
 
-
-def check_labels(path: pathlib.Path, label_N: np.ndarray, num_classes: int) -> None:
-    """Raise DataError, which names the sample, for a label that is neither -1 nor one of so many classes."""
-    wrong_N = (label_N < -1) | (label_N >= num_classes)
-    if wrong_N.any():
-        row = int(wrong_N.argmax())
-        raise DataError(f"sample {row} of {path}: label {label_N[row]} is none of the {num_classes} classes")
+    def place(self, index: int) -> str:
+        shard, row = self.locate(index)
+        return sample_name(self._shards[shard].path, row, None)
 
 
 class ShardStore(Shards[BetonReader]):
     """.beton files of one split, read in place; pixels are decoded straight into the batch."""
 
     def __init__(
-        self, shards: Sequence[BetonReader], classes: Sequence[str], fingerprint: str, label_S: Sequence[np.ndarray]
-    ) -> None:
-        """label_S: the labels of each file, -1 for none."""
-        super().__init__(shards, classes, fingerprint)
+        self, shards: Sequence[BetonReader], classes: Sequence[str], fingerprint: str, label_S: Sequence[np.ndarray],
+        names: Sequence[pathlib.Path | None],
+    ) -> None:  # fmt: skip
+        """label_S: the labels of each file, -1 for none. names: as for Shards."""
+        super().__init__(shards, classes, fingerprint, names)
         self._label_N = np.concatenate(label_S)
         self._base_S = [shard.data.ctypes.data for shard in shards]
 
@@ -120,8 +133,10 @@ class ShardStore(Shards[BetonReader]):
         """
         shards = open_shards(folder, manifest.splits[split], BetonReader)
         for shard in shards:
-            check_labels(shard.path, shard.label_N, len(manifest.classes))
-        return cls(shards, manifest.classes, manifest.fingerprint(split), [shard.label_N for shard in shards])
+            if problem := wrong_label(shard.label_N, len(manifest.classes)):
+                raise ManifestError(f"{shard.path}: {problem}: run dataprep/verify.py")
+        label_S = [shard.label_N for shard in shards]
+        return cls(shards, manifest.classes, manifest.fingerprint(split), label_S, names_of(folder, manifest, split))
 
     def labels(self, index_N: np.ndarray) -> np.ndarray:
         return self._label_N[index_N]

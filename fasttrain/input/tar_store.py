@@ -10,7 +10,7 @@ import numpy as np
 from fasttrain.formats import jpeg
 from fasttrain.formats.manifest import Manifest
 from fasttrain.formats.tar import TarShardReader
-from fasttrain.input.stores import Encoded, Shards, open_shards
+from fasttrain.input.stores import Encoded, Shards, names_of, open_shards
 from fasttrain.system.errors import DataError
 
 
@@ -21,7 +21,7 @@ class TarStore(Shards[TarShardReader]):
     def of(cls, folder: pathlib.Path, manifest: Manifest, split: str) -> TarStore:
         """Raises DataError where a shard or its index is missing, unsound, or does not match the manifest."""
         shards = open_shards(folder, manifest.splits[split], TarShardReader)
-        return cls(shards, manifest.classes, manifest.fingerprint(split))
+        return cls(shards, manifest.classes, manifest.fingerprint(split), names_of(folder, manifest, split))
 
     def labels(self, index_N: np.ndarray) -> np.ndarray:
         """Read when asked for: a label lies beside its image, so that opening a data set reads none of its pages.
