@@ -10,15 +10,17 @@ from typing import Literal
 import numpy as np
 
 from fasttrain.dataprep.sources.archive import tar_source, zip_source
+from fasttrain.dataprep.sources.beton import beton_source
 from fasttrain.dataprep.sources.cifar import cifar_folder, cifar_source
 from fasttrain.dataprep.sources.folder import scan_folder
 from fasttrain.dataprep.sources.npz import npz_source
 from fasttrain.dataprep.sources.parquet import CACHE_BYTES, parquet_files, parquet_source
 from fasttrain.dataprep.sources.source import Groups, Source
 from fasttrain.dataprep.sources.webdataset import expand, looks_like_samples, webdataset_source
+from fasttrain.formats.beton_set import beton_files
 from fasttrain.formats.listing import Listing, Sample, SourceError, file_state, listing_digest
 
-Kind = Literal["auto", "folder", "tar", "zip", "webdataset", "parquet", "cifar", "npz"]
+Kind = Literal["auto", "folder", "tar", "zip", "webdataset", "parquet", "cifar", "npz", "beton"]
 
 KINDS: dict[str, Callable[[Path], Source]] = {
     "folder": scan_folder,
@@ -28,6 +30,7 @@ KINDS: dict[str, Callable[[Path], Source]] = {
     "parquet": parquet_source,
     "cifar": cifar_source,
     "npz": npz_source,
+    "beton": beton_source,
 }
 
 
@@ -51,8 +54,8 @@ def recognise(path: Path) -> str:
             return "cifar"
         if any(path.glob("*.tar")):
             return "webdataset"
-        if any(path.glob("*.beton")):
-            raise SourceError(f"{path}: holds .beton shards, which are no source: convert what they were made from")
+        if beton_files(path):
+            return "beton"
         return "parquet" if parquet_files(path) else "folder"
     if path.suffix.lower() == ".tar" and path.is_file():
         return "webdataset" if looks_like_samples(str(path)) else "tar"
@@ -60,9 +63,13 @@ def recognise(path: Path) -> str:
         if expand(str(path)) == [str(path)]:
             raise SourceError(f"{path}: no such folder or file")
         return "webdataset"
+    if beton_files(path):
+        return "beton"
     kind = {".zip": "zip", ".npz": "npz", ".parquet": "parquet"}.get(path.suffix.lower())
     if kind is None:
-        raise SourceError(f"{path}: not a folder, .tar, .zip, .parquet or .npz (--kind names it; decompress .tar.gz)")
+        raise SourceError(
+            f"{path}: not a folder, .tar, .zip, .parquet, .npz or .beton (--kind names it; decompress .tar.gz)"
+        )
     return kind
 
 
