@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -77,6 +77,21 @@ def jpeg_header(data: bytes) -> jpeg.JpegHeader | None:
     check_size(header.height, header.width)
     plain = header.colorspace in (jpeg.COLORSPACE_RGB, jpeg.COLORSPACE_YCBCR, jpeg.COLORSPACE_GRAY)
     return header if plain else None
+
+
+def is_lossless(data: bytes) -> bool:
+    """Whether a file keeps pixels as they were: PNG, BMP, GIF, TIFF, and still WebP of that kind."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return any(kind == b"VP8L" for kind in _webp_chunks(data))
+    return data.startswith((png.SIGNATURE, b"BM", b"GIF8", *_TIFF))
+
+
+def _webp_chunks(data: bytes) -> Iterator[bytes]:
+    at = 12
+    while at + 8 <= len(data):
+        yield data[at : at + 4]
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
 
 
 def check_size(height: int, width: int) -> None:

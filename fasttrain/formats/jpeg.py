@@ -94,9 +94,7 @@ class _Decompressor(threading.local):
         self._renew()
         from fasttrain.formats import tables  # here: numba takes longer to import than all the rest
 
-        self._undefined, self._what_is_undefined = tables.undefined_tables, {
-            tables.NO_QUANTISATION: "quantisation", tables.NO_HUFFMAN: "Huffman",
-        }  # fmt: skip
+        self._undefined = tables.undefined_table
         self.width, self.height = ctypes.c_int(), ctypes.c_int()
         self.subsampling, self.colorspace = ctypes.c_int(), ctypes.c_int()
         # The order of the function's arguments: width, height, subsampling, colour space.
@@ -109,8 +107,8 @@ class _Decompressor(threading.local):
 
     def check_tables(self, address: int, size: int) -> None:
         """Raises JpegError for a stream that uses a table and does not define it."""
-        if found := self._undefined(address, size):
-            raise JpegError(f"it does not define a {self._what_is_undefined[found]} table that it uses")
+        if kind := self._undefined(address, size):
+            raise JpegError(f"it does not define a {kind} table that it uses")
 
     def error(self) -> JpegError:
         """Return the error of the last call as an exception, and take a new decompressor.
@@ -159,6 +157,15 @@ def check_tables(data: np.ndarray | bytes) -> None:
     """Raises JpegError for a stream that uses a table and does not define it: no two decoders agree on its pixels."""
     source = _as_array(data)
     _decompressor().check_tables(source.ctypes.data, source.size)
+
+
+def defines_tables(data: np.ndarray | bytes) -> bool:
+    """Whether check_tables takes a stream."""
+    try:
+        check_tables(data)
+    except JpegError:
+        return False
+    return True
 
 
 def decode(data: np.ndarray | bytes, header: JpegHeader | None = None, shrink: int = 1) -> np.ndarray:

@@ -13,14 +13,16 @@ import numba
 import numpy as np
 from numba import types
 
-ALL_DEFINED, NO_QUANTISATION, NO_HUFFMAN, _SEVERAL_SCANS = range(4)
+_ALL_DEFINED, _NO_QUANTISATION, _NO_HUFFMAN, _SEVERAL_SCANS = range(4)
+_KINDS = ("", "quantisation", "Huffman")
 
 _Number = Any  # in compiled code
 _compiled = numba.njit(cache=True, error_model="numpy")
 
 _RST0, _SOI, _EOI, _SOS, _DQT, _DHT = 0xD0, 0xD8, 0xD9, 0xDA, 0xDB, 0xC4
-_PROGRESSIVE, _LOSSLESS = 0xC2, 0xC3
-_WITHOUT_HUFFMAN = (0xC9, 0xCA)  # arithmetic coding has defaults of the standard
+_PROGRESSIVE, _LOSSLESS, _ARITHMETIC, _ARITHMETIC_PROGRESSIVE = 0xC2, 0xC3, 0xC9, 0xCA
+_IN_PASSES = (_PROGRESSIVE, _ARITHMETIC_PROGRESSIVE)
+_WITHOUT_HUFFMAN = (_ARITHMETIC, _ARITHMETIC_PROGRESSIVE)  # its own parameters have defaults in the standard
 _NO_FRAME = (_DHT, 0xC8, 0xCC)  # among 0xC0 to 0xCF: DHT, JPG, DAC
 
 
@@ -79,14 +81,14 @@ def _of_scan(data: np.ndarray, frame: int, scan: int, quantised: int, huffman: i
         while entry < frame + 9 + 3 * _byte(data, frame + 8) and _byte(data, entry) != _byte(data, at):
             entry += 3
         if entry >= frame + 9 + 3 * _byte(data, frame + 8):
-            return ALL_DEFINED  # an unknown component: no decoder takes it
+            return _ALL_DEFINED  # an unknown component: no decoder takes it
         if kind != _LOSSLESS and not quantised >> min(_byte(data, entry + 2), 31) & 1:
-            return NO_QUANTISATION
+            return _NO_QUANTISATION
         dc_table, ac_table = _byte(data, at + 1) >> 4, 16 + (_byte(data, at + 1) & 15)
         lacks = (needs_dc and not huffman >> dc_table & 1) or (needs_ac and not huffman >> ac_table & 1)
         if lacks and kind not in _WITHOUT_HUFFMAN:
-            return NO_HUFFMAN
-    return ALL_DEFINED
+            return _NO_HUFFMAN
+    return _ALL_DEFINED
 
 
 @numba.cfunc(types.int64(types.voidptr, types.int64, types.int64), cache=True, error_model="numpy")
@@ -104,19 +106,20 @@ def _walk(address: _Number, size: int, every_scan: int) -> int:
         elif marker == _DHT:
             huffman |= _defined_huffman(data, at + 3, end)
         elif 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
-            if end < at + 9 + 3 * _byte(data, at + 8):
+            if end < at + 9 or end < at + 9 + 3 * _byte(data, at + 8):
                 break
             frame = at
         elif marker == _SOS:
-            if not frame or end < at + 7 + 2 * _byte(data, at + 3):
+            if not frame or end < at + 7 or end < at + 7 + 2 * _byte(data, at + 3):
                 break
             lacks = _of_scan(data, frame, at, quantised, huffman)
-            if lacks or (_byte(data, frame) != _PROGRESSIVE and _byte(data, frame) != 0xCA and _byte(data, at + 3) == _byte(data, frame + 8)):
+            whole = _byte(data, frame) not in _IN_PASSES and _byte(data, at + 3) == _byte(data, frame + 8)
+            if lacks or whole:
                 return lacks
             if not every_scan:
                 return _SEVERAL_SCANS
         at = _next_marker(data, end, size)
-    return ALL_DEFINED
+    return _ALL_DEFINED
 
 
 # The first scan takes less than a microsecond, without giving up the interpreter's lock; others take a millisecond.
@@ -124,10 +127,10 @@ _first_scan = ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64,
 _all_scans = _walk.ctypes
 
 
-def undefined_tables(address: int, size: int) -> int:
-    """What a JPEG at an address uses and does not define: NO_QUANTISATION, NO_HUFFMAN or ALL_DEFINED.
+def undefined_table(address: int, size: int) -> str:
+    """What kind of table a JPEG at an address uses and does not define: "quantisation", "Huffman" or none, "".
 
-    The latter also where the stream is no sound JPEG: every decoder refuses that by itself.
+    None also where the stream is no sound JPEG: every decoder refuses that by itself.
     """
     found: int = _first_scan(address, size, 0)
-    return _all_scans(address, size, 1) if found == _SEVERAL_SCANS else found
+    return _KINDS[_all_scans(address, size, 1) if found == _SEVERAL_SCANS else found]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import pathlib
 from typing import NamedTuple, cast
 
@@ -13,8 +12,7 @@ from fasttrain.formats import jpeg
 from fasttrain.formats.folder import folder_fingerprint, list_folder, read_regular
 from fasttrain.formats.image import decode_rgb, exif_orientation, jpeg_header, read_rgb, turned
 from fasttrain.formats.manifest import ManifestError
-from fasttrain.input.stores import Encoded
-from fasttrain.system.errors import DataError
+from fasttrain.input.stores import Encoded, write_pixels
 
 # A photograph is shrunk while decoding only as far as its shorter side keeps this many times a view's side. The whole
 # image as a crop is then still averaged from two pixels or more for each of the view's, and a crop of 20 % of the area
@@ -69,10 +67,7 @@ class FolderStore:
             if pixels.shrink == 1 and _decoded_into(pixels.data, pixels.header, address):
                 return
             pixels = _decode(*pixels)
-        array = np.ascontiguousarray(cast("np.ndarray", pixels))
-        if array.shape != (sample.height, sample.width, 3):
-            raise DataError(f"decodes to {array.shape}, its header says {sample.height} x {sample.width}")
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+        write_pixels(cast("np.ndarray", pixels), sample, address)
 
     def name(self, index: int) -> str:
         return str(self._root / self._samples[index].path)
