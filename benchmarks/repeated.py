@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 
-from fasttrain.input.stores import Encoded, StreamStore, Store
+from fasttrain.input.stores import Encoded, Store, StreamStore
 
 LEAST_BATCHES = 200  # of an epoch
 

@@ -118,9 +118,7 @@ def encode_image(content: bytes | np.ndarray, encoding: Encoding, measure: bool 
     return _encoded(image, size, encoding, measure, is_lossless(content))
 
 
-def _as_it_lies(
-    content: bytes, header: jpeg.JpegHeader, encoding: Encoding, measure: bool
-) -> EncodedImage | None:
+def _as_it_lies(content: bytes, header: jpeg.JpegHeader, encoding: Encoding, measure: bool) -> EncodedImage | None:
     """Pass a JPEG through, or shrink it in its own planes; None where its pixels have to be made first."""
     if not encoding.max_side or max(header.height, header.width) <= encoding.max_side:
         return _passed_through(content, header, encoding, measure)
@@ -129,9 +127,7 @@ def _as_it_lies(
     return None
 
 
-def _passed_through(
-    content: bytes, header: jpeg.JpegHeader, encoding: Encoding, measure: bool
-) -> EncodedImage | None:
+def _passed_through(content: bytes, header: jpeg.JpegHeader, encoding: Encoding, measure: bool) -> EncodedImage | None:
     """Return the stream, or its pixels where those are to be stored; None if libjpeg has a harmless warning."""
     num_bytes, write = 3 * header.height * header.width, encoding.write
     as_pixels = write == "raw" or (write == "smart" and num_bytes <= SMART_FACTOR * len(content))

@@ -70,7 +70,7 @@ def pixels_alone(data: bytes) -> bytes:
 
 
 def orientation_notes(data: bytes) -> Iterator[bytes]:
-    """Yield a PNG of one pixel around each sound chunk that may state an orientation: quick to open, whatever else is odd.
+    """Yield a PNG of one pixel around each sound chunk that may state an orientation: quick to open.
 
     Raises PngError where the file ends too early.
     """

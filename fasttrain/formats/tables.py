@@ -27,7 +27,7 @@ _NO_FRAME = (_DHT, 0xC8, 0xCC)  # among 0xC0 to 0xCF: DHT, JPG, DAC
 
 
 @_compiled
-def _byte(data: np.ndarray, at: int) -> int:
+def _byte(data: np.ndarray, at: int) -> _Number:
     return np.int64(data[at])  # signed, as places are: of the two kinds together numba makes floats
 
 
@@ -76,8 +76,8 @@ def _of_scan(data: np.ndarray, frame: int, scan: int, quantised: int, huffman: i
     needs_dc = kind != _PROGRESSIVE or (from_dc and not refines)
     needs_ac = kind != _LOSSLESS and (kind != _PROGRESSIVE or not from_dc)
     for i in range(components):
-        at = scan + 4 + 2 * np.int64(i)
-        entry = frame + 9 + 3 * np.int64(i)
+        at = scan + 4 + 2 * i
+        entry = frame + 9 + 3 * i
         while entry < frame + 9 + 3 * _byte(data, frame + 8) and _byte(data, entry) != _byte(data, at):
             entry += 3
         if entry >= frame + 9 + 3 * _byte(data, frame + 8):
@@ -123,8 +123,9 @@ def _walk(address: _Number, size: int, every_scan: int) -> int:
 
 
 # The first scan takes less than a microsecond, without giving up the interpreter's lock; others take a millisecond.
-_first_scan = ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(_walk.address)
-_all_scans = _walk.ctypes
+_arguments = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64  # the result's type comes first
+_address: _Number = _walk.address
+_first_scan, _all_scans = ctypes.PYFUNCTYPE(*_arguments)(_address), ctypes.CFUNCTYPE(*_arguments)(_address)
 
 
 def undefined_table(address: int, size: int) -> str:

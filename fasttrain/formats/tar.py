@@ -1,7 +1,7 @@
-"""WebDataset shards: POSIX tars of `<key>.jpg` (or `.png`) and `<key>.cls`, with the index that DALI's reader wants beside each.
+"""WebDataset shards: POSIX tars of `<key>.jpg` (or `.png`) and `<key>.cls`, each with an index.
 
-The bytes depend on the samples alone: no times, no owners. Index: `v1.2 N`, then a line for each sample with
-extension, offset of the data, size and name of every component (wds2idx of DALI).
+The index is what DALI's reader wants beside a shard: `v1.2 N`, then a line for each sample with extension, offset of
+the data, size and name of every component (wds2idx of DALI). The bytes depend on the samples alone: no times, no owners.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class TarShardReader:
         """Map the shard and read its index.
 
         Raises:
-            TarShardError: one is missing, the index is malformed, not of one .jpg or .png and one .cls a sample, or reaches
-                beyond the shard.
+            TarShardError: one is missing, the index is malformed, not of one .jpg or .png and one .cls a
+                sample, or reaches beyond the shard.
         """
         self.path = Path(path)
         words = self._read_words()

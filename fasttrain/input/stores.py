@@ -59,6 +59,11 @@ def as_ppm(pixels_HW3: np.ndarray) -> np.ndarray:
     return np.concatenate([np.frombuffer(PPM + b"%d %d\n255\n" % (width, height), np.uint8), pixels_HW3.reshape(-1)])
 
 
+def as_encoded(pixels_HW3: np.ndarray) -> Encoded:
+    """A sample that had to be decoded to learn its size."""
+    return Encoded(pixels_HW3.shape[0], pixels_HW3.shape[1], pixels_HW3)
+
+
 def write_pixels(pixels_HW3: np.ndarray, sample: Encoded, address: int) -> None:
     """Copy (H, W, 3) uint8 pixels to an address; DataError if they are not of the sample's size."""
     if pixels_HW3.shape != (sample.height, sample.width, 3):

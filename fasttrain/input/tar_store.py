@@ -11,11 +11,11 @@ from fasttrain.formats import jpeg
 from fasttrain.formats.image import decode_rgb
 from fasttrain.formats.manifest import Manifest
 from fasttrain.formats.tar import TarShardReader
-from fasttrain.input.stores import Encoded, Shards, as_ppm, write_pixels
+from fasttrain.input.stores import Encoded, Shards, as_encoded, as_ppm, write_pixels
 
 
 class TarStore(Shards[TarShardReader]):
-    """The `.tar` shards of one split, with members KEY.jpg (or .png) and KEY.cls; JPEGs are decoded straight into the batch."""
+    """The `.tar` shards of one split, with members KEY.jpg or .png, and KEY.cls; JPEGs go straight into the batch."""
 
     def __init__(self, folder: pathlib.Path, manifest: Manifest, split: str) -> None:
         """Raises DataError where a shard or its index is missing, unsound, or does not match the manifest."""
@@ -33,8 +33,7 @@ class TarStore(Shards[TarShardReader]):
         shard, row = place = self.locate(index)
         reader = self._shards[shard]
         if reader.is_png_N[row]:
-            pixels = decode_rgb(reader.image_bytes(row), None, 1)
-            return Encoded(*pixels.shape[:2], pixels)
+            return as_encoded(decode_rgb(reader.image_bytes(row), None, 1))
         header = jpeg.read_header(reader.image(row))
         return Encoded(header.height, header.width, place)
 
