@@ -32,7 +32,7 @@ from fasttrain.dataprep.shards import checksum
 from fasttrain.formats import jpeg
 from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.beton_set import beton_files
-from fasttrain.formats.image import check_size
+from fasttrain.formats.image import check_size, decode_rgb
 from fasttrain.formats.manifest import EXTENSION, FILE_NAME, Manifest, Shard, SideFile, wrong_label
 from fasttrain.formats.names import EXTENSION as NAMES_EXTENSION
 from fasttrain.formats.names import count_lines, sample_name
@@ -132,8 +132,8 @@ def read_labels(path: pathlib.Path) -> np.ndarray:
     if path.suffix != ".tar":
         return BetonReader(path).label_N
     reader = TarShardReader(path)
-    at_NM = np.stack([reader.jpeg_at_N, reader.label_at_N], 1)
-    size_NM = np.stack([reader.jpeg_size_N, reader.label_size_N], 1)
+    at_NM = np.stack([reader.image_at_N, reader.label_at_N], 1)
+    size_NM = np.stack([reader.image_size_N, reader.label_size_N], 1)
     named = list(zip(at_NM.ravel().tolist(), size_NM.ravel().tolist(), strict=True))
     try:
         with tarfile.open(path, "r:") as tar:
@@ -166,7 +166,9 @@ def open_images(path: pathlib.Path) -> Decode:
     """Return what decodes the samples of a shard, which is open as long as that lives. Raises DataError, OSError."""
     if path.suffix == ".tar":
         tar = TarShardReader(path)
-        return lambda row: jpeg.decode(tar.jpeg(row))
+        return lambda row: (
+            decode_rgb(tar.image_bytes(row), None, 1) if tar.is_png_N[row] else jpeg.decode(tar.image(row))
+        )
     reader = BetonReader(path)
 
     def decode(row: int) -> None:
