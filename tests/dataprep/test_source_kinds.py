@@ -464,11 +464,10 @@ TEXT = "x" * 1000
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (doubled(20), "encodes as 'hex'"),
+        (doubled(20), "encodes by another codec than latin1"),
         ([Call(codecs.encode, TEXT, "latin1") for _ in range(100)], "unpacks to much more than its size"),
-        (Call(np.ndarray, (1 << 30,)), "damaged pickle"),
-        ([np.arange(5 + i, dtype=">i4") for i in range(5)], "more than 4 arrays"),
-        (Call(np.int64(1).__reduce__()[0], np.dtype("V100000000"), b"x"), "a number of 100000000 bytes"),
+        (Call(np.ndarray, (1 << 30,)), "calls what no array needs"),
+        (Call(np.int64(1).__reduce__()[0], np.dtype("V100000000"), b"x"), "other than plain numbers and text"),
     ],
 )
 def test_a_pickle_is_no_bomb(tmp_path: Path, content: object, message: str) -> None:
