@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import os
 import stat
 import struct
@@ -21,6 +23,8 @@ from fasttrain.system.regular import open_regular
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: signature, ..., length of its name, of its extra field
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+# What zipfile raises for a directory or a member that is damaged, encrypted, or of a kind that it can't read.
+ZIP_ERRORS = zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, RuntimeError, OverflowError, EOFError
 Skipped = list[dict[str, str]]
 
 
@@ -137,16 +141,40 @@ def zip_source(path: Path) -> Source:
     """List the images of a zip of an image folder. Raises SourceError (also for a truncated zip), OSError."""
     skipped: Skipped = []
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             members = Listing(_zip_images(archive, skipped))
-    except (zipfile.BadZipFile, ValueError, struct.error) as error:
+    except ZIP_ERRORS as error:
         raise SourceError(f"{path}: damaged or truncated zip: {error}") from None
     classes, splits = arrange(ArchiveTree(str(path), members))
     return Source(path, classes, splits, ZipReader(str(path)), (str(path),), skipped)
 
 
-def _zip_images(archive: zipfile.ZipFile, skipped: Skipped) -> Iterator[Sample]:
+@contextlib.contextmanager
+def open_zip(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
+    """Read the directory of a zip. Raises ZIP_ERRORS, OSError."""
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        yield archive
+
+
+def zip_members(archive: zipfile.ZipFile, skipped: Skipped) -> Iterator[zipfile.ZipInfo]:
+    """Yield the members of a zip; those without a name, and those whose data reaches into another's, go to skipped.
+
+    A small zip whose members share their data unpacks without end.
+    """
+    by_place = sorted(archive.infolist(), key=lambda member: member.header_offset)
+    following = {id(member): after.header_offset for member, after in itertools.pairwise(by_place)}
     for member in archive.infolist():
+        end = member.header_offset + _LOCAL_HEADER.size + len(member.filename) + member.compress_size
+        if not member.filename:
+            skipped.append({"path": str(archive.filename), "reason": "a member without a name"})
+        elif end > following.get(id(member), end):
+            skipped.append({"path": member.filename, "reason": "its data is that of another member, too"})
+        else:
+            yield member
+
+
+def _zip_images(archive: zipfile.ZipFile, skipped: Skipped) -> Iterator[Sample]:
+    for member in zip_members(archive, skipped):
         if member.is_dir() or not member.filename.lower().endswith(IMAGE_EXTENSIONS):
             continue
         if reason := _unusable_zip(member):

@@ -14,7 +14,7 @@ import pickle
 import pickletools
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ _FREE_STEPS, _BYTES_A_STEP = 10_000, 32  # a pickle of images has hundreds of by
 _LONGEST_NUMBER = 24  # characters of one that is written as text
 _LARGEST_NUMBER = 16  # bytes
 _MOST_SIDES = 8
-_PLAIN_TYPE = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,7}")
+_PLAIN_TYPE = re.compile(r"b1|[iu][1248]|f[248]|[SU][1-9]\d{0,6}")
 _READERS = {opcode.code.encode("latin-1"): opcode.arg and opcode.arg.reader for opcode in pickletools.opcodes}
 
 
@@ -40,7 +40,8 @@ class _Type:
         """Take the byte order out of a pickled state, which says nothing else of a plain type."""
         if not (isinstance(state, tuple) and len(state) >= 5 and state[2:5] == (None, None, None)):
             raise SourceError("the pickle holds an array with fields: not loaded")
-        self.dtype = self.dtype.newbyteorder({"<": "<", ">": ">", "=": "=", "|": "|"}[_text(state[1])])
+        orders: dict[str, Literal["<", ">", "=", "|"]] = {"<": "<", ">": ">", "=": "=", "|": "|"}
+        self.dtype = self.dtype.newbyteorder(orders[_text(state[1])])
 
 
 class _Array:
@@ -57,12 +58,15 @@ class _Array:
         self.values = _array(content, kind, shape, "F" if fortran else "C")
 
 
-def _array(content: object, kind: object, shape: object, order: object = "C", *_: object) -> np.ndarray:
-    """Return a view of bytes; SourceError where they, type and shape do not agree."""
-    known = isinstance(kind, _Type) and isinstance(content, bytes) and order in ("C", "F")
-    if not known or not isinstance(shape, tuple) or any(type(side) is not int or side < 0 for side in shape):
+def _array(content: Any, kind: Any, shape: Any, order: Any = "C", *_: object) -> np.ndarray:  # noqa: ANN401
+    """Return a view of bytes; SourceError where they, type and shape do not agree, or are none at all."""
+    if not (
+        isinstance(content, bytes) and isinstance(kind, _Type) and isinstance(shape, tuple) and order in ("C", "F")
+    ):
         raise SourceError("the pickle holds an array that is none: not loaded")
-    if len(shape) > _MOST_SIDES or math.prod(shape) * kind.dtype.itemsize != len(content):
+    if len(shape) > _MOST_SIDES or any(type(side) is not int or side < 0 for side in shape):
+        raise SourceError("the pickle holds an array of a shape that is none: not loaded")
+    if math.prod(shape) * kind.dtype.itemsize != len(content):
         raise SourceError("the pickle holds an array of another size than its bytes: not loaded")
     flat = np.frombuffer(content, kind.dtype) if content else np.empty(0, kind.dtype)
     return flat.reshape(shape, order=order)
