@@ -163,7 +163,6 @@ def _cifar_classes(folder: Path) -> list[str]:
 
 
 def _names(path: Path, values: object) -> list[str]:
-    values = values.reshape(-1).tolist() if isinstance(values, np.ndarray) and values.size < MAX_LABEL else values
     if not isinstance(values, list | tuple) or not all(isinstance(value, str | bytes) for value in values):
         raise SourceError(f"{path}: the class names are no list of names")
     # The same long text may stand there again and again.

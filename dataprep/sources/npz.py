@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import os
+import sys
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -22,6 +24,7 @@ _ENCRYPTED = 1  # bit of a zip member's flags
 _LOCAL_HEADER_BYTES = 30  # of a zip member, before its name
 _MOST_DEFLATED = 1032  # times its own size that a deflated stream may hold
 _UNPACKED_AT_ONCE = 1 << 20
+_TEXTS_AT_ONCE = 1 << 12
 _FEW_ROWS = 1 << 16  # cost little, whatever the file says
 
 
@@ -65,10 +68,11 @@ def npz_array(path: str, name: str, max_bytes: int | None = None) -> np.ndarray:
                 if reason := _unusable_header(header, member.file_size, os.path.getsize(path)):
                     raise SourceError(f"{name} {reason}")
                 if member.compress_type != zipfile.ZIP_STORED:
-                    return _unpacked(file, header)
+                    return _with_sound_text(_unpacked(file, header))
             if not member.file_size - header.num_bytes:
                 return np.empty(header.shape, header.dtype)
-            return np.memmap(path, header.dtype, "r", _data_offset(path, member) + header.num_bytes, header.shape)
+            start = _data_offset(path, member) + header.num_bytes
+            return _with_sound_text(np.memmap(path, header.dtype, "r", start, header.shape))
     except SourceError as error:
         raise SourceError(f"{path}: {error}") from None
     except KeyError:
@@ -128,6 +132,14 @@ def _unpacked(file: IO[bytes], header: _Header) -> np.ndarray:
             raise SourceError("an array is shorter than its header says")
         part[:] = np.frombuffer(content, np.uint8)
     file.read(1)  # at the end its checksum is compared
+    return values
+
+
+def _with_sound_text(values: np.ndarray) -> np.ndarray:
+    """Return the array; SourceError for text of numbers that are no characters, which NumPy makes text of all the same."""
+    if values.dtype.kind == "U" and values.size:
+        if np.ascontiguousarray(values).view(values.dtype.str[0] + "u4").max() > sys.maxunicode:
+            raise SourceError("text that is none")
     return values
 
 
@@ -211,10 +223,17 @@ def _npz_labels(path: Path, name: str | None, count: int) -> Labels | np.ndarray
     if values.ndim != 1:
         return np.full(count, -1)
     if values.dtype.kind in "US":
-        return Labels(values.astype(str).tolist())
+        return Labels(_texts(values))
     if values.dtype.kind not in "buif":
         raise SourceError(f"{path}: {name} is {values.dtype}: neither whole numbers nor text")
     try:
         return whole_numbers(values)
     except SourceError as error:
         raise SourceError(f"{path}: {name}: {error}") from None
+
+
+def _texts(values_N: np.ndarray) -> Iterator[str]:
+    """Yield an array of text, a part at a time; what is no UTF-8 in bytes is replaced."""
+    for start in range(0, len(values_N), _TEXTS_AT_ONCE):
+        for value in values_N[start : start + _TEXTS_AT_ONCE].tolist():
+            yield value.decode("utf-8", "replace") if isinstance(value, bytes) else value

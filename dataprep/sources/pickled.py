@@ -1,7 +1,7 @@
 """Pickled arrays, lists and text, read without Python's pickle: nothing that a pickle names is ever called.
 
 Its opcodes run here, on lists, dictionaries, text and numbers; what it calls is looked up among a few functions of this
-file. Arrays are views of the bytes that it holds, and of plain types alone. So memory and time are a small multiple of
+file. Arrays are views of the bytes that it holds, and of plain numbers alone. So memory and time are a small multiple of
 its size.
 """
 
@@ -24,7 +24,7 @@ _FREE_STEPS, _BYTES_A_STEP = 10_000, 32  # a pickle of images has hundreds of by
 _LONGEST_NUMBER = 24  # characters of one that is written as text
 _LARGEST_NUMBER = 16  # bytes
 _MOST_SIDES = 8
-_PLAIN_TYPE = re.compile(r"b1|[iu][1248]|f[248]|[SU][1-9]\d{0,6}")
+_PLAIN_TYPE = re.compile(r"b1|[iu][1248]|f[248]")
 _READERS = {opcode.code.encode("latin-1"): opcode.arg and opcode.arg.reader for opcode in pickletools.opcodes}
 
 
@@ -33,7 +33,7 @@ class _Type:
 
     def __init__(self, name: object, *_: object) -> None:
         if not (isinstance(name, str | bytes) and _PLAIN_TYPE.fullmatch(_text(name))):
-            raise SourceError("the pickle holds an array of other than plain numbers and text: not loaded")
+            raise SourceError("the pickle holds an array of other than plain numbers: not loaded")
         self.dtype = np.dtype(_text(name))
 
     def fill(self, state: object) -> None:
@@ -73,7 +73,7 @@ def _array(content: Any, kind: Any, shape: Any, order: Any = "C", *_: object) ->
 
 
 def _scalar(kind: object, content: object) -> int | float | bool:
-    if not isinstance(kind, _Type) or kind.dtype.kind in "SU" or not isinstance(content, bytes):
+    if not isinstance(kind, _Type) or not isinstance(content, bytes):
         raise SourceError("the pickle holds a number that is none: not loaded")
     if len(content) != kind.dtype.itemsize:
         raise SourceError(f"the pickle holds a number of {len(content)} bytes: not loaded")
