@@ -136,10 +136,11 @@ def _unpacked(file: IO[bytes], header: _Header) -> np.ndarray:
 
 
 def _with_sound_text(values: np.ndarray) -> np.ndarray:
-    """Return the array; SourceError for text of numbers that are no characters, which NumPy makes text of all the same."""
-    if values.dtype.kind == "U" and values.size:
-        if np.ascontiguousarray(values).view(values.dtype.str[0] + "u4").max() > sys.maxunicode:
-            raise SourceError("text that is none")
+    """Return the array; SourceError for text with numbers that are no characters, which NumPy takes all the same."""
+    if values.dtype.kind != "U" or not values.size:
+        return values
+    if np.ascontiguousarray(values).view(f"{values.dtype.str[0]}u4").max() > sys.maxunicode:
+        raise SourceError("an array of text holds what is no character")
     return values
 
 

@@ -1,8 +1,8 @@
 """Pickled arrays, lists and text, read without Python's pickle: nothing that a pickle names is ever called.
 
 Its opcodes run here, on lists, dictionaries, text and numbers; what it calls is looked up among a few functions of this
-file. Arrays are views of the bytes that it holds, and of plain numbers alone. So memory and time are a small multiple of
-its size.
+file. Arrays are views of the bytes that it holds, and of plain numbers alone. So memory and time are a small multiple
+of its size.
 """
 
 from __future__ import annotations
@@ -116,11 +116,10 @@ class _Machine:
             self._steps_left -= 1
             if self._steps_left < 0:
                 raise SourceError("the pickle takes more steps than arrays need: not loaded")
-            argument = self._argument(code)
             if code in _VALUES:
-                self._stack.append(_VALUES[code](argument))
+                self._stack.append(_VALUES[code](self._argument(code)))
             elif code in _STEPS:
-                _STEPS[code](self, argument)
+                _STEPS[code](self, self._argument(code))
             else:
                 uses = f"the pickle uses opcode {code!r}, which no array needs: not loaded"
                 raise SourceError(uses if code else "damaged pickle: it has no end")
@@ -130,6 +129,8 @@ class _Machine:
         """Read what follows an opcode. Numbers are read here, as long ones take pickletools for ever."""
         if code in (pickle.INT, pickle.LONG, pickle.GET, pickle.PUT):
             line = self._file.readline(_LONGEST_NUMBER)
+            if not line.endswith(b"\n"):
+                raise ValueError("a number without end")
             return line == b"01\n" if line in (b"00\n", b"01\n") else int(line.rstrip(b"\nL"))
         if code == pickle.STRING:  # it may hold any bytes, which pickletools does not take
             return codecs.escape_decode(self._file.readline().rstrip(b"\r\n")[1:-1])[0]
