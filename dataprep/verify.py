@@ -17,7 +17,6 @@ import json
 import os
 import pathlib
 import sys
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
@@ -37,11 +36,13 @@ from fasttrain.formats.manifest import EXTENSION, FILE_NAME, Manifest, Shard, Si
 from fasttrain.formats.names import EXTENSION as NAMES_EXTENSION
 from fasttrain.formats.names import count_lines, sample_name
 from fasttrain.formats.tar import TarShardReader
+from fasttrain.formats.tar_headers import TarDamage, tar_headers
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import DataError
 from fasttrain.system.options import Bounds, Options
 from fasttrain.system.ordered import map_in_order
 from fasttrain.system.progress import progress
+from fasttrain.system.regular import open_regular
 from fasttrain.system.watch import Watch
 
 EXIT_PROBLEMS = 1
@@ -134,12 +135,13 @@ def read_labels(path: pathlib.Path) -> np.ndarray:
     reader = TarShardReader(path)
     at_NM = np.stack([reader.image_at_N, reader.label_at_N], 1)
     size_NM = np.stack([reader.image_size_N, reader.label_size_N], 1)
-    named = list(zip(at_NM.ravel().tolist(), size_NM.ravel().tolist(), strict=True))
+    named = zip(at_NM.ravel().tolist(), size_NM.ravel().tolist(), strict=True)
     try:
-        with tarfile.open(path, "r:") as tar:
-            if [(member.offset_data, member.size) for member in tar] != named:
+        with open_regular(path) as file:
+            members = ((member.offset_data, member.size) for member in tar_headers(file))
+            if any(member != indexed for member, indexed in itertools.zip_longest(members, named)):
                 raise DataError(f"{path}: the index does not match the members")
-    except tarfile.TarError as error:
+    except TarDamage as error:
         raise DataError(f"{path}: {error}") from None
     return np.array([reader.label(row) for row in range(reader.num_samples)], np.int64)
 
