@@ -41,7 +41,7 @@ from fasttrain.report import write_report
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.display import Display
 from fasttrain.run.faults import explained
-from fasttrain.run.folder import prepare, run_path
+from fasttrain.run.folder import DataRecord, keep_data, prepare, run_path
 from fasttrain.run.health import Health
 from fasttrain.run.metrics import Metrics, open_files, require_tensorboard
 from fasttrain.run.resume import resume
@@ -142,11 +142,13 @@ def on_device(label_B: Tensor | None, device: torch.device) -> Tensor | None:
     return label_B.pin_memory().to(device, non_blocking=True)
 
 
-def state_of(step: int, settings: Settings, images: str, method: Method, trainer: TrainStep, loader: Loader) -> dict:
-    """Everything that a run needs to go on from a step. images: their fingerprint."""
+def state_of(
+    step: int, settings: Settings, data: DataRecord, method: Method, trainer: TrainStep, loader: Loader
+) -> dict:
+    """Everything that a run needs to go on from a step."""
     return {
-        "step": step, "config": settings.values, "data": images, "method": method.state_dict(), **trainer.state_dict(),
-        "loader": loader.state_dict(),
+        "step": step, "config": settings.values, "data": data.fingerprint, "mean": data.mean, "std": data.std,
+        "method": method.state_dict(), **trainer.state_dict(), "loader": loader.state_dict(),
     }  # fmt: skip
 
 
@@ -162,13 +164,14 @@ def train(config: TrainConfig) -> int:
     )
     trainer = TrainStep(method, config.optimisation, ranks.device, config.machine.cuda_graph)
     recipe = config.views.recipe_for(config.method.views)
-    data = pathlib.Path(config.data.data)
-    store = open_dataset(data, "train", config.data.loader, config.views.size)
+    path = pathlib.Path(config.data.data)
+    store = open_dataset(path, "train", config.data.loader, config.views.size)
     loader = make_loader(store, config, ranks)
     groups = make_groups(config, ranks) if is_split(method.encoder) else None
-    mean, std = pixel_statistics(data, config.data.loader)
-    workers = ranks.threads(config.machine.workers)
-    knn = KnnMonitor(config.data, config.views.size, ranks.device, workers) if config.logging.knn_every else None
+    mean, std = pixel_statistics(path, config.data.loader)
+    workers, knn = ranks.threads(config.machine.workers), None
+    if config.logging.knn_every:
+        knn = KnnMonitor(config.data, config.logging.knn_k, config.views.size, ranks.device, workers)
 
     # The first rank claims the folder; then all go on from the checkpoint that it chooses.
     if config.logging.tensorboard:
@@ -178,11 +181,16 @@ def train(config: TrainConfig) -> int:
     claim = ranks.together(lambda: prepare(run, settings, config.run.fresh) if ranks.is_main else None)
 
     def restore(state: dict) -> None:
+        nonlocal mean, std
+        mean, std = state.get("mean", mean), state.get("std", std)  # they belong to the run, as its weights do
         method.load_state_dict(state["method"])
         trainer.load_state_dict(state)
         loader.load_state_dict(state["loader"])
 
     step = resume(run / "checkpoints", settings, store.fingerprint, ranks, restore)
+    data = DataRecord(str(path.resolve()), store.fingerprint, mean, std)
+    if ranks.is_main:
+        keep_data(run, data)
 
     # The schedule is a function of the step; --max-steps does not change it.
     optimisation, batch_size = config.optimisation, config.optimisation.batch_size
@@ -202,7 +210,8 @@ def train(config: TrainConfig) -> int:
     if groups and groups.share > MAX_SHARE:
         part = f"{groups.share:.0%} of the images that normalise a key also normalise its query"
         display.say(f"{part}: a larger batch has less")
-    evaluations = Evaluations(knn, config.logging.knn_every * steps_per_epoch, run, ranks, lambda: stop.received)
+    every = config.logging.knn_every * steps_per_epoch
+    evaluations = Evaluations(knn, every, run, ranks, lambda: stop.received, mean, std)
     compiles = is_compiled(method)
     views_dtype = AUTOCAST.get(optimisation.precision, torch.float32)
     views: Views | None = None  # one buffer for all steps of a size
@@ -247,7 +256,7 @@ def train(config: TrainConfig) -> int:
                 # A periodic one is not written while steps are being skipped: it might push out good ones.
                 if ranks.is_main and saves and (ends or due or not metrics.skips.in_a_row):
                     with display.doing("saving"):
-                        state = state_of(step, settings, store.fingerprint, method, trainer, loader)
+                        state = state_of(step, settings, data, method, trainer, loader)
                         save_checkpoint(run / "checkpoints", state, config.run.keep_last)
                 if due and not stopped:
                     with display.aside("evaluating"):

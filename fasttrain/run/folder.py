@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,27 @@ CONFIG = pathlib.Path("config.json")
 BEGUN = {LOCK, temporary_path(CONFIG).name}  # all there is in the folder of a run that ended before it had a config
 RESTARTS = "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"
 PATIENCE_SECONDS = 60.0  # that a run which was told to stop may take to write its checkpoint
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The images of a run, as its config.json tells of them.
+
+    path: absolute, where they last lay. fingerprint: of the images trained on. mean, std: of the channels R, G, B in
+    [0, 1], by which the run's views are normalised.
+    """
+
+    path: str
+    fingerprint: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what a damaged file may hold."""
+        three = (values for values in (self.mean, self.std))
+        numbers = all(len(each) == 3 and all(type(v) is float and 0 <= v <= 1 for v in each) for each in three)
+        if not (isinstance(self.path, str) and isinstance(self.fingerprint, str) and numbers):
+            raise ValueError("path, fingerprint, mean and std of 3 numbers are expected")
 
 
 def run_path(options: RunOptions) -> pathlib.Path:
@@ -54,6 +76,26 @@ def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> Lock:
         return claim
     write_json(path, {"format": FORMAT, "config": settings.values, "environment": environment(), "job": job()})
     return claim
+
+
+def keep_data(run: pathlib.Path, data: DataRecord) -> None:
+    """Record the images in the run's config.json, also where they have moved."""
+    path = run / CONFIG
+    content = json.loads(path.read_bytes())
+    if content.get("data") != json.loads(json.dumps(asdict(data))):
+        write_json(path, {**content, "data": asdict(data)})
+
+
+def read_data(run: pathlib.Path) -> DataRecord | None:
+    """What config.json tells of the images; None for a run that ended before it was recorded. Raises UserError."""
+    path = run / CONFIG
+    try:
+        found = json.loads(path.read_bytes()).get("data")
+        return found and DataRecord(found["path"], found["fingerprint"], tuple(found["mean"]), tuple(found["std"]))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} does not tell of the run's images: {error}") from None
 
 
 def read_settings(path: pathlib.Path) -> dict[str, Any]:
