@@ -164,5 +164,5 @@ def load_config(run: pathlib.Path) -> TrainConfig:
     saved = read_settings(path)
     try:
         return replaced(_defaults(saved["method"], saved["preset"], {}), saved)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} can't be read as a run's configuration: {error}") from None

@@ -59,7 +59,7 @@ NAMED = 8  # samples in an error line
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGINT, SIGUSR1 or SIGHUP until the step is finished; a second SIGINT ends the process at once.
+    """Remembers SIGTERM, SIGINT, SIGUSR1 or SIGHUP until the step is done; a second SIGINT ends the process at once.
 
     Launchers repeat the others (a scheduler signals torchrun, torchrun its processes), so those only count once. A
     terminal that goes away sends SIGHUP; where it is ignored, as under nohup, it stays so.

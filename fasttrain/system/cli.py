@@ -97,6 +97,11 @@ def _options_only(message: str) -> str:
     return f"{title}{colon}{', '.join(options)}" if options else message
 
 
+def warn(message: str) -> None:
+    """Print one line on stderr."""
+    print(f"warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
 def fail(message: str) -> None:
     """Print one line on stderr: which command failed and why."""
     line = " ".join(str(message).split())

@@ -1,6 +1,6 @@
 """Standard output and error that may be gone or full: what can't be told is dropped, and the work goes on.
 
-A terminal is closed, a pipe's reader has ended, the disk of a redirected log is full: none of it is worth a night's run.
+A terminal is closed, a pipe's reader has ended, the disk of a log is full: none of it is worth a night's run.
 """
 
 from __future__ import annotations

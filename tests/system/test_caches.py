@@ -32,7 +32,7 @@ assert report.main(["run"]) == 0
 
 @pytest.fixture
 def choose(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """A machine of its own: no variables, no home, a temporary folder, no memory; its packages are not ours to write."""
+    """A machine of its own: no variables, no home, no /dev/shm; a temporary folder, in which the package lies."""
     for name in (*VARIABLES, "HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "TRITON_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
