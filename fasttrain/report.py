@@ -11,6 +11,7 @@ import html
 import io
 import json
 import math
+import os
 import pathlib
 import sys
 from dataclasses import dataclass
@@ -19,12 +20,17 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
     above = pathlib.Path(__file__).resolve().parents
     sys.path[0] = str(next(folder for folder in above if (folder / "fasttrain/__init__.py").exists()))
 
+from PIL import Image
+
 from fasttrain.run.evaluations import NAMES, Evaluation, read_evaluations
-from fasttrain.run.metrics import FIGURES, read_metrics
-from fasttrain.system.cli import finish, parse
+from fasttrain.run.folder import CONFIG, read_record
+from fasttrain.run.metrics import FIGURES, LARGEST, read_lines
+from fasttrain.system.cli import finish, parse, warn
 from fasttrain.system.durable import replace_file
 from fasttrain.system.errors import UserError
+from fasttrain.system.files import read_regular
 
+PICTURE_BYTES = 1 << 26
 SUBTITLE = ("method", "arch", "data")
 STYLE = """
 :root { color-scheme: light; --ink: #1c2733; --soft: #5d6b7a; --line: #e3e8ee; --accent: #1f6feb; }
@@ -66,16 +72,18 @@ def write_report(run: pathlib.Path) -> dict:
 
     Raises UserError when it is no run.
     """
-    if not (run / "config.json").is_file():
+    if not os.path.lexists(run / CONFIG):
         raise UserError(f"{run} is not a run folder (no config.json)")
-    record = json.loads((run / "config.json").read_text())
-    metrics, measured = _entries(run)
+    record = read_record(run / CONFIG)
+    metrics, measured, damaged = _entries(run)
     evaluations = read_evaluations(run)
     newest = newest_of_each(evaluations)
-    config, environment = record["config"], record["environment"]
+    config, environment = record["config"], record.get("environment")
+    environment = environment if isinstance(environment, dict) else {}
+    subtitle = [str(config.get(name, "?")) for name in SUBTITLE] + [str(environment.get("machine", "?"))]
     parts = [
         f"<h1>{html.escape(run.resolve().name)}</h1>",
-        f"<p class=sub>{html.escape(' · '.join([*(config[n] for n in SUBTITLE), environment['machine']]))}</p>",
+        f"<p class=sub>{html.escape(' · '.join(subtitle))}</p>",
         f"<div class=cards>{''.join(_card(*card) for card in _headlines(metrics, newest))}</div>",
     ]
     behind = sorted({each.step for each in newest if metrics and each.step != metrics[-1]["step"]})
@@ -87,8 +95,9 @@ def write_report(run: pathlib.Path) -> dict:
     if metrics:
         curves = _curves(metrics) + _knn_curve(measured)
         parts.append(f"<h2>Curves</h2><div class=curves>{''.join(curves)}</div>")
-    if (run / "samples.png").exists():
-        picture = base64.b64encode((run / "samples.png").read_bytes()).decode()
+    if damaged:
+        parts.append(f"<p class=sub>{damaged:,} damaged line(s) of metrics.jsonl are left out.</p>")
+    if picture := _picture(run / "samples.png"):
         parts.append(
             "<h2>Views</h2><p class=sub>Source images, and the views made of each before the first step."
             f'</p><img alt="source images and their augmented views" src="data:image/png;base64,{picture}">'
@@ -104,7 +113,7 @@ def write_report(run: pathlib.Path) -> dict:
         f'content="width=device-width"><title>{html.escape(run.resolve().name)} – fasttrain</title>'
         f"<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
-    replace_file(run / "report.html", lambda file: file.write(page.encode()))
+    replace_file(run / "report.html", lambda file: file.write(page.encode("utf-8", "backslashreplace")))  # odd names
     return {**_figures(newest), "images_per_sec": round(throughput(metrics), 1), "report": str(run / "report.html")}
 
 
@@ -133,10 +142,26 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def _entries(run: pathlib.Path) -> tuple[list[dict], list[dict]]:
-    """The entries of training, and those of kNN accuracy measured during it."""
-    entries = read_metrics(run / "metrics.jsonl")
-    return [e for e in entries if "images_per_sec" in e], [e for e in entries if "knn_top1" in e]
+def _entries(run: pathlib.Path) -> tuple[list[dict], list[dict], int]:
+    """The entries of training, those of kNN accuracy measured during it, and how many lines are damaged."""
+    entries, damaged = read_lines(run / "metrics.jsonl")
+    if damaged:
+        warn(f"{run / 'metrics.jsonl'}: {damaged} damaged line(s) left out of the report")
+    return [e for e in entries if "images_per_sec" in e], [e for e in entries if "knn_top1" in e], damaged
+
+
+def _picture(path: pathlib.Path) -> str:
+    """A PNG in base64; "" where there is none, or, with a warning, a damaged one."""
+    try:
+        content = read_regular(path, PICTURE_BYTES)
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            picture.verify()
+        return base64.b64encode(content).decode()
+    except FileNotFoundError:
+        return ""
+    except Exception as error:  # Pillow raises many kinds for damage
+        warn(f"{path} is left out of the report: {error}")
+        return ""
 
 
 def throughput(metrics: list[dict]) -> float:
@@ -158,7 +183,7 @@ def _headlines(metrics: list[dict], evaluations: list[Evaluation]) -> list[tuple
     if metrics:
         last = metrics[-1]
         cards += [(f"{throughput(metrics):,.0f}", "images per second"), (f"{last['step']:,}", "steps")]
-        cards += [(f"{last['loss']:.3f}", "last loss")] if last["loss"] is not None else []
+        cards += [(f"{last['loss']:.3f}", "last loss")] if last.get("loss") is not None else []
         cards += [(f"{last['skipped']:,}", "steps skipped, not finite")] if last.get("skipped") else []
     return cards
 
@@ -176,10 +201,14 @@ def _curves(metrics: list[dict]) -> list[str]:
     steps = [entry["step"] for entry in metrics]
     curves = []
     for name in [*terms, *titles]:
-        # None: every step of the entry was skipped
-        values = [math.nan if e[name] is None else e[name] * scale.get(name, 1.0) for e in metrics]
+        values = [_drawn(entry.get(name)) * scale.get(name, 1.0) for entry in metrics]
         curves.append(_curve(titles.get(name, name.replace("_", " ")), steps, values))
     return curves
+
+
+def _drawn(value: float | None) -> float:
+    """As it is drawn; not at all where every step of the entry was skipped, or the value is not finite."""
+    return float(value) if value is not None and abs(value) <= LARGEST else math.nan
 
 
 def _knn_curve(entries: list[dict]) -> list[str]:
@@ -196,7 +225,7 @@ def _curve(title: str, steps: list[int], values: list[float], majority: float | 
     figure = Figure(figsize=(4.2, 2.5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(steps, values, color="#1f6feb", linewidth=1.4)
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(title.encode("utf-8", "backslashreplace").decode(), fontsize=10, loc="left", parse_math=False)
     axes.set_xlabel("step", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -51,6 +51,7 @@ from fasttrain.system.collectives import common_generator
 from fasttrain.system.durable import write_json
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.options import Settings
+from fasttrain.system.streams import tell_at_once
 from fasttrain.views.draw import draw
 from fasttrain.views.spec import sides
 
@@ -58,17 +59,19 @@ NAMED = 8  # samples in an error line
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGINT or SIGUSR1 until the step is finished; a second SIGINT ends the process at once.
+    """Remembers SIGTERM, SIGINT, SIGUSR1 or SIGHUP until the step is done; a second SIGINT ends the process at once.
 
-    Launchers repeat the other two (a scheduler signals torchrun, torchrun its processes), so those only count once.
+    Launchers repeat the others (a scheduler signals torchrun, torchrun its processes), so those only count once. A
+    terminal that goes away sends SIGHUP; where it is ignored, as under nohup, it stays so.
     """
 
     received = 0
 
     def __init__(self) -> None:
         self.tell: Callable[[str], None] = self._write  # until there is a display
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._remember)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._remember)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -79,8 +82,8 @@ class StopSignal:
         self.tell("stopping after this step, with a checkpoint")
 
     def _write(self, text: str) -> None:
-        if os.environ.get("RANK", "0") == "0":  # not print: the signal may have come in the middle of one
-            os.write(2, f"{text}\n".encode())
+        if os.environ.get("RANK", "0") == "0":
+            tell_at_once(text)
 
 
 def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:

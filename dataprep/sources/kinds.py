@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from fasttrain.dataprep.sources.archive import tar_source, zip_source
+from fasttrain.dataprep.sources.beton import beton_source
 from fasttrain.dataprep.sources.cifar import cifar_folder, cifar_source
 from fasttrain.dataprep.sources.files import expand, numbered
 from fasttrain.dataprep.sources.folder import scan_folder
@@ -21,6 +22,8 @@ from fasttrain.dataprep.sources.npz import npz_source
 from fasttrain.dataprep.sources.parquet import CACHE_BYTES, parquet_source
 from fasttrain.dataprep.sources.source import Groups, Source
 from fasttrain.dataprep.sources.webdataset import looks_like_samples, webdataset_source
+from fasttrain.formats.beton_set import beton_files
+from fasttrain.formats.boundary import boundary
 from fasttrain.formats.listing import (
     IMAGE_EXTENSIONS,
     Listing,
@@ -29,10 +32,10 @@ from fasttrain.formats.listing import (
     file_state,
     listing_digest,
     other_file,
-)  # fmt: skip
+)
 from fasttrain.formats.splits import seeded_order, set_apart, split_of
 
-Kind = Literal["auto", "folder", "tar", "zip", "webdataset", "parquet", "cifar", "npz"]
+Kind = Literal["auto", "folder", "tar", "zip", "webdataset", "parquet", "cifar", "npz", "beton"]
 
 KINDS: dict[str, Callable[[Path], Source] | Callable[[Path, str], Source]] = {
     "folder": scan_folder,
@@ -42,6 +45,7 @@ KINDS: dict[str, Callable[[Path], Source] | Callable[[Path, str], Source]] = {
     "parquet": parquet_source,
     "cifar": cifar_source,
     "npz": npz_source,
+    "beton": beton_source,
 }
 _WITH_NAMED_LABELS = ("webdataset", "parquet", "npz")
 _TARS_LOOKED_AT, _ENTRIES_LOOKED_AT, _FOLDERS_LOOKED_AT = 3, 10_000, 100
@@ -57,14 +61,24 @@ def open_source(path: Path, kind: Kind = "auto", labels: str = "auto") -> Source
         SourceError: it is missing, damaged, of another kind, or holds no images, or not the labels that are asked for.
         UserError: a package that this kind needs is missing.
     """
-    try:
+    with boundary(path):
         found = recognise(path) if kind == "auto" else kind
         source = _opened(path, found, labels)
         if kind == "auto" and found == "tar" and not source.classes and other_file(".x.cls") in source.unused.reasons:
             source = _opened(path, "webdataset", labels)  # the labels come late: after all images
-        return source
-    except OSError as error:
-        raise SourceError(f"{error.filename or path}: {error.strerror or error}") from None
+        return replace(source, classes=tuple(map(_storable, source.classes)))
+
+
+def _storable(name: str) -> str:
+    """Return the name of a class without what no encoding can write; bytes of a file's name that are no text may stay.
+
+    JSON, also that in a table, may hold halves of characters.
+    """
+    try:
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "replace").decode()
+    return name
 
 
 def _opened(path: Path, kind: str, labels: str) -> Source:
@@ -78,7 +92,7 @@ def _opened(path: Path, kind: str, labels: str) -> Source:
     if labels != "none":
         return source
     unlabelled = {s: listing.labelled(np.full(len(listing), -1)) for s, listing in source.splits.items()}
-    return dataclasses.replace(source, classes=(), splits=unlabelled)
+    return replace(source, classes=(), splits=unlabelled)
 
 
 def _named_labels(path: Path, read: Callable[..., Source], labels: str) -> Source:
@@ -108,9 +122,13 @@ def recognise(path: Path) -> str:
         if not files:
             raise SourceError(f"{path}: no file has such a name")
         return "parquet" if suffix == ".parquet" else _tar_kind(files)
+    if beton_files(path):
+        return "beton"
     kind = {".zip": "zip", ".npz": "npz", ".parquet": "parquet"}.get(suffix)
     if kind is None:
-        raise SourceError(f"{path}: not a folder, .tar, .zip, .parquet or .npz (--kind names it; decompress .tar.gz)")
+        raise SourceError(
+            f"{path}: not a folder, .tar, .zip, .parquet, .npz or .beton (--kind names it; decompress .tar.gz)"
+        )
     return kind
 
 
@@ -125,8 +143,8 @@ def _folder_kind(root: Path) -> str:
     """Return the kind of the telling files that lie nearest to the root of a folder."""
     if cifar_folder(root):
         return "cifar"
-    if any(root.glob("*.beton")):
-        raise SourceError(f"{root}: holds .beton shards, which are no source: convert what they were made from")
+    if beton_files(root):
+        return "beton"
     level = [str(root)]
     looked_at = 0
     while level and looked_at < _FOLDERS_LOOKED_AT:

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from fasttrain.dataprep.sources.labels import Labels, NoClasses, decoded, number
 from fasttrain.dataprep.sources.source import Groups, Source
 from fasttrain.formats.listing import MAX_FILE_BYTES, Listing, Sample, SourceError, Unused
 from fasttrain.system.errors import UserError
+from fasttrain.system.regular import open_regular
 
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "bytes")
 _LABEL_NAMES = (
@@ -117,10 +118,19 @@ def _stated_bytes(group: Any, column: str) -> int:  # noqa: ANN401 - pyarrow's m
 @functools.lru_cache(maxsize=64)
 def _opened(file: str, as_dictionary: str | None = None) -> Any:  # noqa: ANN401 - pyarrow's file
     pyarrow = _pyarrow()
+    with open_regular(file) as checked:
+        num_bytes = os.fstat(checked.fileno()).st_size
     try:
-        return pyarrow.parquet.ParquetFile(file, memory_map=True, read_dictionary=as_dictionary and [as_dictionary])
-    except (pyarrow.ArrowException, OSError) as error:
+        opened = pyarrow.parquet.ParquetFile(file, memory_map=True, read_dictionary=as_dictionary and [as_dictionary])
+        names = opened.schema_arrow.names
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{file}: damaged or truncated parquet file: {_line(error)}") from None
+    rows = [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) > num_bytes:  # a listing grows with the rows, which may cost nothing
+        raise SourceError(f"{file}: more rows than bytes")
+    if len(set(names)) < len(names):
+        raise SourceError(f"{file}: has several columns {Counter(names).most_common(1)[0][0]!r}")
+    return opened
 
 
 def _line(error: Exception) -> str:
@@ -140,9 +150,7 @@ def parquet_source(root: Path, labels: str = "auto") -> Source:
         SourceError, OSError, UserError: also for a named column that is missing or holds no classes.
     """
     unused, notes = Unused(), list[str]()
-    found = source_files(root, ".parquet", unused)
-    column = _image_column(found[0], _opened(found[0]).schema_arrow, unused)
-    files = tuple(file for file in found if _holds(file, column, unused))
+    files, column = _tables(source_files(root, ".parquet", unused), unused)
     schema = _opened(files[0]).schema_arrow
     label = _label_column(files[0], schema, labels)
     names, splits, groups = shown_names(files), {}, {}
@@ -168,12 +176,23 @@ def parquet_source(root: Path, labels: str = "auto") -> Source:
     return Source(root, classes, labelled, reader, files, groups=groups, unused=unused, notes=notes)
 
 
-def _holds(file: str, column: str, unused: Unused) -> bool:
-    """Whether a table has the column of images that the first one has; if not, it is counted."""
-    if column.partition(".")[0] in _opened(file).schema_arrow.names:
-        return True
-    unused.add(f"tables without a column {column.partition('.')[0]!r}", file)
-    return False
+def _tables(files: list[str], unused: Unused) -> tuple[tuple[str, ...], str]:
+    """Return the tables of images and the path of their column; other tables, and other such columns, are counted."""
+    columns = {file: _image_columns(_opened(file).schema_arrow) for file in files}
+    first = next((file for file in files if columns[file]), None)
+    if first is None:
+        names = ", ".join(_opened(files[0]).schema_arrow.names)
+        raise SourceError(f"{files[0]}: no column of images (bytes, or a struct with bytes); columns: {names}")
+    column = columns[first][0]
+    for file in files:
+        if not columns[file]:
+            unused.add("tables without images", file)
+        elif columns[file][0] != column:
+            other = columns[file][0]
+            raise SourceError(f"{file}: its images are in column {other!r}, those of {first} in {column!r}")
+    for other in columns[first][1:]:
+        unused.add("further columns of bytes", other)
+    return tuple(file for file in files if columns[file]), column
 
 
 def _label_column(file: str, schema: Any, labels: str) -> str | None:  # noqa: ANN401 - pyarrow's schema
@@ -188,10 +207,10 @@ def _label_column(file: str, schema: Any, labels: str) -> str | None:  # noqa: A
     raise SourceError(f"{file}: no column {labels!r}; columns: {', '.join(schema.names)}")
 
 
-def _image_column(file: str, schema: Any, unused: Unused) -> str:  # noqa: ANN401 - pyarrow's schema
-    """Return the path of the column of images, of a struct that of its bytes: nothing else in it is decoded.
+def _image_columns(schema: Any) -> list[str]:  # noqa: ANN401 - pyarrow's schema
+    """Return the paths of the columns that could be of images, the likeliest first.
 
-    Other columns that could hold images are counted.
+    Of a struct that is the path of its bytes: nothing else in it is decoded. A column of labels is not among them.
     """
     types = _pyarrow().types
 
@@ -203,14 +222,12 @@ def _image_column(file: str, schema: Any, unused: Unused) -> str:  # noqa: ANN40
     def holds_bytes(kind: Any) -> bool:  # noqa: ANN401 - pyarrow's type
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
-    found = [name for name in schema.names if holds_images(schema.field(name).type)]
-    if not found:
-        raise SourceError(f"{file}: no column of images (bytes, or a struct with bytes); columns: {schema.names}")
-    likely = (name for known in _IMAGE_NAMES for name in found if name.lower() == known)
-    name = next(likely, found[0])
-    for other in (other for other in found if other != name and other.lower() not in _LABEL_NAMES):
-        unused.add("further columns of bytes", other)
-    return f"{name}.bytes" if types.is_struct(schema.field(name).type) else name
+    def rank(name: str) -> int:
+        return _IMAGE_NAMES.index(name.lower()) if name.lower() in _IMAGE_NAMES else len(_IMAGE_NAMES)
+
+    found = sorted((name for name in schema.names if holds_images(schema.field(name).type)), key=rank)
+    found = [name for name in found if name.lower() not in _LABEL_NAMES]
+    return [f"{name}.bytes" if types.is_struct(schema.field(name).type) else name for name in found]
 
 
 def _class_names(schema: Any, label: str | None) -> list[str]:  # noqa: ANN401 - pyarrow's schema
@@ -239,9 +256,7 @@ def _groups_of(files: tuple[str, ...], rows: list[int], column: str) -> Groups:
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             size = _stated_bytes(group, column)
-            if group.num_rows > os.path.getsize(files[file]):  # a listing grows with the rows, which may cost nothing
-                raise SourceError(f"{files[file]}: more rows than bytes")
-            if size > MAX_GROUP_BYTES:
+            if not 0 <= size <= MAX_GROUP_BYTES:
                 raise SourceError(f"{files[file]}: row group {number} holds {size} bytes, more than {MAX_GROUP_BYTES}")
             counts.append(group.num_rows)
             sizes.append(size)

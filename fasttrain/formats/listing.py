@@ -48,9 +48,10 @@ class Unused:
     def count(self) -> int:
         return sum(count for count, _ in self.reasons.values())
 
-    def content(self) -> dict[str, Any]:
-        """Return it as the manifest records it: reason -> {"count": ..., "first": [names]}, sorted."""
-        return {reason: {"count": count, "first": names} for reason, (count, names) in sorted(self.reasons.items())}
+    def content(self) -> list[dict[str, Any]]:
+        """Return it as the manifest records it, {"reason": ..., "count": ..., "first": [names]} each, sorted."""
+        found = sorted(self.reasons.items())
+        return [{"reason": reason, "count": count, "first": names} for reason, (count, names) in found]
 
     def __str__(self) -> str:
         """One line: counts, each with its first name; "" if there is nothing."""

@@ -12,8 +12,10 @@ from typing import Any
 
 from fasttrain.system.durable import write_json
 from fasttrain.system.errors import UserError
+from fasttrain.system.files import read_regular
 
 FILE = "evaluation.json"
+MAX_BYTES = 1 << 26  # of it: more than a hundred thousand of them
 NAMES = {"knn": "kNN", "linear": "linear"}  # of the protocols, for people
 
 
@@ -84,7 +86,7 @@ def keep_evaluations(run: pathlib.Path, new: list[Evaluation]) -> None:
 def _read(path: pathlib.Path) -> tuple[list[Evaluation], str]:
     """The sound evaluations, and what can't be read: "" for nothing."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path, MAX_BYTES))
     except FileNotFoundError:
         return [], ""
     except OSError as error:

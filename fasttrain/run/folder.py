@@ -17,10 +17,12 @@ from fasttrain import __version__
 from fasttrain.run.options import RunOptions
 from fasttrain.system.durable import temporary_path, write_json
 from fasttrain.system.errors import UserError
+from fasttrain.system.files import read_regular
 from fasttrain.system.lock import Lock, lock
 from fasttrain.system.options import Settings
 
 FORMAT = 2  # of config.json: the options have other names and meanings in each
+MAX_BYTES = 1 << 20  # of it
 LOCK = "lock"
 CONFIG = pathlib.Path("config.json")
 BEGUN = {LOCK, temporary_path(CONFIG).name}  # all there is in the folder of a run that ended before it had a config
@@ -87,7 +89,7 @@ def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> Lock:
 def keep_data(run: pathlib.Path, data: DataRecord) -> None:
     """Record the images in the run's config.json, also where they have moved."""
     path = run / CONFIG
-    content = json.loads(path.read_bytes())
+    content = read_record(path)
     if content.get("data") != json.loads(json.dumps(asdict(data))):
         write_json(path, {**content, "data": asdict(data)})
 
@@ -95,24 +97,31 @@ def keep_data(run: pathlib.Path, data: DataRecord) -> None:
 def read_data(run: pathlib.Path) -> DataRecord | None:
     """What config.json tells of the images; None for a run that ended before it was recorded. Raises UserError."""
     path = run / CONFIG
+    found = read_record(path).get("data")
     try:
-        found = json.loads(path.read_bytes()).get("data")
         return found and DataRecord(found["path"], found["fingerprint"], tuple(found["mean"]), tuple(found["std"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} does not tell of the run's images: {error}") from None
+
+
+def read_record(path: pathlib.Path) -> dict[str, Any]:
+    """All that a config.json holds, of which "config" is a dict. Raises UserError for any other file."""
+    try:
+        content = json.loads(read_regular(path, MAX_BYTES))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} does not tell of the run's images: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} can't be read as a run's configuration: {error}") from None
+    config = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(config, dict) or not all(isinstance(config.get(name, ""), str) for name in ("method", "preset")):
+        raise UserError(f"{path} can't be read as a run's configuration: it holds no settings")
+    return content
 
 
 def read_settings(path: pathlib.Path) -> dict[str, Any]:
     """The options that a config.json holds, by name. Raises UserError for none, or one of an earlier version."""
-    try:
-        content = json.loads(path.read_text())
-        settings, version = dict(content["config"]), content.get("format")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} can't be read as a run's configuration: {error}") from None
+    content = read_record(path)
+    settings, version = content["config"], content.get("format")
     if version != FORMAT:
         raise UserError(
             f"{path} is of a run by an earlier version of fasttrain, whose options were others: start anew "
@@ -134,8 +143,8 @@ def _same_job(path: pathlib.Path) -> bool:
     """
     if any(int(os.environ.get(name) or 0) for name in RESTARTS):
         return True
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # no folder yet, or a damaged one: moved aside
-        return job() != "" and json.loads(path.read_text()).get("job") == job()
+    with contextlib.suppress(UserError):  # no folder yet, or a damaged one: moved aside
+        return job() != "" and read_record(path).get("job") == job()
     return False
 
 

@@ -285,7 +285,7 @@ def test_the_last_line_and_the_manifest_tell_what_is_not_used(
     out, err = capfd.readouterr()
     summary, manifest = json.loads(out.splitlines()[-1]), Manifest.load(tmp_path / "out")
     assert summary["unused"] == {"count": 1, "reasons": {"files that are no images (.txt)": 1}}
-    assert manifest.unused == {"files that are no images (.txt)": {"count": 1, "first": ["1.txt"]}}
+    assert manifest.unused == [{"reason": "files that are no images (.txt)", "count": 1, "first": ["1.txt"]}]
     assert summary["notes"] == manifest.notes
     assert len(manifest.notes) == 1
     notes = [line for line in err.splitlines() if line.startswith("note: ")]

@@ -70,12 +70,12 @@ def test_splits_that_are_not_used_are_counted(tmp_path: Path) -> None:
     make(tmp_path, "train_large/a/5.jpg")
     layout = list_folder(tmp_path)
     assert counts(layout) == {"train": 1, "val": 1}
-    assert layout.unused.content() == {
-        "images beside the splits": {"count": 1, "first": ["more"]},
-        "images of the split test": {"count": 2, "first": ["test"]},
-        "images of the split train": {"count": 1, "first": ["train_large"]},
-        "images of the split unlabeled": {"count": 1, "first": ["unlabeled"]},
-    }
+    assert layout.unused.content() == [
+        {"reason": "images beside the splits", "count": 1, "first": ["more"]},
+        {"reason": "images of the split test", "count": 2, "first": ["test"]},
+        {"reason": "images of the split train", "count": 1, "first": ["train_large"]},
+        {"reason": "images of the split unlabeled", "count": 1, "first": ["unlabeled"]},
+    ]
     (line,) = lines_of(layout)
     assert line.startswith("not used: images beside the splits: 1, first more; images of the split test: 2, first test")
 
@@ -199,8 +199,8 @@ def test_what_is_not_used_takes_little_memory_and_says_the_first() -> None:
         found.add("many", f"name{i}")
         found.add(f"reason {i}", "x", 2)
     assert found.count == 3000
-    content = found.content()
-    assert content["many"] == {"count": 1000, "first": [f"name{i}" for i in range(20)]}
+    content = {of["reason"]: of for of in found.content()}
+    assert content["many"] == {"reason": "many", "count": 1000, "first": [f"name{i}" for i in range(20)]}
     assert len(content) == 51
     assert content["other"]["count"] == 2 * (1000 - 49)
     assert str(found).count(";") == 8
