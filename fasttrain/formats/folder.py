@@ -89,8 +89,11 @@ class FolderTree:
                 name = entry.name
                 if name.startswith("."):
                     continue
-                is_folder, is_file = _kind(entry)
                 named_image = name.lower().endswith(IMAGE_EXTENSIONS)
+                if named_image and entry.is_file(follow_symlinks=False):  # nearly all: no more is asked of them
+                    files.append(name)
+                    continue
+                is_folder, is_file = _kind(entry)
                 if is_folder and not (named_image and not os.listdir(entry.path)):
                     folders.append(name)
                 elif is_file and (named_image or ("." not in name and _starts_as_image(entry.path))):
