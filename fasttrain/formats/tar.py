@@ -1,7 +1,7 @@
 """WebDataset shards: POSIX tars of `<key>.jpg` (or `.png`) and `<key>.cls`, each with an index.
 
 The index is what DALI's reader wants beside a shard: `v1.2 N`, then a line for each sample with extension, offset of
-the data, size and name of every component (wds2idx of DALI). The bytes depend on the samples alone: no times, no owners.
+the data, size and name of every component (wds2idx of DALI). The bytes depend on the samples alone, on no time.
 """
 
 from __future__ import annotations
