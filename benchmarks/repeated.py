@@ -38,3 +38,6 @@ class Repeated:
 
     def name(self, index: int) -> str:
         return self._store.name(index % self._count)
+
+    def place(self, index: int) -> str:
+        return self._store.place(index % self._count)

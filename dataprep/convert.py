@@ -118,7 +118,7 @@ def convert_shards(
     config: ConvertConfig, source: Source, plan: list[PlannedShard]
 ) -> tuple[dict[str, ShardRecord], float]:
     """Write the shards that are missing; return the records of all by name, and the images per second of this run."""
-    found = {planned.name: read_record(config.out, planned.name) for planned in plan}
+    found = {planned.name: read_record(config.out, planned, len(source.classes)) for planned in plan}
     records = {name: record for name, record in found.items() if record is not None}
     missing = [planned for planned in plan if planned.name not in records]
     total, left = (sum(len(planned.samples) for planned in shards) for shards in (plan, missing))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from fasttrain.dataprep.sources.source import Reader
 from fasttrain.formats import jpeg
+from fasttrain.formats.boundary import reason_of
 from fasttrain.formats.image import (
     ImageError,
     check_size,
@@ -23,7 +24,6 @@ from fasttrain.formats.image import (
     turned,
 )
 from fasttrain.formats.listing import Sample
-from fasttrain.system.errors import DataError
 
 # What libjpeg can encode; the .beton layout would hold 65535.
 MAX_SIDE = 65500
@@ -195,15 +195,14 @@ def encode_samples(
 ) -> Iterator[EncodedImage | str]:
     """Encode samples, each with whether to measure it, as encode_image does; a string is why one is unusable.
 
-    Each is read and encoded when it is asked for: pixels of many at once could fill the memory.
+    Each is read and encoded when it is asked for: pixels of many at once could fill the memory. Whatever a stranger's
+    image makes a reader or a decoder raise, it costs that image alone.
     """
     for sample, measure in task:
         try:
             yield encode_image(reader.read(sample), encoding, measure)
-        except OSError as error:
-            yield error.strerror or str(error)
-        except DataError as error:
-            yield str(error)
+        except Exception as error:
+            yield reason_of(error)
 
 
 def _shrink(header: jpeg.JpegHeader | None, max_side: int) -> int:

@@ -1,7 +1,7 @@
 """WebDataset shards: POSIX tars of `<key>.jpg` (or `.png`) and `<key>.cls`, each with an index.
 
 The index is what DALI's reader wants beside a shard: `v1.2 N`, then a line for each sample with extension, offset of
-the data, size and name of every component (wds2idx of DALI). The bytes depend on the samples alone, on no time.
+the data, size and name of every component (wds2idx of DALI). The bytes depend on the samples alone: no times, owners.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from fasttrain.formats import png
 from fasttrain.formats.writer import ShardWriter
 from fasttrain.system.durable import replace_file
 from fasttrain.system.errors import DataError
+from fasttrain.system.regular import open_regular, read_at_most
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
 _INDEX_VERSION = "v1.2"
 _IMAGES = ("jpg", "png")
 _WORDS = 8  # a sample's line in the index: jpg OFFSET SIZE NAME cls OFFSET SIZE NAME
 _LONGEST_LABEL = 20  # digits; more is no class
+_LONGEST_PLACE = 19  # digits that may be too many
 
 
 class TarShardError(DataError):
@@ -96,14 +98,11 @@ class TarShardReader:
         self.num_samples = (len(words) - 2) // _WORDS
         if words[:2] != [_INDEX_VERSION, str(self.num_samples)] or (len(words) - 2) % _WORDS:
             raise self._error(f"no {_INDEX_VERSION} index of the samples it states")
-        row_NW = np.array(words[2:], str).reshape(self.num_samples, _WORDS)
-        if not np.isin(row_NW[:, 0], _IMAGES).all() or (row_NW[:, 4] != "cls").any():
+        del words[:2]
+        if set(words[0::_WORDS]) - set(_IMAGES) or set(words[4::_WORDS]) - {"cls"}:
             raise self._error("a sample is not one .jpg or .png followed by one .cls")
-        self.is_png_N = row_NW[:, 0] == "png"
-        try:
-            place_4N = row_NW[:, [1, 2, 5, 6]].astype(np.int64).T.copy()
-        except (ValueError, OverflowError):
-            raise self._error("a place is no number") from None
+        self.is_png_N = np.array([extension == "png" for extension in words[0::_WORDS]], bool)
+        place_4N = np.stack([self._numbers(words[column::_WORDS]) for column in (1, 2, 5, 6)])
         self.image_at_N, self.image_size_N, self.label_at_N, self.label_size_N = place_4N
         for start_N, size_N in (place_4N[:2], place_4N[2:]):
             if ((start_N < 0) | (size_N < 1) | (start_N > self.data.size - size_N)).any():
@@ -111,14 +110,21 @@ class TarShardReader:
 
     def _read_words(self) -> list[str]:
         try:
-            words = index_path(self.path).read_text("ascii").split()
-            self.data = np.memmap(self.path, np.uint8, "r")
+            with open_regular(self.path) as file:
+                self.data = np.memmap(file, np.uint8, "r")
+            # A sample has 2 KiB or more of a tar, and a line of its index.
+            words = read_at_most(index_path(self.path), self.data.size).decode("ascii").split()
         except OSError as error:
             raise TarShardError(f"{error.filename}: {error.strerror}") from None
         except ValueError:  # not ASCII, or an empty tar
             raise self._error(f"no index of {self.path.name}") from None
         self.address: int = self.data.ctypes.data
         return words
+
+    def _numbers(self, words: list[str]) -> np.ndarray:
+        if not all(word.isdecimal() and len(word) < _LONGEST_PLACE for word in words):
+            raise self._error("a place is no number")
+        return np.array(list(map(int, words)), np.int64)
 
     def _error(self, reason: str) -> TarShardError:
         return TarShardError(f"{index_path(self.path)}: {reason}")

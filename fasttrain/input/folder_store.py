@@ -72,6 +72,8 @@ class FolderStore:
     def name(self, index: int) -> str:
         return str(self._root / self._samples[index].path)
 
+    place = name
+
 
 def shrink_factor(height: int, width: int, least_side: int) -> int:
     """The largest of 8, 4, 2, 1 that leaves the shorter side at least `least_side` pixels (0: no shrinking)."""

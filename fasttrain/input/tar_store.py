@@ -11,23 +11,32 @@ from fasttrain.formats import jpeg
 from fasttrain.formats.image import decode_rgb
 from fasttrain.formats.manifest import Manifest
 from fasttrain.formats.tar import TarShardReader
-from fasttrain.input.stores import Encoded, Shards, as_encoded, as_ppm, write_pixels
+from fasttrain.input.stores import Encoded, Shards, as_encoded, as_ppm, names_of, open_shards, write_pixels
+from fasttrain.system.errors import DataError
 
 
 class TarStore(Shards[TarShardReader]):
     """The `.tar` shards of one split, with members KEY.jpg or .png, and KEY.cls; JPEGs go straight into the batch."""
 
-    def __init__(self, folder: pathlib.Path, manifest: Manifest, split: str) -> None:
+    @classmethod
+    def of(cls, folder: pathlib.Path, manifest: Manifest, split: str) -> TarStore:
         """Raises DataError where a shard or its index is missing, unsound, or does not match the manifest."""
-        super().__init__(folder, manifest, split, TarShardReader)
+        shards = open_shards(folder, manifest.splits[split], TarShardReader)
+        return cls(shards, manifest.classes, manifest.fingerprint(split), names_of(folder, manifest, split))
 
     def labels(self, index_N: np.ndarray) -> np.ndarray:
         """Read when asked for: a label lies beside its image, so that opening a data set reads none of its pages.
 
-        Raises DataError for one that is no number.
+        Raises DataError for one that is no number, or none of the classes.
         """
-        places = map(self.locate, index_N.tolist())
-        return np.array([self._shards[shard].label(row) for shard, row in places], dtype=np.int64)
+        return np.array([self._label(*self.locate(index)) for index in index_N.tolist()], dtype=np.int64)
+
+    def _label(self, number: int, row: int) -> int:
+        shard = self._shards[number]
+        label = shard.label(row)
+        if not -1 <= label < len(self.classes):
+            raise DataError(f"sample {row} of {shard.path}: label {label} is none of the {len(self.classes)} classes")
+        return label
 
     def read(self, index: int) -> Encoded:
         shard, row = place = self.locate(index)

@@ -55,7 +55,7 @@ def test_files_and_manifest(converted: Path) -> None:
     manifest = Manifest.load(converted)
     manifest.check_shards(converted)
     assert sorted(files_of(converted)) == [
-        "manifest.json", *sorted(f"train-0000{i}.{kind}" for i in range(3) for kind in ("tar", "idx"))
+        "manifest.json", *sorted(f"train-0000{i}.{kind}" for i in range(3) for kind in ("tar", "idx", "names"))
     ]  # fmt: skip
     assert [shard.num_samples for shard in manifest.splits["train"]] == [5, 5, 2]
     with tarfile.open(converted / "train-00000.tar") as tar:
