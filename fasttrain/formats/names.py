@@ -10,7 +10,6 @@ import os
 import re
 import stat
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 from fasttrain.formats.folder import read_regular
@@ -53,33 +52,26 @@ def _character(digits: str, otherwise: str) -> str:
 
 
 class NamesWriter:
-    """Writes the names of one shard under a temporary name.
-
-    As a context manager it gives the file its name at the end of the block, and removes it if the block raises or wrote
-    none.
-    """
+    """Writes the names of one shard, under a temporary name until it is published."""
 
     def __init__(self, shard: Path) -> None:
         """Open the temporary file."""
         self._new = NewFile(names_path(shard), _BLOCK_BYTES)
-        self._empty = True
 
     def write(self, name: str) -> None:
         """Append a name. Raises OSError when the disk is full."""
         self._new.file.write(f"{escaped(name)}\n".encode())
-        self._empty = False
 
-    def __enter__(self) -> NamesWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def publish(self) -> None:
+        """Make the file durable and give it its name. Raises OSError."""
         try:
-            if kind is None and not self._empty:
-                self._new.publish()
+            self._new.publish()
         finally:
             self._new.discard()
+
+    def discard(self) -> None:
+        """Remove the temporary file; nothing once it has its name."""
+        self._new.discard()
 
 
 def sample_name(shard: Path, row: int, names: Path | None) -> str:
