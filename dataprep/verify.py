@@ -17,7 +17,6 @@ import json
 import os
 import pathlib
 import sys
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
@@ -32,16 +31,18 @@ from fasttrain.dataprep.shards import checksum
 from fasttrain.formats import jpeg
 from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.beton_set import beton_files
-from fasttrain.formats.image import check_size
+from fasttrain.formats.image import check_size, decode_rgb
 from fasttrain.formats.manifest import EXTENSION, FILE_NAME, Manifest, Shard, SideFile, wrong_label
 from fasttrain.formats.names import EXTENSION as NAMES_EXTENSION
 from fasttrain.formats.names import count_lines, sample_name
 from fasttrain.formats.tar import TarShardReader
+from fasttrain.formats.tar_headers import TarDamage, tar_headers
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import DataError
 from fasttrain.system.options import Bounds, Options
 from fasttrain.system.ordered import map_in_order
 from fasttrain.system.progress import progress
+from fasttrain.system.regular import open_regular
 from fasttrain.system.watch import Watch
 
 EXIT_PROBLEMS = 1
@@ -132,14 +133,15 @@ def read_labels(path: pathlib.Path) -> np.ndarray:
     if path.suffix != ".tar":
         return BetonReader(path).label_N
     reader = TarShardReader(path)
-    at_NM = np.stack([reader.jpeg_at_N, reader.label_at_N], 1)
-    size_NM = np.stack([reader.jpeg_size_N, reader.label_size_N], 1)
-    named = list(zip(at_NM.ravel().tolist(), size_NM.ravel().tolist(), strict=True))
+    at_NM = np.stack([reader.image_at_N, reader.label_at_N], 1)
+    size_NM = np.stack([reader.image_size_N, reader.label_size_N], 1)
+    named = zip(at_NM.ravel().tolist(), size_NM.ravel().tolist(), strict=True)
     try:
-        with tarfile.open(path, "r:") as tar:
-            if [(member.offset_data, member.size) for member in tar] != named:
+        with open_regular(path) as file:
+            members = ((member.offset_data, member.size) for member in tar_headers(file))
+            if any(member != indexed for member, indexed in itertools.zip_longest(members, named)):
                 raise DataError(f"{path}: the index does not match the members")
-    except tarfile.TarError as error:
+    except TarDamage as error:
         raise DataError(f"{path}: {error}") from None
     return np.array([reader.label(row) for row in range(reader.num_samples)], np.int64)
 
@@ -166,7 +168,9 @@ def open_images(path: pathlib.Path) -> Decode:
     """Return what decodes the samples of a shard, which is open as long as that lives. Raises DataError, OSError."""
     if path.suffix == ".tar":
         tar = TarShardReader(path)
-        return lambda row: jpeg.decode(tar.jpeg(row))
+        return lambda row: (
+            decode_rgb(tar.image_bytes(row), None, 1) if tar.is_png_N[row] else jpeg.decode(tar.image(row))
+        )
     reader = BetonReader(path)
 
     def decode(row: int) -> None:

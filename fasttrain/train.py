@@ -41,7 +41,7 @@ from fasttrain.report import write_report
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.display import Display
 from fasttrain.run.faults import explained
-from fasttrain.run.folder import prepare, run_path
+from fasttrain.run.folder import DataRecord, keep_data, prepare, run_path
 from fasttrain.run.health import Health
 from fasttrain.run.metrics import Metrics, open_files, require_tensorboard
 from fasttrain.run.resume import resume
@@ -51,6 +51,7 @@ from fasttrain.system.collectives import common_generator
 from fasttrain.system.durable import write_json
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.options import Settings
+from fasttrain.system.streams import tell_at_once
 from fasttrain.views.draw import draw
 from fasttrain.views.spec import sides
 
@@ -58,17 +59,19 @@ NAMED = 8  # samples in an error line
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGINT or SIGUSR1 until the step is finished; a second SIGINT ends the process at once.
+    """Remembers SIGTERM, SIGINT, SIGUSR1 or SIGHUP until the step is done; a second SIGINT ends the process at once.
 
-    Launchers repeat the other two (a scheduler signals torchrun, torchrun its processes), so those only count once.
+    Launchers repeat the others (a scheduler signals torchrun, torchrun its processes), so those only count once. A
+    terminal that goes away sends SIGHUP; where it is ignored, as under nohup, it stays so.
     """
 
     received = 0
 
     def __init__(self) -> None:
         self.tell: Callable[[str], None] = self._write  # until there is a display
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._remember)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._remember)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -79,8 +82,8 @@ class StopSignal:
         self.tell("stopping after this step, with a checkpoint")
 
     def _write(self, text: str) -> None:
-        if os.environ.get("RANK", "0") == "0":  # not print: the signal may have come in the middle of one
-            os.write(2, f"{text}\n".encode())
+        if os.environ.get("RANK", "0") == "0":
+            tell_at_once(text)
 
 
 def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
@@ -139,11 +142,13 @@ def on_device(label_B: Tensor | None, device: torch.device) -> Tensor | None:
     return label_B.pin_memory().to(device, non_blocking=True)
 
 
-def state_of(step: int, settings: Settings, images: str, method: Method, trainer: TrainStep, loader: Loader) -> dict:
-    """Everything that a run needs to go on from a step. images: their fingerprint."""
+def state_of(
+    step: int, settings: Settings, data: DataRecord, method: Method, trainer: TrainStep, loader: Loader
+) -> dict:
+    """Everything that a run needs to go on from a step."""
     return {
-        "step": step, "config": settings.values, "data": images, "method": method.state_dict(), **trainer.state_dict(),
-        "loader": loader.state_dict(),
+        "step": step, "config": settings.values, "data": data.fingerprint, "mean": data.mean, "std": data.std,
+        "method": method.state_dict(), **trainer.state_dict(), "loader": loader.state_dict(),
     }  # fmt: skip
 
 
@@ -159,13 +164,14 @@ def train(config: TrainConfig) -> int:
     )
     trainer = TrainStep(method, config.optimisation, ranks.device, config.machine.cuda_graph)
     recipe = config.views.recipe_for(config.method.views)
-    data = pathlib.Path(config.data.data)
-    store = open_dataset(data, "train", config.data.loader, config.views.size)
+    path = pathlib.Path(config.data.data)
+    store = open_dataset(path, "train", config.data.loader, config.views.size)
     loader = make_loader(store, config, ranks)
     groups = make_groups(config, ranks) if is_split(method.encoder) else None
-    mean, std = pixel_statistics(data, config.data.loader)
-    workers = ranks.threads(config.machine.workers)
-    knn = KnnMonitor(config.data, config.views.size, ranks.device, workers) if config.logging.knn_every else None
+    mean, std = pixel_statistics(path, config.data.loader)
+    workers, knn = ranks.threads(config.machine.workers), None
+    if config.logging.knn_every:
+        knn = KnnMonitor(config.data, config.logging.knn_k, config.views.size, ranks.device, workers)
 
     # The first rank claims the folder; then all go on from the checkpoint that it chooses.
     if config.logging.tensorboard:
@@ -175,11 +181,16 @@ def train(config: TrainConfig) -> int:
     claim = ranks.together(lambda: prepare(run, settings, config.run.fresh) if ranks.is_main else None)
 
     def restore(state: dict) -> None:
+        nonlocal mean, std
+        mean, std = state.get("mean", mean), state.get("std", std)  # they belong to the run, as its weights do
         method.load_state_dict(state["method"])
         trainer.load_state_dict(state)
         loader.load_state_dict(state["loader"])
 
     step = resume(run / "checkpoints", settings, store.fingerprint, ranks, restore)
+    data = DataRecord(str(path.resolve()), store.fingerprint, mean, std)
+    if ranks.is_main:
+        keep_data(run, data)
 
     # The schedule is a function of the step; --max-steps does not change it.
     optimisation, batch_size = config.optimisation, config.optimisation.batch_size
@@ -199,7 +210,8 @@ def train(config: TrainConfig) -> int:
     if groups and groups.share > MAX_SHARE:
         part = f"{groups.share:.0%} of the images that normalise a key also normalise its query"
         display.say(f"{part}: a larger batch has less")
-    evaluations = Evaluations(knn, config.logging.knn_every * steps_per_epoch, run, ranks, lambda: stop.received)
+    every = config.logging.knn_every * steps_per_epoch
+    evaluations = Evaluations(knn, every, run, ranks, lambda: stop.received, mean, std)
     compiles = is_compiled(method)
     views_dtype = AUTOCAST.get(optimisation.precision, torch.float32)
     views: Views | None = None  # one buffer for all steps of a size
@@ -244,7 +256,7 @@ def train(config: TrainConfig) -> int:
                 # A periodic one is not written while steps are being skipped: it might push out good ones.
                 if ranks.is_main and saves and (ends or due or not metrics.skips.in_a_row):
                     with display.doing("saving"):
-                        state = state_of(step, settings, store.fingerprint, method, trainer, loader)
+                        state = state_of(step, settings, data, method, trainer, loader)
                         save_checkpoint(run / "checkpoints", state, config.run.keep_last)
                 if due and not stopped:
                     with display.aside("evaluating"):

@@ -13,13 +13,14 @@ import sys
 
 import pytest
 from PIL import Image
-from support.commands import ROOT, one_line
+from support.commands import ROOT, one_line, typed
 from support.forks import RunCommand, finished, with_small_files
 from support.launch import ENDLESS, command, equal, final_state, train, train_on_ranks, wait_for_step
 from support.launch import TINY as SMALL
 
 from fasttrain.config import make_config
 from fasttrain.formats.beton import BetonReader
+from fasttrain.formats.manifest import Manifest
 from fasttrain.run import folder
 from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.run.metrics import read_metrics
@@ -310,6 +311,35 @@ def test_evaluate_and_report_as_a_user(
     assert last["images_per_sec"] > 0
     assert "kNN top-1" in (run / "report.html").read_text()
     assert not list(run.glob("features-*"))
+
+
+def test_an_evaluation_finds_the_runs_images_and_statistics_from_anywhere(
+    shards: pathlib.Path, tmp_path: pathlib.Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What views are normalised by belongs to the run: without it the figures of a set that has moved are others."""
+    data, moved, run = tmp_path / "data", tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(shards, data)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert train(pathlib.Path("data"), run, "--max-steps", 2) == 0
+    record = json.loads((run / "config.json").read_text())
+    assert (record["config"]["data"], record["data"]["path"]) == ("data", str(data))
+    assert record["data"]["mean"] == Manifest.load(data).pixel_mean == list(final_state(run)["mean"])
+
+    def figures(*words: object) -> dict:
+        process = typed("fasttrain/evaluate.py", run, "--knn", *words, cwd=tmp_path / "elsewhere")
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout.splitlines()[-1])
+
+    there = figures()
+    data.rename(moved)
+    process = run_command("fasttrain/evaluate.py", run, "--knn")
+    assert process.returncode == 2
+    assert f"{data}, the images that this run was trained on, are not there now" in one_line(process)
+    assert figures("--data", moved) == there
+    assert len(json.loads((run / "evaluation.json").read_text())["evaluations"]) == 1
+    assert train(pathlib.Path("moved"), run, "--max-steps", 4) == 0
+    assert figures()["step"] == 4
 
 
 def test_resident_and_thread_loader_end_with_the_same_weights(

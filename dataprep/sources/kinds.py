@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from fasttrain.dataprep.sources.parquet import CACHE_BYTES, parquet_files, parqu
 from fasttrain.dataprep.sources.source import Groups, Source
 from fasttrain.dataprep.sources.webdataset import expand, looks_like_samples, webdataset_source
 from fasttrain.formats.beton_set import beton_files
+from fasttrain.formats.boundary import boundary
 from fasttrain.formats.listing import Listing, Sample, SourceError, file_state, listing_digest
 
 Kind = Literal["auto", "folder", "tar", "zip", "webdataset", "parquet", "cifar", "npz", "beton"]
@@ -41,10 +43,21 @@ def open_source(path: Path, kind: Kind = "auto") -> Source:
         SourceError: it is missing, damaged, of another kind, or holds no images.
         UserError: a package that this kind needs is missing.
     """
+    with boundary(path):
+        source = KINDS[recognise(path) if kind == "auto" else kind](path)
+        return replace(source, classes=tuple(map(_storable, source.classes)))
+
+
+def _storable(name: str) -> str:
+    """Return the name of a class without what no encoding can write; bytes of a file's name that are no text may stay.
+
+    JSON, also that in a table, may hold halves of characters.
+    """
     try:
-        return KINDS[recognise(path) if kind == "auto" else kind](path)
-    except OSError as error:
-        raise SourceError(f"{error.filename or path}: {error.strerror or error}") from None
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "replace").decode()
+    return name
 
 
 def recognise(path: Path) -> str:

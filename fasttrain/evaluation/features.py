@@ -92,7 +92,7 @@ def extract(
 
     The features lie on the disk of `folder`. each_batch is called before each batch and may raise to end it. Raises
     LoaderError when more than max_failed_fraction of the images or labels can't be read, UserError for an image without
-    a label, RunError when the disk is too full.
+    a label, DataError for one that is no class, RunError when the disk is too full.
     """
     values_NF: np.memmap | None = None
     label_N = torch.empty(store.num_samples, dtype=torch.int64)
@@ -112,11 +112,22 @@ def extract(
             values_NF[rows] = out_BF.float().clamp(-limit, limit).half().cpu().numpy()
             assert batch.label_B is not None
             label_N[rows] = batch.label_B
-            if (label_N[rows] < 0).any():
-                raise UserError(f"the data set has {_UNLABELLED}")
+            _check_labels(store, batch.index_B, batch.label_B)
             advance(len(batch))
     assert values_NF is not None, "a store holds one image at least"
     return Features(values_NF, label_N)
+
+
+def _check_labels(store: Store, index_B: torch.Tensor, label_B: torch.Tensor) -> None:
+    """Raises UserError for an image without a label, DataError for a label that is none of the classes."""
+    if (label_B < 0).any():
+        raise UserError(f"the data set has {_UNLABELLED}")
+    if (odd_B := label_B >= len(store.classes)).any():
+        place = int(odd_B.nonzero()[0])
+        raise DataError(
+            f"{store.name(int(index_B[place]))}: label {int(label_B[place])}, but there are {len(store.classes)} "
+            "classes: dataprep/verify.py tells whether the data set is damaged"
+        )
 
 
 def _on_disk(folder: pathlib.Path, shape: tuple[int, int]) -> np.memmap:

@@ -48,11 +48,33 @@ class Store(Protocol):
 
 
 @runtime_checkable
-class JpegStore(Store, Protocol):
-    """A store whose samples lie in files as JPEG streams, so that another decoder can take them."""
+class StreamStore(Store, Protocol):
+    """A store whose samples lie in files as streams, so that another decoder can take them."""
 
-    def jpeg(self, sample: Encoded) -> np.ndarray:
-        """The stream of a sample that read() gave, uint8; DataError for one that is stored otherwise."""
+    def stream(self, sample: Encoded) -> np.ndarray:
+        """The JPEG of a sample that read() gave, or a PPM of its pixels where those are stored, uint8."""
+
+
+PPM = b"P6\n"  # how a file of bare pixels begins that every decoder reads
+
+
+def as_ppm(pixels_HW3: np.ndarray) -> np.ndarray:
+    """A PPM file of (H, W, 3) uint8 pixels."""
+    height, width, _ = pixels_HW3.shape
+    return np.concatenate([np.frombuffer(PPM + b"%d %d\n255\n" % (width, height), np.uint8), pixels_HW3.reshape(-1)])
+
+
+def as_encoded(pixels_HW3: np.ndarray) -> Encoded:
+    """A sample that had to be decoded to learn its size."""
+    return Encoded(pixels_HW3.shape[0], pixels_HW3.shape[1], pixels_HW3)
+
+
+def write_pixels(pixels_HW3: np.ndarray, sample: Encoded, address: int) -> None:
+    """Copy (H, W, 3) uint8 pixels to an address; DataError if they are not of the sample's size."""
+    if pixels_HW3.shape != (sample.height, sample.width, 3):
+        raise DataError(f"decodes to {pixels_HW3.shape}, its header says {sample.height} x {sample.width}")
+    array = np.ascontiguousarray(pixels_HW3)
+    ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
 
 class ShardReader(Protocol):
@@ -157,10 +179,9 @@ class ShardStore(Shards[BetonReader]):
             return
         jpeg.decode_into(source, size, sample.height, sample.width, address)
 
-    def jpeg(self, sample: Encoded) -> np.ndarray:
+    def stream(self, sample: Encoded) -> np.ndarray:
         shard, row = cast("tuple[int, int]", sample.content)
         reader = self._shards[shard]
-        if reader.mode_N[row] == MODE_RAW:
-            raise DataError("stored as raw pixels, not as a JPEG")
         start = int(reader.pointer_N[row])
-        return reader.data[start : start + int(reader.size_N[row])]
+        stored = reader.data[start : start + int(reader.size_N[row])]
+        return as_ppm(stored.reshape(sample.height, sample.width, 3)) if reader.mode_N[row] == MODE_RAW else stored

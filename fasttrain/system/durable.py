@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,12 +48,24 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     Raises what `write` does, and OSError; the temporary file is then gone and the old one is still there.
     """
-    new = NewFile(path)
+    with naming(path):
+        new = NewFile(path)
+        try:
+            write(new.file)
+            new.publish()
+        finally:
+            new.discard()
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the system in here that names no file, as that of a full disk, names this one."""
     try:
-        write(new.file)
-        new.publish()
-    finally:
-        new.discard()
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

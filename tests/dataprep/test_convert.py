@@ -29,7 +29,7 @@ from fasttrain.dataprep.sources.folder import scan_folder
 from fasttrain.dataprep.sources.kinds import fingerprint
 from fasttrain.dataprep.sources.source import Reader
 from fasttrain.formats import jpeg
-from fasttrain.formats.beton import BetonReader
+from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.listing import Listing, Sample
 from fasttrain.formats.manifest import Manifest, ManifestError
 from fasttrain.system.errors import RunError
@@ -101,7 +101,9 @@ def test_samples_arrive_whole_and_with_their_labels(source: Path, tmp_path: Path
             start = int(reader.pointer_N[i])
             data = reader.data[start : start + int(reader.size_N[i])].tobytes()
             originals.discard(data)
-            pixels.append(jpeg.decode(data))
+            size = int(reader.height_N[i]), int(reader.width_N[i]), 3
+            stored = reader.mode_N[i] == MODE_RAW
+            pixels.append(np.frombuffer(data, np.uint8).reshape(size) if stored else jpeg.decode(data))
             assert pixels[-1].shape == (reader.height_N[i], reader.width_N[i], 3) == (20, 40, 3)
             red, green, _ = pixels[-1].reshape(-1, 3).mean(0)
             assert round(red / 20) == reader.label_N[i]
@@ -169,7 +171,8 @@ def test_unreadable_images_are_skipped_and_counted(run_command: RunCommand, tmp_
     assert summary["images"] == 24
     assert summary["skipped"]["count"] == 26
     assert summary["skipped"]["reasons"] == {
-        "No such file or directory": 1, "empty file": 23, "not an image (JPEG, PNG, WebP or BMP)": 1, "truncated": 1
+        "No such file or directory": 1, "empty file": 23, "truncated": 1,
+        "not an image (JPEG, PNG, WebP, BMP, GIF or TIFF)": 1,
     }  # fmt: skip
     lines = done.stderr.splitlines()
     assert len([line for line in lines if line.startswith("skipped ")]) == 20
