@@ -6,15 +6,14 @@ Nothing but messages needs a name, so a file is opened only where one is asked f
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from fasttrain.formats.folder import read_regular
+from fasttrain.formats.listing import MAX_FILE_BYTES
 from fasttrain.system.durable import NewFile
 from fasttrain.system.errors import DataError
+from fasttrain.system.regular import open_regular, read_at_most
 
 EXTENSION = ".names"
 _BLOCK_BYTES = 1 << 16
@@ -86,9 +85,8 @@ def name_of(path: Path, row: int) -> str | None:
     It is read through in blocks, not mapped: storage that hangs here must not keep others from saying so.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            line = _line(file, row) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        with open_regular(path) as file:
+            line = _line(file, row)
     except OSError:
         return None
     if line is None:
@@ -109,7 +107,7 @@ def _line(file: BinaryIO, row: int) -> bytes | None:
 
 def read_names(path: Path, count: int) -> list[str]:
     """Return the names of all samples of a shard; DataError or OSError for a file that has not so many."""
-    lines = read_regular(str(path)).decode("utf-8", "replace").split("\n")
+    lines = read_at_most(path, MAX_FILE_BYTES).decode("utf-8", "replace").split("\n")
     if len(lines) != count + 1 or lines[-1]:
         raise DataError(f"{path}: not {count} lines")
     return [unescaped(line) for line in lines[:-1]]
@@ -117,5 +115,5 @@ def read_names(path: Path, count: int) -> list[str]:
 
 def count_lines(path: Path) -> int:
     """Return the number of lines of a file of names. Raises OSError."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK_BYTES), b""))
