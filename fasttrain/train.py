@@ -112,12 +112,13 @@ def make_groups(config: TrainConfig, ranks: Ranks) -> Groups:
     return check_groups(optimisation.batch_size, ranks.world_size, optimisation.accumulate, number)
 
 
-def not_finite(run: pathlib.Path, order: Order, skips: Skips, step: int) -> RunError:
+def not_finite(run: pathlib.Path, store: Store, order: Order, skips: Skips, step: int) -> RunError:
     """The error of too many skipped steps. The last one's samples are written to RUN/not-finite.json."""
     epoch, place = divmod(skips.last, order.steps_per_epoch)
     samples = order.step(order.epoch(epoch), place).tolist()
     record = run / "not-finite.json"
-    write_json(record, {"step": skips.last + 1, "epoch": epoch, "samples": samples})
+    names = [store.name(sample) for sample in samples]
+    write_json(record, {"step": skips.last + 1, "epoch": epoch, "samples": samples, "names": names})
     good = next(iter(saved_checkpoints(run / "checkpoints")), "none yet")
     named = ", ".join(map(str, samples[:NAMED])) + (f", … (all in {record})" if len(samples) > NAMED else "")
     return RunError(
@@ -254,7 +255,7 @@ def train(config: TrainConfig) -> int:
                     metrics.flush(step, epoch, lr)  # what it knows of skipped steps is then up to this one
                 if ranks.is_main and metrics.skips.too_many(step):
                     order = Order(store.num_samples, batch_size, config.run.seed)
-                    raise not_finite(run, order, metrics.skips, step)
+                    raise not_finite(run, store, order, metrics.skips, step)
                 # A periodic one is not written while steps are being skipped: it might push out good ones.
                 if ranks.is_main and saves and (ends or due or not metrics.skips.in_a_row):
                     with display.doing("saving"):
