@@ -29,7 +29,7 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
     sys.path[0] = str(next(folder for folder in above if (folder / "fasttrain/__init__.py").exists()))
 
 from fasttrain import __version__
-from fasttrain.dataprep.encode import MAX_SIDE, Check, Write, encode_samples
+from fasttrain.dataprep.encode import MAX_SIDE, Check, Encoding, Write, encode_samples
 from fasttrain.dataprep.engines import ENGINES, Note, ShardWork
 from fasttrain.dataprep.plan import PlannedShard, by_split, plan_shards
 from fasttrain.dataprep.shards import ShardRecord, read_record
@@ -48,7 +48,7 @@ EXIT_SKIPPED = 3
 
 @dataclass(frozen=True)
 class ConvertConfig(Options):
-    """Convert images (JPEG, PNG, WebP, BMP, pixels) to numbered shards and a manifest.
+    """Convert images (JPEG, PNG, WebP, BMP, GIF, TIFF, pixels) to numbered shards and a manifest.
 
     SOURCE is a folder of images only, or of one folder per class, or of train/ and val/ (or valid, validation, test) of
     either kind; a .tar or .zip of such a folder; WebDataset .tar files (one, a folder, or a quoted pattern like
@@ -67,12 +67,14 @@ class ConvertConfig(Options):
     """What SOURCE is; auto = recognised by what is there."""
     format: Literal["ffcv", "webdataset"] = "ffcv"
     """Shard format: ffcv = .beton files that the stock FFCV loader reads; webdataset = .tar files with DALI's index."""
-    write: Write = "jpeg"
-    """What a .beton file stores: jpeg; raw = RGB pixels; smart = pixels where they take at most 3 times the JPEG."""
+    write: Write = "auto"
+    """What is stored: auto = the exact pixels of lossless images up to 96 px (in a .tar as PNG), else JPEG; jpeg; for a
+    .beton file also raw = RGB pixels; smart = pixels where they take at most 3 times the JPEG."""
     max_side: Annotated[int, Bounds(0, MAX_SIDE)] = 0
     """Longer side in pixels to which larger images are shrunk; 0 keeps every size. JPEGs within it are copied as is."""
     quality: Annotated[int, Bounds(1, 100)] = 90
-    """JPEG quality, 1 to 100, of images that are shrunk or were no JPEG."""
+    """JPEG quality, 1 to 100, of images that are shrunk or were no JPEG; above 95, those that were lossless keep their
+    colours at full size."""
     check: Check = "decode"
     """How damage is found in JPEGs that are copied: decode = by decoding them at 1/8, and they are left out; none = it
     is not: training, or verify.py --deep, meets it. Others are decoded anyway, as are those measured for statistics."""
@@ -90,8 +92,8 @@ class ConvertConfig(Options):
 
 def check(config: ConvertConfig) -> None:
     """Raises UserError for options and for folders that do not go together."""
-    if config.format == "webdataset" and config.write != "jpeg":
-        raise UserError(f"--write {config.write} is for --format ffcv: a .tar shard holds JPEGs only")
+    if config.format == "webdataset" and config.write in ("raw", "smart"):
+        raise UserError(f"--write {config.write} is for --format ffcv: a .tar shard holds files of images")
     source, out = config.source.resolve(), config.out.resolve()
     if out == source or source in out.parents:
         raise UserError(f"{config.out} lies inside the source {config.source}: name another folder")
@@ -108,21 +110,22 @@ def settings_of(config: ConvertConfig, source: Source) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return the versions of the tools that decide the bytes of an encoded image."""
     libjpeg = PIL.features.version("libjpeg_turbo") or "unknown"
-    return {"fasttrain": __version__, "pillow": PIL.__version__, "pillow_libjpeg_turbo": libjpeg}
+    zlib = PIL.features.version("zlib") or "unknown"
+    return {"fasttrain": __version__, "pillow": PIL.__version__, "pillow_libjpeg_turbo": libjpeg, "pillow_zlib": zlib}
 
 
 def convert_shards(
     config: ConvertConfig, source: Source, plan: list[PlannedShard]
 ) -> tuple[dict[str, ShardRecord], float]:
     """Write the shards that are missing; return the records of all by name, and the images per second of this run."""
-    found = {planned.name: read_record(config.out, planned.name) for planned in plan}
+    found = {planned.name: read_record(config.out, planned, len(source.classes)) for planned in plan}
     records = {name: record for name, record in found.items() if record is not None}
     missing = [planned for planned in plan if planned.name not in records]
     total, left = (sum(len(planned.samples) for planned in shards) for shards in (plan, missing))
-    raw = config.write != "jpeg"
-    encode = functools.partial(
-        encode_samples, max_side=config.max_side, quality=config.quality, write=config.write, check=config.check
-    )
+    raw = config.write in ("raw", "smart")
+    png = config.format == "webdataset"
+    encoding = Encoding(config.max_side, config.quality, config.write, config.check, png)
+    encode = functools.partial(encode_samples, encoding=encoding)
     work = ShardWork(config.out, source.reader, encode, len(source.classes), raw)
     start = time.perf_counter()
     with progress(total, total - left) as advance:

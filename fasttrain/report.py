@@ -37,11 +37,12 @@ STYLE = """
 body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink);
   max-width: 1080px; margin: 0 auto; padding: 2rem 1.2rem 4rem; background: #fff; }
 h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .8rem; }
-p.sub { color: var(--soft); margin: .2rem 0 1.6rem; }
+p.sub { color: var(--soft); margin: .2rem 0 1.6rem; } p.note { color: var(--soft); font-size: .82rem; margin: .4rem 0; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .8rem; }
 .card { border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1rem; }
 .card b { display: block; font-size: 1.6rem; font-weight: 650; font-variant-numeric: tabular-nums; }
-.card span { color: var(--soft); font-size: .85rem; }
+.card span { display: block; color: var(--soft); font-size: .85rem; line-height: 1.3; }
+.card span + span { font-size: .78rem; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 1rem; }
 .curves svg, img { width: 100%; height: auto; } figure { margin: 0; }
 img { border: 1px solid var(--line); border-radius: 10px; padding: .4rem; box-sizing: border-box; }
@@ -134,7 +135,7 @@ def _table(evaluations: list[Evaluation]) -> str:
         cells = (protocol, f"{each.step:,}", *figures, images, pathlib.Path(each.data).name, settings)
         rows.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
     note = "majority: what naming the most frequent class always would give; balanced: the mean over the classes"
-    return f"<table>{''.join(rows)}</table><p class=sub>{note}</p>"
+    return f"<table>{''.join(rows)}</table><p class=note>{note}</p>"
 
 
 def _percent(value: float | None) -> str:
@@ -169,16 +170,16 @@ def throughput(metrics: list[dict]) -> float:
     return rates[len(rates) // 2] if rates else 0.0
 
 
-def _headlines(metrics: list[dict], evaluations: list[Evaluation]) -> list[tuple[str, str]]:
-    """(figure, what it is) for the cards on top."""
-    cards = []
+def _headlines(metrics: list[dict], evaluations: list[Evaluation]) -> list[tuple[str, ...]]:
+    """(figure, what it is, and perhaps what it is to be compared with) for the cards on top."""
+    cards: list[tuple[str, ...]] = []
     for each in evaluations:
-        name = f"{NAMES.get(each.protocol, each.protocol)} top-1{', untrained' if each.untrained else ''}"
-        beside = ", ".join(
-            f"{_percent(value)} {what}" for value, what in ((each.majority, "majority"), (each.balanced, "balanced"))
-            if value is not None
-        )  # fmt: skip
-        cards.append((f"{each.top1:.1f} %", f"{name} ({beside})" if beside else name))
+        features = each.settings.get("features", "encoder")
+        of = "" if features == "encoder" else f" of the {features}"
+        name = f"{NAMES.get(each.protocol, each.protocol)} top-1{of}{', untrained' if each.untrained else ''}"
+        beside = {"majority": each.majority, "balanced": each.balanced}
+        named = ", ".join(f"{what} {_percent(value)}" for what, value in beside.items() if value is not None)
+        cards.append((f"{each.top1:.1f} %", name, named))
     if metrics:
         last = metrics[-1]
         cards += [(f"{throughput(metrics):,.0f}", "images per second"), (f"{last['step']:,}", "steps")]
@@ -187,8 +188,9 @@ def _headlines(metrics: list[dict], evaluations: list[Evaluation]) -> list[tuple
     return cards
 
 
-def _card(figure: str, name: str) -> str:
-    return f"<div class=card><b>{html.escape(figure)}</b><span>{html.escape(name)}</span></div>"
+def _card(figure: str, *lines: str) -> str:
+    spans = "".join(f"<span>{html.escape(line)}</span>" for line in lines)
+    return f"<div class=card><b>{html.escape(figure)}</b>{spans}</div>"
 
 
 def _curves(metrics: list[dict]) -> list[str]:

@@ -14,6 +14,8 @@ from support.pictures import make_images
 
 if not torch.cuda.is_available():  # before anything imports triton: its kernels then run in Python, on CPU tensors
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# What no reader of files expects fails a test, instead of becoming a line that says the file is damaged.
+os.environ.setdefault("FASTTRAIN_DEBUG", "1")
 # FFCV, which is a test's peer, has numba start threads: with TBB a process that has one core never ends.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 os.environ.setdefault("NUMBA_NUM_THREADS", str(len(CORES)))

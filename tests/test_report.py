@@ -35,8 +35,8 @@ def test_an_accuracy_is_never_shown_without_what_guessing_gives(run: Path) -> No
     figures = write_report(run)
     assert (figures["knn_top1"], figures["knn_top1_untrained"], figures["majority"]) == (60.0, 40.0, 31.0)
     page = written(run)
-    assert "<b>60.0 %</b><span>kNN top-1 (31.0 majority, 33.3 balanced)</span>" in page
-    assert "<b>40.0 %</b><span>kNN top-1, untrained (31.0 majority, 33.3 balanced)</span>" in page
+    assert "<b>60.0 %</b><span>kNN top-1</span><span>majority 31.0, balanced 33.3</span>" in page
+    assert "<b>40.0 %</b><span>kNN top-1, untrained</span><span>majority 31.0, balanced 33.3</span>" in page
     assert page.index("<td>60.0</td>") < page.index("<td>50.0</td>")  # earlier figures stay, below newer ones
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import os
 import stat
 import struct
@@ -16,20 +18,26 @@ from typing import BinaryIO, NamedTuple
 from fasttrain.dataprep.sources.source import Source
 from fasttrain.formats.folder import arrange
 from fasttrain.formats.listing import IMAGE_EXTENSIONS, MAX_FILE_BYTES, Listing, Sample, SourceError
+from fasttrain.formats.tar_headers import TarDamage, tar_headers
+from fasttrain.system.regular import open_regular
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: signature, ..., length of its name, of its extra field
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+# What zipfile raises for a directory or a member that is damaged, encrypted, or of a kind that it can't read.
+ZIP_ERRORS = zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, RuntimeError, OverflowError, EOFError
 Skipped = list[dict[str, str]]
 
 
 @functools.lru_cache(maxsize=128)
 def _opened(path: str) -> BinaryIO:
-    return open(path, "rb", buffering=0)
+    return open_regular(path, buffering=0)
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
     """Return size bytes of a file from offset on; SourceError if it ends before, OSError if it can't be read."""
     file = _opened(path)  # held, or another thread's use of the cache could close it meanwhile
+    if not 0 <= offset <= offset + size <= os.fstat(file.fileno()).st_size:  # before memory is taken for it
+        raise SourceError("truncated archive")
     data = os.pread(file.fileno(), size, offset)
     while len(data) < size:
         more = os.pread(file.fileno(), size - len(data), offset + len(data))
@@ -83,33 +91,30 @@ def tar_members(path: str, skipped: Skipped) -> Iterator[tarfile.TarInfo]:
         SourceError: no tar, or a compressed one.
         OSError: it can't be read.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(2)
         if start in _COMPRESSED:
             raise SourceError(f"{path}: compressed with {_COMPRESSED[start]}: decompress it first")
-        size = file.seek(0, os.SEEK_END)
+        size = os.fstat(file.fileno()).st_size
         try:
-            with tarfile.open(path, "r:") as tar:
-                while (member := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-                    if reason := _unusable(member, size):
-                        skipped.append({"path": member.name, "reason": reason})
-                    elif member.isreg():
-                        yield member
-                # Past its first member, tarfile takes anything it does not understand for the end.
-                if os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
-                    skipped.append({"path": path, "reason": "truncated or damaged archive: no end mark"})
-        except tarfile.TarError as error:
-            if "unexpected end" not in str(error):
+            for member in tar_headers(file):
+                if reason := _unusable(member, size):
+                    skipped.append({"path": member.name, "reason": reason})
+                elif member.isreg():
+                    yield member
+        except TarDamage as error:
+            if not error.at:
                 raise SourceError(f"{path}: no tar archive: {error}") from None
-            skipped.append({"path": path, "reason": "truncated archive: what follows is lost"})
+            skipped.append({"path": path, "reason": str(error)})
 
 
 def _unusable(member: tarfile.TarInfo, archive_size: int) -> str | None:
     if member.islnk() or member.issym():
         return "a link, which is not followed"
-    if member.issparse():
+    if member.type == tarfile.GNUTYPE_SPARSE:
         return "a sparse file"
+    if not (member.isreg() or member.isdir()):
+        return "not a regular file"
     if member.isreg() and member.size > MAX_FILE_BYTES:
         return f"larger than {MAX_FILE_BYTES} bytes"
     return "truncated archive" if member.isreg() and member.offset_data + member.size > archive_size else None
@@ -136,16 +141,40 @@ def zip_source(path: Path) -> Source:
     """List the images of a zip of an image folder. Raises SourceError (also for a truncated zip), OSError."""
     skipped: Skipped = []
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             members = Listing(_zip_images(archive, skipped))
-    except (zipfile.BadZipFile, ValueError, struct.error) as error:
+    except ZIP_ERRORS as error:
         raise SourceError(f"{path}: damaged or truncated zip: {error}") from None
     classes, splits = arrange(ArchiveTree(str(path), members))
     return Source(path, classes, splits, ZipReader(str(path)), (str(path),), skipped)
 
 
-def _zip_images(archive: zipfile.ZipFile, skipped: Skipped) -> Iterator[Sample]:
+@contextlib.contextmanager
+def open_zip(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
+    """Read the directory of a zip. Raises ZIP_ERRORS, OSError."""
+    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        yield archive
+
+
+def zip_members(archive: zipfile.ZipFile, skipped: Skipped) -> Iterator[zipfile.ZipInfo]:
+    """Yield the members of a zip; those without a name, and those whose data reaches into another's, go to skipped.
+
+    A small zip whose members share their data unpacks without end.
+    """
+    by_place = sorted(archive.infolist(), key=lambda member: member.header_offset)
+    following = {id(member): after.header_offset for member, after in itertools.pairwise(by_place)}
     for member in archive.infolist():
+        end = member.header_offset + _LOCAL_HEADER.size + len(member.filename) + member.compress_size
+        if not member.filename:
+            skipped.append({"path": str(archive.filename), "reason": "a member without a name"})
+        elif end > following.get(id(member), end):
+            skipped.append({"path": member.filename, "reason": "its data is that of another member, too"})
+        else:
+            yield member
+
+
+def _zip_images(archive: zipfile.ZipFile, skipped: Skipped) -> Iterator[Sample]:
+    for member in zip_members(archive, skipped):
         if member.is_dir() or not member.filename.lower().endswith(IMAGE_EXTENSIONS):
             continue
         if reason := _unusable_zip(member):

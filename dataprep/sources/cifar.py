@@ -7,85 +7,37 @@ MAX_UNPACKED_BYTES.
 from __future__ import annotations
 
 import functools
-import pickle
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fasttrain.dataprep.sources.archive import read_range
-from fasttrain.dataprep.sources.labels import number_labels
+from fasttrain.dataprep.sources.labels import MAX_LABEL, MAX_NAMES_BYTES, Labels, Value, number_labels, whole_numbers
+from fasttrain.dataprep.sources.pickled import unpickled
 from fasttrain.dataprep.sources.source import MAX_UNPACKED_BYTES, Source
 from fasttrain.formats.listing import Listing, Sample, SourceError
+from fasttrain.system.regular import open_regular, read_at_most
 
-_NUMPY_MODULES = {"numpy", *(f"numpy.{c}.{part}" for c in ("core", "_core") for part in ("multiarray", "numeric"))}
 _CIFAR_SIDE = 32
 _CIFAR_PIXELS = 3 * _CIFAR_SIDE * _CIFAR_SIDE
-_MAX_PICKLED_ARRAYS, _MAX_SCALAR_BYTES = 4, 16
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Calls only what pickled arrays and numbers need, and only so that the result is about as large as the pickle.
-
-    A few bytes may ask for any call again, on the same data: texts are encoded up to the size of the pickle, and there
-    is a limit to the number of arrays.
-    """
-
-    def __init__(self, file: BinaryIO, num_bytes: int) -> None:
-        """num_bytes: the size of the pickle."""
-        super().__init__(file, encoding="bytes")
-        self._bytes_left, self._arrays_left = num_bytes, _MAX_PICKLED_ARRAYS
-
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - as the overridden method
-        if (module, name) == ("_codecs", "encode"):
-            return self._encoded
-        if module not in _NUMPY_MODULES or name not in ("_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"):
-            raise SourceError(f"the pickle names {module}.{name}, which no array needs: not loaded")
-        if name == "ndarray":
-            return "ndarray"  # it is but an argument of _reconstruct
-        return {"_reconstruct": self._array, "scalar": self._scalar}.get(name) or super().find_class(module, name)
-
-    def _encoded(self, text: str, codec: str) -> bytes:
-        if codec != "latin1":
-            raise SourceError(f"the pickle encodes as {codec!r}, which no array needs: not loaded")
-        self._bytes_left -= len(text)
-        if self._bytes_left < 0:
-            raise SourceError("the pickle unpacks to much more than its size: not loaded")
-        return text.encode("latin1")
-
-    def _array(self, *_: object) -> np.ndarray:
-        self._arrays_left -= 1
-        if self._arrays_left < 0:
-            raise SourceError(f"the pickle holds more than {_MAX_PICKLED_ARRAYS} arrays: not loaded")
-        return np.ndarray((0,), np.uint8)  # the pickle fills it
-
-    @staticmethod
-    def _scalar(kind: np.dtype, content: bytes) -> np.generic:
-        if kind.itemsize > _MAX_SCALAR_BYTES:
-            raise SourceError(f"the pickle holds a number of {kind.itemsize} bytes: not loaded")
-        return np.frombuffer(content, kind)[0]
+_MAX_TEXT_BYTES = 1 << 20  # of a file of class names
 
 
 def load_pickle(path: str) -> dict[str, Any]:
     """Load a pickled dictionary of arrays, lists and text; its keys as str.
 
     Raises:
-        SourceError: larger than MAX_UNPACKED_BYTES, damaged, or it does anything that arrays do not need.
-        OSError: it can't be read.
+        SourceError: damaged, or it does anything that arrays do not need.
+        OSError: it can't be read, or is larger than MAX_UNPACKED_BYTES.
     """
-    size = Path(path).stat().st_size
-    if size > MAX_UNPACKED_BYTES:
-        raise SourceError(f"{path}: larger than {MAX_UNPACKED_BYTES} bytes")
+    content = read_at_most(path, MAX_UNPACKED_BYTES)
     try:
-        with open(path, "rb") as file:
-            content = _ArrayUnpickler(file, size).load()
-        return {_text(key): value for key, value in content.items()}
+        return {_text(key): value for key, value in unpickled(content).items()}
     except SourceError as error:
         raise SourceError(f"{path}: {error}") from None
-    except OSError:
-        raise
-    except Exception as error:  # damaged pickles raise errors of nearly every type
-        raise SourceError(f"{path}: damaged pickle: {type(error).__name__}") from None
 
 
 def _text(value: object) -> str:
@@ -112,7 +64,11 @@ class CifarReader(NamedTuple):
 
 @functools.lru_cache(maxsize=16)  # CIFAR has at most six such files
 def _pickled_pixels(path: str) -> np.ndarray:
-    pixels = load_pickle(path).get("data")
+    return _pixels_of(path, load_pickle(path))
+
+
+def _pixels_of(path: str, content: dict[str, Any]) -> np.ndarray:
+    pixels = content.get("data")
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (_CIFAR_PIXELS,):
         raise SourceError(f"{path}: no array `data` of N x {_CIFAR_PIXELS} bytes")
     return pixels
@@ -144,39 +100,72 @@ def cifar_source(root: Path) -> Source:
     splits, values = {}, {}
     for split, group in by_split.items():
         parts = [_cifar_batch(str(path)) for path in group]
-        values[split] = np.concatenate([labels for labels, _ in parts])
+        values[split] = _joined([labels for labels, _ in parts])
         splits[split] = Listing(
             Sample(f"{path.name}/{row}", -1, (files.index(str(path)), row, header))
             for path, (labels, header) in zip(group, parts, strict=True)
             for row in range(len(labels))
         )
+        if not splits[split]:
+            raise SourceError(f"{root}: no images in the {split} split")
     classes, labels = number_labels({**values}, _cifar_classes(folder))
     labelled = {split: listing.labelled(labels[split]) for split, listing in splits.items()}
     return Source(root, classes, labelled, CifarReader(files), files)
 
 
-def _cifar_batch(path: str) -> tuple[np.ndarray, int]:
+def _cifar_batch(path: str) -> tuple[Sequence[Value] | np.ndarray, int]:
     """Return the labels of a batch, and the bytes before the pixels of each record (0: a pickle)."""
     if not path.endswith(".bin"):
         content = load_pickle(path)
-        pixels = _pickled_pixels(path)
-        labels = np.array(content.get("fine_labels", content.get("labels", ())), np.int64).reshape(-1)
-        if len(labels) != len(pixels):
-            raise SourceError(f"{path}: {len(pixels)} images, but {len(labels)} labels")
+        count = len(_pixels_of(path, content))
+        labels = _pickled_labels(path, content.get("fine_labels", content.get("labels", ())))
+        if len(labels) != count:
+            raise SourceError(f"{path}: {count} images, but {len(labels)} labels")
         return labels, 0
     header = 2 if Path(path).name in ("train.bin", "test.bin") else 1
-    size = Path(path).stat().st_size
-    if size % (header + _CIFAR_PIXELS):
-        raise SourceError(f"{path}: truncated: {size} bytes is no multiple of {header + _CIFAR_PIXELS}")
-    records = np.memmap(path, np.uint8, "r").reshape(-1, header + _CIFAR_PIXELS)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size % (header + _CIFAR_PIXELS) or not size:
+            raise SourceError(f"{path}: empty or truncated: {size} bytes are no images of {header + _CIFAR_PIXELS}")
+        records = np.memmap(file, np.uint8, "r").reshape(-1, header + _CIFAR_PIXELS)
     return records[:, header - 1].astype(np.int64), header
+
+
+def _pickled_labels(path: str, values: object) -> Sequence[Value] | np.ndarray:
+    """Return labels: numbers, names, or None where an image has none."""
+    if isinstance(values, np.ndarray) and values.ndim and values.size == len(values) and values.dtype.kind in "biu":
+        return whole_numbers(values.reshape(-1))
+    if not isinstance(values, list | tuple):
+        raise SourceError(f"{path}: the labels are no list of numbers or names")
+    if odd := {type(value) for value in values} - {int, bool, str, bytes, type(None)}:
+        raise SourceError(f"{path}: a label is {odd.pop().__name__}, neither a number nor a name")
+    if sum(len(value) for value in values if isinstance(value, str | bytes)) > MAX_NAMES_BYTES:
+        raise SourceError(f"{path}: the labels hold more than {MAX_NAMES_BYTES} bytes of text")
+    return [_text(value) if isinstance(value, bytes) else value for value in values]
+
+
+def _joined(parts: Sequence[Sequence[Value] | np.ndarray]) -> Labels | np.ndarray:
+    """Return the labels of several batches as one."""
+    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(arrays) == len(parts):
+        return np.concatenate(arrays)
+    return Labels(v for part in parts for v in (part.tolist() if isinstance(part, np.ndarray) else part))
 
 
 def _cifar_classes(folder: Path) -> list[str]:
     for name in ("batches.meta.txt", "fine_label_names.txt"):
         if (folder / name).exists():
-            return (folder / name).read_text("utf-8", "replace").split()
+            return read_at_most(folder / name, _MAX_TEXT_BYTES).decode("utf-8", "replace").split()
     for name, key in (("batches.meta", "label_names"), ("meta", "fine_label_names")):
         if (folder / name).exists():
-            return [_text(label) for label in load_pickle(str(folder / name)).get(key, ())]
+            return _names(folder / name, load_pickle(str(folder / name)).get(key, ()))
     return []
+
+
+def _names(path: Path, values: object) -> list[str]:
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str | bytes) for value in values):
+        raise SourceError(f"{path}: the class names are no list of names")
+    # The same long text may stand there again and again.
+    if len(values) > MAX_LABEL or sum(map(len, values)) > _MAX_TEXT_BYTES:
+        raise SourceError(f"{path}: more than {_MAX_TEXT_BYTES} bytes of class names, or {MAX_LABEL} of them")
+    return [_text(value) for value in values]

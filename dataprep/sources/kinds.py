@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from fasttrain.dataprep.sources.archive import tar_source, zip_source
+from fasttrain.dataprep.sources.beton import beton_source
 from fasttrain.dataprep.sources.cifar import cifar_folder, cifar_source
 from fasttrain.dataprep.sources.folder import scan_folder
 from fasttrain.dataprep.sources.npz import npz_source
 from fasttrain.dataprep.sources.parquet import CACHE_BYTES, parquet_files, parquet_source
 from fasttrain.dataprep.sources.source import Groups, Source
 from fasttrain.dataprep.sources.webdataset import expand, looks_like_samples, webdataset_source
+from fasttrain.formats.beton_set import beton_files
+from fasttrain.formats.boundary import boundary
 from fasttrain.formats.listing import Listing, Sample, SourceError, file_state, listing_digest
 
-Kind = Literal["auto", "folder", "tar", "zip", "webdataset", "parquet", "cifar", "npz"]
+Kind = Literal["auto", "folder", "tar", "zip", "webdataset", "parquet", "cifar", "npz", "beton"]
 
 KINDS: dict[str, Callable[[Path], Source]] = {
     "folder": scan_folder,
@@ -28,6 +32,7 @@ KINDS: dict[str, Callable[[Path], Source]] = {
     "parquet": parquet_source,
     "cifar": cifar_source,
     "npz": npz_source,
+    "beton": beton_source,
 }
 
 
@@ -38,10 +43,21 @@ def open_source(path: Path, kind: Kind = "auto") -> Source:
         SourceError: it is missing, damaged, of another kind, or holds no images.
         UserError: a package that this kind needs is missing.
     """
+    with boundary(path):
+        source = KINDS[recognise(path) if kind == "auto" else kind](path)
+        return replace(source, classes=tuple(map(_storable, source.classes)))
+
+
+def _storable(name: str) -> str:
+    """Return the name of a class without what no encoding can write; bytes of a file's name that are no text may stay.
+
+    JSON, also that in a table, may hold halves of characters.
+    """
     try:
-        return KINDS[recognise(path) if kind == "auto" else kind](path)
-    except OSError as error:
-        raise SourceError(f"{error.filename or path}: {error.strerror or error}") from None
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "replace").decode()
+    return name
 
 
 def recognise(path: Path) -> str:
@@ -51,8 +67,8 @@ def recognise(path: Path) -> str:
             return "cifar"
         if any(path.glob("*.tar")):
             return "webdataset"
-        if any(path.glob("*.beton")):
-            raise SourceError(f"{path}: holds .beton shards, which are no source: convert what they were made from")
+        if beton_files(path):
+            return "beton"
         return "parquet" if parquet_files(path) else "folder"
     if path.suffix.lower() == ".tar" and path.is_file():
         return "webdataset" if looks_like_samples(str(path)) else "tar"
@@ -60,9 +76,13 @@ def recognise(path: Path) -> str:
         if expand(str(path)) == [str(path)]:
             raise SourceError(f"{path}: no such folder or file")
         return "webdataset"
+    if beton_files(path):
+        return "beton"
     kind = {".zip": "zip", ".npz": "npz", ".parquet": "parquet"}.get(path.suffix.lower())
     if kind is None:
-        raise SourceError(f"{path}: not a folder, .tar, .zip, .parquet or .npz (--kind names it; decompress .tar.gz)")
+        raise SourceError(
+            f"{path}: not a folder, .tar, .zip, .parquet, .npz or .beton (--kind names it; decompress .tar.gz)"
+        )
     return kind
 
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import functools
-import io
+import math
+import os
+import sys
+import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from fasttrain.dataprep.sources.archive import read_range
-from fasttrain.dataprep.sources.labels import Labels, number_labels, whole_numbers
+from fasttrain.dataprep.sources.archive import ZIP_ERRORS, open_zip, read_range
+from fasttrain.dataprep.sources.labels import MAX_NAMES_BYTES, Labels, number_labels, whole_numbers
 from fasttrain.dataprep.sources.source import MAX_UNPACKED_BYTES, Source
 from fasttrain.formats.listing import VAL_NAMES, Listing, Sample, SourceError
+
+_ENCRYPTED = 1  # bit of a zip member's flags
+_LOCAL_HEADER_BYTES = 30  # of a zip member, before its name
+_MOST_DEFLATED = 1032  # times its own size that a deflated stream may hold
+_UNPACKED_AT_ONCE = 1 << 20
+_TEXTS_AT_ONCE = 1 << 12
+_FEW_ROWS = 1 << 16  # cost little, whatever the file says
 
 
 class NpzReader(NamedTuple):
@@ -37,49 +48,114 @@ class NpzReader(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def npz_array(path: str, name: str) -> np.ndarray:
+def npz_array(path: str, name: str, max_bytes: int | None = None) -> np.ndarray:
     """Return an array of an .npz: mapped if it is stored, unpacked if it is compressed.
 
+    What it says of its size is held against that of the file before anything is read.
+
     Raises:
-        SourceError: damaged, an array of objects, or larger than MAX_UNPACKED_BYTES when unpacked.
+        SourceError: damaged, a single number, an array of objects, larger than max_bytes (MAX_UNPACKED_BYTES) when
+            unpacked, or of more rows than the file has bytes.
         OSError: it can't be read.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             member = archive.getinfo(f"{name}.npy")
-            if member.compress_type != zipfile.ZIP_STORED and member.file_size > MAX_UNPACKED_BYTES:
-                raise SourceError(f"{name} is compressed and larger than {MAX_UNPACKED_BYTES} bytes: use numpy.savez")
+            if reason := _unusable_array(member, max_bytes or MAX_UNPACKED_BYTES):
+                raise SourceError(f"{name} {reason}")
             with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, fortran, dtype = read(file)
-                header = file.tell()
-            if dtype.hasobject or (fortran and len(shape) > 1):
-                raise SourceError(f"{name} is an array of objects or in Fortran order")
-            count = int(np.prod(shape, dtype=object))
-            if header + count * dtype.itemsize != member.file_size:
-                raise SourceError(f"{name} has another size than its header says")
-            if member.compress_type == zipfile.ZIP_STORED and count:
-                local = read_range(path, member.header_offset, 30)
-                start = (
-                    member.header_offset
-                    + 30
-                    + int.from_bytes(local[26:28], "little")
-                    + int.from_bytes(local[28:30], "little")
-                )
-                return np.memmap(path, dtype, "r", start + header, shape)
-            return np.load(io.BytesIO(archive.read(member)), allow_pickle=False)
+                header = _read_header(file)
+                if reason := _unusable_header(header, member.file_size, os.path.getsize(path)):
+                    raise SourceError(f"{name} {reason}")
+                if member.compress_type != zipfile.ZIP_STORED:
+                    return _with_sound_text(_unpacked(file, header))
+            if not member.file_size - header.num_bytes:
+                return np.empty(header.shape, header.dtype)
+            start = _data_offset(path, member) + header.num_bytes
+            return _with_sound_text(np.memmap(path, header.dtype, "r", start, header.shape))
     except SourceError as error:
         raise SourceError(f"{path}: {error}") from None
-    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError) as error:
-        raise SourceError(f"{path}: array {name!r} can't be read: {error}") from None
+    except KeyError:
+        raise SourceError(f"{path}: no array {name!r}") from None
+    except (*ZIP_ERRORS, zlib.error, SyntaxError, tokenize.TokenError, TypeError, MemoryError) as error:
+        raise SourceError(f"{path}: array {name!r} can't be read: {error or type(error).__name__}") from None
+
+
+class _Header(NamedTuple):
+    """What an .npy says of itself; num_bytes: its own length."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
+    num_bytes: int
+
+
+def _read_header(file: IO[bytes]) -> _Header:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return _Header(*read(file), file.tell())
+
+
+def _unusable_array(member: zipfile.ZipInfo, max_bytes: int) -> str | None:
+    """Return why the member of a zip is not read at all."""
+    if member.flag_bits & _ENCRYPTED:
+        return "is encrypted"
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return "is compressed by a method other than deflate"
+    if member.compress_type == zipfile.ZIP_DEFLATED and member.file_size > max_bytes:
+        return f"is compressed and larger than {max_bytes} bytes: use numpy.savez"
+    packed = member.compress_size * (1 if member.compress_type == zipfile.ZIP_STORED else _MOST_DEFLATED)
+    return "has another size than its header says" if member.file_size > packed else None
+
+
+def _unusable_header(header: _Header, member_bytes: int, file_bytes: int) -> str | None:
+    """Return why an array is not used, by what its header says."""
+    if header.dtype.hasobject or (header.fortran and len(header.shape) > 1):
+        return "is an array of objects or in Fortran order"
+    if not header.shape:
+        return "is a single value, not one for each image"
+    if any(type(side) is not int or side < 0 for side in header.shape):
+        return "has a shape that is none"
+    if header.num_bytes + math.prod(header.shape) * header.dtype.itemsize != member_bytes:
+        return "has another size than its header says"
+    return "has more rows than the file has bytes" if header.shape[0] > max(file_bytes, _FEW_ROWS) else None
+
+
+def _unpacked(file: IO[bytes], header: _Header) -> np.ndarray:
+    """Unpack an array; memory is taken as its bytes come, as a header may promise any number of them."""
+    values = np.empty(header.shape, header.dtype)
+    flat = values.reshape(-1).view(np.uint8) if values.nbytes else np.empty(0, np.uint8)
+    for start in range(0, flat.size, _UNPACKED_AT_ONCE):
+        part = flat[start : start + _UNPACKED_AT_ONCE]
+        content = file.read(part.size)
+        if len(content) != part.size:
+            raise SourceError("an array is shorter than its header says")
+        part[:] = np.frombuffer(content, np.uint8)
+    file.read(1)  # at the end its checksum is compared
+    return values
+
+
+def _with_sound_text(values: np.ndarray) -> np.ndarray:
+    """Return the array; SourceError for text with numbers that are no characters, which NumPy takes all the same."""
+    if values.dtype.kind != "U" or not values.size:
+        return values
+    if np.ascontiguousarray(values).view(f"{values.dtype.str[0]}u4").max() > sys.maxunicode:
+        raise SourceError("an array of text holds what is no character")
+    return values
+
+
+def _data_offset(path: str, member: zipfile.ZipInfo) -> int:
+    """Return where the content of a stored member begins."""
+    local = read_range(path, member.header_offset, _LOCAL_HEADER_BYTES)
+    lengths = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+    return member.header_offset + _LOCAL_HEADER_BYTES + lengths
 
 
 def _npz_names(path: Path) -> list[str]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             return [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
-    except zipfile.BadZipFile as error:
+    except ZIP_ERRORS as error:
         raise SourceError(f"{path}: damaged or truncated: {error}") from None
 
 
@@ -103,7 +179,9 @@ def npz_source(path: Path) -> Source:
             rows = _npz_rows(path, pair[0], arrays.index(pair[0]))
             listings[split] = Listing(rows)
             values[split] = _npz_labels(path, pair[1], len(rows))
-    classes = [str(name) for name in npz_array(str(path), "classes").tolist()] if "classes" in names else []
+    classes = (
+        [str(name) for name in npz_array(str(path), "classes", MAX_NAMES_BYTES).tolist()] if "classes" in names else []
+    )
     known, labels = number_labels({**values}, classes)
     labelled = {split: listing.labelled(labels[split]) for split, listing in listings.items()}
     return Source(path, known, labelled, NpzReader(str(path), arrays), (str(path),))
@@ -120,12 +198,17 @@ def _npz_split(names: list[str], split: str) -> tuple[str, str | None] | None:
 def _npz_rows(path: Path, name: str, number: int) -> list[Sample]:
     values = npz_array(str(path), name)
     if name.endswith("jpeg"):
-        ends = npz_array(str(path), name[:-4] + "offsets").astype(np.int64)
+        ends = npz_array(str(path), name[:-4] + "offsets")
+        if ends.ndim != 1 or ends.dtype.kind not in "iu" or values.ndim != 1:
+            raise SourceError(f"{path}: {name} and its offsets are no rows of whole numbers")
+        ends = ends.astype(np.int64)
         if values.dtype != np.uint8 or np.any(np.diff(ends) < 0) or ends.size == 0 or ends[-1] > values.size or ends[0]:
             raise SourceError(f"{path}: {name} and its offsets do not match")
         return [Sample(f"{name}/{i}", -1, (number, *ends[i : i + 2].tolist())) for i in range(ends.size - 1)]
     if values.dtype != np.uint8 or values.ndim not in (3, 4) or (values.ndim == 4 and values.shape[3] != 3):
         raise SourceError(f"{path}: {name} is {values.dtype} {values.shape}, not uint8 N x H x W x 3 or N x H x W")
+    if len(values) and not values[0].size:
+        raise SourceError(f"{path}: {name} is {values.shape}: images without pixels")
     return [Sample(f"{name}/{i}", -1, (number, i)) for i in range(len(values))]
 
 
@@ -141,10 +224,17 @@ def _npz_labels(path: Path, name: str | None, count: int) -> Labels | np.ndarray
     if values.ndim != 1:
         return np.full(count, -1)
     if values.dtype.kind in "US":
-        return Labels(values.astype(str).tolist())
+        return Labels(_texts(values))
     if values.dtype.kind not in "buif":
         raise SourceError(f"{path}: {name} is {values.dtype}: neither whole numbers nor text")
     try:
         return whole_numbers(values)
     except SourceError as error:
         raise SourceError(f"{path}: {name}: {error}") from None
+
+
+def _texts(values_N: np.ndarray) -> Iterator[str]:
+    """Yield an array of text, a part at a time; what is no UTF-8 in bytes is replaced."""
+    for start in range(0, len(values_N), _TEXTS_AT_ONCE):
+        for value in values_N[start : start + _TEXTS_AT_ONCE].tolist():
+            yield value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from fasttrain.dataprep.sources.labels import Labels, number_labels, split_files
 from fasttrain.dataprep.sources.source import Groups, Source
 from fasttrain.formats.listing import MAX_FILE_BYTES, Listing, Sample, SourceError
 from fasttrain.system.errors import UserError
+from fasttrain.system.regular import open_regular
 
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "bytes")
 _LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
@@ -114,10 +115,19 @@ def _stated_bytes(group: Any, column: str) -> int:  # noqa: ANN401 - pyarrow's m
 @functools.lru_cache(maxsize=64)
 def _opened(file: str, as_dictionary: str | None = None) -> Any:  # noqa: ANN401 - pyarrow's file
     pyarrow = _pyarrow()
+    with open_regular(file) as checked:
+        num_bytes = os.fstat(checked.fileno()).st_size
     try:
-        return pyarrow.parquet.ParquetFile(file, memory_map=True, read_dictionary=as_dictionary and [as_dictionary])
-    except (pyarrow.ArrowException, OSError) as error:
+        opened = pyarrow.parquet.ParquetFile(file, memory_map=True, read_dictionary=as_dictionary and [as_dictionary])
+        names = opened.schema_arrow.names
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{file}: damaged or truncated parquet file: {_line(error)}") from None
+    rows = [opened.metadata.row_group(group).num_rows for group in range(opened.metadata.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) > num_bytes:  # a listing grows with the rows, which may cost nothing
+        raise SourceError(f"{file}: more rows than bytes")
+    if len(set(names)) < len(names):
+        raise SourceError(f"{file}: has several columns {Counter(names).most_common(1)[0][0]!r}")
+    return opened
 
 
 def _line(error: Exception) -> str:
@@ -141,6 +151,9 @@ def parquet_source(root: Path) -> Source:
         raise SourceError(f"{root}: no .parquet files")
     schema = _opened(files[0]).schema_arrow
     column = _image_column(files[0], schema)
+    for file in files[1:]:
+        if (other := _image_column(file, _opened(file).schema_arrow)) != column:
+            raise SourceError(f"{file}: its images are in column {other!r}, those of {files[0]} in {column!r}")
     label = next((name for name in _LABEL_NAMES if name in schema.names), None)
     splits, groups, values = {}, {}, {}
     for split, rows in split_files(files).items():
@@ -201,9 +214,7 @@ def _groups_of(files: tuple[str, ...], rows: list[int], column: str) -> Groups:
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             size = _stated_bytes(group, column)
-            if group.num_rows > os.path.getsize(files[file]):  # a listing grows with the rows, which may cost nothing
-                raise SourceError(f"{files[file]}: more rows than bytes")
-            if size > MAX_GROUP_BYTES:
+            if not 0 <= size <= MAX_GROUP_BYTES:
                 raise SourceError(f"{files[file]}: row group {number} holds {size} bytes, more than {MAX_GROUP_BYTES}")
             counts.append(group.num_rows)
             sizes.append(size)

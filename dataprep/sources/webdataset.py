@@ -114,7 +114,10 @@ def _label(file: str, group: dict[str, TarInfo]) -> Value:
     text = read_range(file, member.offset_data, member.size).decode()
     if found == "cls":
         return text.strip() or None
-    return _json_label(json.loads(text))
+    try:
+        return _json_label(json.loads(text))
+    except RecursionError:
+        raise SourceError("JSON that is nested too deeply") from None
 
 
 def _json_label(content: object) -> Value:

@@ -56,6 +56,9 @@ class EvenSubset:
     def name(self, index: int) -> str:
         return self._store.name(int(self._index[index]))
 
+    def place(self, index: int) -> str:
+        return self._store.place(int(self._index[index]))
+
 
 def open_labelled(
     path: pathlib.Path, loader: str, view_size: int, most: int = sys.maxsize

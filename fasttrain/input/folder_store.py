@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import pathlib
 from typing import NamedTuple, cast
 
@@ -13,8 +12,7 @@ from fasttrain.formats import jpeg
 from fasttrain.formats.folder import folder_fingerprint, list_folder, read_regular
 from fasttrain.formats.image import decode_rgb, exif_orientation, jpeg_header, read_rgb, turned
 from fasttrain.formats.manifest import ManifestError
-from fasttrain.input.stores import Encoded
-from fasttrain.system.errors import DataError
+from fasttrain.input.stores import Encoded, as_encoded, write_pixels
 
 # A photograph is shrunk while decoding only as far as its shorter side keeps this many times a view's side. The whole
 # image as a crop is then still averaged from two pixels or more for each of the view's, and a crop of 20 % of the area
@@ -55,11 +53,11 @@ class FolderStore:
         data = read_regular(self.name(index))
         header, orientation = jpeg_header(data), exif_orientation(data)
         if header is None:
-            return _pixels(read_rgb(data))
+            return as_encoded(read_rgb(data))
         shrink = shrink_factor(header.height, header.width, self._least_side)
         if orientation != 1:
             image = Image.fromarray(_decode(data, header, shrink))
-            return _pixels(np.array(turned(image, orientation)))
+            return as_encoded(np.array(turned(image, orientation)))
         height, width = -(-header.height // shrink), -(-header.width // shrink)
         return Encoded(height, width, _Stream(data, header, shrink))
 
@@ -69,13 +67,12 @@ class FolderStore:
             if pixels.shrink == 1 and _decoded_into(pixels.data, pixels.header, address):
                 return
             pixels = _decode(*pixels)
-        array = np.ascontiguousarray(cast("np.ndarray", pixels))
-        if array.shape != (sample.height, sample.width, 3):
-            raise DataError(f"decodes to {array.shape}, its header says {sample.height} x {sample.width}")
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+        write_pixels(cast("np.ndarray", pixels), sample, address)
 
     def name(self, index: int) -> str:
         return str(self._root / self._samples[index].path)
+
+    place = name
 
 
 def shrink_factor(height: int, width: int, least_side: int) -> int:
@@ -89,10 +86,6 @@ def _decode(data: bytes, header: jpeg.JpegHeader, shrink: int) -> np.ndarray:
     if shrink > 1 and pixels.shape[:2] == (header.height, header.width):  # decoded by Pillow after a harmless warning
         return np.array(Image.fromarray(pixels).reduce(shrink))
     return pixels
-
-
-def _pixels(pixels: np.ndarray) -> Encoded:
-    return Encoded(pixels.shape[0], pixels.shape[1], pixels)
 
 
 def _decoded_into(data: bytes, header: jpeg.JpegHeader, address: int) -> bool:

@@ -13,9 +13,10 @@ class DataOptions(Options):
     """What is read, and how."""
 
     data: Free[str]
-    """Converted data set (a folder with manifest.json), or a folder of image files."""
+    """Converted data set (a folder with manifest.json), FFCV's .beton file or a folder of train.beton and val.beton, or
+    a folder of image files."""
     loader: Free[Literal["auto", "ffcv", "dali", "folder", "resident"]] = "auto"
     """auto decodes shards or plain image files, whichever --data is; ffcv insists on shards, folder on plain files;
-    dali decodes JPEG shards by NVIDIA DALI; resident decodes either once and keeps all of it in memory."""
+    dali decodes shards by NVIDIA DALI; resident decodes either once and keeps all of it in memory."""
     max_failed_fraction: Free[Fraction[float]] = 0.01
     """Training stops when more than this part of the images (and more than 10) can't be decoded."""

@@ -464,11 +464,10 @@ TEXT = "x" * 1000
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (doubled(20), "encodes as 'hex'"),
+        (doubled(20), "encodes by another codec than latin1"),
         ([Call(codecs.encode, TEXT, "latin1") for _ in range(100)], "unpacks to much more than its size"),
-        (Call(np.ndarray, (1 << 30,)), "damaged pickle"),
-        ([np.arange(5 + i, dtype=">i4") for i in range(5)], "more than 4 arrays"),
-        (Call(np.int64(1).__reduce__()[0], np.dtype("V100000000"), b"x"), "a number of 100000000 bytes"),
+        (Call(np.ndarray, (1 << 30,)), "calls what no array needs"),
+        (Call(np.int64(1).__reduce__()[0], np.dtype("V100000000"), b"x"), "other than plain numbers"),
     ],
 )
 def test_a_pickle_is_no_bomb(tmp_path: Path, content: object, message: str) -> None:
@@ -479,12 +478,12 @@ def test_a_pickle_is_no_bomb(tmp_path: Path, content: object, message: str) -> N
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickled_arrays(tmp_path: Path, protocol: int) -> None:
-    content = {"data": ROWS, "labels": [np.int64(3), np.uint8(4), 5], "names": np.array(["a", "b"])}
+    content = {"data": ROWS, "labels": [np.int64(3), np.uint8(4), 5], "offsets": np.arange(3.0, dtype=">f8")}
     (tmp_path / "a").write_bytes(pickle.dumps(content, protocol))
     loaded = cifar.load_pickle(str(tmp_path / "a"))
     np.testing.assert_array_equal(loaded["data"], ROWS)
     assert loaded["labels"] == [3, 4, 5]
-    assert loaded["names"].tolist() == ["a", "b"]
+    assert loaded["offsets"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

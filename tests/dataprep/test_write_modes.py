@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fasttrain.dataprep import convert
-from fasttrain.dataprep.encode import SMART_FACTOR, encode_image
+from fasttrain.dataprep.encode import SMART_FACTOR, Encoding, encode_image
 from fasttrain.dataprep.plan import MEASURED_AT_LEAST
 from fasttrain.formats.beton import MODE_JPG, MODE_RAW, BetonReader
 from fasttrain.formats.image import ImageError
@@ -75,15 +75,15 @@ def test_smart_takes_pixels_where_they_are_small(tmp_path: Path) -> None:
 
 def test_smart_threshold() -> None:
     for pixels_HW3 in (*IMAGES, np.zeros((64, 64, 3), np.uint8)):
-        jpeg = encode_image(pixels_HW3, 0, 90)
-        smart = encode_image(pixels_HW3, 0, 90, "smart")
+        jpeg = encode_image(pixels_HW3, Encoding(write="jpeg"))
+        smart = encode_image(pixels_HW3, Encoding(write="smart"))
         assert not jpeg.raw
         assert smart.raw == (pixels_HW3.nbytes <= SMART_FACTOR * len(jpeg.stream))
         assert smart.pixels == jpeg.pixels
 
 
 def test_gray_and_turned_images_are_stored_as_rgb() -> None:
-    gray = encode_image(np.repeat(IMAGES[0][:, :, :1], 3, 2), 0, 90, "raw")
+    gray = encode_image(np.repeat(IMAGES[0][:, :, :1], 3, 2), Encoding(write="raw"))
     assert gray.stream == np.repeat(IMAGES[0][:, :, :1], 3, 2).tobytes()
 
 
@@ -96,11 +96,11 @@ def as_jpeg(pixels_HW3: np.ndarray, **options: object) -> bytes:
 @pytest.mark.parametrize("progressive", [False, True])
 def test_unmeasured_images_are_still_checked(progressive: bool) -> None:
     data = as_jpeg(np.tile(IMAGES[0], (8, 8, 1)), progressive=progressive)
-    encoded = encode_image(data, 0, 90, measure=False)
+    encoded = encode_image(data, Encoding(), measure=False)
     assert encoded.stream is data
     assert encoded.pixels is None
     with pytest.raises(ImageError, match="truncated"):
-        encode_image(data[: len(data) - 200], 0, 90, measure=False)
+        encode_image(data[: len(data) - 200], Encoding(), measure=False)
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -108,16 +108,19 @@ def test_without_a_check_only_headers_are_read(progressive: bool) -> None:
     pixels_HW3 = np.tile(IMAGES[0], (8, 8, 1))
     data = as_jpeg(pixels_HW3, quality=95, progressive=progressive)
     damaged = data[: len(data) - 200]
-    encoded = encode_image(damaged, 0, 90, measure=False, check="none")
+    encoded = encode_image(damaged, Encoding(check="none"), measure=False)
     assert encoded.stream is damaged
     assert (encoded.height, encoded.width) == pixels_HW3.shape[:2]
-    for decoded in ({"measure": True}, {"max_side": 50}, {"write": "raw"}, {"write": "smart"}):
+    unchecked = Encoding(check="none")
+    with pytest.raises(ImageError, match="truncated"):
+        encode_image(damaged, unchecked)
+    for decoded in ({"max_side": 50}, {"write": "raw"}, {"write": "smart"}):
         with pytest.raises(ImageError, match="truncated"):
-            encode_image(damaged, **{"max_side": 0, "quality": 90, "measure": False, "check": "none", **decoded})
+            encode_image(damaged, unchecked._replace(**decoded), measure=False)
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = as_jpeg(pixels_HW3, exif=exif)
-    assert not encode_image(turned, 0, 90, measure=False, check="none").passed_through
+    assert not encode_image(turned, Encoding(check="none"), measure=False).passed_through
 
 
 def test_the_check_is_a_setting_of_the_conversion(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fasttrain.dataprep.encode import encode_image, encode_samples
+from fasttrain.dataprep.encode import EncodedImage, Encoding, Write, encode_image, encode_samples
 from fasttrain.dataprep.sources.folder import FolderReader
 from fasttrain.formats import jpeg
 from fasttrain.formats.image import MAX_PIXELS, ImageError, read_rgb
@@ -27,6 +27,10 @@ def as_file(image: Image.Image | np.ndarray, kind: str, **options: object) -> by
     stream = io.BytesIO()
     (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(stream, kind, **options)
     return stream.getvalue()
+
+
+def encode(content: bytes | np.ndarray, max_side: int = 0, quality: int = 90, write: Write = "jpeg") -> EncodedImage:
+    return encode_image(content, Encoding(max_side, quality, write))
 
 
 def corners(pixels_HW3: np.ndarray) -> np.ndarray:
@@ -77,7 +81,7 @@ def test_palette_with_transparent_colour_goes_on_white() -> None:
 def test_cmyk_jpeg() -> None:
     data = as_file(Image.fromarray(blocks()).convert("CMYK"), "JPEG")
     assert abs(corners(read_rgb(data)) - COLOURS).max() < 12
-    encoded = encode_image(data, 0, 90)
+    encoded = encode(data)
     assert not encoded.passed_through
     assert abs(corners(jpeg.decode(encoded.stream)) - COLOURS).max() < 12
 
@@ -93,7 +97,7 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
     pixels_HW3 = read_rgb(data)
     assert pixels_HW3.shape == ((48, 64, 3) if orientation < 5 else (64, 48, 3))
     assert abs(corners(pixels_HW3) - expected).max() < 12
-    encoded = encode_image(data, 0, 95)
+    encoded = encode(data, 0, 95)
     assert encoded.passed_through == (kind == "JPEG" and orientation == 1)
     assert (encoded.height, encoded.width) == pixels_HW3.shape[:2]
     assert abs(corners(jpeg.decode(encoded.stream)) - expected).max() < 12
@@ -109,7 +113,7 @@ def test_broken_exif_is_ignored() -> None:
 def test_jpeg_within_the_limit_is_passed_through(mode: str) -> None:
     data = as_file(Image.fromarray(blocks()).convert(mode), "JPEG", quality=30)
     for max_side in (0, 64, 65):
-        encoded = encode_image(data, max_side, 90)
+        encoded = encode(data, max_side)
         assert encoded.stream is data
         assert encoded.passed_through
         assert (encoded.height, encoded.width) == (48, 64)
@@ -118,7 +122,7 @@ def test_jpeg_within_the_limit_is_passed_through(mode: str) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (2000, 1000), (640, 2)])
 def test_resize_to_the_longer_side(kind: str, size: tuple[int, int]) -> None:
-    encoded = encode_image(as_file(blocks(*size), kind), 100, 90)
+    encoded = encode(as_file(blocks(*size), kind), 100)
     assert not encoded.passed_through
     assert max(encoded.height, encoded.width) == 100
     assert encoded.height == max(1, round(100 * size[0] / max(size)))
@@ -135,8 +139,8 @@ def test_resized_planes_look_like_resized_pixels(subsampling: int, size: tuple[i
     waves = (np.sin(x / 40), np.cos(y / 50), np.sin((x + y) / 60))
     smooth = np.stack([128 + 100 * wave for wave in waves], 2).astype(np.uint8)
     data = as_file(smooth, "JPEG", quality=95, subsampling=subsampling)
-    by_planes = jpeg.decode(encode_image(data, 100, 95).stream)
-    by_pixels = jpeg.decode(encode_image(jpeg.decode(data), 100, 95).stream)
+    by_planes = jpeg.decode(encode(data, 100, 95).stream)
+    by_pixels = jpeg.decode(encode(jpeg.decode(data), 100, 95).stream)
     assert by_planes.shape == by_pixels.shape
     assert abs(by_planes.astype(int) - by_pixels).mean() < 3
 
@@ -145,13 +149,13 @@ def test_resize_is_antialiased() -> None:
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 255
     for data in (as_file(stripes, "PNG"), as_file(stripes, "JPEG", quality=95)):
-        pixels_HW3 = jpeg.decode(encode_image(data, 64, 95).stream)
+        pixels_HW3 = jpeg.decode(encode(data, 64, 95).stream)
         assert abs(pixels_HW3[4:-4, 4:-4].astype(int) - 127).max() < 5
 
 
 def test_pixel_sums() -> None:
     pixels_HW3 = np.random.default_rng(0).integers(0, 256, (50, 30, 3)).astype(np.uint8)
-    sums = encode_image(as_file(pixels_HW3, "PNG"), 0, 90).pixels
+    sums = encode(as_file(pixels_HW3, "PNG")).pixels
     sample = pixels_HW3[::8, ::8].astype(int)
     assert sums.num_pixels == 7 * 4
     assert sums.total_3 == tuple(sample.sum((0, 1)))
@@ -165,7 +169,7 @@ def test_a_harmless_warning_keeps_the_image() -> None:
     with pytest.raises(jpeg.JpegError, match="extraneous"):
         jpeg.decode(odd)
     assert abs(corners(read_rgb(odd)) - COLOURS).max() < 12
-    encoded = encode_image(odd, 0, 90)
+    encoded = encode(odd)
     assert not encoded.passed_through
     assert len(jpeg.decode(encoded.stream)) == 48
 
@@ -188,7 +192,7 @@ NOISE = np.random.default_rng(1).integers(0, 256, (200, 200, 3)).astype(np.uint8
 UNUSABLE = {
     "empty": (b"", "empty file"),
     "text": (b"hello, this is text", "not an image"),
-    "gif": (as_file(blocks(), "GIF"), "not an image"),
+    "ppm": (as_file(blocks(), "PPM"), "not an image"),
     "start of a jpeg": (b"\xff\xd8\xff\xe0", "not an image|truncated"),
     "cut jpeg": (as_file(NOISE, "JPEG")[:9000], "truncated"),
     "cut jpeg with an end": (as_file(NOISE, "JPEG")[:9000] + b"\xff\xd9", "truncated"),
@@ -207,7 +211,7 @@ UNUSABLE = {
 @pytest.mark.filterwarnings("error")
 def test_unusable_files_give_a_reason(name: str) -> None:
     data, reason = UNUSABLE[name]
-    for attempt in (lambda: read_rgb(data), lambda: encode_image(data, 0, 90), lambda: encode_image(data, 32, 90)):
+    for attempt in (lambda: read_rgb(data), lambda: encode(data, 0), lambda: encode(data, 32)):
         with pytest.raises(ImageError, match=reason) as error:
             attempt()
         assert "\n" not in str(error.value)
@@ -216,14 +220,14 @@ def test_unusable_files_give_a_reason(name: str) -> None:
 def test_a_side_too_long() -> None:
     data = as_file(np.zeros((1, 65536, 3), np.uint8), "PNG")
     with pytest.raises(ImageError, match="a side is longer than"):
-        encode_image(data, 0, 90)
-    assert encode_image(data, 400, 90).width == 400
+        encode(data)
+    assert encode(data, 400).width == 400
 
 
 def test_encode_samples_goes_on_after_a_failure(tmp_path: Path) -> None:
     (tmp_path / "good.jpg").write_bytes(as_file(blocks(), "JPEG"))
     (tmp_path / "bad.jpg").write_bytes(b"")
     task = [(Sample(name, 0), True) for name in ("bad.jpg", "missing.jpg", "good.jpg")]
-    results = list(encode_samples(FolderReader(str(tmp_path)), task, 0, 90))
+    results = list(encode_samples(FolderReader(str(tmp_path)), task, Encoding()))
     assert results[:2] == ["empty file", "No such file or directory"]
     assert results[2].passed_through  # type: ignore[union-attr]
