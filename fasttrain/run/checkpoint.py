@@ -24,7 +24,7 @@ from fasttrain.system.memory import is_full_memory
 
 FORMAT = 2
 # What loading a state into networks or an optimizer raises where it is one of others.
-UNFIT = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)
+UNFIT = (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError)
 BEST, ANY_STEP = "best.pt", "step-*.pt"
 KINDS = {"config": dict, "data": str, "method": dict}  # of what is read by name
 SEAL = re.compile(rb"sha256 ([0-9a-f]{64})\n")
