@@ -14,6 +14,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 
 if __package__ in (None, ""):  # run as a script, of a checkout or of an installation
@@ -169,7 +170,7 @@ def train(config: TrainConfig) -> int:
     store = open_dataset(path, "train", config.data.loader, config.views.size, config.data.val_fraction)
     loader = make_loader(store, config, ranks)
     groups = make_groups(config, ranks) if is_split(method.encoder) else None
-    mean, std = pixel_statistics(path, config.data.loader)
+    data = DataRecord(str(path.resolve()), store.fingerprint, *pixel_statistics(path, config.data.loader))
     workers, knn = ranks.threads(config.machine.workers), None
     if config.logging.knn_every:
         knn = KnnMonitor(config.data, config.logging.knn_k, config.views.size, ranks.device, workers)
@@ -184,14 +185,14 @@ def train(config: TrainConfig) -> int:
     claim = ranks.together(lambda: prepare(run, settings, config.run.fresh) if ranks.is_main else None)
 
     def restore(state: dict) -> None:
-        nonlocal mean, std
-        mean, std = state.get("mean", mean), state.get("std", std)  # they belong to the run, as its weights do
+        nonlocal data  # whose statistics belong to the run, as its weights do
+        data = replace(data, mean=state.get("mean", data.mean), std=state.get("std", data.std))
         method.load_state_dict(state["method"])
         trainer.load_state_dict(state)
         loader.load_state_dict(state["loader"])
 
     step = resume(run / "checkpoints", settings, store.fingerprint, ranks, restore)
-    data = DataRecord(str(path.resolve()), store.fingerprint, mean, std)
+    mean, std = data.mean, data.std
     if ranks.is_main:
         keep_data(run, data)
 
