@@ -160,7 +160,7 @@ def _picture(path: pathlib.Path) -> str:
     except FileNotFoundError:
         return ""
     except Exception as error:  # Pillow raises many kinds for damage
-        warn(f"{path} is left out of the report: {error}")
+        warn(f"{path} is left out of the report: {getattr(error, 'strerror', None) or 'it is damaged'}")
         return ""
 
 

@@ -14,6 +14,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 
 if __package__ in (None, ""):  # run as a script, of a checkout or of an installation
@@ -112,12 +113,13 @@ def make_groups(config: TrainConfig, ranks: Ranks) -> Groups:
     return check_groups(optimisation.batch_size, ranks.world_size, optimisation.accumulate, number)
 
 
-def not_finite(run: pathlib.Path, order: Order, skips: Skips, step: int) -> RunError:
+def not_finite(run: pathlib.Path, store: Store, order: Order, skips: Skips, step: int) -> RunError:
     """The error of too many skipped steps. The last one's samples are written to RUN/not-finite.json."""
     epoch, place = divmod(skips.last, order.steps_per_epoch)
     samples = order.step(order.epoch(epoch), place).tolist()
     record = run / "not-finite.json"
-    write_json(record, {"step": skips.last + 1, "epoch": epoch, "samples": samples})
+    names = [store.name(sample) for sample in samples]
+    write_json(record, {"step": skips.last + 1, "epoch": epoch, "samples": samples, "names": names})
     good = next(iter(saved_checkpoints(run / "checkpoints")), "none yet")
     named = ", ".join(map(str, samples[:NAMED])) + (f", … (all in {record})" if len(samples) > NAMED else "")
     return RunError(
@@ -168,7 +170,7 @@ def train(config: TrainConfig) -> int:
     store = open_dataset(path, "train", config.data.loader, config.views.size, config.data.val_fraction)
     loader = make_loader(store, config, ranks)
     groups = make_groups(config, ranks) if is_split(method.encoder) else None
-    mean, std = pixel_statistics(path, config.data.loader)
+    data = DataRecord(str(path.resolve()), store.fingerprint, *pixel_statistics(path, config.data.loader))
     workers, knn = ranks.threads(config.machine.workers), None
     if config.logging.knn_every:
         knn = KnnMonitor(config.data, config.logging.knn_k, config.views.size, ranks.device, workers)
@@ -183,14 +185,14 @@ def train(config: TrainConfig) -> int:
     claim = ranks.together(lambda: prepare(run, settings, config.run.fresh) if ranks.is_main else None)
 
     def restore(state: dict) -> None:
-        nonlocal mean, std
-        mean, std = state.get("mean", mean), state.get("std", std)  # they belong to the run, as its weights do
+        nonlocal data  # whose statistics belong to the run, as its weights do
+        data = replace(data, mean=state.get("mean", data.mean), std=state.get("std", data.std))
         method.load_state_dict(state["method"])
         trainer.load_state_dict(state)
         loader.load_state_dict(state["loader"])
 
     step = resume(run / "checkpoints", settings, store.fingerprint, ranks, restore)
-    data = DataRecord(str(path.resolve()), store.fingerprint, mean, std)
+    mean, std = data.mean, data.std
     if ranks.is_main:
         keep_data(run, data)
 
@@ -254,7 +256,7 @@ def train(config: TrainConfig) -> int:
                     metrics.flush(step, epoch, lr)  # what it knows of skipped steps is then up to this one
                 if ranks.is_main and metrics.skips.too_many(step):
                     order = Order(store.num_samples, batch_size, config.run.seed)
-                    raise not_finite(run, order, metrics.skips, step)
+                    raise not_finite(run, store, order, metrics.skips, step)
                 # A periodic one is not written while steps are being skipped: it might push out good ones.
                 if ranks.is_main and saves and (ends or due or not metrics.skips.in_a_row):
                     with display.doing("saving"):

@@ -24,9 +24,9 @@ from fasttrain.system.memory import is_full_memory
 
 FORMAT = 2
 # What loading a state into networks or an optimizer raises where it is one of others.
-UNFIT = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)
+UNFIT = (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError)
 BEST, ANY_STEP = "best.pt", "step-*.pt"
-KINDS: dict[str, type] = {"step": int, "config": dict, "data": str, "method": dict}  # of what is read by name
+KINDS = {"config": dict, "data": str, "method": dict}  # of what is read by name
 SEAL = re.compile(rb"sha256 ([0-9a-f]{64})\n")
 SEAL_BYTES = 72
 READ_BYTES = 1 << 20
@@ -147,18 +147,19 @@ def load_checkpoint(path: pathlib.Path) -> Checkpoint:
             ) from error
         said = error.strerror if isinstance(error, IrregularFile) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"checkpoint {path} can't be read: {said}") from error
-    if isinstance(state, dict) and state.get("format") == FORMAT:
-        if wrong := [name for name, kind in KINDS.items() if not isinstance(state.get(name, kind()), kind)]:
-            raise CheckpointError(f"checkpoint {path} can't be read: its {wrong[0]} is no {KINDS[wrong[0]].__name__}")
-        if state.get("step", -1) < 0:
-            raise CheckpointError(f"checkpoint {path} can't be read: it does not tell its step")
-        return Checkpoint(path, state, digest)
-    if isinstance(state, dict) and isinstance(state.get("format"), int):
+    version = state.get("format") if isinstance(state, dict) else None
+    if type(version) is not int:
+        raise CheckpointError(f"{path} is not a checkpoint of this program")
+    if version != FORMAT:
         raise UserError(
-            f"{path} was written by another version of fasttrain (format {state['format']}, this one reads {FORMAT}): "
+            f"{path} was written by another version of fasttrain (format {version}, this one reads {FORMAT}): "
             "go on with that version, or start anew with another --run or --fresh"
         )
-    raise CheckpointError(f"{path} is not a checkpoint of this program")
+    if wrong := [name for name, kind in KINDS.items() if name in state and not isinstance(state[name], kind)]:
+        raise CheckpointError(f"checkpoint {path} can't be read: its {wrong[0]} is of another type")
+    if type(state.get("step")) is not int or state["step"] < 0:
+        raise CheckpointError(f"checkpoint {path} can't be read: it does not tell its step")
+    return Checkpoint(path, state, digest)
 
 
 def _checked(path: pathlib.Path, file: BinaryIO) -> str:

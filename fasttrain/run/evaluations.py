@@ -12,7 +12,7 @@ from typing import Any
 
 from fasttrain.system.durable import write_json
 from fasttrain.system.errors import UserError
-from fasttrain.system.files import read_regular
+from fasttrain.system.files import IrregularFile, read_regular
 
 FILE = "evaluation.json"
 MAX_BYTES = 1 << 26  # of it: more than a hundred thousand of them
@@ -89,6 +89,8 @@ def _read(path: pathlib.Path) -> tuple[list[Evaluation], str]:
         content = json.loads(read_regular(path, MAX_BYTES))
     except FileNotFoundError:
         return [], ""
+    except IrregularFile:
+        return [], "all"
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError):

@@ -46,7 +46,10 @@ class DataRecord:
     def __post_init__(self) -> None:
         """Raises ValueError for what a damaged file may hold."""
         three = (values for values in (self.mean, self.std))
-        numbers = all(len(each) == 3 and all(type(v) is float and 0 <= v <= 1 for v in each) for each in three)
+        numbers = all(
+            isinstance(each, tuple) and len(each) == 3 and all(type(v) is float and 0 <= v <= 1 for v in each)
+            for each in three
+        )
         if not (isinstance(self.path, str) and isinstance(self.fingerprint, str) and numbers):
             raise ValueError("path, fingerprint, mean and std of 3 numbers are expected")
 

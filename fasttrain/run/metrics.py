@@ -262,7 +262,7 @@ def read_metrics(path: pathlib.Path) -> list[Entry]:
 def read_lines(path: pathlib.Path) -> tuple[list[Entry], int]:
     """The sound entries of a metrics.jsonl, and how many other lines there are. Raises OSError.
 
-    A last line without an end does not count: it is being written, or a crash has cut it, and what follows the
+    The begin of an entry at the end does not count: it is being written, or a crash has cut it, and what follows the
     checkpoint is done again.
     """
     entries, damaged = [], 0
@@ -271,7 +271,7 @@ def read_lines(path: pathlib.Path) -> tuple[list[Entry], int]:
             if entry := _entry(line):
                 entries.append(entry)
             else:
-                damaged += line.endswith(b"\n")
+                damaged += line.endswith(b"\n") or not line.startswith(b"{")
     return entries, damaged
 
 
