@@ -112,7 +112,7 @@ def test_a_compressed_array_may_not_promise_more_than_its_stream_can_hold(
 def test_labels_of_bytes_that_are_no_utf_8(tmp_path: Path) -> None:
     labels = npy(plain((2,), "|S2"), b"a\xff\xe4\xb8")
     source = open_source(write_npz(tmp_path / "a.npz", images=IMAGES, labels=labels))
-    assert source.classes == ("a�", "�")
+    assert source.classes == (r"\xe4\xb8", r"a\xff")
 
 
 FLAGS, VERSION, METHOD = 8, 6, 10  # in an entry of a zip's directory
@@ -259,13 +259,11 @@ def write_parquet(path: Path, **options: object) -> Path:
 
 
 def test_tables_of_which_one_lacks_the_images(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for folder, columns, message in (
-        ("a", {"other": [1, 2]}, "1.parquet: no column of images"),
-        ("b", {"picture": [picture()], "label": [1]}, "1.parquet: its images are in column 'picture'"),
-    ):
+    for folder, columns in (("a", {"other": [1, 2]}), ("b", {"picture": [picture()], "label": [1]})):
         write_parquet(tmp_path / folder / "0.parquet")
         write_parquet(tmp_path / folder / "1.parquet", columns=columns)
-        assert message in refusal(tmp_path / folder, capfd)
+    assert "1.parquet: its images are in column 'picture'" in refusal(tmp_path / "b", capfd)
+    assert list(open_source(tmp_path / "a").unused.reasons) == ["tables without images"]
 
 
 def test_a_table_with_two_columns_of_one_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

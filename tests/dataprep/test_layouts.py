@@ -361,7 +361,7 @@ IMAGES = np.zeros((3, 8, 8, 3), np.uint8)
         (np.array([b"b", b"a", b"b"]), [1, 0, 1]),
         (np.array([0.5, 1, 2]), None),
         (np.ones((3, 2), np.uint8), None),
-        (np.array([b"\xff", b"a", b"b"]), None),
+        (np.array([b"\xff", b"a", b"\xfe"]), [1, 2, 0]),
         (np.zeros((3, 2, 2)), None),
     ],
 )
