@@ -307,8 +307,10 @@ def _add_texts(texts: Labels, column: Any) -> None:  # noqa: ANN401 - pyarrow's 
 
 
 def _text(name: str | bytes | None) -> str | None:
+    if not isinstance(name, bytes):
+        return name
     try:
-        return name.decode() if isinstance(name, bytes) else name
+        return name.decode()
     except UnicodeDecodeError:  # it may be an image: a mask
         raise SourceError(f"{name[:8]!r} is no text") from None
 

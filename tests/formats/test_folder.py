@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fasttrain.formats.folder import Layout, Skipped, arrange, lines_of, list_folder
+from fasttrain.formats.folder import list_folder
+from fasttrain.formats.layout import Layout, Skipped, arrange, lines_of
 from fasttrain.formats.listing import Sample, SourceError, Unused
 from fasttrain.formats.signature import HEAD_BYTES, is_image
 
