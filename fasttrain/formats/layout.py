@@ -117,6 +117,8 @@ def arrange(tree: Tree) -> Layout:
             raise SourceError(
                 f"{once.path(folders['val'])}: class {unknown[0]!r} is not in {once.path(folders['train'])}"
             )
+        if classes and not val_classes:
+            notes.append(f"the images of the validation split, in {folders['val']}, have no labels")
     for split, samples in splits.items():
         if not samples:
             rest = f"; {tree.unused}" if tree.unused.count else ""

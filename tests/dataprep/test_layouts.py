@@ -255,6 +255,18 @@ def test_image_folders_beside_their_archives_are_read_as_folders(tmp_path: Path)
     assert reasons(source) == {"archives inside (.tar)": ["train.tar"]}
 
 
+@pytest.mark.parametrize(("images", "tars", "kind"), [(3, 1, "folder"), (1, 2, "webdataset")])
+def test_of_images_and_tars_side_by_side_the_more_are_read_and_the_others_counted(
+    tmp_path: Path, images: int, tars: int, kind: str
+) -> None:
+    for i in range(images):
+        (tmp_path / f"{i}.jpg").write_bytes(picture(i))
+    for i in range(tars):
+        tar(tmp_path / f"{i}.tar", samples(1))
+    assert recognise(tmp_path) == kind
+    assert open_source(tmp_path).unused.count == (tars if kind == "folder" else images)
+
+
 def test_cifar_among_other_data_sets_is_read_and_said(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()

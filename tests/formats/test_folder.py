@@ -94,6 +94,13 @@ def test_folders_of_neutral_names_within_splits_are_looked_through(tmp_path: Pat
     assert counts(layout) == {"train": 1, "val": 1}
 
 
+def test_a_validation_split_without_the_labels_of_the_other_is_noted(tmp_path: Path) -> None:
+    layout = list_folder(make(tmp_path, "train/n01/images/1.jpg", "train/n02/images/1.jpg", "val/images/2.jpg"))
+    assert layout.classes == ("n01", "n02")
+    assert layout.splits["val"].label_N.tolist() == [-1]
+    assert layout.notes == ["the images of the validation split, in val, have no labels"]
+
+
 def test_a_split_unpacked_into_a_folder_of_its_name_is_looked_through(tmp_path: Path) -> None:
     layout = list_folder(make(tmp_path, "train/train/ant/1.jpg", "train/train/bee/1.jpg", "test/Test/bee/2.jpg"))
     assert layout.classes == ("ant", "bee")
