@@ -188,8 +188,10 @@ def decode(data: np.ndarray | bytes, header: JpegHeader | None = None, shrink: i
     height, width = -(-height // shrink), -(-width // shrink)
     pixels_HW3 = np.empty((height, width, 3), np.uint8)
     own = _decompressor()
-    own.check_tables(source.ctypes.data, source.size)
-    if own.decompress(own.handle, source.ctypes.data, source.size, pixels_HW3.ctypes.data,
+    address, size = source.ctypes.data, source.size  # asked once: numpy takes a while for it
+    if own.first_scan(address, size, 0):
+        own.check_tables(address, size)
+    if own.decompress(own.handle, address, size, pixels_HW3.ctypes.data,
                       width, 0, height, _PIXEL_FORMAT_RGB, _FLAG_FASTDCT):  # fmt: skip
         raise own.error()
     return pixels_HW3
