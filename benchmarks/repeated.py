@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 
-from fasttrain.input.stores import Encoded, Store, StreamStore
+from fasttrain.input.stores import Encoded, Store, Stream, StreamStore
 
 LEAST_BATCHES = 200  # of an epoch
 
@@ -33,7 +33,7 @@ class Repeated:
     def write(self, sample: Encoded, address: int) -> None:
         self._store.write(sample, address)
 
-    def stream(self, sample: Encoded) -> np.ndarray:
+    def stream(self, sample: Encoded) -> Stream:
         return cast("StreamStore", self._store).stream(sample)
 
     def name(self, index: int) -> str:

@@ -38,7 +38,7 @@ from fasttrain.dataprep.sources.source import Source
 from fasttrain.dataprep.state import begin, clear_state, finished_manifest
 from fasttrain.formats.manifest import Manifest
 from fasttrain.system.cli import finish, parse
-from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.errors import RunError, UserError, note
 from fasttrain.system.lock import lock
 from fasttrain.system.options import Bounds, Options
 from fasttrain.system.progress import progress
@@ -50,13 +50,15 @@ EXIT_SKIPPED = 3
 class ConvertConfig(Options):
     """Convert images (JPEG, PNG, WebP, BMP, GIF, TIFF, pixels) to numbered shards and a manifest.
 
-    SOURCE is a folder of images only, or of one folder per class, or of train/ and val/ (or valid, validation, test) of
-    either kind; a .tar or .zip of such a folder; WebDataset .tar files (one, a folder, or a quoted pattern like
-    'set-{000..012}.tar'); parquet files with a column of images; a folder of CIFAR-10 or CIFAR-100 batches; an .npz.
-    Archives are read in place: nothing is unpacked, no link is followed.
-    The same command on an unfinished OUT continues it. Unreadable images are named, counted and left out. The last
-    line on stdout is JSON. Exit status: 0 every image converted, 3 finished but some images were skipped, 2 bad
-    input, 1 disk full or another failure (run again to continue), 130 interrupted.
+    SOURCE is a folder of images only, or of one folder per class, or of train/ and val/ (or valid, validation, dev,
+    eval, test, in any spelling) of either kind; a .tar or .zip of such a folder, or a folder of one .tar per class;
+    WebDataset .tar files (one, a folder, or a quoted pattern like 'set-{000..012}.tar'); parquet files with a column of
+    images; a folder of CIFAR-10 or CIFAR-100 batches; an .npz. Archives are read in place: nothing is unpacked, no link
+    is followed.
+    The same command on an unfinished OUT continues it. Unreadable images are named, counted and left out; what is no
+    image, or of another split, is counted, too. The last line on stdout is JSON. Exit status: 0 every image converted,
+    3 finished but some images were skipped, 2 bad input, 1 disk full or another failure (run again to continue), 130
+    interrupted.
     """
 
     source: pathlib.Path
@@ -64,7 +66,10 @@ class ConvertConfig(Options):
     out: pathlib.Path
     """OUT, the folder to make."""
     kind: Kind = "auto"
-    """What SOURCE is; auto = recognised by what is there."""
+    """What SOURCE is; auto = recognised by what is there. tar, of a folder: each .tar in it is a class, or a split."""
+    labels: str = "auto"
+    """auto = where they are customary, and none where they are no classes; none = they are not read; or their NAME: a
+    column, a member's extension or a key of its .json, an array. It is an error if that holds no classes."""
     format: Literal["ffcv", "webdataset"] = "ffcv"
     """Shard format: ffcv = .beton files that the stock FFCV loader reads; webdataset = .tar files with DALI's index."""
     write: Write = "auto"
@@ -130,7 +135,10 @@ def convert_shards(
     start = time.perf_counter()
     with progress(total, total - left) as advance:
         num_workers = 0 if config.workers == "auto" else config.workers
-        written = ENGINES[config.engine](work, missing, num_workers, Note(advance))
+        told = Note(advance)
+        for skip in source.skipped:
+            told.skipped(**skip)
+        written = ENGINES[config.engine](work, missing, num_workers, told)
         records.update((record.shard.name, record) for record in written)
     return records, left / (time.perf_counter() - start)
 
@@ -155,6 +163,8 @@ def manifest_of(
         skipped=source.skipped + [skip for planned in plan for skip in records[planned.name].skipped],
         class_counts={split: np.sum([r.class_counts for r in group], 0).tolist() for split, group in groups.items()},
         versions=versions(),
+        unused=source.unused.content(),
+        notes=source.notes,
     )
 
 
@@ -180,6 +190,12 @@ def complete(
     return manifest
 
 
+def tell(source: Source) -> None:
+    """Say on stderr how the source was read, and what of it is not used."""
+    for sentence in (*source.notes, *([str(source.unused)] if source.unused.count else [])):
+        note(sentence)
+
+
 def convert(config: ConvertConfig) -> tuple[Manifest, float]:
     """Convert, or continue; return the manifest and the images per second of this run (0 if all was done before).
 
@@ -188,7 +204,8 @@ def convert(config: ConvertConfig) -> tuple[Manifest, float]:
         RunError: disk full, or a worker died; finished shards are kept.
     """
     check(config)
-    source = open_source(config.source, config.kind)
+    source = open_source(config.source, config.kind, config.labels)
+    tell(source)
     settings = settings_of(config, source)
     plan = plan_shards(shuffled_splits(source, config.val_fraction, config.seed), config.shard_size, config.format)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -212,9 +229,12 @@ def summary(manifest: Manifest, images_per_sec: float) -> dict[str, Any]:
     """Return the figures that the command prints as its last line."""
     shards = [shard for group in manifest.splits.values() for shard in group]
     reasons = Counter(skip["reason"] for skip in manifest.skipped)
+    unused = {found["reason"]: found["count"] for found in manifest.unused}
     return {
         "images": sum(shard.num_samples for shard in shards),
         "skipped": {"count": len(manifest.skipped), "reasons": dict(sorted(reasons.items()))},
+        "unused": {"count": sum(unused.values()), "reasons": unused},
+        "notes": manifest.notes,
         "classes": len(manifest.classes),
         "shards": len(shards),
         "bytes": sum(file.num_bytes for shard in shards for file in shard.files()),

@@ -37,7 +37,9 @@ SMART_FACTOR = 3
 # --write auto: pixels of lossless images up to this side; a JPEG would change them, and hardly save any bytes.
 SMALL_SIDE = 96
 # Above this quality, a lossless image keeps its colours at full size: halving them would be most of the error.
-_HALVED_COLOURS = 95
+_FULL_ABOVE = 95
+# What a source kept of its pixels: most JPEGs halve their colours, those of RGB do not.
+_HALVED, _FULL, _LOSSLESS = range(3)
 
 Write = Literal["auto", "jpeg", "raw", "smart"]
 Check = Literal["decode", "none"]
@@ -107,7 +109,7 @@ def encode_image(content: bytes | np.ndarray, encoding: Encoding, measure: bool 
     """
     if isinstance(content, np.ndarray):
         check_size(*content.shape[:2])
-        return _encoded(Image.fromarray(content), content.shape[1::-1], encoding, measure, lossless=True)
+        return _encoded(Image.fromarray(content), content.shape[1::-1], _LOSSLESS, encoding, measure)
     header, orientation = jpeg_header(content), exif_orientation(content)
     if header is not None and orientation == 1 and (done := _as_it_lies(content, header, encoding, measure)):
         return done
@@ -115,7 +117,8 @@ def encode_image(content: bytes | np.ndarray, encoding: Encoding, measure: bool 
     height, width = (header.height, header.width) if header else pixels_HW3.shape[:2]
     image = turned(Image.fromarray(pixels_HW3), orientation)
     size = (width, height) if orientation < 5 else (height, width)
-    return _encoded(image, size, encoding, measure, is_lossless(content))
+    colours = _FULL if header and header.colorspace == jpeg.COLORSPACE_RGB else _HALVED
+    return _encoded(image, size, _LOSSLESS if is_lossless(content) else colours, encoding, measure)
 
 
 def _as_it_lies(content: bytes, header: jpeg.JpegHeader, encoding: Encoding, measure: bool) -> EncodedImage | None:
@@ -154,20 +157,23 @@ def _shrunk(content: bytes, header: jpeg.JpegHeader, encoding: Encoding, measure
 
 
 def _encoded(
-    image: Image.Image, size: tuple[int, ...], encoding: Encoding, measure: bool, lossless: bool
+    image: Image.Image, size: tuple[int, ...], fidelity: int, encoding: Encoding, measure: bool
 ) -> EncodedImage:
-    """Resize and encode an image. size: its width and height in the source, before it was shrunk while decoding."""
+    """Resize and encode an image.
+
+    size: its width and height in the source, before it was shrunk while decoding. fidelity: what the source kept.
+    """
     write, longer = encoding.write, max(size)
     if encoding.max_side and longer > encoding.max_side:
         image = image.resize(_fitting(size, encoding.max_side), _FILTER)
     if max(image.size) > MAX_SIDE:
         raise ImageError(f"a side is longer than {MAX_SIDE} pixels")
     pixels_HW3 = np.asarray(image)
-    if write == "raw" or (write == "auto" and lossless and max(image.size) <= SMALL_SIDE):
+    if write == "raw" or (write == "auto" and fidelity == _LOSSLESS and max(image.size) <= SMALL_SIDE):
         return _pixels(pixels_HW3, encoding, measure)
     stream = io.BytesIO()
-    full_colours = {"subsampling": "4:4:4"} if lossless and encoding.quality > _HALVED_COLOURS else {}
-    image.save(stream, "JPEG", quality=encoding.quality, **full_colours)
+    full = fidelity == _FULL or (fidelity == _LOSSLESS and encoding.quality > _FULL_ABOVE)
+    image.save(stream, "JPEG", quality=encoding.quality, subsampling="4:4:4" if full else "4:2:0")
     if write == "smart" and pixels_HW3.nbytes <= SMART_FACTOR * stream.tell():
         return _pixels(pixels_HW3, encoding, measure)
     sums = _pixel_sums(pixels_HW3) if measure else None

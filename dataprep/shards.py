@@ -34,13 +34,14 @@ class ShardRecord:
 
 
 class Written(NamedTuple):
-    """What is known of a shard once its images are written, except for its checksum."""
+    """A shard once its images are written: what is known of it, except for its checksum, and its names to publish."""
 
     path: Path
     num_samples: int
     pixels: PixelSums
     skipped: list[dict[str, str]]
     class_counts: list[int]
+    names: NamesWriter
 
 
 def write_images(
@@ -65,21 +66,26 @@ def write_images(
     sums, skipped = np.zeros(7, np.int64), []
     class_counts = [0] * num_classes
     path = folder / planned.name
-    with NamesWriter(path) as names, _shard_writer(path, len(planned.samples)) as writer:
-        # The samples come first in zip: when they end, no image of the next shard has been taken.
-        for sample, image in zip(planned.samples, images, strict=False):
-            if isinstance(image, str):
-                skipped.append({"path": sample.path, "reason": image})
-            else:
-                writer.write(image.stream, image.height, image.width, sample.label, image.raw)
-                names.write(sample.path)
-                if image.pixels is not None:
-                    sums += (image.pixels.num_pixels, *image.pixels.total_3, *image.pixels.square_3)
-                if sample.label >= 0:
-                    class_counts[sample.label] += 1
-            note(sample.path, image if isinstance(image, str) else None)
+    names = NamesWriter(path)
+    try:
+        with _shard_writer(path, len(planned.samples)) as writer:
+            # The samples come first in zip: when they end, no image of the next shard has been taken.
+            for sample, image in zip(planned.samples, images, strict=False):
+                if isinstance(image, str):
+                    skipped.append({"path": sample.path, "reason": image})
+                else:
+                    writer.write(image.stream, image.height, image.width, sample.label, image.raw)
+                    names.write(sample.path)
+                    if image.pixels is not None:
+                        sums += (image.pixels.num_pixels, *image.pixels.total_3, *image.pixels.square_3)
+                    if sample.label >= 0:
+                        class_counts[sample.label] += 1
+                note(sample.path, image if isinstance(image, str) else None)
+    except BaseException:
+        names.discard()
+        raise
     pixels = PixelSums(int(sums[0]), tuple(sums[1:4].tolist()), tuple(sums[4:].tolist()))
-    return Written(path, writer.num_samples, pixels, skipped, class_counts)
+    return Written(path, writer.num_samples, pixels, skipped, class_counts, names)
 
 
 def _shard_writer(path: Path, max_samples: int) -> ShardWriter:
@@ -87,14 +93,16 @@ def _shard_writer(path: Path, max_samples: int) -> ShardWriter:
 
 
 def record_shard(written: Written) -> ShardRecord:
-    """Compute the checksums of a written shard and put its record beside it; OSError if the disk fails."""
+    """Give a written shard its names and its checksums, and put its record beside it; OSError if the disk fails."""
     path = written.path
     if written.num_samples:
+        written.names.publish()
         index = SideFile(*_described(index_path(path))) if path.suffix == ".tar" else None
         name, num_bytes, sha256 = _described(path)
         names = SideFile(*_described(names_path(path)))
         shard = Shard(name, written.num_samples, num_bytes, sha256, index, glimpses(path), names)
     else:
+        written.names.discard()
         shard = Shard(path.name, 0, 0, "")
     record = ShardRecord(shard, written.pixels, written.skipped, written.class_counts)
     write_json(record_path(path.parent, path.name), asdict(record))

@@ -38,7 +38,7 @@ from fasttrain.formats.names import count_lines, sample_name
 from fasttrain.formats.tar import TarShardReader
 from fasttrain.formats.tar_headers import TarDamage, tar_headers
 from fasttrain.system.cli import finish, parse
-from fasttrain.system.errors import DataError
+from fasttrain.system.errors import DataError, printable
 from fasttrain.system.options import Bounds, Options
 from fasttrain.system.ordered import map_in_order
 from fasttrain.system.progress import progress
@@ -263,7 +263,7 @@ def verify_command(config: VerifyConfig) -> int:
     """Check, print the problems and the summary; returns the exit status."""
     problems = verify(config)
     for problem in problems:
-        print(problem)
+        print(printable(problem))
     print(json.dumps({"ok": not problems, "problems": problems}), flush=True)
     return EXIT_PROBLEMS if problems else 0
 

@@ -115,7 +115,9 @@ def evaluate(options: EvaluateConfig) -> int:
     data = pathlib.Path(options.data or images.path).resolve()
     if not options.data and not data.exists():
         raise UserError(f"{data}, the images that this run was trained on, are not there now: --data tells where")
-    train, val = open_labelled(data, config.data.loader if str(data) == images.path else "auto", size)
+    own = str(data) == images.path
+    loader, val_fraction = (config.data.loader, config.data.val_fraction) if own else ("auto", 0.0)
+    train, val = open_labelled(data, loader, size, val_fraction=val_fraction)
     checkpoint = chosen_checkpoint(run, config.run.checkpoint_every, options.best)
     ranks = Ranks(options.device)
     device, classes = ranks.device, len(train.classes)

@@ -33,7 +33,7 @@ from fasttrain.engine.ranks import Ranks
 from fasttrain.engine.skips import Skips
 from fasttrain.engine.step import TrainStep
 from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
-from fasttrain.input import Loader, Order, Store, open_dataset, open_loader, pixel_statistics
+from fasttrain.input import FolderStore, Loader, Order, Store, open_dataset, open_loader, pixel_statistics
 from fasttrain.kernels.augment import Views, augment
 from fasttrain.methods import Method, Sample
 from fasttrain.networks.batch_norm import is_split
@@ -42,7 +42,7 @@ from fasttrain.report import write_report
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.display import Display
 from fasttrain.run.faults import explained
-from fasttrain.run.folder import DataRecord, keep_data, prepare, run_path
+from fasttrain.run.folder import DataRecord, check_outside, keep_data, prepare, run_path
 from fasttrain.run.health import Health
 from fasttrain.run.metrics import Metrics, open_files, require_tensorboard
 from fasttrain.run.resume import resume
@@ -113,12 +113,13 @@ def make_groups(config: TrainConfig, ranks: Ranks) -> Groups:
     return check_groups(optimisation.batch_size, ranks.world_size, optimisation.accumulate, number)
 
 
-def not_finite(run: pathlib.Path, order: Order, skips: Skips, step: int) -> RunError:
+def not_finite(run: pathlib.Path, store: Store, order: Order, skips: Skips, step: int) -> RunError:
     """The error of too many skipped steps. The last one's samples are written to RUN/not-finite.json."""
     epoch, place = divmod(skips.last, order.steps_per_epoch)
     samples = order.step(order.epoch(epoch), place).tolist()
     record = run / "not-finite.json"
-    write_json(record, {"step": skips.last + 1, "epoch": epoch, "samples": samples})
+    names = [store.name(sample) for sample in samples]
+    write_json(record, {"step": skips.last + 1, "epoch": epoch, "samples": samples, "names": names})
     good = next(iter(saved_checkpoints(run / "checkpoints")), "none yet")
     named = ", ".join(map(str, samples[:NAMED])) + (f", … (all in {record})" if len(samples) > NAMED else "")
     return RunError(
@@ -166,7 +167,7 @@ def train(config: TrainConfig) -> int:
     trainer = TrainStep(method, config.optimisation, ranks.device, config.machine.cuda_graph)
     recipe = config.views.recipe_for(config.method.views)
     path = pathlib.Path(config.data.data)
-    store = open_dataset(path, "train", config.data.loader, config.views.size)
+    store = open_dataset(path, "train", config.data.loader, config.views.size, config.data.val_fraction)
     loader = make_loader(store, config, ranks)
     groups = make_groups(config, ranks) if is_split(method.encoder) else None
     data = DataRecord(str(path.resolve()), store.fingerprint, *pixel_statistics(path, config.data.loader))
@@ -179,6 +180,8 @@ def train(config: TrainConfig) -> int:
         require_tensorboard()
     settings = Settings.of(config)
     run = pathlib.Path(ranks.share(str(run_path(config.run))))
+    if isinstance(store, FolderStore):
+        check_outside(run, path)
     claim = ranks.together(lambda: prepare(run, settings, config.run.fresh) if ranks.is_main else None)
 
     def restore(state: dict) -> None:
@@ -253,7 +256,7 @@ def train(config: TrainConfig) -> int:
                     metrics.flush(step, epoch, lr)  # what it knows of skipped steps is then up to this one
                 if ranks.is_main and metrics.skips.too_many(step):
                     order = Order(store.num_samples, batch_size, config.run.seed)
-                    raise not_finite(run, order, metrics.skips, step)
+                    raise not_finite(run, store, order, metrics.skips, step)
                 # A periodic one is not written while steps are being skipped: it might push out good ones.
                 if ranks.is_main and saves and (ends or due or not metrics.skips.in_a_row):
                     with display.doing("saving"):

@@ -118,6 +118,27 @@ def test_folder_loader_trains_on_plain_files(image_folder: pathlib.Path, tmp_pat
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
+def test_plain_files_have_a_validation_split_set_apart(
+    image_folder: pathlib.Path, tmp_path: pathlib.Path, run_command: RunCommand
+) -> None:
+    run, data = tmp_path / "run", image_folder / "train"
+    assert train(data, run, "--val-fraction", 0.25, "--knn-every", 1, "--epochs", 1) == 0
+    assert "knn_top1" in read_metrics(run / "metrics.jsonl")[-1]
+    process = run_command("fasttrain/evaluate.py", run, "--knn")
+    assert process.returncode == 0, process.stderr
+    assert "knn_top1" in json.loads(process.stdout.splitlines()[-1])
+
+
+def test_a_run_inside_its_folder_of_images_is_refused(
+    image_folder: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(image_folder)
+    for run in (image_folder / "train" / "run", tmp_path / "link" / "runs" / "first"):
+        assert train(image_folder, run) == 2
+        assert "lies inside the folder of images" in capfd.readouterr().err
+        assert not run.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_writes_a_checkpoint_and_the_run_goes_on_from_it(
     shards: pathlib.Path, tmp_path: pathlib.Path, number: signal.Signals

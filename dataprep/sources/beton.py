@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +14,10 @@ from fasttrain.dataprep.sources.source import Source
 from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.beton_set import open_betons
 from fasttrain.formats.image import check_size
-from fasttrain.formats.listing import MAX_FILE_BYTES, Listing, Sample, SourceError
+from fasttrain.formats.listing import MAX_FILE_BYTES, Listing, Sample, SourceError, Unused
 from fasttrain.formats.manifest import FILE_NAME, Manifest
 from fasttrain.formats.names import read_names
-from fasttrain.system.errors import DataError
+from fasttrain.system.errors import DataError, note
 
 
 class StoredReader(NamedTuple):
@@ -53,7 +52,10 @@ def beton_source(root: Path) -> Source:
         listings[split], values[split] = _listed(parts)
     classes, labels = number_labels(values)
     splits = {split: listing.labelled(labels[split]) for split, listing in listings.items()}
-    return _source(root, classes, splits, files, found.unused)
+    unused = Unused()
+    for left in found.unused:
+        unused.add(f".beton files: {left['reason']}", left["path"])
+    return _source(root, classes, splits, files, unused, found.notes)
 
 
 def _converted_source(root: Path) -> Source:
@@ -70,14 +72,19 @@ def _converted_source(root: Path) -> Source:
             raise SourceError(f"{root}: a label is none of the {len(manifest.classes)} classes: run dataprep/verify.py")
         splits[split] = listing.labelled(label_N)
         files += [file for _, file, _ in parts]
-    return _source(root, tuple(manifest.classes), splits, files, [])
+    return _source(root, tuple(manifest.classes), splits, files, Unused(), [])
 
 
 def _source(
-    root: Path, classes: tuple[str, ...], splits: dict[str, Listing], files: list[Path], skipped: list[dict[str, str]]
+    root: Path,
+    classes: tuple[str, ...],
+    splits: dict[str, Listing],
+    files: list[Path],
+    unused: Unused,
+    notes: list[str],
 ) -> Source:
     paths = tuple(map(str, files))
-    return Source(root, classes, splits, StoredReader(paths), paths, skipped)
+    return Source(root, classes, splits, StoredReader(paths), paths, unused=unused, notes=notes)
 
 
 def _listed(parts: Sequence[tuple[int, Path, Path | None]]) -> tuple[Listing, np.ndarray]:
@@ -105,5 +112,5 @@ def _names(file: Path, names: Path | None, count: int) -> Iterable[str]:
         try:
             return read_names(names, count)
         except (DataError, OSError) as error:
-            print(f"note: samples of {file} go without their names: {error}", file=sys.stderr)
+            note(f"samples of {file} go without their names: {error}")
     return (f"{file.name}/{row}" for row in range(count))

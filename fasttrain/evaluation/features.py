@@ -61,13 +61,16 @@ class EvenSubset:
 
 
 def open_labelled(
-    path: pathlib.Path, loader: str, view_size: int, most: int = sys.maxsize
+    path: pathlib.Path, loader: str, view_size: int, most: int = sys.maxsize, val_fraction: float = 0.0
 ) -> tuple[EvenSubset, EvenSubset]:
     """The train and val splits, `most` samples of each. Raises UserError where labels are missing.
 
+    val_fraction: as for open_dataset.
     A set without labels is known at once by a few; any other label is read with its image.
     """
-    train, val = (EvenSubset(open_dataset(path, split, loader, view_size), most) for split in ("train", "val"))
+    train, val = (
+        EvenSubset(open_dataset(path, split, loader, view_size, val_fraction), most) for split in ("train", "val")
+    )
     if not train.classes or not all(_seems_labelled(subset) for subset in (train, val)):
         raise UserError(f"{path} has {_UNLABELLED}")
     return train, val

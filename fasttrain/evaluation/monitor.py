@@ -29,7 +29,8 @@ class KnnMonitor:
 
         Raises DataError without a val split, UserError where labels are missing.
         """
-        self._splits = open_labelled(pathlib.Path(options.data), options.loader, size, MOST)
+        path = pathlib.Path(options.data)
+        self._splits = open_labelled(path, options.loader, size, MOST, options.val_fraction)
         self._k, self._size, self._device, self._workers = k, size, device, workers
         self._max_failed = options.max_failed_fraction
 

@@ -11,7 +11,6 @@ ffcv/writer.py and ffcv/memory_allocator.py of FFCV 1.0.2.
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy as np
 from fasttrain.formats.beton_fields import FIELD, IMAGE, IMAGE_TYPE, INT_TYPE, Layout, layout_of, read_fields
 from fasttrain.formats.writer import ShardWriter
 from fasttrain.system.errors import DataError
+from fasttrain.system.regular import open_regular
 
 VERSION = 2
 MIN_PAGE_SIZE = 1 << 23  # FFCV's default; a larger sample doubles it until it fits
@@ -109,12 +109,12 @@ class BetonReader:
         """
         self.path = Path(path)
         try:
-            status = os.stat(path)
-            self._fail_if(not stat.S_ISREG(status.st_mode), "not a regular file")  # opening a FIFO would wait
-            self._fail_if(not status.st_size, "empty file")
-            self.data = np.memmap(path, np.uint8, "r")
+            with open_regular(path) as file:
+                self.data = np.memmap(file, np.uint8, "r")
         except OSError as error:
             raise BetonError(f"{path}: {error.strerror}") from None
+        except ValueError:
+            raise BetonError(f"{path}: empty file") from None
         header = self._read(HEADER, 0, 1, "the header")[0]
         self.num_samples = int(header["num_samples"])
         start, layout = self._read_layout(header)

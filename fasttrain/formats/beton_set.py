@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fasttrain.formats.beton import BetonError, BetonReader
-from fasttrain.formats.listing import VAL_NAMES
 from fasttrain.formats.manifest import glimpses
+from fasttrain.formats.splits import pick, split_of
 
 EXTENSIONS = (".beton", ".ffcv")
 MAX_CLASSES = 1 << 16  # a larger number names no class: it is an identifier or a count
@@ -77,11 +76,12 @@ def open_betons(path: Path) -> BetonSet:
 
 def _by_split(files: Sequence[Path]) -> dict[str, list[Path]]:
     """Return the files of each split; without any for training, all are."""
-    words = {file: set(re.split(r"[^a-z]+", file.name.lower())) for file in files}
-    train = [file for file in files if "train" in words[file]]
-    if not train:
+    splits = [split_of(file.stem) for file in files]
+    picked = pick(splits)
+    if not picked.train:
         return {"train": list(files)}
-    for name in VAL_NAMES:
-        if val := [file for file in files if name in words[file] and file not in train]:
-            return {"train": train, "val": val}
-    return {"train": train}
+    chosen = {"train": picked.train, **({"val": picked.val} if picked.val else {})}
+    return {
+        split: [file for file, found in zip(files, splits, strict=True) if found == name]
+        for split, name in chosen.items()
+    }

@@ -16,6 +16,8 @@ from fasttrain.system.errors import DataError
 
 # Pillow warns from half of MAX_PIXELS on; here an image is either fine or an error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What it finds odd in EXIF and the like, which does not cost the picture.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # The size from which Pillow refuses to decode, too: a small file that claims more is an attack or a mistake.
 MAX_PIXELS = 178_956_970

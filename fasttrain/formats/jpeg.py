@@ -108,7 +108,7 @@ class _Decompressor(threading.local):
     def check_tables(self, address: int, size: int) -> None:
         """Raises JpegError for a stream that uses a table and does not define it."""
         if kind := self._undefined(address, size):
-            raise JpegError(f"it does not define a {kind} table that it uses")
+            raise JpegError(f"it uses a {kind} table that it does not define")
 
     def error(self) -> JpegError:
         """Return the error of the last call as an exception, and take a new decompressor.

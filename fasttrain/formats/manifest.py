@@ -90,8 +90,8 @@ class Manifest:
         skipped: images that could not be converted, as {"path": ..., "reason": ...}.
         class_counts: split name -> samples per class (empty: no labels).
         versions: the tools that made the shards, name -> version.
-        unused: what of the source was no part of the conversion, as objects with `path` and `reason`.
-        notes: what else a person should know of the source, a line each.
+        unused: what is no image, or was not asked for, as {"reason": ..., "count": ..., "first": [names]}.
+        notes: sentences on how the source was read.
     """
 
     format: str
@@ -191,7 +191,10 @@ _MANIFEST = fields(
         "class_counts": table_of(list_of(count)),
         "versions": table_of(text),
     },
-    {"unused": list_of(table_of(any_value)), "notes": list_of(text)},
+    {
+        "unused": list_of(fields({"reason": text, "count": count, "first": list_of(text)})),
+        "notes": list_of(text),
+    },
 )
 
 

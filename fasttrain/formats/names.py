@@ -6,16 +6,14 @@ Nothing but messages needs a name, so a file is opened only where one is asked f
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
-from fasttrain.formats.folder import read_regular
+from fasttrain.formats.listing import MAX_FILE_BYTES
 from fasttrain.system.durable import NewFile
 from fasttrain.system.errors import DataError
+from fasttrain.system.regular import open_regular, read_at_most
 
 EXTENSION = ".names"
 _BLOCK_BYTES = 1 << 16
@@ -53,33 +51,26 @@ def _character(digits: str, otherwise: str) -> str:
 
 
 class NamesWriter:
-    """Writes the names of one shard under a temporary name.
-
-    As a context manager it gives the file its name at the end of the block, and removes it if the block raises or wrote
-    none.
-    """
+    """Writes the names of one shard, under a temporary name until it is published."""
 
     def __init__(self, shard: Path) -> None:
         """Open the temporary file."""
         self._new = NewFile(names_path(shard), _BLOCK_BYTES)
-        self._empty = True
 
     def write(self, name: str) -> None:
         """Append a name. Raises OSError when the disk is full."""
         self._new.file.write(f"{escaped(name)}\n".encode())
-        self._empty = False
 
-    def __enter__(self) -> NamesWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def publish(self) -> None:
+        """Make the file durable and give it its name. Raises OSError."""
         try:
-            if kind is None and not self._empty:
-                self._new.publish()
+            self._new.publish()
         finally:
             self._new.discard()
+
+    def discard(self) -> None:
+        """Remove the temporary file; nothing once it has its name."""
+        self._new.discard()
 
 
 def sample_name(shard: Path, row: int, names: Path | None) -> str:
@@ -94,9 +85,8 @@ def name_of(path: Path, row: int) -> str | None:
     It is read through in blocks, not mapped: storage that hangs here must not keep others from saying so.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            line = _line(file, row) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        with open_regular(path) as file:
+            line = _line(file, row)
     except OSError:
         return None
     if line is None:
@@ -117,7 +107,7 @@ def _line(file: BinaryIO, row: int) -> bytes | None:
 
 def read_names(path: Path, count: int) -> list[str]:
     """Return the names of all samples of a shard; DataError or OSError for a file that has not so many."""
-    lines = read_regular(str(path)).decode("utf-8", "replace").split("\n")
+    lines = read_at_most(path, MAX_FILE_BYTES).decode("utf-8", "replace").split("\n")
     if len(lines) != count + 1 or lines[-1]:
         raise DataError(f"{path}: not {count} lines")
     return [unescaped(line) for line in lines[:-1]]
@@ -125,5 +115,5 @@ def read_names(path: Path, count: int) -> list[str]:
 
 def count_lines(path: Path) -> int:
     """Return the number of lines of a file of names. Raises OSError."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK_BYTES), b""))

@@ -7,6 +7,7 @@ Imported late, because numba takes a while.
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 import numba
@@ -17,7 +18,8 @@ _ALL_DEFINED, _NO_QUANTISATION, _NO_HUFFMAN, _SEVERAL_SCANS = range(4)
 _KINDS = ("", "quantisation", "Huffman")
 
 _Number = Any  # in compiled code
-_compiled = numba.njit(cache=True, error_model="numpy")
+_CACHE = os.environ.get("NUMBA_CACHE_DIR") != ""  # empty: no folder can be written
+_compiled = numba.njit(cache=_CACHE, error_model="numpy")
 
 _RST0, _SOI, _EOI, _SOS, _DQT, _DHT = 0xD0, 0xD8, 0xD9, 0xDA, 0xDB, 0xC4
 _PROGRESSIVE, _LOSSLESS, _ARITHMETIC, _ARITHMETIC_PROGRESSIVE = 0xC2, 0xC3, 0xC9, 0xCA
@@ -91,7 +93,7 @@ def _of_scan(data: np.ndarray, frame: int, scan: int, quantised: int, huffman: i
     return _ALL_DEFINED
 
 
-@numba.cfunc(types.int64(types.voidptr, types.int64, types.int64), cache=True, error_model="numpy")
+@numba.cfunc(types.int64(types.voidptr, types.int64, types.int64), cache=_CACHE, error_model="numpy")
 def _walk(address: _Number, size: int, every_scan: int) -> int:
     data = numba.carray(address, (size,), np.uint8)
     quantised = huffman = frame = 0

@@ -20,6 +20,7 @@ _BLOCK = tarfile.BLOCKSIZE
 _PAX_TYPES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _ASIDE_TYPES = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK, b"V", b"D")  # global records; volume label, list of names
 _WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
+_TYPE = 156  # where a header says of what kind a member is
 _SPARSE_FLAG, _SPARSE_BLOCK_FLAG = 482, 504  # where an old sparse header, and a further block of it, says "one more"
 _RECORD = re.compile(rb"(\d{1,10}) ([^=\n]+)=")
 
@@ -62,6 +63,9 @@ def tar_headers(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         elif member.type in _ASIDE_TYPES:
             offset += _padded(member.size)
         else:
+            if block[_TYPE : _TYPE + 1] == tarfile.AREGTYPE and b"path" in extended:
+                # An old kind of file, which its name made a folder: only the whole name may.
+                member.type = tarfile.DIRTYPE if extended[b"path"].endswith(b"/") else tarfile.AREGTYPE
             _apply(member, extended)
             extended = {}
             if member.type == tarfile.GNUTYPE_SPARSE and block[_SPARSE_FLAG : _SPARSE_FLAG + 1] == b"\1":

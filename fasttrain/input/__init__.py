@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import sys
 
 import torch
 
@@ -16,26 +15,33 @@ from fasttrain.input.order import Order
 from fasttrain.input.prefetch import prefetched
 from fasttrain.input.stores import ShardStore, Store
 from fasttrain.input.tar_store import TarStore
+from fasttrain.system.errors import UserError, note
 
 __all__ = [
-    "Batch", "Loader", "LoaderError", "Order", "Store", "ThreadLoader", "open_dataset", "open_loader",
+    "Batch", "FolderStore", "Loader", "LoaderError", "Order", "Store", "ThreadLoader", "open_dataset", "open_loader",
     "pixel_statistics",
 ]  # fmt: skip
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def open_dataset(path: pathlib.Path, split: str, loader: str = "auto", view_size: int = 0) -> Store:
+def open_dataset(
+    path: pathlib.Path, split: str, loader: str = "auto", view_size: int = 0, val_fraction: float = 0.0
+) -> Store:
     """The samples of one split ("train" or "val").
 
     loader: "folder" (plain image files); "ffcv" (shards); others by what is there: a converted data set has a
     manifest.json, .beton files without one are stock FFCV's, anything else is plain image files.
     view_size: side of the views to be cut, in pixels: files far larger are decoded smaller; 0: never.
-    Raises DataError for a path or split that is not there, or shards that do not match their manifest.
+    val_fraction: part of each class of plain image files that is the "val" split.
+    Raises DataError for a path or split that is not there, or shards that do not match their manifest; UserError for a
+    val_fraction of shards.
     """
     kind = _kind(path, loader)
     if kind == "folder":
-        return FolderStore(path, split, view_size)
+        return FolderStore(path, split, view_size, val_fraction)
+    if val_fraction:
+        raise UserError(f"--val-fraction is for plain image files, and {path} holds shards: convert.py has it, too")
     if kind == "betons":
         return _open_betons(path, split)
     manifest = Manifest.load(path)
@@ -67,8 +73,8 @@ def _open_betons(path: pathlib.Path, split: str) -> Store:
     if split not in found.splits:
         raise ManifestError(f"{path} has no {split!r} split: it takes a folder with train.beton and val.beton")
     if split == "train":
-        for note in (*(f"{path / left['path']} is left out: {left['reason']}" for left in found.unused), *found.notes):
-            print(f"note: {note}", file=sys.stderr, flush=True)
+        for line in (*(f"{path / left['path']} is left out: {left['reason']}" for left in found.unused), *found.notes):
+            note(line)
     files, label_S = found.splits[split], found.label_S[split]
     return ShardStore(files, found.classes, found.fingerprint(split), label_S, [None] * len(files))
 

@@ -13,7 +13,6 @@ import ctypes
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from fasttrain.formats import jpeg
 from fasttrain.formats.markers import looks_whole
 from fasttrain.input.loader import MAX_FAILED_FRACTION, Failed, Placed, Started, ThreadLoader
 from fasttrain.input.order import Order
-from fasttrain.input.stores import PPM, Store, StreamStore
+from fasttrain.input.stores import Store, Stream, StreamStore
 from fasttrain.system.errors import UserError
 from fasttrain.system.workers import Workers
 
@@ -86,21 +85,21 @@ class DaliLoader(ThreadLoader):
             torch.cuda.current_stream(buffer.device).synchronize()
         return failed
 
-    def _all_whole(self, placed: list[Placed], streams: list[np.ndarray]) -> bool:
+    def _all_whole(self, placed: list[Placed], streams: list[Stream]) -> bool:
         """Also what reads the streams' pages in, sample by sample, so that slow storage is seen to move."""
         for sample, stream in zip(placed, streams, strict=True):
             with self._watch.at(sample.number):
-                data = stream.tobytes()
-                if not data.startswith(PPM) and not (looks_whole(data) and jpeg.defines_tables(data)):
+                data = stream.data.tobytes()
+                if stream.is_jpeg and not (looks_whole(data) and jpeg.defines_tables(data)):
                     return False
         return True
 
-    def _decode_with_dali(self, buffer: Tensor, placed: list[Placed], streams: list[np.ndarray]) -> bool:
+    def _decode_with_dali(self, buffer: Tensor, placed: list[Placed], streams: list[Stream]) -> bool:
         """False when DALI refuses a stream, or decodes one to another size than its header states."""
         if self._pipeline is None:
             self._pipeline = decoding_pipeline(self._batch_size, self._threads, self._device)
         try:
-            self._pipeline.feed_input("streams", streams)
+            self._pipeline.feed_input("streams", [stream.data for stream in streams])
             (images,) = self._pipeline.run()
         except RuntimeError:
             self._pipeline = None  # what a failed pipeline does next is not documented

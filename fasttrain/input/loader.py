@@ -23,7 +23,7 @@ from torch import Tensor
 from fasttrain.input.batch import Batch
 from fasttrain.input.order import Order
 from fasttrain.input.stores import Encoded, Store
-from fasttrain.system.errors import DataError, RunError
+from fasttrain.system.errors import DataError, RunError, printable
 from fasttrain.system.watch import STALL_SECONDS, Watch, poll_seconds
 from fasttrain.system.workers import Workers
 
@@ -312,7 +312,7 @@ def warn_of_failed(count: int, name: str, reason: str) -> None:
     """Name the count-th sample that can't be decoded, up to a number of them."""
     if count <= NAMED_FAILURES:
         last = "; more of them are only counted" if count == NAMED_FAILURES else ""
-        print(f"warning: {name}: {reason}; another takes its place{last}", file=sys.stderr, flush=True)
+        print(printable(f"warning: {name}: {reason}; another takes its place{last}"), file=sys.stderr, flush=True)
 
 
 def too_many_failed(count: int, total: int, name: str, reason: str) -> LoaderError:

@@ -47,21 +47,26 @@ class Store(Protocol):
         """The same without touching the storage, which may be what hangs."""
 
 
+class Stream(NamedTuple):
+    """A file in memory, uint8: a JPEG as it is stored, sound or not, or a PPM of pixels that were stored."""
+
+    data: np.ndarray
+    is_jpeg: bool
+
+
 @runtime_checkable
 class StreamStore(Store, Protocol):
     """A store whose samples lie in files as streams, so that another decoder can take them."""
 
-    def stream(self, sample: Encoded) -> np.ndarray:
-        """The JPEG of a sample that read() gave, or a PPM of its pixels where those are stored, uint8."""
+    def stream(self, sample: Encoded) -> Stream:
+        """What is stored of a sample that read() gave."""
 
 
-PPM = b"P6\n"  # how a file of bare pixels begins that every decoder reads
-
-
-def as_ppm(pixels_HW3: np.ndarray) -> np.ndarray:
-    """A PPM file of (H, W, 3) uint8 pixels."""
+def as_ppm(pixels_HW3: np.ndarray) -> Stream:
+    """Put (H, W, 3) uint8 pixels behind the header of a format that every decoder reads."""
     height, width, _ = pixels_HW3.shape
-    return np.concatenate([np.frombuffer(PPM + b"%d %d\n255\n" % (width, height), np.uint8), pixels_HW3.reshape(-1)])
+    header = np.frombuffer(b"P6\n%d %d\n255\n" % (width, height), np.uint8)
+    return Stream(np.concatenate([header, pixels_HW3.reshape(-1)]), is_jpeg=False)
 
 
 def as_encoded(pixels_HW3: np.ndarray) -> Encoded:
@@ -179,9 +184,11 @@ class ShardStore(Shards[BetonReader]):
             return
         jpeg.decode_into(source, size, sample.height, sample.width, address)
 
-    def stream(self, sample: Encoded) -> np.ndarray:
+    def stream(self, sample: Encoded) -> Stream:
         shard, row = cast("tuple[int, int]", sample.content)
         reader = self._shards[shard]
         start = int(reader.pointer_N[row])
         stored = reader.data[start : start + int(reader.size_N[row])]
-        return as_ppm(stored.reshape(sample.height, sample.width, 3)) if reader.mode_N[row] == MODE_RAW else stored
+        if reader.mode_N[row] == MODE_RAW:
+            return as_ppm(stored.reshape(sample.height, sample.width, 3))
+        return Stream(stored, is_jpeg=True)

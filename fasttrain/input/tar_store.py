@@ -8,10 +8,10 @@ from typing import cast
 import numpy as np
 
 from fasttrain.formats import jpeg
-from fasttrain.formats.image import decode_rgb
+from fasttrain.formats.image import check_size, decode_rgb
 from fasttrain.formats.manifest import Manifest
 from fasttrain.formats.tar import TarShardReader
-from fasttrain.input.stores import Encoded, Shards, as_encoded, as_ppm, names_of, open_shards, write_pixels
+from fasttrain.input.stores import Encoded, Shards, Stream, as_encoded, as_ppm, names_of, open_shards, write_pixels
 from fasttrain.system.errors import DataError
 
 
@@ -44,6 +44,7 @@ class TarStore(Shards[TarShardReader]):
         if reader.is_png_N[row]:
             return as_encoded(decode_rgb(reader.image_bytes(row), None, 1))
         header = jpeg.read_header(reader.image(row))
+        check_size(header.height, header.width)  # memory is laid out for what the file says
         return Encoded(header.height, header.width, place)
 
     def write(self, sample: Encoded, address: int) -> None:
@@ -55,8 +56,8 @@ class TarStore(Shards[TarShardReader]):
         source, size = shard.address + int(shard.image_at_N[row]), int(shard.image_size_N[row])
         jpeg.decode_into(source, size, sample.height, sample.width, address)
 
-    def stream(self, sample: Encoded) -> np.ndarray:
+    def stream(self, sample: Encoded) -> Stream:
         if isinstance(sample.content, np.ndarray):
             return as_ppm(sample.content)
         shard, row = cast("tuple[int, int]", sample.content)
-        return self._shards[shard].image(row)
+        return Stream(self._shards[shard].image(row), is_jpeg=True)

@@ -19,8 +19,8 @@ import torch
 
 from fasttrain.system.durable import publish, reason, replace_file, temporary_path
 from fasttrain.system.errors import RunError, UserError
-from fasttrain.system.files import IrregularFile, open_regular
 from fasttrain.system.memory import is_full_memory
+from fasttrain.system.regular import open_regular
 
 FORMAT = 2
 # What loading a state into networks or an optimizer raises where it is one of others.
@@ -144,12 +144,12 @@ def load_checkpoint(path: pathlib.Path) -> Checkpoint:
     except Exception as error:  # a damaged file can fail anywhere inside the reader
         if isinstance(error, CheckpointError) or is_full_memory(error):
             raise
-        # EINVAL: damage led the reader out of the file
+        # EINVAL: no regular file, or damage led the reader out of it
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise RunError(
                 f"checkpoint {path} could not be read: {error.strerror or error}; if it never can, move it away"
             ) from error
-        said = error.strerror if isinstance(error, IrregularFile) else f"{type(error).__name__}: {error}"
+        said = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"checkpoint {path} can't be read: {said}") from error
     version = state.get("format") if isinstance(state, dict) else None
     if type(version) is not int:

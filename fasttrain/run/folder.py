@@ -17,9 +17,9 @@ from fasttrain import __version__
 from fasttrain.run.options import RunOptions
 from fasttrain.system.durable import temporary_path, write_json
 from fasttrain.system.errors import UserError
-from fasttrain.system.files import read_regular
 from fasttrain.system.lock import Lock, lock
 from fasttrain.system.options import Settings
+from fasttrain.system.regular import read_at_most
 
 FORMAT = 2  # of config.json: the options have other names and meanings in each
 MAX_BYTES = 1 << 20  # of it
@@ -58,6 +58,12 @@ def run_path(options: RunOptions) -> pathlib.Path:
     """Where a run lies: where it was told to, or a folder named after its method and the time."""
     name = options.method.replace(":", ".")
     return pathlib.Path(options.run or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def check_outside(run: pathlib.Path, images: pathlib.Path) -> None:
+    """Raises UserError for a run inside a folder of images: what it keeps would be images of it the next time."""
+    if images.resolve() in (run.resolve(), *run.resolve().parents):
+        raise UserError(f"{run} lies inside the folder of images {images}: choose another --run")
 
 
 def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> Lock:
@@ -104,7 +110,7 @@ def read_data(run: pathlib.Path) -> DataRecord | None:
 def read_record(path: pathlib.Path) -> dict[str, Any]:
     """All that a config.json holds, of which "config" is a dict. Raises UserError for any other file."""
     try:
-        content = json.loads(read_regular(path, MAX_BYTES))
+        content = json.loads(read_at_most(path, MAX_BYTES))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ import stat
 import sys
 import tempfile
 
-_ROOMS = "kernels/augment", "dataprep"  # with code that numba compiles and, by itself, keeps beside it
+_ROOMS = "kernels/augment", "formats", "dataprep"  # with code that numba compiles and, by itself, keeps beside it
 _PROBE_BYTES = 1 << 16  # which a full disk or quota does not take
 _MEMORY = pathlib.Path("/dev/shm")  # can be written in containers where nothing else can
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from fasttrain.system.durable import reason
-from fasttrain.system.errors import EXIT_FAILURE, EXIT_USER_ERROR, DataError, RunError, UserError
+from fasttrain.system.errors import EXIT_FAILURE, EXIT_USER_ERROR, DataError, RunError, UserError, printable
 from fasttrain.system.options import flag
 from fasttrain.system.streams import Stream, keep_streams
 
@@ -99,12 +99,12 @@ def _options_only(message: str) -> str:
 
 def warn(message: str) -> None:
     """Print one line on stderr."""
-    print(f"warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 def fail(message: str) -> None:
     """Print one line on stderr: which command failed and why."""
-    line = " ".join(str(message).split())
+    line = printable(" ".join(str(message).split()))
     print(f"{pathlib.Path(sys.argv[0]).name}: error: {line}", file=sys.stderr, flush=True)
 
 

@@ -6,10 +6,11 @@ import contextlib
 import errno
 import json
 import os
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from fasttrain.system.regular import regular_descriptor
 
 MAX_JSON_BYTES = 1 << 30
 
@@ -83,15 +84,12 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def read_json(path: Path, follow: bool = True) -> Any:  # noqa: ANN401 - whatever it holds
     """Return what a JSON file holds; nothing that it says or is can hang or end the process.
 
-    follow: whether it may be a link. Raises OSError, and ValueError for what is malformed, no regular file, or larger
-    than MAX_JSON_BYTES.
+    follow: whether it may be a link. Raises OSError, also for no regular file, and ValueError for what is malformed or
+    larger than MAX_JSON_BYTES.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
+    descriptor = regular_descriptor(path, os.O_RDONLY | (0 if follow else os.O_NOFOLLOW))
     with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")
-        if status.st_size > MAX_JSON_BYTES:
+        if os.fstat(descriptor).st_size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
         try:
             return json.loads(file.read(MAX_JSON_BYTES))

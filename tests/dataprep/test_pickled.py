@@ -44,7 +44,8 @@ def dictionary(content: bytes, key: bytes = b"data") -> bytes:
 def test_an_array_as_python_2_wrote_it() -> None:
     labels = b"U\x06labelsq\x11]q\x12(K\x03K\x05e"
     content = dictionary(of_python_2(ROWS, b"u1") + labels + b"U\x0bbatch_labelq\x13U\x15training batch 1 of 5q\x14")
-    assert pickle.loads(content, encoding="bytes").keys() == (found := unpickled(content)).keys()
+    found = unpickled(content)
+    assert pickle.loads(content, encoding="bytes").keys() == found.keys()
     np.testing.assert_array_equal(found[b"data"], ROWS)
     assert found[b"labels"] == [3, 5]
     assert found[b"batch_label"] == b"training batch 1 of 5"
@@ -129,5 +130,5 @@ def test_a_memo_of_any_number_takes_no_memory() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"]", b"\x80\x02].", b"}", b".", dictionary(b"N")[:-1]])
 def test_what_is_no_dictionary_is_refused(content: bytes) -> None:
-    with pytest.raises(SourceError, match="no dictionary|damaged pickle"):
+    with pytest.raises(SourceError, match=r"no dictionary|damaged pickle"):
         unpickled(content)

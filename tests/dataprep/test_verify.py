@@ -135,6 +135,29 @@ def test_index_damage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert "train-00000.idx: missing" in problems_of(out, capfd=capfd)[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("tar", lambda tar: tar[:124] + b"\xff" * 10 + b"\xfc\0" + tar[136:], "damaged archive"),
+        ("tar", lambda tar: tar[:-1024] + b"junk" * 256, "damaged archive"),
+        ("tar", lambda tar: tar[:-1024] + tar[:1024] + tar[-1024:], "the index does not match the members|damaged"),
+        ("tar", lambda tar: tar[:-1024], "no end mark"),
+        ("idx", lambda index: index.rsplit(b"\n", 2)[0].replace(b" 8\n", b" 7\n", 1) + b"\n", "does not match"),
+    ],
+)
+def test_a_tar_that_is_not_as_its_index_says(
+    tmp_path: Path, name: str, damage: Callable[[bytes], bytes], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_images(tmp_path / "source", 2, 4)
+    out = tmp_path / "out"
+    assert convert.main([str(tmp_path / "source"), str(out), "--format", "webdataset", "--workers", "1"]) == 0
+    path = out / f"train-00000.{name}"
+    path.write_bytes(damage(path.read_bytes()))
+    problems = problems_of(out, capfd=capfd)
+    assert re.search(message, problems[-1]), problems
+    assert str(path.with_suffix("")) in problems[-1]
+
+
 def test_raw_shards(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     make_images(tmp_path / "source", 2, 4)
     out = tmp_path / "out"

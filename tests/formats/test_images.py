@@ -44,7 +44,7 @@ def with_orientation(orientation: int) -> Image.Exif:
     return exif
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
 def test_formats(kind: str) -> None:
     pixels_HW3 = read_rgb(as_file(blocks(), kind))
     assert pixels_HW3.shape == (48, 64, 3)
@@ -62,6 +62,82 @@ def test_modes(mode: str) -> None:
 def test_16_bit_gray_is_scaled() -> None:
     gray_HW = np.array([[0, 256, 32768, 65535]], np.uint16)
     assert read_rgb(as_file(gray_HW, "PNG"))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def tiff(samples: np.ndarray, kind: int, bits: int, form: int = 1) -> bytes:
+    """A TIFF of one strip. kind: 0, 1 = gray, 0 being white or black; 2 = RGB. form: 1 unsigned, 2 signed, 3 float."""
+    height, width = samples.shape[:2]
+    count, data, first = samples[0, 0].size, samples.tobytes(), 8
+    behind = first + len(data)
+    entries = [
+        (256, 3, 1, width), (257, 3, 1, height), (258, 3, count, bits if count == 1 else behind), (259, 3, 1, 1),
+        (262, 3, 1, kind), (273, 4, 1, first), (277, 3, 1, count), (278, 3, 1, height), (279, 4, 1, len(data)),
+        (339, 3, count, form if count == 1 else behind + 2 * count),
+    ]  # fmt: skip
+    table = behind + 4 * count
+    lists = struct.pack(f"<{2 * count}H", *[bits] * count, *[form] * count)
+    fields = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return struct.pack("<2sHI", b"II", 42, table) + data + lists + struct.pack("<H", len(entries)) + fields + bytes(4)
+
+
+GRAYS = np.array([[0, 256, 32768, 65535]], np.uint16)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(1, [0, 1, 128, 255]), (0, [255, 254, 127, 0])])
+def test_tiffs_of_16_bits_are_scaled(kind: int, expected: list[int]) -> None:
+    for channel in range(3):
+        assert read_rgb(tiff(GRAYS, kind, 16))[0, :, channel].tolist() == expected
+        rgb = np.repeat(GRAYS[:, :, None], 3, 2)
+        assert read_rgb(tiff(rgb, 2, 16))[0, :, channel].tolist() == [0, 1, 128, 255]
+    assert read_rgb(tiff(GRAYS.astype(np.uint8), kind, 8))[0, 0].tolist() == [expected[0]] * 3
+
+
+def test_tiffs_of_12_bits_are_scaled() -> None:
+    packed = np.array([[[0x00], [0x08], [0x00]]], np.uint8)  # 0x000, 0x800
+    data = bytearray(tiff(packed[:, :2, 0], 1, 12))
+    data[8:10] = bytes([0x00, 0x08])  # two samples of 12 bits take three bytes: the last lies behind the strip
+    place = data.index(struct.pack("<HHII", 279, 4, 1, 2))
+    data[place + 8 : place + 12] = struct.pack("<I", 3)
+    assert read_rgb(bytes(data))[0, :, 0].tolist() == [0, 128]
+
+
+@pytest.mark.parametrize(
+    ("samples", "kind", "bits", "form"),
+    [
+        (GRAYS.astype(np.float32), 1, 32, 3),
+        (GRAYS.astype(np.uint32), 1, 32, 1),
+        (GRAYS.astype(np.int16), 1, 16, 2),
+        (np.zeros((1, 4, 3), np.float32), 2, 32, 3),
+    ],
+)
+def test_pixels_of_no_known_scale_are_refused(samples: np.ndarray, kind: int, bits: int, form: int) -> None:
+    with pytest.raises(ImageError, match=r"how bright they are is not known|a TIFF of a kind that is not read"):
+        read_rgb(tiff(samples, kind, bits, form))
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate", "jpeg", "packbits"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "CMYK"])
+def test_tiffs_of_every_mode(mode: str, compression: str | None) -> None:
+    if compression == "jpeg" and mode in ("P", "1", "RGBA", "CMYK"):
+        return
+    image = Image.fromarray(blocks()).convert(mode)
+    found = corners(read_rgb(as_file(image, "TIFF", **({"compression": compression} if compression else {}))))
+    assert abs(found - corners(np.asarray(image.convert("RGB")))).max() < 12
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP"])
+def test_the_first_page_or_frame_counts(kind: str) -> None:
+    pages = [Image.fromarray(blocks()), Image.fromarray(255 - blocks())]
+    data = as_file(
+        pages[0], kind, save_all=True, append_images=pages[1:], **({"lossless": True} if kind == "WEBP" else {})
+    )
+    np.testing.assert_array_equal(read_rgb(data), blocks())
+
+
+def test_a_transparent_gif_goes_on_white() -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    assert (read_rgb(as_file(image, "GIF", transparency=1)) == 255).all()
 
 
 def test_transparency_goes_on_white() -> None:
@@ -86,7 +162,7 @@ def test_cmyk_jpeg() -> None:
     assert abs(corners(jpeg.decode(encoded.stream)) - COLOURS).max() < 12
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(kind: str, orientation: int) -> None:
     data = as_file(blocks(), kind, exif=with_orientation(orientation))
@@ -145,6 +221,52 @@ def test_resized_planes_look_like_resized_pixels(subsampling: int, size: tuple[i
     assert abs(by_planes.astype(int) - by_pixels).mean() < 3
 
 
+@pytest.mark.parametrize("size", [(120, 7), (7, 120), (333, 3), (121, 41)])
+def test_every_way_of_shrinking_gives_the_same_size(size: tuple[int, int]) -> None:
+    image = Image.fromarray(np.resize(NOISE, (*size, 3)))
+    files = [as_file(image, "PNG"), as_file(image, "JPEG"), as_file(image, "JPEG", keep_rgb=True)]
+    files += [as_file(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=with_orientation(6))]
+    encoded = [encode(content, 24, 90, write) for content in files for write in ("jpeg", "raw", "auto")]
+    expected = tuple(max(1, round(24 * side / max(size))) for side in size)
+    assert {(image.height, image.width) for image in encoded} == {expected}
+
+
+def adobe(data: bytes, transform: int) -> bytes:
+    """The same stream with Adobe's segment, which says how colours are stored."""
+    return data[:2] + b"\xff\xee\0\x0eAdobe\0\x64" + bytes(4) + bytes([transform]) + data[2:]
+
+
+def test_jpegs_of_rgb_keep_their_colours_where_they_shrink() -> None:
+    y, x = np.mgrid[:120, :160]
+    image = Image.fromarray(np.stack([x * 3 // 2, y * 2, (x + y) // 2], 2).astype(np.uint8))
+    by_names = as_file(image, "JPEG", quality=90, keep_rgb=True)
+    numbered = by_names
+    for name, number in zip(b"RGB", (1, 2, 3), strict=True):
+        numbered = numbered.replace(bytes([name, 0x11]), bytes([number, 0x11]))
+    scan = numbered.index(b"\xff\xda") + 5
+    numbered = numbered[:scan] + numbered[scan:].replace(b"R\0G\0B\0", b"\1\0\2\0\3\0", 1)
+    for data in (by_names, adobe(numbered, 0)):
+        assert jpeg.read_header(data).colorspace == jpeg.COLORSPACE_RGB
+        whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert abs(read_rgb(data).astype(int) - whole).mean() < 2
+        for max_side in (24, 64):
+            encoded = encode(data, max_side)
+            expected = Image.fromarray(whole).resize((encoded.width, encoded.height), Image.Resampling.HAMMING)
+            assert abs(jpeg.decode(encoded.stream).astype(int) - np.asarray(expected)).mean() < 2
+
+
+@pytest.mark.parametrize("transform", [0, 2])
+def test_inverted_cmyk_is_read_as_pillow_reads_it(transform: int) -> None:
+    image = Image.fromarray(blocks())
+    data = as_file(image.convert("CMYK"), "JPEG")
+    assert b"Adobe" in data
+    at = data.index(b"Adobe") + 11
+    data = data[:at] + bytes([transform]) + data[at + 1 :]
+    expected = Image.open(io.BytesIO(data)).convert("RGB").resize((32, 24), Image.Resampling.HAMMING)
+    shrunk = jpeg.decode(encode(data, 32).stream)
+    assert abs(corners(shrunk) - corners(np.asarray(expected))).max() < 12
+
+
 def test_resize_is_antialiased() -> None:
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 255
@@ -189,7 +311,22 @@ def jpeg_claiming(width: int, height: int) -> bytes:
 
 
 NOISE = np.random.default_rng(1).integers(0, 256, (200, 200, 3)).astype(np.uint8)
+
+
+def with_frame(second: int, bits: int = 8) -> bytes:
+    data = as_file(blocks(), "JPEG")
+    frame = data.index(b"\xff\xc0")
+    return data[: frame + 1] + bytes([second]) + data[frame + 2 : frame + 4] + bytes([bits]) + data[frame + 5 :]
+
+
 UNUSABLE = {
+    "12 bits": (with_frame(0xC1, 12), "a JPEG of 12 bits a sample, which is not read"),
+    "lossless jpeg": (with_frame(0xC3), "a lossless JPEG, which is not read"),
+    "arithmetic lossless jpeg": (with_frame(0xCB), "a lossless JPEG, which is not read"),
+    "cut tiff": (as_file(NOISE, "TIFF")[:9000], "."),
+    "cut compressed tiff": (as_file(NOISE, "TIFF", compression="tiff_deflate")[:9000], "."),
+    "cut gif": (as_file(NOISE, "GIF")[:9000], "truncated"),
+    "tiff bomb": (as_file(Image.new("1", (60000, 60000)), "TIFF", compression="group4"), f"more than {MAX_PIXELS}"),
     "empty": (b"", "empty file"),
     "text": (b"hello, this is text", "not an image"),
     "ppm": (as_file(blocks(), "PPM"), "not an image"),

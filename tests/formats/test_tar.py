@@ -150,6 +150,10 @@ def test_a_disk_that_is_full_at_the_end_leaves_neither_shard_nor_index(tmp_path:
         ("v1.2 1\njpg 1 1 a\n", r"no v1\.2 index"),
         ("v1.2 1\njpg 1 99999999 a cls 1 1 a\n", r"a sample lies outside a\.tar"),
         ("v1.2 1\njpg 1 1 a cls 1 99999999999999999999 a\n", "a place is no number"),
+        ("v1.2 1\njpg 1_0 1 a cls 1 1 a\n", "a place is no number"),
+        ("v1.2 1\njpg -1 1 a cls 1 1 a\n", "a place is no number"),
+        ("v1.2 1\njpg 1 " + "9" * 900 + " a cls 1 1 a\n", "a place is no number"),
+        ("v1.2 1\njpg 1 1 " + "a" * 9000 + " cls 1 1 a\n", "larger than"),
         ("v1.2 1\ncls 1 1 a jpg 1 1 a\n", r"a sample is not one \.jpg or \.png followed by one \.cls"),
     ],
 )

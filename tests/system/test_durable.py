@@ -41,5 +41,5 @@ def test_json_that_is_a_link_nested_or_no_file_is_an_error(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="too deeply nested"):
         read_json(path)
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(ValueError, match="not a regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         read_json(tmp_path / "fifo")
