@@ -29,6 +29,7 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
 from fasttrain.dataprep.shards import checksum
 from fasttrain.formats import jpeg
 from fasttrain.formats.beton import MODE_RAW, BetonReader
+from fasttrain.formats.boundary import boundary, reason_of
 from fasttrain.formats.manifest import EXTENSION, FILE_NAME, Index, Manifest, Shard
 from fasttrain.formats.tar import TarShardReader
 from fasttrain.formats.tar_headers import TarDamage, tar_headers
@@ -77,8 +78,9 @@ def check_shard(folder: pathlib.Path, num_classes: int, shard: Shard) -> list[st
     problems = [problem for file in shard.files() for problem in _check_file(folder, file)]
     try:
         if path.is_file():
-            problems += _check_labels(path, read_labels(path), shard.num_samples, num_classes)
-    except (DataError, OSError) as error:
+            with boundary(path):
+                problems += _check_labels(path, read_labels(path), shard.num_samples, num_classes)
+    except DataError as error:
         problems.append(str(error))
     return problems
 
@@ -123,15 +125,16 @@ def check_images(
 ) -> list[str]:
     """Decode some images of a shard; return a line for each that can't be. moved is called after each."""
     try:
-        decode = opened(path)
-    except (DataError, OSError) as error:  # it was sound a moment ago
+        with boundary(path):
+            decode = opened(path)
+    except DataError as error:  # it was sound a moment ago
         return [str(error)]
     problems = []
     for row in rows:
         try:
             decode(row)
-        except DataError as error:
-            problems.append(f"{path}: sample {row}: {error}")
+        except Exception as error:
+            problems.append(f"{path}: sample {row}: {reason_of(error)}")
         moved()
     return problems
 

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from fasttrain.dataprep.sources.archive import ZIP_ERRORS, open_zip, read_range
 from fasttrain.dataprep.sources.labels import MAX_NAMES_BYTES, Labels, number_labels, whole_numbers
 from fasttrain.dataprep.sources.source import MAX_UNPACKED_BYTES, Source
 from fasttrain.formats.listing import VAL_NAMES, Listing, Sample, SourceError
+
+# NumPy tells whoever reads arrays of Python 2 to save them again.
+warnings.filterwarnings("ignore", category=UserWarning, module=__name__)
 
 _ENCRYPTED = 1  # bit of a zip member's flags
 _LOCAL_HEADER_BYTES = 30  # of a zip member, before its name

@@ -87,6 +87,7 @@ def _decoded(file: str, group: int, column: str) -> Any:  # noqa: ANN401 - pyarr
     parts, num_bytes = [], 0
     try:
         for batch in _opened(file).iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+            batch.validate(full=True)  # places in it may lead anywhere
             parts.append(batch.column(0))
             num_bytes += batch.nbytes
             if num_bytes > MAX_GROUP_BYTES:
@@ -109,7 +110,10 @@ def _mean_bytes(file: str, group: int, column: str) -> int:
 
 def _stated_bytes(group: Any, column: str) -> int:  # noqa: ANN401 - pyarrow's metadata
     parts = (group.column(i) for i in range(group.num_columns))
-    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema == column)
+    try:
+        return sum(part.total_uncompressed_size for part in parts if part.path_in_schema == column)
+    except UnicodeDecodeError:
+        raise SourceError("damaged parquet file: the name of a column is no text") from None
 
 
 @functools.lru_cache(maxsize=64)
@@ -193,7 +197,7 @@ def _class_names(schema: Any, label: str | None) -> list[str]:  # noqa: ANN401 -
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return [str(name) for name in features[label]["names"]]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return []
 
 
@@ -242,6 +246,7 @@ def _label_columns(files: tuple[str, ...], rows: list[int], label: str) -> Itera
     for file in rows:
         opened = _opened(files[file], label if _is_text(_opened(files[file]).schema_arrow.field(label).type) else None)
         for batch in opened.iter_batches(batch_size=_LABELS_AT_ONCE, columns=[label]):
+            batch.validate(full=True)
             yield batch.column(0)
 
 

@@ -306,6 +306,18 @@ def test_a_label_of_json_that_is_nested_too_deeply_costs_no_other_sample(tmp_pat
     assert source.splits["train"][-1].label >= 0
 
 
+def test_a_name_without_end_is_skipped(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("a/" * 50_000 + "1.jpg", "x" * 5000 + ".jpg", "a/2.jpg"):
+            member = tarfile.TarInfo(name)
+            member.size = len(picture())
+            tar.addfile(member, io.BytesIO(picture()))
+    source = open_source(tmp_path / "a.tar")
+    assert [sample.path for sample in source.splits["train"]] == ["a/2.jpg"]
+    assert [skip["reason"] for skip in source.skipped] == 2 * ["a name of more than 4096 characters"]
+    assert {len(skip["path"]) for skip in source.skipped} == {4096}
+
+
 @pytest.mark.parametrize("name", ["a.tar", "a.zip", "a.npz", "a.parquet", "set/a.tar", "set/a.parquet",
                                   "set/data_batch_1", "set/data_batch_1.bin"])  # fmt: skip
 def test_a_fifo_in_place_of_a_source_is_never_waited_for(
