@@ -54,7 +54,7 @@ class ParquetReader(NamedTuple):
 
     def size(self, sample: Sample) -> int:
         file, group, _ = sample.place
-        return _mean_bytes(self.files[file], group, self.column)
+        return _mean_bytes(self.files[file], group)
 
 
 _groups: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
@@ -103,17 +103,17 @@ def _decoded(file: str, group: int, column: str) -> Any:  # noqa: ANN401 - pyarr
 
 
 @functools.lru_cache(maxsize=1024)
-def _mean_bytes(file: str, group: int, column: str) -> int:
+def _mean_bytes(file: str, group: int) -> int:
     metadata = _opened(file).metadata.row_group(group)
-    return _stated_bytes(metadata, column) // metadata.num_rows
+    return _stated_bytes(metadata) // metadata.num_rows
 
 
-def _stated_bytes(group: Any, column: str) -> int:  # noqa: ANN401 - pyarrow's metadata
-    parts = (group.column(i) for i in range(group.num_columns))
-    try:
-        return sum(part.total_uncompressed_size for part in parts if part.path_in_schema == column)
-    except UnicodeDecodeError:
-        raise SourceError("damaged parquet file: the name of a column is no text") from None
+def _stated_bytes(group: Any) -> int:  # noqa: ANN401 - pyarrow's metadata
+    """Return the bytes of all columns: pyarrow ends the process where what is said of a single one is damaged.
+
+    It is what the file says, and no more than MAX_GROUP_BYTES, which no group takes.
+    """
+    return min(max(0, group.total_byte_size), MAX_GROUP_BYTES)
 
 
 @functools.lru_cache(maxsize=64)
@@ -161,7 +161,7 @@ def parquet_source(root: Path) -> Source:
     label = next((name for name in _LABEL_NAMES if name in schema.names), None)
     splits, groups, values = {}, {}, {}
     for split, rows in split_files(files).items():
-        groups[split] = _groups_of(files, rows, column)
+        groups[split] = _groups_of(files, rows)
         splits[split] = Listing(_rows(files, rows))
         if not splits[split]:
             raise SourceError(f"{root}: no rows in the {split} split")
@@ -211,17 +211,10 @@ def _rows(files: tuple[str, ...], rows: list[int]) -> Iterator[Sample]:
             count += metadata.row_group(group).num_rows
 
 
-def _groups_of(files: tuple[str, ...], rows: list[int], column: str) -> Groups:
-    counts, sizes = [], []
-    for file in rows:
-        metadata = _opened(files[file]).metadata
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            size = _stated_bytes(group, column)
-            if not 0 <= size <= MAX_GROUP_BYTES:
-                raise SourceError(f"{files[file]}: row group {number} holds {size} bytes, more than {MAX_GROUP_BYTES}")
-            counts.append(group.num_rows)
-            sizes.append(size)
+def _groups_of(files: tuple[str, ...], rows: list[int]) -> Groups:
+    metadata = (_opened(files[file]).metadata for file in rows)
+    groups = [one.row_group(number) for one in metadata for number in range(one.num_row_groups)]
+    counts, sizes = [group.num_rows for group in groups], [_stated_bytes(group) for group in groups]
     return Groups(np.repeat(np.arange(len(counts), dtype=np.int32), counts), np.array(sizes, np.int64))
 
 

@@ -351,6 +351,7 @@ def run(reader: str, first: int, count: int) -> None:
 
 def main() -> None:
     reader, first, count = sys.argv[1:]
+    faulthandler.enable()
     os.environ["FASTTRAIN_DEBUG"] = "1"
     image.MAX_PIXELS = LARGEST_IMAGE
     run(reader, -1, 1)  # what is imported and cached late does not count as a case's memory
