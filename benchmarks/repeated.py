@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 
-from fasttrain.input.stores import Encoded, JpegStore, Store
+from fasttrain.input.stores import Encoded, Store, Stream, StreamStore
 
 LEAST_BATCHES = 200  # of an epoch
 
@@ -33,8 +33,11 @@ class Repeated:
     def write(self, sample: Encoded, address: int) -> None:
         self._store.write(sample, address)
 
-    def jpeg(self, sample: Encoded) -> np.ndarray:
-        return cast("JpegStore", self._store).jpeg(sample)
+    def stream(self, sample: Encoded) -> Stream:
+        return cast("StreamStore", self._store).stream(sample)
 
     def name(self, index: int) -> str:
         return self._store.name(index % self._count)
+
+    def place(self, index: int) -> str:
+        return self._store.place(index % self._count)

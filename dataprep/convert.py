@@ -29,7 +29,7 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
     sys.path[0] = str(next(folder for folder in above if (folder / "fasttrain/__init__.py").exists()))
 
 from fasttrain import __version__
-from fasttrain.dataprep.encode import MAX_SIDE, Check, Write, encode_samples
+from fasttrain.dataprep.encode import MAX_SIDE, Check, Encoding, Write, encode_samples
 from fasttrain.dataprep.engines import ENGINES, Note, ShardWork
 from fasttrain.dataprep.plan import PlannedShard, by_split, plan_shards
 from fasttrain.dataprep.shards import ShardRecord, read_record
@@ -38,7 +38,7 @@ from fasttrain.dataprep.sources.source import Source
 from fasttrain.dataprep.state import begin, clear_state, finished_manifest
 from fasttrain.formats.manifest import Manifest
 from fasttrain.system.cli import finish, parse
-from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.errors import RunError, UserError, note
 from fasttrain.system.lock import lock
 from fasttrain.system.options import Bounds, Options
 from fasttrain.system.progress import progress
@@ -48,15 +48,17 @@ EXIT_SKIPPED = 3
 
 @dataclass(frozen=True)
 class ConvertConfig(Options):
-    """Convert images (JPEG, PNG, WebP, BMP, pixels) to numbered shards and a manifest.
+    """Convert images (JPEG, PNG, WebP, BMP, GIF, TIFF, pixels) to numbered shards and a manifest.
 
-    SOURCE is a folder of images only, or of one folder per class, or of train/ and val/ (or valid, validation, test) of
-    either kind; a .tar or .zip of such a folder; WebDataset .tar files (one, a folder, or a quoted pattern like
-    'set-{000..012}.tar'); parquet files with a column of images; a folder of CIFAR-10 or CIFAR-100 batches; an .npz.
-    Archives are read in place: nothing is unpacked, no link is followed.
-    The same command on an unfinished OUT continues it. Unreadable images are named, counted and left out. The last
-    line on stdout is JSON. Exit status: 0 every image converted, 3 finished but some images were skipped, 2 bad
-    input, 1 disk full or another failure (run again to continue), 130 interrupted.
+    SOURCE is a folder of images only, or of one folder per class, or of train/ and val/ (or valid, validation, dev,
+    eval, test, in any spelling) of either kind; a .tar or .zip of such a folder, or a folder of one .tar per class;
+    WebDataset .tar files (one, a folder, or a quoted pattern like 'set-{000..012}.tar'); parquet files with a column of
+    images; a folder of CIFAR-10 or CIFAR-100 batches; an .npz. Archives are read in place: nothing is unpacked, no link
+    is followed.
+    The same command on an unfinished OUT continues it. Unreadable images are named, counted and left out; what is no
+    image, or of another split, is counted, too. The last line on stdout is JSON. Exit status: 0 every image converted,
+    3 finished but some images were skipped, 2 bad input, 1 disk full or another failure (run again to continue), 130
+    interrupted.
     """
 
     source: pathlib.Path
@@ -64,15 +66,20 @@ class ConvertConfig(Options):
     out: pathlib.Path
     """OUT, the folder to make."""
     kind: Kind = "auto"
-    """What SOURCE is; auto = recognised by what is there."""
+    """What SOURCE is; auto = recognised by what is there. tar, of a folder: each .tar in it is a class, or a split."""
+    labels: str = "auto"
+    """auto = where they are customary, and none where they are no classes; none = they are not read; or their NAME: a
+    column, a member's extension or a key of its .json, an array. It is an error if that holds no classes."""
     format: Literal["ffcv", "webdataset"] = "ffcv"
     """Shard format: ffcv = .beton files that the stock FFCV loader reads; webdataset = .tar files with DALI's index."""
-    write: Write = "jpeg"
-    """What a .beton file stores: jpeg; raw = RGB pixels; smart = pixels where they take at most 3 times the JPEG."""
+    write: Write = "auto"
+    """What is stored: auto = the exact pixels of lossless images up to 96 px (in a .tar as PNG), else JPEG; jpeg; for a
+    .beton file also raw = RGB pixels; smart = pixels where they take at most 3 times the JPEG."""
     max_side: Annotated[int, Bounds(0, MAX_SIDE)] = 0
     """Longer side in pixels to which larger images are shrunk; 0 keeps every size. JPEGs within it are copied as is."""
     quality: Annotated[int, Bounds(1, 100)] = 90
-    """JPEG quality, 1 to 100, of images that are shrunk or were no JPEG."""
+    """JPEG quality, 1 to 100, of images that are shrunk or were no JPEG; above 95, those that were lossless keep their
+    colours at full size."""
     check: Check = "decode"
     """How damage is found in JPEGs that are copied: decode = by decoding them at 1/8, and they are left out; none = it
     is not: training, or verify.py --deep, meets it. Others are decoded anyway, as are those measured for statistics."""
@@ -90,8 +97,8 @@ class ConvertConfig(Options):
 
 def check(config: ConvertConfig) -> None:
     """Raises UserError for options and for folders that do not go together."""
-    if config.format == "webdataset" and config.write != "jpeg":
-        raise UserError(f"--write {config.write} is for --format ffcv: a .tar shard holds JPEGs only")
+    if config.format == "webdataset" and config.write in ("raw", "smart"):
+        raise UserError(f"--write {config.write} is for --format ffcv: a .tar shard holds files of images")
     source, out = config.source.resolve(), config.out.resolve()
     if out == source or source in out.parents:
         raise UserError(f"{config.out} lies inside the source {config.source}: name another folder")
@@ -108,26 +115,30 @@ def settings_of(config: ConvertConfig, source: Source) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return the versions of the tools that decide the bytes of an encoded image."""
     libjpeg = PIL.features.version("libjpeg_turbo") or "unknown"
-    return {"fasttrain": __version__, "pillow": PIL.__version__, "pillow_libjpeg_turbo": libjpeg}
+    zlib = PIL.features.version("zlib") or "unknown"
+    return {"fasttrain": __version__, "pillow": PIL.__version__, "pillow_libjpeg_turbo": libjpeg, "pillow_zlib": zlib}
 
 
 def convert_shards(
     config: ConvertConfig, source: Source, plan: list[PlannedShard]
 ) -> tuple[dict[str, ShardRecord], float]:
     """Write the shards that are missing; return the records of all by name, and the images per second of this run."""
-    found = {planned.name: read_record(config.out, planned.name) for planned in plan}
+    found = {planned.name: read_record(config.out, planned, len(source.classes)) for planned in plan}
     records = {name: record for name, record in found.items() if record is not None}
     missing = [planned for planned in plan if planned.name not in records]
     total, left = (sum(len(planned.samples) for planned in shards) for shards in (plan, missing))
-    raw = config.write != "jpeg"
-    encode = functools.partial(
-        encode_samples, max_side=config.max_side, quality=config.quality, write=config.write, check=config.check
-    )
+    raw = config.write in ("raw", "smart")
+    png = config.format == "webdataset"
+    encoding = Encoding(config.max_side, config.quality, config.write, config.check, png)
+    encode = functools.partial(encode_samples, encoding=encoding)
     work = ShardWork(config.out, source.reader, encode, len(source.classes), raw)
     start = time.perf_counter()
     with progress(total, total - left) as advance:
         num_workers = 0 if config.workers == "auto" else config.workers
-        written = ENGINES[config.engine](work, missing, num_workers, Note(advance))
+        told = Note(advance)
+        for skip in source.skipped:
+            told.skipped(**skip)
+        written = ENGINES[config.engine](work, missing, num_workers, told)
         records.update((record.shard.name, record) for record in written)
     return records, left / (time.perf_counter() - start)
 
@@ -152,6 +163,8 @@ def manifest_of(
         skipped=source.skipped + [skip for planned in plan for skip in records[planned.name].skipped],
         class_counts={split: np.sum([r.class_counts for r in group], 0).tolist() for split, group in groups.items()},
         versions=versions(),
+        unused=source.unused.content(),
+        notes=source.notes,
     )
 
 
@@ -177,6 +190,12 @@ def complete(
     return manifest
 
 
+def tell(source: Source) -> None:
+    """Say on stderr how the source was read, and what of it is not used."""
+    for sentence in (*source.notes, *([str(source.unused)] if source.unused.count else [])):
+        note(sentence)
+
+
 def convert(config: ConvertConfig) -> tuple[Manifest, float]:
     """Convert, or continue; return the manifest and the images per second of this run (0 if all was done before).
 
@@ -185,7 +204,8 @@ def convert(config: ConvertConfig) -> tuple[Manifest, float]:
         RunError: disk full, or a worker died; finished shards are kept.
     """
     check(config)
-    source = open_source(config.source, config.kind)
+    source = open_source(config.source, config.kind, config.labels)
+    tell(source)
     settings = settings_of(config, source)
     plan = plan_shards(shuffled_splits(source, config.val_fraction, config.seed), config.shard_size, config.format)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -209,9 +229,12 @@ def summary(manifest: Manifest, images_per_sec: float) -> dict[str, Any]:
     """Return the figures that the command prints as its last line."""
     shards = [shard for group in manifest.splits.values() for shard in group]
     reasons = Counter(skip["reason"] for skip in manifest.skipped)
+    unused = {found["reason"]: found["count"] for found in manifest.unused}
     return {
         "images": sum(shard.num_samples for shard in shards),
         "skipped": {"count": len(manifest.skipped), "reasons": dict(sorted(reasons.items()))},
+        "unused": {"count": sum(unused.values()), "reasons": unused},
+        "notes": manifest.notes,
         "classes": len(manifest.classes),
         "shards": len(shards),
         "bytes": sum(file.num_bytes for shard in shards for file in shard.files()),

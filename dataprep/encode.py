@@ -18,6 +18,7 @@ from fasttrain.formats.image import (
     decode_rgb,
     decode_strictly,
     exif_orientation,
+    is_lossless,
     jpeg_header,
     sound,
     turned,
@@ -33,8 +34,14 @@ _CHECK_SHRINK = 8
 
 # --write smart: pixels as they are where they take at most this many times the bytes of the JPEG.
 SMART_FACTOR = 3
+# --write auto: pixels of lossless images up to this side; a JPEG would change them, and hardly save any bytes.
+SMALL_SIDE = 96
+# Above this quality, a lossless image keeps its colours at full size: halving them would be most of the error.
+_FULL_ABOVE = 95
+# What a source kept of its pixels: most JPEGs halve their colours, those of RGB do not.
+_HALVED, _FULL, _LOSSLESS = range(3)
 
-Write = Literal["jpeg", "raw", "smart"]
+Write = Literal["auto", "jpeg", "raw", "smart"]
 Check = Literal["decode", "none"]
 # Antialiased; nearly as sharp as bicubic where images shrink, in two thirds of its time.
 _FILTER = Image.Resampling.HAMMING
@@ -52,7 +59,7 @@ class EncodedImage(NamedTuple):
     """One image as a shard stores it.
 
     Attributes:
-        stream: a JPEG, or if raw the height * width * 3 bytes of its RGB pixels.
+        stream: a JPEG or PNG, or if raw the height * width * 3 bytes of its RGB pixels.
         height, width: pixels.
         passed_through: whether the stream is the source's own.
         pixels: None unless they were asked for.
@@ -67,14 +74,26 @@ class EncodedImage(NamedTuple):
     raw: bool = False
 
 
-def encode_image(
-    content: bytes | np.ndarray,
-    max_side: int,
-    quality: int,
-    write: Write = "jpeg",
-    measure: bool = True,
-    check: Check = "decode",
-) -> EncodedImage:
+class Encoding(NamedTuple):
+    """What a conversion makes of images.
+
+    Attributes:
+        max_side: limit of the longer side in pixels; 0 = no limit.
+        quality: JPEG quality, 1 to 100, of what has to be encoded.
+        write: "jpeg"; "raw" stores pixels instead; "smart" does where they take at most SMART_FACTOR times the bytes;
+            "auto" does for lossless images that are stored with sides of at most SMALL_SIDE.
+        check: "none" passes a JPEG through by its header alone, damaged or not, unless its pixels are needed.
+        png: whether pixels are stored as a PNG instead of raw.
+    """
+
+    max_side: int = 0
+    quality: int = 90
+    write: Write = "auto"
+    check: Check = "decode"
+    png: bool = False
+
+
+def encode_image(content: bytes | np.ndarray, encoding: Encoding, measure: bool = True) -> EncodedImage:
     """Make what a shard stores of an image: the file's own bytes wherever they are good enough.
 
     A sound, upright grayscale or colour JPEG within the limit is passed through unchanged. Anything else is decoded,
@@ -82,87 +101,97 @@ def encode_image(
 
     Args:
         content: the whole image file, as for read_rgb, or its pixels, (H, W, 3) uint8 RGB.
-        max_side: limit of the longer side in pixels; 0 = no limit.
-        quality: JPEG quality, 1 to 100, of what has to be encoded.
-        write: "jpeg"; "raw" stores pixels instead; "smart" does where they take at most SMART_FACTOR times the bytes.
+        encoding: what is wanted.
         measure: whether to sum the pixels. Without, a JPEG passed through is checked at 1/8 of its size: faster.
-        check: "none" passes a JPEG through by its header alone, damaged or not, unless its pixels are needed.
 
     Raises:
         ImageError: as read_rgb, or a side above MAX_SIDE pixels that stays.
     """
     if isinstance(content, np.ndarray):
         check_size(*content.shape[:2])
-        return _encoded(_resized(Image.fromarray(content), max_side), quality, write, measure)
+        return _encoded(Image.fromarray(content), content.shape[1::-1], _LOSSLESS, encoding, measure)
     header, orientation = jpeg_header(content), exif_orientation(content)
-    if header is not None and orientation == 1:
-        fits = not max_side or max(header.height, header.width) <= max_side
-        done = None
-        if fits:
-            done = _passed_through(content, header, write, measure, check)
-        elif write == "jpeg":
-            done = _shrunk(content, header, max_side, quality, measure)
-        if done is not None:
-            return done
-    image = Image.fromarray(decode_rgb(content, header, _shrink(header, max_side)))
-    return _encoded(_resized(turned(image, orientation), max_side), quality, write, measure)
+    if header is not None and orientation == 1 and (done := _as_it_lies(content, header, encoding, measure)):
+        return done
+    pixels_HW3 = decode_rgb(content, header, _shrink(header, encoding.max_side))
+    height, width = (header.height, header.width) if header else pixels_HW3.shape[:2]
+    image = turned(Image.fromarray(pixels_HW3), orientation)
+    size = (width, height) if orientation < 5 else (height, width)
+    colours = _FULL if header and header.colorspace == jpeg.COLORSPACE_RGB else _HALVED
+    return _encoded(image, size, _LOSSLESS if is_lossless(content) else colours, encoding, measure)
 
 
-def _passed_through(
-    content: bytes, header: jpeg.JpegHeader, write: Write, measure: bool, check: Check
-) -> EncodedImage | None:
+def _as_it_lies(content: bytes, header: jpeg.JpegHeader, encoding: Encoding, measure: bool) -> EncodedImage | None:
+    """Pass a JPEG through, or shrink it in its own planes; None where its pixels have to be made first."""
+    if not encoding.max_side or max(header.height, header.width) <= encoding.max_side:
+        return _passed_through(content, header, encoding, measure)
+    if encoding.write in ("auto", "jpeg") and header.colorspace != jpeg.COLORSPACE_RGB:
+        return _shrunk(content, header, encoding, measure)
+    return None
+
+
+def _passed_through(content: bytes, header: jpeg.JpegHeader, encoding: Encoding, measure: bool) -> EncodedImage | None:
     """Return the stream, or its pixels where those are to be stored; None if libjpeg has a harmless warning."""
-    num_bytes = 3 * header.height * header.width
+    num_bytes, write = 3 * header.height * header.width, encoding.write
     as_pixels = write == "raw" or (write == "smart" and num_bytes <= SMART_FACTOR * len(content))
     sums = None
-    if as_pixels or measure or check == "decode":
+    if as_pixels or measure or encoding.check == "decode":
         pixels_HW3 = decode_strictly(content, header, 1 if as_pixels or measure else _CHECK_SHRINK)
         if pixels_HW3 is None:
             return None
         if as_pixels:
-            return _raw(pixels_HW3, measure)
+            return _pixels(pixels_HW3, encoding, measure)
         sums = _pixel_sums(pixels_HW3) if measure else None
     return EncodedImage(content, header.height, header.width, True, sums)
 
 
-def _shrunk(content: bytes, header: jpeg.JpegHeader, max_side: int, quality: int, measure: bool) -> EncodedImage | None:
+def _shrunk(content: bytes, header: jpeg.JpegHeader, encoding: Encoding, measure: bool) -> EncodedImage | None:
     """Resize a JPEG without leaving its own colour space; None if libjpeg has a harmless warning."""
-    planes = sound(lambda: jpeg.decode_planes(content, header, _shrink(header, max_side)))
+    planes = sound(lambda: jpeg.decode_planes(content, header, _shrink(header, encoding.max_side)))
     if planes is None:
         return None
-    planes = _resized_planes(planes, header.subsampling, max_side)
-    stream = jpeg.encode_planes(planes, quality)
+    width, height = _fitting((header.width, header.height), encoding.max_side)
+    stream = jpeg.encode_planes(_resized_planes(planes, header.subsampling, height, width), encoding.quality)
     sums = _pixel_sums(jpeg.decode(stream)) if measure else None
-    return EncodedImage(stream, planes[0].shape[0], planes[0].shape[1], False, sums)
+    return EncodedImage(stream, height, width, False, sums)
 
 
-def _encoded(image: Image.Image, quality: int, write: Write, measure: bool) -> EncodedImage:
+def _encoded(
+    image: Image.Image, size: tuple[int, ...], fidelity: int, encoding: Encoding, measure: bool
+) -> EncodedImage:
+    """Resize and encode an image.
+
+    size: its width and height in the source, before it was shrunk while decoding. fidelity: what the source kept.
+    """
+    write, longer = encoding.write, max(size)
+    if encoding.max_side and longer > encoding.max_side:
+        image = image.resize(_fitting(size, encoding.max_side), _FILTER)
     if max(image.size) > MAX_SIDE:
         raise ImageError(f"a side is longer than {MAX_SIDE} pixels")
     pixels_HW3 = np.asarray(image)
-    if write == "raw":
-        return _raw(pixels_HW3, measure)
+    if write == "raw" or (write == "auto" and fidelity == _LOSSLESS and max(image.size) <= SMALL_SIDE):
+        return _pixels(pixels_HW3, encoding, measure)
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=quality)
+    full = fidelity == _FULL or (fidelity == _LOSSLESS and encoding.quality > _FULL_ABOVE)
+    image.save(stream, "JPEG", quality=encoding.quality, subsampling="4:4:4" if full else "4:2:0")
     if write == "smart" and pixels_HW3.nbytes <= SMART_FACTOR * stream.tell():
-        return _raw(pixels_HW3, measure)
+        return _pixels(pixels_HW3, encoding, measure)
     sums = _pixel_sums(pixels_HW3) if measure else None
     return EncodedImage(stream.getvalue(), image.height, image.width, False, sums)
 
 
-def _raw(pixels_HW3: np.ndarray, measure: bool) -> EncodedImage:
+def _pixels(pixels_HW3: np.ndarray, encoding: Encoding, measure: bool) -> EncodedImage:
     height, width, _ = pixels_HW3.shape
     sums = _pixel_sums(pixels_HW3) if measure else None
-    return EncodedImage(pixels_HW3.tobytes(), height, width, False, sums, raw=True)
+    if not encoding.png:
+        return EncodedImage(pixels_HW3.tobytes(), height, width, False, sums, raw=True)
+    stream = io.BytesIO()
+    Image.fromarray(pixels_HW3).save(stream, "PNG")
+    return EncodedImage(stream.getvalue(), height, width, False, sums)
 
 
 def encode_samples(
-    reader: Reader,
-    task: Sequence[tuple[Sample, bool]],
-    max_side: int,
-    quality: int,
-    write: Write = "jpeg",
-    check: Check = "decode",
+    reader: Reader, task: Sequence[tuple[Sample, bool]], encoding: Encoding
 ) -> Iterator[EncodedImage | str]:
     """Encode samples, each with whether to measure it, as encode_image does; a string is why one is unusable.
 
@@ -171,7 +200,7 @@ def encode_samples(
     """
     for sample, measure in task:
         try:
-            yield encode_image(reader.read(sample), max_side, quality, write, measure, check)
+            yield encode_image(reader.read(sample), encoding, measure)
         except Exception as error:
             yield reason_of(error)
 
@@ -184,27 +213,20 @@ def _shrink(header: jpeg.JpegHeader | None, max_side: int) -> int:
     return next((factor for factor in (8, 4, 2) if longer >= 2 * factor * max_side), 1)
 
 
-def _resized(image: Image.Image, max_side: int) -> Image.Image:
-    longer = max(image.size)
-    if not max_side or longer <= max_side:
-        return image
-    return image.resize(_fitting(image.size, max_side), _FILTER)
-
-
-def _fitting(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+def _fitting(size: tuple[int, ...], max_side: int) -> tuple[int, int]:
+    """Return the width and height to which a larger image shrinks; of the source, so that every way agrees on it."""
     width, height = (max(1, round(side * max_side / max(size))) for side in size)
     return width, height
 
 
-def _resized_planes(planes: list[np.ndarray], subsampling: int, max_side: int) -> list[np.ndarray]:
-    """Return Y resized to the longer side, and the colours, if any, to half of that, rounded up.
+def _resized_planes(planes: list[np.ndarray], subsampling: int, new_height: int, new_width: int) -> list[np.ndarray]:
+    """Return Y resized, and the colours, if any, resized to half of that, rounded up.
 
     Whole blocks of colour are averaged first, as every encoder does that halves them.
     """
     from fasttrain.dataprep.resize import resize_plane  # here: only shrinking waits for numba
 
     height, width = planes[0].shape
-    new_width, new_height = _fitting((width, height), max_side)
     resized = [resize_plane(planes[0], new_height, new_width)]
     if block := jpeg.SAMPLE_SIZE[subsampling]:
         half_height, half_width = (new_height + 1) // 2, (new_width + 1) // 2

@@ -22,7 +22,7 @@ from fasttrain.dataprep.sources.source import Reader
 from fasttrain.formats.listing import Sample
 from fasttrain.formats.manifest import FILE_NAME
 from fasttrain.system.cores import usable_cores
-from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.errors import RunError, UserError, printable
 from fasttrain.system.memory import keep_freed_memory
 from fasttrain.system.ordered import PATIENCE_SECONDS, stream_in_order
 from fasttrain.system.watch import Watch
@@ -59,11 +59,14 @@ class Note:
     def __call__(self, path: str, reason: str | None) -> None:
         """Take note of one image; reason: why it is skipped, None if it is written."""
         self._advance(1)
-        if reason is None:
-            return
+        if reason is not None:
+            self.skipped(path, reason)
+
+    def skipped(self, path: str, reason: str) -> None:
+        """Take note of what can't be used."""
         self._skipped += 1
         if self._skipped <= SKIPS_SHOWN:
-            print(f"skipped {path}: {reason}", file=sys.stderr)
+            print(printable(f"skipped {path}: {reason}"), file=sys.stderr)
         elif self._skipped == SKIPS_SHOWN + 1:
             print(f"more images are skipped; {FILE_NAME} will list them all", file=sys.stderr)
 

@@ -7,6 +7,7 @@ a windowed sinc one output pixel wide on either side, nearly as sharp as bicubic
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import numba
@@ -14,7 +15,8 @@ import numpy as np
 
 Array = np.ndarray
 Number = Any  # in compiled code: signed or unsigned
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy")
+_CACHE = os.environ.get("NUMBA_CACHE_DIR") != ""  # empty: no folder can be written
+_compiled = numba.njit(nogil=True, cache=_CACHE, error_model="numpy")
 
 # Weights are whole multiples of 1 / _ONE. Twice multiplied, a sample has 8 + 11 + 11 bits: it fits in 32.
 _SHIFT = 11

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import stat
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ import numpy as np
 from fasttrain.dataprep.encode import EncodedImage, PixelSums
 from fasttrain.dataprep.plan import PlannedShard
 from fasttrain.formats.beton import BetonWriter
-from fasttrain.formats.manifest import Index, Shard, glimpses
+from fasttrain.formats.checked import Malformed, any_value, count, fields, list_of, text
+from fasttrain.formats.manifest import SHARD, Shard, SideFile, glimpses
+from fasttrain.formats.names import NamesWriter, names_path
 from fasttrain.formats.tar import TarShardWriter, index_path
-from fasttrain.system.durable import write_json
+from fasttrain.formats.writer import ShardWriter
+from fasttrain.system.durable import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,14 @@ class ShardRecord:
 
 
 class Written(NamedTuple):
-    """What is known of a shard once its images are written, except for its checksum."""
+    """A shard once its images are written: what is known of it, except for its checksum, and its names to publish."""
 
     path: Path
     num_samples: int
     pixels: PixelSums
     skipped: list[dict[str, str]]
     class_counts: list[int]
+    names: NamesWriter
 
 
 def write_images(
@@ -61,30 +66,43 @@ def write_images(
     sums, skipped = np.zeros(7, np.int64), []
     class_counts = [0] * num_classes
     path = folder / planned.name
-    with TarShardWriter(path) if path.suffix == ".tar" else BetonWriter(path, len(planned.samples)) as writer:
-        # The samples come first in zip: when they end, no image of the next shard has been taken.
-        for sample, image in zip(planned.samples, images, strict=False):
-            if isinstance(image, str):
-                skipped.append({"path": sample.path, "reason": image})
-            else:
-                writer.write(image.stream, image.height, image.width, sample.label, image.raw)
-                if image.pixels is not None:
-                    sums += (image.pixels.num_pixels, *image.pixels.total_3, *image.pixels.square_3)
-                if sample.label >= 0:
-                    class_counts[sample.label] += 1
-            note(sample.path, image if isinstance(image, str) else None)
+    names = NamesWriter(path)
+    try:
+        with _shard_writer(path, len(planned.samples)) as writer:
+            # The samples come first in zip: when they end, no image of the next shard has been taken.
+            for sample, image in zip(planned.samples, images, strict=False):
+                if isinstance(image, str):
+                    skipped.append({"path": sample.path, "reason": image})
+                else:
+                    writer.write(image.stream, image.height, image.width, sample.label, image.raw)
+                    names.write(sample.path)
+                    if image.pixels is not None:
+                        sums += (image.pixels.num_pixels, *image.pixels.total_3, *image.pixels.square_3)
+                    if sample.label >= 0:
+                        class_counts[sample.label] += 1
+                note(sample.path, image if isinstance(image, str) else None)
+    except BaseException:
+        names.discard()
+        raise
     pixels = PixelSums(int(sums[0]), tuple(sums[1:4].tolist()), tuple(sums[4:].tolist()))
-    return Written(path, writer.num_samples, pixels, skipped, class_counts)
+    return Written(path, writer.num_samples, pixels, skipped, class_counts, names)
+
+
+def _shard_writer(path: Path, max_samples: int) -> ShardWriter:
+    return TarShardWriter(path) if path.suffix == ".tar" else BetonWriter(path, max_samples)
 
 
 def record_shard(written: Written) -> ShardRecord:
-    """Compute the checksums of a written shard and put its record beside it; OSError if the disk fails."""
+    """Give a written shard its names and its checksums, and put its record beside it; OSError if the disk fails."""
     path = written.path
     if written.num_samples:
-        index = Index(*_described(index_path(path))) if path.suffix == ".tar" else None
+        written.names.publish()
+        index = SideFile(*_described(index_path(path))) if path.suffix == ".tar" else None
         name, num_bytes, sha256 = _described(path)
-        shard = Shard(name, written.num_samples, num_bytes, sha256, index, glimpses(path))
+        names = SideFile(*_described(names_path(path)))
+        shard = Shard(name, written.num_samples, num_bytes, sha256, index, glimpses(path), names)
     else:
+        written.names.discard()
         shard = Shard(path.name, 0, 0, "")
     record = ShardRecord(shard, written.pixels, written.skipped, written.class_counts)
     write_json(record_path(path.parent, path.name), asdict(record))
@@ -104,22 +122,60 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_record(folder: Path, name: str) -> ShardRecord | None:
-    """Return the record of a finished shard, None if the shard has to be written."""
+def read_record(folder: Path, planned: PlannedShard, num_classes: int) -> ShardRecord | None:
+    """Return the record of a finished shard, None if the shard has to be written; a line tells of a damaged one."""
+    path = record_path(folder, planned.name)
     try:
-        content = json.loads(record_path(folder, name).read_bytes())
-    except FileNotFoundError:
-        return None
-    shard = Shard.of(content["shard"])
-    if shard.num_samples and not all(_has_size(folder / file.name, file.num_bytes) for file in shard.files()):
-        return None
-    count, total, square = content["pixels"]
-    pixels = PixelSums(count, tuple(total), tuple(square))
-    return ShardRecord(shard, pixels, content["skipped"], content["class_counts"])
+        content = read_json(path, follow=False)
+        _RECORD(content, "record")
+        num_pixels, total, square = content["pixels"]
+        pixels = PixelSums(num_pixels, tuple(total), tuple(square))
+        record = ShardRecord(Shard.of(content["shard"]), pixels, content["skipped"], content["class_counts"])
+        _check_fit(folder, planned, num_classes, record)
+        return record
+    except FileNotFoundError as error:
+        if error.filename == str(path):
+            return None
+        reason = f"{error.filename} is missing"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    print(f"{path}: {reason}: the shard is made again", file=sys.stderr, flush=True)
+    return None
 
 
-def _has_size(path: Path, num_bytes: int) -> bool:
-    return path.exists() and path.stat().st_size == num_bytes
+def _check_fit(folder: Path, planned: PlannedShard, num_classes: int, record: ShardRecord) -> None:
+    """Raise Malformed where a record is not of this shard, OSError where a file of it can't be read."""
+    shard, path = record.shard, folder / planned.name
+    names = [planned.name, *([index_path(path).name] if path.suffix == ".tar" else []), names_path(path).name]
+    if shard.num_samples + len(record.skipped) != len(planned.samples) or len(record.class_counts) != num_classes:
+        raise Malformed("not of these images")
+    if [file.name for file in shard.files()] != (names if shard.num_samples else names[:1]):
+        raise Malformed("not of these files")
+    if not shard.num_samples:
+        return
+    for file in shard.files():
+        status = (folder / file.name).lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size != file.num_bytes:
+            raise Malformed(f"{file.name} is another file")
+    if glimpses(path) != shard.glimpses:
+        raise Malformed(f"{shard.name} is another file")
+
+
+def _pixels(value: object, where: str) -> None:
+    list_of(any_value, 3)(value, where)
+    assert isinstance(value, list)
+    count(value[0], where)
+    list_of(list_of(count, 3))(value[1:], where)
+
+
+_RECORD = fields(
+    {
+        "shard": SHARD,
+        "pixels": _pixels,
+        "skipped": list_of(fields({"path": text, "reason": text})),
+        "class_counts": list_of(count),
+    }
+)
 
 
 def record_path(folder: Path, name: str) -> Path:

@@ -6,18 +6,15 @@ each finished shard lies its record (fasttrain.dataprep.shards). convert.py lock
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from fasttrain.dataprep.shards import record_path
-from fasttrain.formats.manifest import FILE_NAME, Manifest
-from fasttrain.system.durable import temporary_path, write_json
+from fasttrain.formats.manifest import FILE_NAME, STATE_FILE, Manifest
+from fasttrain.system.durable import read_json, temporary_path, write_json
 from fasttrain.system.errors import UserError
-
-STATE_FILE = "conversion.json"
 
 
 def finished_manifest(out: Path, settings: dict[str, Any]) -> Manifest | None:
@@ -58,8 +55,8 @@ def clear_state(out: Path, names: Iterable[str]) -> None:
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError):
+        return dict(read_json(path, follow=False))
+    except (OSError, ValueError, TypeError):
         raise UserError(
             f"{path} was not written by a conversion: remove {path.parent} or name another folder"
         ) from None

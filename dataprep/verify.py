@@ -3,8 +3,9 @@
 
     python dataprep/verify.py OUT --deep
 
-Existence, size, checksum, structure and sample count of every shard and index; with --deep every image is decoded.
-One line for each problem; the last line on stdout is JSON: {"ok": ..., "problems": [...]}.
+Existence, size, checksum, structure, sample count and labels of every shard, its index and its names; with --deep every
+image is decoded. FFCV's own .beton files state no checksum: of them the structure is checked, and with --deep the
+images. One line for each problem; the last line on stdout is JSON: {"ok": ..., "problems": [...]}.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
 from fasttrain.dataprep.shards import checksum
 from fasttrain.formats import jpeg
 from fasttrain.formats.beton import MODE_RAW, BetonReader
+from fasttrain.formats.beton_set import beton_files
 from fasttrain.formats.boundary import boundary, reason_of
-from fasttrain.formats.manifest import EXTENSION, FILE_NAME, Index, Manifest, Shard
+from fasttrain.formats.image import check_size, decode_rgb
+from fasttrain.formats.manifest import EXTENSION, FILE_NAME, Manifest, Shard, SideFile, wrong_label
+from fasttrain.formats.names import EXTENSION as NAMES_EXTENSION
+from fasttrain.formats.names import count_lines, sample_name
 from fasttrain.formats.tar import TarShardReader
 from fasttrain.formats.tar_headers import TarDamage, tar_headers
 from fasttrain.system.cli import finish, parse
-from fasttrain.system.errors import DataError
+from fasttrain.system.errors import DataError, printable
 from fasttrain.system.options import Bounds, Options
 from fasttrain.system.ordered import map_in_order
 from fasttrain.system.progress import progress
@@ -48,13 +53,14 @@ OPEN_SHARDS = 2  # kept open besides those that threads are at: a large set has 
 
 @dataclass(frozen=True)
 class VerifyConfig(Options):
-    """Check a converted data set: every shard and index against the manifest, and files that it does not know.
+    """Check a converted data set: every shard and index against the manifest, and files that it does not know. Or a
+    .beton file of stock FFCV's, or a folder of them: their structure.
 
     Exit status: 0 all is well, 1 problems found, 2 no converted data set. The last line on stdout is JSON.
     """
 
     out: pathlib.Path
-    """OUT, the converted data set."""
+    """OUT, the converted data set, or FFCV's own."""
     deep: bool = False
     """Decode every image, too."""
     workers: Annotated[int | Literal["auto"], Bounds(1)] = "auto"
@@ -72,20 +78,42 @@ class Task(NamedTuple):
     run: Callable[[], list[str]]
 
 
-def check_shard(folder: pathlib.Path, num_classes: int, shard: Shard) -> list[str]:
-    """Return the problems of a shard's files, structure and labels, one line each."""
+class Images(NamedTuple):
+    """A file of images to decode, how many it holds, and its file of names, if any."""
+
+    path: pathlib.Path
+    num_samples: int
+    names: pathlib.Path | None
+
+
+def check_shard(folder: pathlib.Path, num_classes: int, counts: dict[str, np.ndarray], shard: Shard) -> list[str]:
+    """Return the problems of a shard's files, structure and labels, one line each; note its samples of each class."""
     path = folder / shard.name
     problems = [problem for file in shard.files() for problem in _check_file(folder, file)]
     try:
         if path.is_file():
             with boundary(path):
-                problems += _check_labels(path, read_labels(path), shard.num_samples, num_classes)
-    except DataError as error:
+                label_N = read_labels(path)
+            problems += _check_labels(path, label_N, shard.num_samples, num_classes)
+            counts[shard.name] = np.bincount(label_N[(label_N >= 0) & (label_N < num_classes)], minlength=num_classes)
+        if shard.names and not problems and count_lines(folder / shard.names.name) != shard.num_samples:
+            problems.append(f"{folder / shard.names.name}: not a name for each of {shard.num_samples} samples")
+    except (DataError, OSError) as error:
         problems.append(str(error))
     return problems
 
 
-def _check_file(folder: pathlib.Path, file: Shard | Index) -> Iterator[str]:
+def _check_counts(manifest: Manifest, counts: dict[str, np.ndarray]) -> Iterator[str]:
+    """Yield a line for each split of whose classes the shards hold other numbers than the manifest says."""
+    for split, stated in manifest.class_counts.items():
+        found = sum((counts[shard.name] for shard in manifest.splits[split]), np.zeros(len(stated), np.int64))
+        for name, in_manifest, in_shards in zip(manifest.classes, stated, found.tolist(), strict=True):
+            if in_manifest != in_shards:
+                yield f"{FILE_NAME}: {in_manifest} samples of {name!r} in {split}, but the shards hold {in_shards}"
+                break
+
+
+def _check_file(folder: pathlib.Path, file: Shard | SideFile) -> Iterator[str]:
     path = folder / file.name
     if not path.is_file():
         yield f"{path}: missing"
@@ -98,8 +126,8 @@ def _check_file(folder: pathlib.Path, file: Shard | Index) -> Iterator[str]:
 def _check_labels(path: pathlib.Path, label_N: np.ndarray, num_samples: int, num_classes: int) -> Iterator[str]:
     if len(label_N) != num_samples:
         yield f"{path}: {len(label_N)} samples, but the manifest says {num_samples}"
-    if np.any((label_N < -1) | (label_N >= num_classes)):
-        yield f"{path}: a label outside the {num_classes} classes"
+    if problem := wrong_label(label_N, num_classes):
+        yield f"{path}: {problem}"
 
 
 def read_labels(path: pathlib.Path) -> np.ndarray:
@@ -107,8 +135,8 @@ def read_labels(path: pathlib.Path) -> np.ndarray:
     if path.suffix != ".tar":
         return BetonReader(path).label_N
     reader = TarShardReader(path)
-    at_NM = np.stack([reader.jpeg_at_N, reader.label_at_N], 1)
-    size_NM = np.stack([reader.jpeg_size_N, reader.label_size_N], 1)
+    at_NM = np.stack([reader.image_at_N, reader.label_at_N], 1)
+    size_NM = np.stack([reader.image_size_N, reader.label_size_N], 1)
     named = zip(at_NM.ravel().tolist(), size_NM.ravel().tolist(), strict=True)
     try:
         with open_regular(path) as file:
@@ -121,12 +149,12 @@ def read_labels(path: pathlib.Path) -> np.ndarray:
 
 
 def check_images(
-    path: pathlib.Path, rows: range, opened: Callable[[pathlib.Path], Decode], moved: Callable[[], None]
+    images: Images, rows: range, opened: Callable[[pathlib.Path], Decode], moved: Callable[[], None]
 ) -> list[str]:
     """Decode some images of a shard; return a line for each that can't be. moved is called after each."""
     try:
-        with boundary(path):
-            decode = opened(path)
+        with boundary(images.path):
+            decode = opened(images.path)
     except DataError as error:  # it was sound a moment ago
         return [str(error)]
     problems = []
@@ -134,7 +162,7 @@ def check_images(
         try:
             decode(row)
         except Exception as error:
-            problems.append(f"{path}: sample {row}: {reason_of(error)}")
+            problems.append(f"{sample_name(images.path, row, images.names)}: {reason_of(error)}")
         moved()
     return problems
 
@@ -143,13 +171,16 @@ def open_images(path: pathlib.Path) -> Decode:
     """Return what decodes the samples of a shard, which is open as long as that lives. Raises DataError, OSError."""
     if path.suffix == ".tar":
         tar = TarShardReader(path)
-        return lambda row: jpeg.decode(tar.jpeg(row))
+        return lambda row: (
+            decode_rgb(tar.image_bytes(row), None, 1) if tar.is_png_N[row] else jpeg.decode(tar.image(row))
+        )
     reader = BetonReader(path)
 
     def decode(row: int) -> None:
         start, size = int(reader.pointer_N[row]), int(reader.size_N[row])
         if reader.mode_N[row] == MODE_RAW:
             return  # its size was checked with the structure
+        check_size(int(reader.height_N[row]), int(reader.width_N[row]))
         pixels_HW3 = np.empty((int(reader.height_N[row]), int(reader.width_N[row]), 3), np.uint8)
         jpeg.decode_into(reader.data.ctypes.data + start, size, *pixels_HW3.shape[:2], pixels_HW3.ctypes.data)
 
@@ -159,38 +190,60 @@ def open_images(path: pathlib.Path) -> Decode:
 def unknown_files(folder: pathlib.Path, manifest: Manifest) -> list[str]:
     """Return a problem for each file that looks like a part of a data set but is not in the manifest."""
     known = {file.name for shards in manifest.splits.values() for shard in shards for file in shard.files()}
-    suffixes = (*EXTENSION.values(), ".idx", ".tmp")
+    suffixes = (*EXTENSION.values(), ".idx", NAMES_EXTENSION, ".tmp")
     names = sorted(name for name in os.listdir(folder) if name.endswith(suffixes) and name not in known)
     return [f"{folder / name}: not in {FILE_NAME}" for name in names]
 
 
 def verify(config: VerifyConfig) -> list[str]:
-    """Return the problems of a data set; ManifestError if there is no readable manifest."""
+    """Return the problems of a data set; ManifestError if there is no readable manifest, and no .beton file either."""
+    if not (config.out / FILE_NAME).exists() and (files := beton_files(config.out)):
+        return _verify_betons(config, files)
     manifest = Manifest.load(config.out)
     shards = [shard for group in manifest.splits.values() for shard in group]
-    odd = [file.name for shard in shards for file in shard.files() if os.path.basename(file.name) != file.name]
-    if odd:
-        return [f"{config.out / FILE_NAME}: {name!r} is no plain file name" for name in odd]
-    check = functools.partial(check_shard, config.out, len(manifest.classes))
+    counts: dict[str, np.ndarray] = {}
+    check = functools.partial(check_shard, config.out, len(manifest.classes), counts)
     whole = [Task(shard.name, shard.num_samples, functools.partial(check, shard)) for shard in shards]
     found = list(_results(config, "files", whole, Watch("shard", str)))
     problems = [*unknown_files(config.out, manifest), *itertools.chain.from_iterable(found)]
+    if not any(found):
+        problems += _check_counts(manifest, counts)
     if config.deep:
-        problems += _decode_all(config, [shard for shard, lines in zip(shards, found, strict=True) if not lines])
+        sound = [shard for shard, lines in zip(shards, found, strict=True) if not lines]
+        names = {shard.name: config.out / shard.names.name if shard.names else None for shard in sound}
+        problems += _decode_all(config, [Images(config.out / s.name, s.num_samples, names[s.name]) for s in sound])
     return problems
 
 
-def _decode_all(config: VerifyConfig, shards: list[Shard]) -> list[str]:
-    """Return the problems of the images of sound shards."""
+def _verify_betons(config: VerifyConfig, files: list[pathlib.Path]) -> list[str]:
+    """Return the problems of FFCV's own files: their structure, and with --deep their images."""
+    print("note: no manifest, so there is no checksum to compare", file=sys.stderr)
+    sizes: dict[pathlib.Path, int] = {}
+
+    def check(file: pathlib.Path) -> list[str]:
+        try:
+            sizes[file] = BetonReader(file).num_samples
+        except (DataError, OSError) as error:
+            return [str(error)]
+        return []
+
+    tasks = [Task(file.name, 1, functools.partial(check, file)) for file in files]
+    problems = list(itertools.chain.from_iterable(_results(config, "files", tasks, Watch("shard", str))))
+    if config.deep:
+        problems += _decode_all(config, [Images(file, sizes[file], None) for file in files if file in sizes])
+    return problems
+
+
+def _decode_all(config: VerifyConfig, parts: list[Images]) -> list[str]:
+    """Return the problems of the images of sound files."""
     watch: Watch[str] = Watch("image", str)
     opened = functools.lru_cache(OPEN_SHARDS)(open_images)
 
-    def task(shard: Shard, start: int) -> Task:
-        rows = range(start, min(start + IMAGES_AT_ONCE, shard.num_samples))
-        path = config.out / shard.name
-        return Task(shard.name, len(rows), lambda: check_images(path, rows, opened, watch.moved))
+    def task(images: Images, start: int) -> Task:
+        rows = range(start, min(start + IMAGES_AT_ONCE, images.num_samples))
+        return Task(images.path.name, len(rows), lambda: check_images(images, rows, opened, watch.moved))
 
-    tasks = [task(shard, start) for shard in shards for start in range(0, shard.num_samples, IMAGES_AT_ONCE)]
+    tasks = [task(images, start) for images in parts for start in range(0, images.num_samples, IMAGES_AT_ONCE)]
     return list(itertools.chain.from_iterable(_results(config, "images", tasks, watch)))
 
 
@@ -213,7 +266,7 @@ def verify_command(config: VerifyConfig) -> int:
     """Check, print the problems and the summary; returns the exit status."""
     problems = verify(config)
     for problem in problems:
-        print(problem)
+        print(printable(problem))
     print(json.dumps({"ok": not problems, "problems": problems}), flush=True)
     return EXIT_PROBLEMS if problems else 0
 

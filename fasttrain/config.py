@@ -29,7 +29,8 @@ class TrainConfig(Options):
     """Pre-train an image encoder with MoCo, XMoCo or a method of your own.
 
     The same command on an existing run folder continues from its newest good checkpoint. Exit status: 0 done; stopped
-    by a signal after writing a checkpoint: 143 SIGTERM, 138 SIGUSR1, 130 SIGINT; 2 bad input; 1 anything else.
+    by a signal after writing a checkpoint: 143 SIGTERM, 138 SIGUSR1, 130 SIGINT, 129 SIGHUP; 2 bad input; 1 anything
+    else.
     """
 
     run: RunOptions
@@ -163,5 +164,5 @@ def load_config(run: pathlib.Path) -> TrainConfig:
     saved = read_settings(path)
     try:
         return replaced(_defaults(saved["method"], saved["preset"], {}), saved)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} can't be read as a run's configuration: {error}") from None

@@ -8,11 +8,12 @@ The last line of the output is one JSON object; it is also kept as RUN/evaluatio
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 if __package__ in (None, ""):  # run as a script, of a checkout or of an installation
     above = pathlib.Path(__file__).resolve().parents
@@ -20,21 +21,23 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
 
 from torch import nn
 
-from fasttrain.config import load_config
+from fasttrain.config import TrainConfig, load_config
 from fasttrain.engine.networks import laid_out, make_method
 from fasttrain.engine.ranks import Ranks
+from fasttrain.evaluation.accuracy import accuracy
 from fasttrain.evaluation.features import extract, open_labelled
-from fasttrain.evaluation.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy
-from fasttrain.evaluation.linear_probe import linear_accuracy
-from fasttrain.input import pixel_statistics
+from fasttrain.evaluation.knn import TEMPERATURE, knn, neighbours
+from fasttrain.evaluation.linear_probe import linear_probe
+from fasttrain.input import Store, pixel_statistics
 from fasttrain.methods import Method
-from fasttrain.report import EVALUATION, write_report
+from fasttrain.report import write_report
 from fasttrain.run.checkpoint import BEST, UNFIT, Checkpoint, load_checkpoint, load_newest
+from fasttrain.run.evaluations import Evaluation, keep_evaluations
+from fasttrain.run.folder import DataRecord, read_data
 from fasttrain.system.cli import finish, parse
-from fasttrain.system.durable import write_json
 from fasttrain.system.errors import UserError
 from fasttrain.system.memory import is_full_memory
-from fasttrain.system.options import Bounds, Options, Positive
+from fasttrain.system.options import Bounds, NotNegative, Options, Positive
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,13 @@ class EvaluateConfig(Options):
     run: str
     """Run folder; by place, or by --run."""
     data: str = ""
-    """Labelled data set with train and val splits. Empty: the one the run was trained on."""
+    """Labelled data set with train and val splits. Empty: the one the run was trained on, where it lay then."""
     knn: bool = False
     """Weighted k-nearest-neighbour classification."""
     linear: bool = False
     """Linear classifier on the frozen features."""
-    k: Positive[int] = NEIGHBOURS
-    """Neighbours of kNN."""
+    k: NotNegative[int] = 0
+    """Neighbours of kNN. 0: half the mean number of a class's images, 200 at most."""
     temperature: Positive[float] = TEMPERATURE
     """Temperature of the neighbours' votes, exp(similarity / temperature)."""
     features: Literal["encoder", "projection"] = "encoder"
@@ -96,44 +99,65 @@ def load_weights(method: Method, checkpoint: Checkpoint) -> None:
         raise UserError(f"{checkpoint.path} does not fit the networks of its run's config.json: {reason}") from error
 
 
+def images_of(run: pathlib.Path, config: TrainConfig) -> DataRecord:
+    """The run's images, and the statistics that belong to it. Raises UserError and DataError."""
+    if recorded := read_data(run):
+        return recorded
+    data = pathlib.Path(config.data.data)
+    return DataRecord(str(data.resolve()), "", *pixel_statistics(data, config.data.loader))
+
+
 def evaluate(options: EvaluateConfig) -> int:
     """Print and keep the figures; returns the exit status."""
     run = pathlib.Path(options.run)
     config = load_config(run)
-    size, trained_on = config.views.size, config.data.data
-    data = options.data or trained_on
-    train, val = open_labelled(pathlib.Path(data), config.data.loader if data == trained_on else "auto", size)
-    mean, std = pixel_statistics(pathlib.Path(trained_on), config.data.loader)
+    images, size = images_of(run, config), config.views.size
+    data = pathlib.Path(options.data or images.path).resolve()
+    if not options.data and not data.exists():
+        raise UserError(f"{data}, the images that this run was trained on, are not there now: --data tells where")
+    own = str(data) == images.path
+    loader, val_fraction = (config.data.loader, config.data.val_fraction) if own else ("auto", 0.0)
+    train, val = open_labelled(data, loader, size, val_fraction=val_fraction)
     checkpoint = chosen_checkpoint(run, config.run.checkpoint_every, options.best)
     ranks = Ranks(options.device)
-    device = ranks.device
+    device, classes = ranks.device, len(train.classes)
     method = make_method(config.method, config.encoder, size, config.run.seed)
     network = method.encoder if options.features == "encoder" else nn.Sequential(method.encoder, method.projector)
 
-    figures: dict[str, float | int] = {"step": checkpoint.state["step"]}
-    for suffix in ("_untrained", "") if options.untrained else ("",):
-        if not suffix:
+    protocols = [name for name in ("knn", "linear") if getattr(options, name)] or ["knn", "linear"]
+    found: list[Evaluation] = []
+    for untrained in (True, False) if options.untrained else (False,):
+        if not untrained:
             load_weights(method, checkpoint)
         laid_out(method, device, config.optimisation.precision).eval()
         memory, queries = (
             extract(
-                network, store, run, device, size=size, mean=mean, std=std, batch_size=options.batch_size,
-                workers=ranks.threads(options.workers), max_failed_fraction=config.data.max_failed_fraction,
+                network, store, run, device, size=size, mean=images.mean, std=images.std,
+                batch_size=options.batch_size, workers=ranks.threads(options.workers),
+                max_failed_fraction=config.data.max_failed_fraction,
             )
             for store in (train, val)
         )  # fmt: skip
-        classes = len(train.classes)
-        if options.knn or not options.linear:
-            accuracy = knn_accuracy(memory, queries, classes, options.k, options.temperature, device)
-            figures[f"knn_top1{suffix}"] = round(accuracy, 2)
-        if options.linear or not options.knn:
-            figures[f"linear_top1{suffix}"] = round(linear_accuracy(memory, queries, classes, device), 2)
-    settings = {"data": data, "k": options.k, "temperature": options.temperature, "features": options.features}
-    write_json(run / EVALUATION, {**figures, "settings": settings})
+        for protocol in protocols:
+            settings: dict[str, Any] = {"features": options.features}
+            if protocol == "knn":
+                settings |= {"k": neighbours(memory.label_N, options.k), "temperature": options.temperature}
+                predicted_N = knn(memory, queries, classes, settings["k"], options.temperature, device)
+            else:
+                predicted_N = linear_probe(memory, queries, classes, device)
+            of = protocol, checkpoint.state["step"], untrained, settings, str(data), fingerprint(train, val)
+            found.append(Evaluation(*of, len(queries.label_N), *accuracy(predicted_N, queries.label_N)))
+    keep_evaluations(run, found)
     write_report(run)
-    print(json.dumps(figures), flush=True)
+    figures = {name: value for each in found for name, value in each.figures().items()}
+    print(json.dumps({"step": checkpoint.state["step"], **figures}), flush=True)
     ranks.close()
     return 0
+
+
+def fingerprint(train: Store, val: Store) -> str:
+    """Of the images of both splits."""
+    return hashlib.sha256(f"{train.fingerprint} {val.fingerprint}".encode()).hexdigest()
 
 
 def main(argv: list[str] | None = None) -> int:

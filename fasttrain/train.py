@@ -14,6 +14,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 
 if __package__ in (None, ""):  # run as a script, of a checkout or of an installation
@@ -32,7 +33,7 @@ from fasttrain.engine.ranks import Ranks
 from fasttrain.engine.skips import Skips
 from fasttrain.engine.step import TrainStep
 from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
-from fasttrain.input import Loader, Order, Store, open_dataset, open_loader, pixel_statistics
+from fasttrain.input import FolderStore, Loader, Order, Store, open_dataset, open_loader, pixel_statistics
 from fasttrain.kernels.augment import Views, augment
 from fasttrain.methods import Method, Sample
 from fasttrain.networks.batch_norm import is_split
@@ -41,7 +42,7 @@ from fasttrain.report import write_report
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.display import Display
 from fasttrain.run.faults import explained
-from fasttrain.run.folder import prepare, run_path
+from fasttrain.run.folder import DataRecord, check_outside, keep_data, prepare, run_path
 from fasttrain.run.health import Health
 from fasttrain.run.metrics import Metrics, open_files, require_tensorboard
 from fasttrain.run.resume import resume
@@ -51,6 +52,7 @@ from fasttrain.system.collectives import common_generator
 from fasttrain.system.durable import write_json
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.options import Settings
+from fasttrain.system.streams import tell_at_once
 from fasttrain.views.draw import draw
 from fasttrain.views.spec import sides
 
@@ -58,17 +60,19 @@ NAMED = 8  # samples in an error line
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGINT or SIGUSR1 until the step is finished; a second SIGINT ends the process at once.
+    """Remembers SIGTERM, SIGINT, SIGUSR1 or SIGHUP until the step is done; a second SIGINT ends the process at once.
 
-    Launchers repeat the other two (a scheduler signals torchrun, torchrun its processes), so those only count once.
+    Launchers repeat the others (a scheduler signals torchrun, torchrun its processes), so those only count once. A
+    terminal that goes away sends SIGHUP; where it is ignored, as under nohup, it stays so.
     """
 
     received = 0
 
     def __init__(self) -> None:
         self.tell: Callable[[str], None] = self._write  # until there is a display
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._remember)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._remember)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -79,8 +83,8 @@ class StopSignal:
         self.tell("stopping after this step, with a checkpoint")
 
     def _write(self, text: str) -> None:
-        if os.environ.get("RANK", "0") == "0":  # not print: the signal may have come in the middle of one
-            os.write(2, f"{text}\n".encode())
+        if os.environ.get("RANK", "0") == "0":
+            tell_at_once(text)
 
 
 def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
@@ -109,12 +113,13 @@ def make_groups(config: TrainConfig, ranks: Ranks) -> Groups:
     return check_groups(optimisation.batch_size, ranks.world_size, optimisation.accumulate, number)
 
 
-def not_finite(run: pathlib.Path, order: Order, skips: Skips, step: int) -> RunError:
+def not_finite(run: pathlib.Path, store: Store, order: Order, skips: Skips, step: int) -> RunError:
     """The error of too many skipped steps. The last one's samples are written to RUN/not-finite.json."""
     epoch, place = divmod(skips.last, order.steps_per_epoch)
     samples = order.step(order.epoch(epoch), place).tolist()
     record = run / "not-finite.json"
-    write_json(record, {"step": skips.last + 1, "epoch": epoch, "samples": samples})
+    names = [store.name(sample) for sample in samples]
+    write_json(record, {"step": skips.last + 1, "epoch": epoch, "samples": samples, "names": names})
     good = next(iter(saved_checkpoints(run / "checkpoints")), "none yet")
     named = ", ".join(map(str, samples[:NAMED])) + (f", … (all in {record})" if len(samples) > NAMED else "")
     return RunError(
@@ -139,11 +144,13 @@ def on_device(label_B: Tensor | None, device: torch.device) -> Tensor | None:
     return label_B.pin_memory().to(device, non_blocking=True)
 
 
-def state_of(step: int, settings: Settings, images: str, method: Method, trainer: TrainStep, loader: Loader) -> dict:
-    """Everything that a run needs to go on from a step. images: their fingerprint."""
+def state_of(
+    step: int, settings: Settings, data: DataRecord, method: Method, trainer: TrainStep, loader: Loader
+) -> dict:
+    """Everything that a run needs to go on from a step."""
     return {
-        "step": step, "config": settings.values, "data": images, "method": method.state_dict(), **trainer.state_dict(),
-        "loader": loader.state_dict(),
+        "step": step, "config": settings.values, "data": data.fingerprint, "mean": data.mean, "std": data.std,
+        "method": method.state_dict(), **trainer.state_dict(), "loader": loader.state_dict(),
     }  # fmt: skip
 
 
@@ -159,27 +166,35 @@ def train(config: TrainConfig) -> int:
     )
     trainer = TrainStep(method, config.optimisation, ranks.device, config.machine.cuda_graph)
     recipe = config.views.recipe_for(config.method.views)
-    data = pathlib.Path(config.data.data)
-    store = open_dataset(data, "train", config.data.loader, config.views.size)
+    path = pathlib.Path(config.data.data)
+    store = open_dataset(path, "train", config.data.loader, config.views.size, config.data.val_fraction)
     loader = make_loader(store, config, ranks)
     groups = make_groups(config, ranks) if is_split(method.encoder) else None
-    mean, std = pixel_statistics(data, config.data.loader)
-    workers = ranks.threads(config.machine.workers)
-    knn = KnnMonitor(config.data, config.views.size, ranks.device, workers) if config.logging.knn_every else None
+    data = DataRecord(str(path.resolve()), store.fingerprint, *pixel_statistics(path, config.data.loader))
+    workers, knn = ranks.threads(config.machine.workers), None
+    if config.logging.knn_every:
+        knn = KnnMonitor(config.data, config.logging.knn_k, config.views.size, ranks.device, workers)
 
     # The first rank claims the folder; then all go on from the checkpoint that it chooses.
     if config.logging.tensorboard:
         require_tensorboard()
     settings = Settings.of(config)
     run = pathlib.Path(ranks.share(str(run_path(config.run))))
+    if isinstance(store, FolderStore):
+        check_outside(run, path)
     claim = ranks.together(lambda: prepare(run, settings, config.run.fresh) if ranks.is_main else None)
 
     def restore(state: dict) -> None:
+        nonlocal data  # whose statistics belong to the run, as its weights do
+        data = replace(data, mean=state.get("mean", data.mean), std=state.get("std", data.std))
         method.load_state_dict(state["method"])
         trainer.load_state_dict(state)
         loader.load_state_dict(state["loader"])
 
     step = resume(run / "checkpoints", settings, store.fingerprint, ranks, restore)
+    mean, std = data.mean, data.std
+    if ranks.is_main:
+        keep_data(run, data)
 
     # The schedule is a function of the step; --max-steps does not change it.
     optimisation, batch_size = config.optimisation, config.optimisation.batch_size
@@ -199,7 +214,8 @@ def train(config: TrainConfig) -> int:
     if groups and groups.share > MAX_SHARE:
         part = f"{groups.share:.0%} of the images that normalise a key also normalise its query"
         display.say(f"{part}: a larger batch has less")
-    evaluations = Evaluations(knn, config.logging.knn_every * steps_per_epoch, run, ranks, lambda: stop.received)
+    every = config.logging.knn_every * steps_per_epoch
+    evaluations = Evaluations(knn, every, run, ranks, lambda: stop.received, mean, std)
     compiles = is_compiled(method)
     views_dtype = AUTOCAST.get(optimisation.precision, torch.float32)
     views: Views | None = None  # one buffer for all steps of a size
@@ -240,11 +256,11 @@ def train(config: TrainConfig) -> int:
                     metrics.flush(step, epoch, lr)  # what it knows of skipped steps is then up to this one
                 if ranks.is_main and metrics.skips.too_many(step):
                     order = Order(store.num_samples, batch_size, config.run.seed)
-                    raise not_finite(run, order, metrics.skips, step)
+                    raise not_finite(run, store, order, metrics.skips, step)
                 # A periodic one is not written while steps are being skipped: it might push out good ones.
                 if ranks.is_main and saves and (ends or due or not metrics.skips.in_a_row):
                     with display.doing("saving"):
-                        state = state_of(step, settings, store.fingerprint, method, trainer, loader)
+                        state = state_of(step, settings, data, method, trainer, loader)
                         save_checkpoint(run / "checkpoints", state, config.run.keep_last)
                 if due and not stopped:
                     with display.aside("evaluating"):

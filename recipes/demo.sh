@@ -8,5 +8,5 @@ python=${PYTHON:-python3}
 "$python" dataprep/demo.py data/demo
 "$python" dataprep/convert.py data/demo data/demo-shards --format ffcv --max-side 128 --val-fraction 0.2
 "$python" fasttrain/train.py --data data/demo-shards --preset demo --run runs/demo
-"$python" fasttrain/evaluate.py runs/demo --data data/demo-shards --knn --linear --k 20 --untrained
+"$python" fasttrain/evaluate.py runs/demo --data data/demo-shards --knn --linear --untrained
 "$python" fasttrain/report.py runs/demo

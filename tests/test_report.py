@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fasttrain.report import EVALUATION, write_report
+from fasttrain.report import write_report
+from fasttrain.run.evaluations import FILE, Evaluation, keep_evaluations
 from fasttrain.run.metrics import read_metrics
 
 
@@ -19,15 +20,35 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def written(run: Path) -> str:
+    """The run's report, once it is written."""
+    write_report(run)
+    return (run / "report.html").read_text("utf-8")
+
+
+def test_an_accuracy_is_never_shown_without_what_guessing_gives(run: Path) -> None:
+    evaluations = [
+        Evaluation("knn", step, untrained, {"k": 7}, "/data/set", "f", 40, top1, 33.3, 31.0)
+        for step, untrained, top1 in ((2, True, 40.0), (2, False, 50.0), (4, False, 60.0))
+    ]
+    keep_evaluations(run, evaluations)
+    figures = write_report(run)
+    assert (figures["knn_top1"], figures["knn_top1_untrained"], figures["majority"]) == (60.0, 40.0, 31.0)
+    page = written(run)
+    assert "<b>60.0 %</b><span>kNN top-1</span><span>majority 31.0, balanced 33.3</span>" in page
+    assert "<b>40.0 %</b><span>kNN top-1, untrained</span><span>majority 31.0, balanced 33.3</span>" in page
+    assert page.index("<td>60.0</td>") < page.index("<td>50.0</td>")  # earlier figures stay, below newer ones
+
+
 def test_half_an_evaluation_is_left_out_and_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (run / EVALUATION).write_text('{"step": 4, "knn_top1": 5')
-    assert "kNN" not in write_report(run).read_text()
-    assert f"warning: {run / EVALUATION} is damaged" in capsys.readouterr().err
+    (run / FILE).write_text('{"step": 4, "knn_top1": 5')
+    assert "kNN" not in written(run)
+    assert f"warning: {run / FILE} is damaged" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_the_report_as_it_was(run: Path) -> None:
     """A limit on file size stands for the full disk."""
-    before = write_report(run).read_text()
+    before = written(run)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:

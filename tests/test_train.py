@@ -13,13 +13,14 @@ import sys
 
 import pytest
 from PIL import Image
-from support.commands import ROOT, one_line
+from support.commands import ROOT, one_line, typed
 from support.forks import RunCommand, finished, with_small_files
 from support.launch import ENDLESS, command, equal, final_state, train, train_on_ranks, wait_for_step
 from support.launch import TINY as SMALL
 
 from fasttrain.config import make_config
 from fasttrain.formats.beton import BetonReader
+from fasttrain.formats.manifest import Manifest
 from fasttrain.run import folder
 from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.run.metrics import read_metrics
@@ -115,6 +116,27 @@ def test_a_finished_run_is_left_as_it_is_and_fresh_moves_it_aside(
 def test_folder_loader_trains_on_plain_files(image_folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert train(image_folder, tmp_path / "run", "--loader", "folder", "--max-steps", 2, "--tensorboard") == 0
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_plain_files_have_a_validation_split_set_apart(
+    image_folder: pathlib.Path, tmp_path: pathlib.Path, run_command: RunCommand
+) -> None:
+    run, data = tmp_path / "run", image_folder / "train"
+    assert train(data, run, "--val-fraction", 0.25, "--knn-every", 1, "--epochs", 1) == 0
+    assert "knn_top1" in read_metrics(run / "metrics.jsonl")[-1]
+    process = run_command("fasttrain/evaluate.py", run, "--knn")
+    assert process.returncode == 0, process.stderr
+    assert "knn_top1" in json.loads(process.stdout.splitlines()[-1])
+
+
+def test_a_run_inside_its_folder_of_images_is_refused(
+    image_folder: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(image_folder)
+    for run in (image_folder / "train" / "run", tmp_path / "link" / "runs" / "first"):
+        assert train(image_folder, run) == 2
+        assert "lies inside the folder of images" in capfd.readouterr().err
+        assert not run.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -310,6 +332,35 @@ def test_evaluate_and_report_as_a_user(
     assert last["images_per_sec"] > 0
     assert "kNN top-1" in (run / "report.html").read_text()
     assert not list(run.glob("features-*"))
+
+
+def test_an_evaluation_finds_the_runs_images_and_statistics_from_anywhere(
+    shards: pathlib.Path, tmp_path: pathlib.Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What views are normalised by belongs to the run: without it the figures of a set that has moved are others."""
+    data, moved, run = tmp_path / "data", tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(shards, data)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert train(pathlib.Path("data"), run, "--max-steps", 2) == 0
+    record = json.loads((run / "config.json").read_text())
+    assert (record["config"]["data"], record["data"]["path"]) == ("data", str(data))
+    assert record["data"]["mean"] == Manifest.load(data).pixel_mean == list(final_state(run)["mean"])
+
+    def figures(*words: object) -> dict:
+        process = typed("fasttrain/evaluate.py", run, "--knn", *words, cwd=tmp_path / "elsewhere")
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout.splitlines()[-1])
+
+    there = figures()
+    data.rename(moved)
+    process = run_command("fasttrain/evaluate.py", run, "--knn")
+    assert process.returncode == 2
+    assert f"{data}, the images that this run was trained on, are not there now" in one_line(process)
+    assert figures("--data", moved) == there
+    assert len(json.loads((run / "evaluation.json").read_text())["evaluations"]) == 1
+    assert train(pathlib.Path("moved"), run, "--max-steps", 4) == 0
+    assert figures()["step"] == 4
 
 
 def test_resident_and_thread_loader_end_with_the_same_weights(

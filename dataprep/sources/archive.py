@@ -11,13 +11,23 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from fasttrain.dataprep.sources.source import Source
-from fasttrain.formats.folder import arrange
-from fasttrain.formats.listing import IMAGE_EXTENSIONS, MAX_FILE_BYTES, Listing, Sample, SourceError
+from fasttrain.dataprep.sources.files import relative_names, source_files
+from fasttrain.dataprep.sources.source import Reader, Source
+from fasttrain.formats.folder import Skipped, arrange
+from fasttrain.formats.listing import (
+    IMAGE_EXTENSIONS,
+    MAX_FILE_BYTES,
+    Listing,
+    Sample,
+    SourceError,
+    Unused,
+    other_file,
+)
+from fasttrain.formats.signature import HEAD_BYTES, is_image
 from fasttrain.formats.tar_headers import TarDamage, tar_headers
 from fasttrain.system.regular import open_regular
 
@@ -26,7 +36,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5":
 _LONGEST_NAME = 4096  # characters, as of a path on disk
 # What zipfile raises for a directory or a member that is damaged, encrypted, or of a kind that it can't read.
 ZIP_ERRORS = zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, RuntimeError, OverflowError, EOFError
-Skipped = list[dict[str, str]]
+_MAX_DEPTH, _SHOWN = 100, 200  # of folders in a member's name; of its characters, where it is refused
 
 
 @functools.lru_cache(maxsize=128)
@@ -129,27 +139,54 @@ def plain_name(name: str) -> str:
 
 
 def tar_source(path: Path) -> Source:
-    """List the images of a tar of an image folder. Raises SourceError, OSError."""
-    skipped: Skipped = []
+    """List the images of a tar of an image folder. Of several, in a folder or by a pattern, each tar is a folder.
+
+    So a tar may be a class, or hold the classes of a split. Raises SourceError, OSError.
+    """
+    skipped, unused = Skipped(), Unused()
+    files = source_files(path, ".tar", unused)
+    tops = [f"{os.path.splitext(name)[0]}/" for name in relative_names(files)] if len(files) > 1 else [""]
     members = Listing(
-        Sample(plain_name(member.name), -1, (0, member.offset_data, member.size))
-        for member in tar_members(str(path), skipped)
-        if member.name.lower().endswith(IMAGE_EXTENSIONS)
+        sample
+        for row, (file, top) in enumerate(zip(files, tops, strict=True))
+        for sample in _tar_images(file, row, top, skipped, unused)
     )
-    classes, splits = arrange(ArchiveTree(str(path), members))
-    return Source(path, classes, splits, TarReader((str(path),)), (str(path),), skipped)
+    tree = ArchiveTree(str(path), members, skipped, unused)
+    source = archive_source(path, tree, TarReader(tuple(files)), tuple(files))
+    if len(files) > 1:
+        as_shards = "--kind webdataset takes them for shards"
+        source.notes.append(
+            f"each of {len(files)} .tar files is taken for a folder, the first is {tops[0]}: {as_shards}"
+        )
+    return source
+
+
+def _tar_images(file: str, row: int, top: str, skipped: Skipped, unused: Unused) -> Iterator[Sample]:
+    for member in tar_members(file, skipped):
+        name = plain_name(member.name)
+        if _is_image(name, lambda m=member: read_range(file, m.offset_data, min(m.size, HEAD_BYTES))):  # type: ignore[misc]
+            yield Sample(top + name, -1, (row, member.offset_data, member.size))
+        elif not _is_hidden(name):
+            unused.add(other_file(name), name)
 
 
 def zip_source(path: Path) -> Source:
     """List the images of a zip of an image folder. Raises SourceError (also for a truncated zip), OSError."""
-    skipped: Skipped = []
+    skipped, unused = Skipped(), Unused()
     try:
         with open_zip(path) as archive:
-            members = Listing(_zip_images(archive, skipped))
+            members = Listing(_zip_images(archive, skipped, unused))
     except ZIP_ERRORS as error:
         raise SourceError(f"{path}: damaged or truncated zip: {error}") from None
-    classes, splits = arrange(ArchiveTree(str(path), members))
-    return Source(path, classes, splits, ZipReader(str(path)), (str(path),), skipped)
+    return archive_source(path, ArchiveTree(str(path), members, skipped, unused), ZipReader(str(path)), (str(path),))
+
+
+def archive_source(path: Path, tree: ArchiveTree, reader: Reader, files: tuple[str, ...]) -> Source:
+    """Return the source that a tree of an archive is. Raises SourceError."""
+    found = arrange(tree)
+    return Source(
+        path, found.classes, found.splits, reader, files, found.skipped, unused=found.unused, notes=found.notes
+    )
 
 
 @contextlib.contextmanager
@@ -176,15 +213,39 @@ def zip_members(archive: zipfile.ZipFile, skipped: Skipped) -> Iterator[zipfile.
             yield member
 
 
-def _zip_images(archive: zipfile.ZipFile, skipped: Skipped) -> Iterator[Sample]:
+def _zip_images(archive: zipfile.ZipFile, skipped: Skipped, unused: Unused) -> Iterator[Sample]:
     for member in zip_members(archive, skipped):
-        if member.is_dir() or not member.filename.lower().endswith(IMAGE_EXTENSIONS):
+        name = plain_name(member.filename.replace("\\", "/"))  # as some archivers of Windows write them
+        if member.is_dir() or member.filename.endswith("\\"):
             continue
-        if reason := _unusable_zip(member):
+        reason = _unusable_zip(member)
+        if not _is_image(name, lambda m=member, r=reason: b"" if r else _zip_head(archive, m)):  # type: ignore[misc]
+            if not _is_hidden(name):
+                unused.add(other_file(name), name)
+            continue
+        if reason:
             skipped.append({"path": member.filename, "reason": reason})
             continue
         place = (member.header_offset, member.compress_type, member.compress_size, member.file_size, member.CRC)
-        yield Sample(plain_name(member.filename), -1, place)
+        yield Sample(name, -1, place)
+
+
+def _zip_head(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    try:
+        with archive.open(member) as file:
+            return file.read(HEAD_BYTES)
+    except (*ZIP_ERRORS, zlib.error):  # damaged: no image then
+        return b""
+
+
+def _is_image(name: str, head: Callable[[], bytes]) -> bool:
+    """Whether a member is an image: by its extension, or where it has none by its first bytes."""
+    last = name.rpartition("/")[2]
+    return last.lower().endswith(IMAGE_EXTENSIONS) or ("." not in last and is_image(head()))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") and part != ".." for part in name.split("/"))
 
 
 def _unusable_zip(member: zipfile.ZipInfo) -> str | None:
@@ -199,37 +260,38 @@ def _unusable_zip(member: zipfile.ZipInfo) -> str | None:
 
 
 class ArchiveTree:
-    """The folders that the member names of an archive speak of; one common root folder is looked through.
+    """The folders that the member names of an archive speak of.
 
-    Names are only names: nothing is written under them. A name with a hidden part (`.x`, `..`) is left out.
+    Names are only names: nothing is written under them. A name with a hidden part (`.x`) is left out.
     """
 
-    def __init__(self, root: str, members: Listing) -> None:
-        self.root = root
+    def __init__(self, root: str, members: Listing, skipped: Skipped, unused: Unused) -> None:
+        self.root, self.skipped, self.unused = root, skipped, unused
         self._members = members
         self._folders: dict[str, tuple[set[str], list[int]]] = {"": (set(), [])}
         for row, sample in enumerate(members):
-            folder, name = _split(sample.path)
-            if not any(part.startswith(".") for part in (*folder.split("/"), name) if part):
-                self._folder(folder)[1].append(row)
-        names, files = self._folders[""]
-        self._top = next(iter(names)) if len(names) == 1 and not files and names != {"train"} else ""
+            folder = sample.path.rpartition("/")[0]
+            if folder.count("/") > _MAX_DEPTH:
+                skipped.append({"path": f"{sample.path[:_SHOWN]}…", "reason": "in folders nested too deep"})
+            elif ".." in folder.split("/"):
+                unused.add("names that lead out of the archive", sample.path)
+            elif not _is_hidden(sample.path):
+                self._rows(folder).append(row)
 
-    def _folder(self, folder: str) -> tuple[set[str], list[int]]:
-        if folder not in self._folders:
-            self._folders[folder] = (set(), [])
-            above, name = _split(folder)
-            self._folder(above)[0].add(name)
-        return self._folders[folder]
+    def _rows(self, folder: str) -> list[int]:
+        rows = self._folders.setdefault(folder, (set(), []))[1]
+        while folder:
+            above, _, name = folder.rpartition("/")
+            known = above in self._folders and name in self._folders[above][0]
+            self._folders.setdefault(above, (set(), []))[0].add(name)
+            folder = "" if known else above
+        return rows
 
     def entries(self, folder: str) -> tuple[list[str], list[Sample]]:
-        names, rows = self._folders["/".join(filter(None, (self._top, folder)))]
-        last = {
-            sample.path: sample for sample in map(self._members.__getitem__, rows)
-        }  # as in tar, the last one counts
+        names, rows = self._folders[folder]
+        last: dict[str, Sample] = {}
+        for sample in map(self._members.__getitem__, rows):
+            if sample.path in last:  # as in tar, the last one counts
+                self.unused.add("images written again later", sample.path)
+            last[sample.path] = sample
         return sorted(names), [last[path] for path in sorted(last)]
-
-
-def _split(path: str) -> tuple[str, str]:
-    folder, _, name = path.rpartition("/")
-    return folder, name

@@ -18,11 +18,13 @@ from fasttrain.dataprep.sources.archive import read_range
 from fasttrain.dataprep.sources.labels import MAX_LABEL, MAX_NAMES_BYTES, Labels, Value, number_labels, whole_numbers
 from fasttrain.dataprep.sources.pickled import unpickled
 from fasttrain.dataprep.sources.source import MAX_UNPACKED_BYTES, Source
-from fasttrain.formats.listing import Listing, Sample, SourceError
+from fasttrain.formats.listing import Listing, Sample, SourceError, Unused, other_file
 from fasttrain.system.regular import open_regular, read_at_most
 
 _CIFAR_SIDE = 32
 _CIFAR_PIXELS = 3 * _CIFAR_SIDE * _CIFAR_SIDE
+_TELLING_NAMES = ("data_batch_1", "data_batch_1.bin", "test_batch", "test_batch.bin", "train.bin", "meta")
+_OTHER_FILES = ("batches.meta", "batches.meta.txt", "meta", "fine_label_names.txt", "coarse_label_names.txt")
 _MAX_TEXT_BYTES = 1 << 20  # of a file of class names
 
 
@@ -75,9 +77,21 @@ def _pixels_of(path: str, content: dict[str, Any]) -> np.ndarray:
 
 
 def cifar_folder(root: Path) -> Path | None:
-    """Return the folder that holds CIFAR batches, root or its only sub-folder; None if neither does."""
+    """Return the folder that holds CIFAR batches, root or one in it, as torchvision keeps them; None if there is none.
+
+    Raises:
+        SourceError: several folders in root hold CIFAR batches.
+    """
     inside = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return next((folder for folder in (root, *inside[:1]) if len(inside) < 2 and _cifar_files(folder)), None)
+    found = [root] if _cifar_files(root) else [path for path in inside if _looks_like_cifar(path)]
+    if len(found) > 1:
+        raise SourceError(f"{root}: CIFAR lies in {' and in '.join(sorted(map(str, found)))}: name one of them")
+    return found[0] if found else None
+
+
+def _looks_like_cifar(folder: Path) -> bool:
+    # By name first: it may be one of thousands of class folders, and finding files takes reading it.
+    return any((folder / name).is_file() for name in _TELLING_NAMES) and bool(_cifar_files(folder))
 
 
 def _cifar_files(folder: Path) -> dict[str, list[Path]]:
@@ -110,7 +124,20 @@ def cifar_source(root: Path) -> Source:
             raise SourceError(f"{root}: no images in the {split} split")
     classes, labels = number_labels({**values}, _cifar_classes(folder))
     labelled = {split: listing.labelled(labels[split]) for split, listing in splits.items()}
-    return Source(root, classes, labelled, CifarReader(files), files)
+    unused = _beside(root, folder, {*files, *(str(folder / name) for name in _OTHER_FILES)})
+    notes = [f"CIFAR is read from {folder}"] if folder != root and unused.count else []
+    return Source(root, classes, labelled, CifarReader(files), files, unused=unused, notes=notes)
+
+
+def _beside(root: Path, folder: Path, used: set[str]) -> Unused:
+    """Return what lies in the folder of the batches beside them, and beside that folder."""
+    unused = Unused()
+    for path in sorted({*folder.iterdir(), *root.iterdir()} - {folder}):
+        if str(path) not in used and not path.name.startswith("."):
+            unused.add(
+                "folders beside CIFAR's" if path.is_dir() else other_file(path.name), str(path.relative_to(root))
+            )
+    return unused
 
 
 def _cifar_batch(path: str) -> tuple[Sequence[Value] | np.ndarray, int]:

@@ -27,6 +27,9 @@ class FolderReader(NamedTuple):
 
 
 def scan_folder(root: str | os.PathLike[str]) -> Source:
-    """List the images of a folder, without opening any; raises what list_folder does."""
-    root = Path(root)
-    return Source(root, *list_folder(root), FolderReader(str(root)))
+    """List the images of a folder; raises what list_folder does."""
+    found = list_folder(Path(root))
+    reader = FolderReader(str(root))
+    return Source(
+        Path(root), found.classes, found.splits, reader, (), found.skipped, unused=found.unused, notes=found.notes
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +13,31 @@ from typing import Literal
 import numpy as np
 
 from fasttrain.dataprep.sources.archive import tar_source, zip_source
+from fasttrain.dataprep.sources.beton import beton_source
 from fasttrain.dataprep.sources.cifar import cifar_folder, cifar_source
+from fasttrain.dataprep.sources.files import expand, numbered
 from fasttrain.dataprep.sources.folder import scan_folder
+from fasttrain.dataprep.sources.labels import NoClasses
 from fasttrain.dataprep.sources.npz import npz_source
-from fasttrain.dataprep.sources.parquet import CACHE_BYTES, parquet_files, parquet_source
+from fasttrain.dataprep.sources.parquet import CACHE_BYTES, parquet_source
 from fasttrain.dataprep.sources.source import Groups, Source
-from fasttrain.dataprep.sources.webdataset import expand, looks_like_samples, webdataset_source
+from fasttrain.dataprep.sources.webdataset import looks_like_samples, webdataset_source
+from fasttrain.formats.beton_set import beton_files
 from fasttrain.formats.boundary import boundary
-from fasttrain.formats.listing import Listing, Sample, SourceError, file_state, listing_digest
+from fasttrain.formats.listing import (
+    IMAGE_EXTENSIONS,
+    Listing,
+    Sample,
+    SourceError,
+    file_state,
+    listing_digest,
+    other_file,
+)
+from fasttrain.formats.splits import seeded_order, set_apart, split_of
 
-Kind = Literal["auto", "folder", "tar", "zip", "webdataset", "parquet", "cifar", "npz"]
+Kind = Literal["auto", "folder", "tar", "zip", "webdataset", "parquet", "cifar", "npz", "beton"]
 
-KINDS: dict[str, Callable[[Path], Source]] = {
+KINDS: dict[str, Callable[[Path], Source] | Callable[[Path, str], Source]] = {
     "folder": scan_folder,
     "tar": tar_source,
     "zip": zip_source,
@@ -30,18 +45,27 @@ KINDS: dict[str, Callable[[Path], Source]] = {
     "parquet": parquet_source,
     "cifar": cifar_source,
     "npz": npz_source,
+    "beton": beton_source,
 }
+_WITH_NAMED_LABELS = ("webdataset", "parquet", "npz")
+_TARS_LOOKED_AT, _ENTRIES_LOOKED_AT, _FOLDERS_LOOKED_AT = 3, 10_000, 100
 
 
-def open_source(path: Path, kind: Kind = "auto") -> Source:
+def open_source(path: Path, kind: Kind = "auto", labels: str = "auto") -> Source:
     """List the samples of a source of this kind, or of the kind that `recognise` sees.
 
+    labels: "auto" goes on without labels where they are no classes, and notes it; "none" reads none; else the name of a
+    column, a member's extension, a key of a .json or an array that holds them.
+
     Raises:
-        SourceError: it is missing, damaged, of another kind, or holds no images.
+        SourceError: it is missing, damaged, of another kind, or holds no images, or not the labels that are asked for.
         UserError: a package that this kind needs is missing.
     """
     with boundary(path):
-        source = KINDS[recognise(path) if kind == "auto" else kind](path)
+        found = recognise(path) if kind == "auto" else kind
+        source = _opened(path, found, labels)
+        if kind == "auto" and found == "tar" and not source.classes and other_file(".x.cls") in source.unused.reasons:
+            source = _opened(path, "webdataset", labels)  # the labels come late: after all images
         return replace(source, classes=tuple(map(_storable, source.classes)))
 
 
@@ -57,26 +81,105 @@ def _storable(name: str) -> str:
     return name
 
 
+def _opened(path: Path, kind: str, labels: str) -> Source:
+    read: Callable[..., Source] = KINDS[kind]
+    if kind not in _WITH_NAMED_LABELS:
+        if labels not in ("auto", "none"):
+            raise SourceError(f"{path}: --labels {labels}: a source of kind {kind} has its own: auto or none")
+        source = read(path)
+    else:
+        source = _named_labels(path, read, labels)
+    if labels != "none":
+        return source
+    unlabelled = {s: listing.labelled(np.full(len(listing), -1)) for s, listing in source.splits.items()}
+    return replace(source, classes=(), splits=unlabelled)
+
+
+def _named_labels(path: Path, read: Callable[..., Source], labels: str) -> Source:
+    try:
+        source = read(path, labels)
+    except NoClasses as error:
+        if labels != "auto":
+            raise
+        source = read(path, "none")
+        source.notes.append(f"no labels: {error}")
+    if labels not in ("auto", "none") and not source.classes:
+        raise SourceError(f"{path}: --labels {labels}: there are none, or no classes")
+    return source
+
+
 def recognise(path: Path) -> str:
-    """Return the kind of a source by the names, and for a tar by its first members. Raises SourceError, OSError."""
+    """Return the kind of a source by the names, and for tars by their first members. Raises SourceError, OSError."""
     if path.is_dir():
-        if cifar_folder(path):
-            return "cifar"
-        if any(path.glob("*.tar")):
-            return "webdataset"
-        if any(path.glob("*.beton")):
-            raise SourceError(f"{path}: holds .beton shards, which are no source: convert what they were made from")
-        return "parquet" if parquet_files(path) else "folder"
-    if path.suffix.lower() == ".tar" and path.is_file():
-        return "webdataset" if looks_like_samples(str(path)) else "tar"
+        return _folder_kind(path)
+    suffix = path.suffix.lower()
+    if suffix == ".tar" and path.is_file():
+        return _tar_kind([str(path)])
     if not path.exists():
-        if expand(str(path)) == [str(path)]:
+        files = expand(str(path))
+        if files == [str(path)]:
             raise SourceError(f"{path}: no such folder or file")
-        return "webdataset"
-    kind = {".zip": "zip", ".npz": "npz", ".parquet": "parquet"}.get(path.suffix.lower())
+        if not files:
+            raise SourceError(f"{path}: no file has such a name")
+        return "parquet" if suffix == ".parquet" else _tar_kind(files)
+    if beton_files(path):
+        return "beton"
+    kind = {".zip": "zip", ".npz": "npz", ".parquet": "parquet"}.get(suffix)
     if kind is None:
-        raise SourceError(f"{path}: not a folder, .tar, .zip, .parquet or .npz (--kind names it; decompress .tar.gz)")
+        raise SourceError(
+            f"{path}: not a folder, .tar, .zip, .parquet, .npz or .beton (--kind names it; decompress .tar.gz)"
+        )
     return kind
+
+
+def _tar_kind(files: list[str]) -> str:
+    """Return "webdataset" for tars of samples, or shards by their numbers; "tar" for folders of images, one or each."""
+    if any(map(looks_like_samples, files[:_TARS_LOOKED_AT])):
+        return "webdataset"
+    return "webdataset" if len(files) > 1 and numbered(files) else "tar"
+
+
+def _folder_kind(root: Path) -> str:
+    """Return the kind of the telling files that lie nearest to the root of a folder."""
+    if cifar_folder(root):
+        return "cifar"
+    if beton_files(root):
+        return "beton"
+    level = [str(root)]
+    looked_at = 0
+    while level and looked_at < _FOLDERS_LOOKED_AT:
+        count, below, tars = Counter[str](), list[str](), list[str]()
+        for folder in level[: _FOLDERS_LOOKED_AT - looked_at]:
+            names, folders = _first_entries(folder)
+            count.update(name.rpartition(".")[2].lower() for name in names)
+            tars += [os.path.join(folder, name) for name in names if name.lower().endswith(".tar")]
+            below += folders
+        looked_at += len(level)
+        images = sum(count[extension[1:]] for extension in IMAGE_EXTENSIONS)
+        split_folders = any(split_of(os.path.basename(folder), whole=True) == "train" for folder in below)
+        if images > count["tar"] + count["parquet"] or (tars and split_folders and _holds_images(below)):
+            return "folder"
+        if count["parquet"] > count["tar"]:
+            return "parquet"
+        if tars:
+            return _tar_kind(sorted(tars))
+        level = sorted(below)
+    return "folder"
+
+
+def _first_entries(folder: str) -> tuple[list[str], list[str]]:
+    """Return names of files and paths of folders among the first entries of a folder; hidden ones are left out."""
+    with os.scandir(folder) as entries:
+        seen = [e for e in itertools.islice(entries, _ENTRIES_LOOKED_AT) if not e.name.startswith(".")]
+    folders = [entry.path for entry in seen if entry.is_dir(follow_symlinks=False)]
+    return [entry.name for entry in seen if not entry.is_dir(follow_symlinks=False)], folders
+
+
+def _holds_images(folders: list[str]) -> bool:
+    """Whether images lie in these folders or one below: of those that were unpacked beside their archive."""
+    below = [path for folder in folders for path in _first_entries(folder)[1]][:_FOLDERS_LOOKED_AT]
+    names = (name for folder in (*folders, *below) for name in _first_entries(folder)[0])
+    return any(name.lower().endswith(IMAGE_EXTENSIONS) for name in names)
 
 
 def fingerprint(source: Source, times: bool = False) -> str:
@@ -99,38 +202,13 @@ def shuffled_splits(source: Source, val_fraction: float, seed: int) -> dict[str,
     Raises SourceError if the source has a val split already, or the fraction leaves a split without images.
     """
     splits = {split: _shuffled(samples, seed, source.groups.get(split)) for split, samples in source.splits.items()}
-    if not val_fraction:
-        return splits
-    if "val" in splits:
-        raise SourceError(f"{source.root} has a validation split already, so none can be set apart")
-    chosen_N = _first_of_each(splits["train"].label_N, val_fraction)
-    parts = {"train": splits["train"].take(np.flatnonzero(~chosen_N)),
-             "val": splits["train"].take(np.flatnonzero(chosen_N))}  # fmt: skip
-    for split, samples in parts.items():
-        if not samples:
-            raise SourceError(
-                f"{source.root}: setting apart {val_fraction} of each class, rounded to whole images,"
-                f" leaves none for the split {split!r}"
-            )
-    return parts
-
-
-def _first_of_each(label_N: np.ndarray, fraction: float) -> np.ndarray:
-    """Return a bool_N that is true for this fraction, rounded, of the samples of every label: those that come first."""
-    order_N = np.argsort(label_N, kind="stable")
-    _, start_C, count_C = np.unique(label_N[order_N], return_index=True, return_counts=True)
-    rank_N = np.arange(len(label_N)) - np.repeat(start_C, count_C)
-    chosen_N = np.zeros(len(label_N), bool)
-    chosen_N[order_N] = rank_N < np.repeat(np.round(count_C * fraction), count_C)
-    return chosen_N
+    return set_apart(splits, val_fraction, source.root) if val_fraction else splits
 
 
 def _shuffled(samples: Listing, seed: int, groups: Groups | None) -> Listing:
-    """Return the samples in a seeded order: that of a Philox stream's numbers, which no version of NumPy changes."""
-    key_N = np.random.Philox(key=seed).random_raw(len(samples))
     if groups is None:
-        return samples.take(np.argsort(key_N, kind="stable"))
-    order_G = np.argsort(np.random.Philox(key=seed).random_raw(len(groups.bytes_G)), kind="stable")
-    window_G = np.empty(len(order_G), np.int64)
+        return samples.take(seeded_order(len(samples), seed))
+    window_G = np.empty(len(groups.bytes_G), np.int64)
+    order_G = seeded_order(len(groups.bytes_G), seed)
     window_G[order_G] = np.cumsum(groups.bytes_G[order_G]) // (CACHE_BYTES // 2)
-    return samples.take(np.lexsort((key_N, window_G[groups.group_N])))
+    return samples.take(np.lexsort((np.random.Philox(key=seed).random_raw(len(samples)), window_G[groups.group_N])))

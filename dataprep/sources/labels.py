@@ -1,31 +1,41 @@
-"""Splits by file name, and label values of any kind as numbers of classes: for tables, arrays and WebDatasets."""
+"""Label values of any kind as numbers of classes: for tables, arrays and WebDatasets."""
 
 from __future__ import annotations
 
-import os
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from fasttrain.formats.listing import VAL_NAMES, SourceError
+from fasttrain.formats.listing import SourceError
 
 # Whole numbers below it are labels as they stand; others, like identifiers, are numbered in their order.
 MAX_LABEL = 1 << 16
 # More text than this names no classes: every image has a text of its own, or the source is an attack.
 MAX_NAMES_BYTES = 1 << 26
 Value = int | str | None
+_DIGITS = re.compile(r"-?[0-9]+")
+
+
+class NoClasses(SourceError):
+    """Labels that are no classes."""
 
 
 class Labels:
-    """Label values of images in their order: each value once, and 4 bytes an image."""
+    """Label values of images in their order: each value once, and 4 bytes an image.
+
+    Attributes:
+        unreadable: how many could not be read.
+        first_unreadable: of which image the first of them is, and why.
+    """
 
     def __init__(self, values: Iterable[Value] = ()) -> None:
         """Take values one by one; SourceError as for append."""
         self._rows: dict[Value, int] = {}
         self._row_of_each = array("i")
         self._text_bytes = 0
+        self.unreadable, self.first_unreadable = 0, ""
         for value in values:
             self.append(value)
 
@@ -36,6 +46,19 @@ class Labels:
         """Add the label of one image; SourceError for more than MAX_NAMES_BYTES of different texts."""
         self._row_of_each.append(self._row(value))
 
+    def count_unreadable(self, where: str, reason: object) -> None:
+        """Count an image whose label is no class."""
+        self.first_unreadable = self.first_unreadable or f"{where}: {reason}"
+        self.unreadable += 1
+
+    def missing(self) -> np.ndarray:
+        """Return the positions of the images without a label."""
+        return np.flatnonzero(np.array(self._row_of_each, np.int32) == self._rows.get(None, -1))
+
+    def replace(self, position: int, value: Value) -> None:
+        """Give the image at a position another label; SourceError as for append."""
+        self._row_of_each[position] = self._row(value)
+
     def extend(self, values: Sequence[Value], index_N: np.ndarray) -> None:
         """Add the labels values[index] of several images; SourceError as for append."""
         row_V = np.array([self._row(value) for value in values], np.int32)
@@ -45,7 +68,7 @@ class Labels:
         if value not in self._rows and isinstance(value, str):
             self._text_bytes += len(value)
             if self._text_bytes > MAX_NAMES_BYTES:
-                raise SourceError(f"the labels hold more than {MAX_NAMES_BYTES} bytes of different texts")
+                raise NoClasses(f"the labels hold more than {MAX_NAMES_BYTES} bytes of different texts")
         return self._rows.setdefault(value, len(self._rows))
 
     def texts(self) -> set[str]:
@@ -53,7 +76,14 @@ class Labels:
         return {str(value) for value in self._rows if value is not None}
 
     def numbers(self) -> np.ndarray:
-        """Return the values as int64, None as -1; ValueError or OverflowError if one is no such number."""
+        """Return the values as int64, None as -1; ValueError or OverflowError if one is no such number.
+
+        Text counts as a number if it is plain digits, and no other text gives the same: 1_0 and 10, or 1 and 01, are
+        names.
+        """
+        texts = self.texts()
+        if not all(map(_DIGITS.fullmatch, texts)) or len(set(map(int, texts))) < len(texts):
+            raise ValueError("names, not numbers")
         return self._mapped([-1 if value is None else int(value) for value in self._rows], np.int64)
 
     def indices(self, index: Mapping[str, int]) -> np.ndarray:
@@ -65,19 +95,21 @@ class Labels:
         return np.array(number_V, dtype)[np.array(self._row_of_each, np.int32)]
 
 
-def split_files(files: Sequence[str]) -> dict[str, list[int]]:
-    """Return the positions of the training and validation files by their names (`train-00000.tar`, `x_test.parquet`).
+def label_notes(values: Iterable[Labels | np.ndarray]) -> list[str]:
+    """Return a sentence about labels that could not be read, [] if there are none."""
+    found = [group for group in values if isinstance(group, Labels) and group.unreadable]
+    if not found:
+        return []
+    count, first = sum(group.unreadable for group in found), found[0].first_unreadable
+    return [f"{count} labels are no classes, so their images have none; the first is of {first}"]
 
-    Without any file of a training split, all files are one.
-    """
-    words = [re.split(r"[^a-z]+", os.path.basename(name).lower()) for name in files]
-    train = [row for row, found in enumerate(words) if "train" in found]
-    if not train:
-        return {"train": list(range(len(files)))}
-    for name in VAL_NAMES:
-        if val := [row for row, found in enumerate(words) if name in found]:
-            return {"train": train, "val": val}
-    return {"train": train}
+
+def decoded(name: object) -> str:
+    """Return a name as text; SourceError for bytes that are no UTF-8."""
+    try:
+        return name.decode() if isinstance(name, bytes) else str(name)
+    except UnicodeDecodeError:
+        raise SourceError(f"{name!r} is no text") from None
 
 
 def number_labels(

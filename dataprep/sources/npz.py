@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import sys
 import tokenize
 import warnings
@@ -17,9 +18,17 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from fasttrain.dataprep.sources.archive import ZIP_ERRORS, open_zip, read_range
-from fasttrain.dataprep.sources.labels import MAX_NAMES_BYTES, Labels, number_labels, whole_numbers
+from fasttrain.dataprep.sources.labels import (
+    MAX_NAMES_BYTES,
+    Labels,
+    NoClasses,
+    decoded,
+    number_labels,
+    whole_numbers,
+)
 from fasttrain.dataprep.sources.source import MAX_UNPACKED_BYTES, Source
-from fasttrain.formats.listing import VAL_NAMES, Listing, Sample, SourceError
+from fasttrain.formats.listing import Listing, Sample, SourceError, Unused
+from fasttrain.formats.splits import pick, split_of
 
 # NumPy tells whoever reads arrays of Python 2 to save them again.
 warnings.filterwarnings("ignore", category=UserWarning, module=__name__)
@@ -163,46 +172,91 @@ def _npz_names(path: Path) -> list[str]:
         raise SourceError(f"{path}: damaged or truncated: {error}") from None
 
 
-def npz_source(path: Path) -> Source:
-    """List the images of an .npz. Raises SourceError, OSError.
+_JOINED = "jpeg"
+_IMAGES = (_JOINED, "images", "image", "imgs", "img", "x", "data", "pixels")
+_LABELS = ("labels", "label", "y", "targets", "target", "fine_labels", "class_id", "cls")
+_CLASSES = ("classes", "class_names", "label_names")
 
-    By split (train and one of val, valid, validation, test): `<split>_images` or `x_<split>` with `<split>_labels` or
-    `y_<split>`, uint8 N x H x W x 3 or N x H x W; or `<split>_jpeg`, the streams joined, with `<split>_offsets` (N + 1
-    numbers); without splits `images` and `labels`. `classes` holds the names.
+
+def npz_source(path: Path, labels: str = "auto") -> Source:
+    """List the images of an .npz.
+
+    By split: `<split>_images` or `x_<split>` with `<split>_labels` or `y_<split>`, in any spelling of either, uint8
+    N x H x W x 3 or N x H x W; or `<split>_jpeg`, the streams joined, with `<split>_offsets` (N + 1 numbers); without
+    splits `images` and `labels`. Labels are N numbers or names, or one-hot rows. `classes` holds the names.
+
+    Args:
+        path: the file.
+        labels: "auto", "none", or the name of the array of labels, with or without its split.
+
+    Raises:
+        SourceError, OSError: also for a named array that is missing or holds no classes.
     """
+    unused, notes = Unused(), list[str]()
     names = _npz_names(path)
-    found = {split: _npz_split(names, split) for split in ("train", *VAL_NAMES)}
-    splits = {"train": found["train"] or _npz_split(names, "")}
-    splits["val"] = next((found[name] for name in VAL_NAMES if found[name]), None) if found["train"] else None
-    if splits["train"] is None:
+    arrays = _by_split(names)
+    chosen = _chosen_splits(arrays)
+    if not chosen:
         raise SourceError(f"{path}: no images (arrays: {', '.join(names)})")
-    arrays = tuple(array for pair in splits.values() if pair for array in pair[:1])
-    listings, values = {}, {}
-    for split, pair in splits.items():
-        if pair:
-            rows = _npz_rows(path, pair[0], arrays.index(pair[0]))
-            listings[split] = Listing(rows)
-            values[split] = _npz_labels(path, pair[1], len(rows))
-    classes = (
-        [str(name) for name in npz_array(str(path), "classes", MAX_NAMES_BYTES).tolist()] if "classes" in names else []
-    )
-    known, labels = number_labels({**values}, classes)
-    labelled = {split: listing.labelled(labels[split]) for split, listing in listings.items()}
-    return Source(path, known, labelled, NpzReader(str(path), arrays), (str(path),))
+    wanted = _LABELS if labels == "auto" else () if labels == "none" else (labels, _role(labels)[1])
+    images, listings, values, used = [], {}, {}, set()
+    for split, name in chosen.items():
+        of_role = arrays[name]
+        images.append(next(of_role[role] for role in _IMAGES if role in of_role))
+        array = next((of_role[role] for role in wanted if role in of_role), None)
+        if array is None and labels not in ("auto", "none"):
+            raise SourceError(f"{path}: no array {labels!r} (arrays: {', '.join(names)})")
+        rows = _npz_rows(path, images[-1], len(images) - 1, of_role)
+        listings[split] = Listing(rows)
+        try:
+            values[split] = _npz_labels(path, array, len(rows))
+        except NoClasses as error:
+            if labels != "auto":
+                raise
+            notes.append(f"no labels: {error}")
+            values[split] = np.full(len(rows), -1)
+        used |= {images[-1], array, of_role.get("offsets")}
+    in_classes = next((arrays[""][role] for role in _CLASSES if role in arrays.get("", {})), None)
+    found = npz_array(str(path), in_classes, MAX_NAMES_BYTES).tolist() if in_classes else []
+    classes = list(map(decoded, found))
+    for name in (name for name in names if name not in used | {in_classes}):
+        unused.add("arrays", name)
+    known, numbers = number_labels({**values}, classes)
+    labelled = {split: listing.labelled(numbers[split]) for split, listing in listings.items()}
+    reader = NpzReader(str(path), tuple(images))
+    return Source(path, known, labelled, reader, (str(path),), unused=unused, notes=notes)
 
 
-def _npz_split(names: list[str], split: str) -> tuple[str, str | None] | None:
-    """Return the names of the arrays of images and of labels; None if the split has no images."""
-    prefix, suffix = (f"{split}_", f"_{split}") if split else ("", "")
-    images = next((n for n in (f"{prefix}jpeg", f"{prefix}images", f"x{suffix}", f"{prefix}data") if n in names), None)
-    labels = next((name for name in (f"{prefix}labels", f"y{suffix}", f"{prefix}label") if name in names), None)
-    return (images, labels) if images else None
+def _role(name: str) -> tuple[str, str]:
+    """Return the split that an array's name speaks of, and what it holds: ("train", "x") for x_train and TrainX."""
+    words = [word for word in re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z])", name) if word]
+    splits = [split_of(word, whole=True) for word in words]
+    role = "_".join(word.lower() for word, split in zip(words, splits, strict=True) if not split)
+    return next(filter(None, splits), ""), role
 
 
-def _npz_rows(path: Path, name: str, number: int) -> list[Sample]:
+def _by_split(names: list[str]) -> dict[str, dict[str, str]]:
+    """Return split ("" = none) -> role -> name of the array."""
+    arrays: dict[str, dict[str, str]] = {}
+    for name in names:
+        split, role = _role(name)
+        arrays.setdefault(split, {}).setdefault(role or name, name)
+    return arrays
+
+
+def _chosen_splits(arrays: dict[str, dict[str, str]]) -> dict[str, str]:
+    """Return "train" and perhaps "val", by the splits of arrays of images; {} if there are none."""
+    with_images = [split for split, of_role in arrays.items() if any(role in of_role for role in _IMAGES)]
+    picked = pick(with_images)
+    if picked.train or "" in with_images:
+        return {"train": picked.train, **({"val": picked.val} if picked.val else {})}
+    return {"train": picked.val} if picked.val else {}
+
+
+def _npz_rows(path: Path, name: str, number: int, of_role: dict[str, str]) -> list[Sample]:
     values = npz_array(str(path), name)
-    if name.endswith("jpeg"):
-        ends = npz_array(str(path), name[:-4] + "offsets")
+    if of_role.get(_JOINED) == name:
+        ends = npz_array(str(path), of_role.get("offsets", "offsets"))
         if ends.ndim != 1 or ends.dtype.kind not in "iu" or values.ndim != 1:
             raise SourceError(f"{path}: {name} and its offsets are no rows of whole numbers")
         ends = ends.astype(np.int64)
@@ -217,28 +271,34 @@ def _npz_rows(path: Path, name: str, number: int) -> list[Sample]:
 
 
 def _npz_labels(path: Path, name: str | None, count: int) -> Labels | np.ndarray:
-    """Return the labels; -1 where there are none, or several for an image."""
+    """Return the labels, -1 where there are none. Raises NoClasses; SourceError for another number of them."""
     if name is None:
         return np.full(count, -1)
     values = npz_array(str(path), name)
+    if values.ndim == 0 or len(values) != count:
+        raise SourceError(f"{path}: {count} images, but {values.size} labels in {name}")
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
-    if len(values) != count:
-        raise SourceError(f"{path}: {count} images, but {len(values)} labels in {name}")
-    if values.ndim != 1:
-        return np.full(count, -1)
-    if values.dtype.kind in "US":
-        return Labels(_texts(values))
-    if values.dtype.kind not in "buif":
-        raise SourceError(f"{path}: {name} is {values.dtype}: neither whole numbers nor text")
     try:
-        return whole_numbers(values)
+        if values.ndim == 2:
+            return _one_hot(values)
+        if values.ndim == 1 and values.dtype.kind in "US":
+            return Labels(_texts(values))
+        if values.ndim == 1 and values.dtype.kind in "buif":
+            return whole_numbers(values)
     except SourceError as error:
-        raise SourceError(f"{path}: {name}: {error}") from None
+        raise NoClasses(f"{path}: {name}: {error}") from None
+    raise NoClasses(f"{path}: {name} is {values.dtype} {values.shape}: neither whole numbers nor text")
 
 
 def _texts(values_N: np.ndarray) -> Iterator[str]:
-    """Yield an array of text, a part at a time; what is no UTF-8 in bytes is replaced."""
+    """Yield an array of text, a part at a time. Raises SourceError for bytes that are no UTF-8."""
     for start in range(0, len(values_N), _TEXTS_AT_ONCE):
-        for value in values_N[start : start + _TEXTS_AT_ONCE].tolist():
-            yield value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        yield from map(decoded, values_N[start : start + _TEXTS_AT_ONCE].tolist())
+
+
+def _one_hot(values: np.ndarray) -> np.ndarray:
+    """Return the place of the only 1 of each row of zeros; SourceError for other rows."""
+    if values.dtype.kind not in "buif" or not (((values == 0) | (values == 1)).all() and (values.sum(1) == 1).all()):
+        raise SourceError(f"{values.dtype} {values.shape}, several for an image")
+    return values.argmax(1)

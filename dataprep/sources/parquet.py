@@ -13,14 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fasttrain.dataprep.sources.labels import Labels, number_labels, split_files, whole_numbers
+from fasttrain.dataprep.sources.files import shown_names, source_files, split_files
+from fasttrain.dataprep.sources.labels import Labels, NoClasses, decoded, number_labels, whole_numbers
 from fasttrain.dataprep.sources.source import Groups, Source
-from fasttrain.formats.listing import MAX_FILE_BYTES, Listing, Sample, SourceError
+from fasttrain.formats.listing import MAX_FILE_BYTES, Listing, Sample, SourceError, Unused
 from fasttrain.system.errors import UserError
 from fasttrain.system.regular import open_regular
 
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "bytes")
-_LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "target")
+_LABEL_NAMES = (
+    "label", "labels", "fine_label", "cls", "class", "target", "class_id", "class_label", "category", "y",
+)  # fmt: skip
 # Row groups of one file are read whole. A process keeps those it read last, up to this many bytes of images, or one.
 CACHE_BYTES = 1 << 28
 MAX_GROUP_BYTES = 1 << 30
@@ -138,43 +141,81 @@ def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def parquet_files(root: Path) -> list[str]:
-    """Return the .parquet files of a folder, or of its folder `data`; or the file itself."""
-    if not root.is_dir():
-        return [str(root)]
-    return sorted(map(str, root.glob("*.parquet"))) or sorted(map(str, (root / "data").glob("*.parquet")))
-
-
-def parquet_source(root: Path) -> Source:
-    """List the rows of a file or of a folder of files; images are not read. Raises SourceError, OSError, UserError.
+def parquet_source(root: Path, labels: str = "auto") -> Source:
+    """List the rows of a file, of the files of a folder, or of those a pattern names; images are not read.
 
     Row groups are read whole, so samples are shuffled among neighbours in a shuffled order of row groups.
+
+    Args:
+        root: the file, folder or pattern.
+        labels: "auto" for a column named like labels, "none", or a column's name.
+
+    Raises:
+        SourceError, OSError, UserError: also for a named column that is missing or holds no classes.
     """
-    files = tuple(parquet_files(root))
-    if not files:
-        raise SourceError(f"{root}: no .parquet files")
+    unused, notes = Unused(), list[str]()
+    files, column = _tables(source_files(root, ".parquet", unused), unused)
     schema = _opened(files[0]).schema_arrow
-    column = _image_column(files[0], schema)
-    for file in files[1:]:
-        if (other := _image_column(file, _opened(file).schema_arrow)) != column:
-            raise SourceError(f"{file}: its images are in column {other!r}, those of {files[0]} in {column!r}")
-    label = next((name for name in _LABEL_NAMES if name in schema.names), None)
-    splits, groups, values = {}, {}, {}
-    for split, rows in split_files(files).items():
+    label = _label_column(files[0], schema, labels)
+    names, splits, groups = shown_names(files), {}, {}
+    rows_by_split = split_files(files, unused)
+    for split, rows in rows_by_split.items():
         groups[split] = _groups_of(files, rows)
-        splits[split] = Listing(_rows(files, rows))
+        splits[split] = Listing(_rows(files, names, rows))
         if not splits[split]:
             raise SourceError(f"{root}: no rows in the {split} split")
-        values[split] = _labels(files, rows, label)
-        if len(values[split]) != len(splits[split]):
-            raise SourceError(f"{root}: {len(splits[split])} rows, but {len(values[split])} labels")
-    classes, labels = number_labels(values, _class_names(schema, label))
-    labelled = {split: listing.labelled(labels[split]) for split, listing in splits.items()}
-    return Source(root, classes, labelled, ParquetReader(files, column), files, groups=groups)
+    try:
+        values = {split: _labels(files, rows, label) for split, rows in rows_by_split.items()}
+    except NoClasses as error:
+        if labels != "auto":
+            raise
+        notes.append(f"no labels: {error}")
+        values = {split: _labels(files, rows, None) for split, rows in rows_by_split.items()}
+    for split, listing in splits.items():
+        if len(values[split]) != len(listing):
+            raise SourceError(f"{root}: {len(listing)} rows, but {len(values[split])} labels")
+    classes, numbers = number_labels(values, _class_names(schema, label))
+    labelled = {split: listing.labelled(numbers[split]) for split, listing in splits.items()}
+    reader = ParquetReader(files, column)
+    return Source(root, classes, labelled, reader, files, groups=groups, unused=unused, notes=notes)
 
 
-def _image_column(file: str, schema: Any) -> str:  # noqa: ANN401 - pyarrow's schema
-    """Return the path of the column of images, of a struct that of its bytes: nothing else in it is decoded."""
+def _tables(files: list[str], unused: Unused) -> tuple[tuple[str, ...], str]:
+    """Return the tables of images and the path of their column; other tables, and other such columns, are counted."""
+    columns = {file: _image_columns(_opened(file).schema_arrow) for file in files}
+    first = next((file for file in files if columns[file]), None)
+    if first is None:
+        names = ", ".join(_opened(files[0]).schema_arrow.names)
+        raise SourceError(f"{files[0]}: no column of images (bytes, or a struct with bytes); columns: {names}")
+    column = columns[first][0]
+    for file in files:
+        if not columns[file]:
+            unused.add("tables without images", file)
+        elif columns[file][0] != column:
+            other = columns[file][0]
+            raise SourceError(f"{file}: its images are in column {other!r}, those of {first} in {column!r}")
+    for other in columns[first][1:]:
+        unused.add("further columns of bytes", other)
+    return tuple(file for file in files if columns[file]), column
+
+
+def _label_column(file: str, schema: Any, labels: str) -> str | None:  # noqa: ANN401 - pyarrow's schema
+    """Return the column of labels, None for none; SourceError for one that is asked for and missing."""
+    if labels == "none":
+        return None
+    by_lower = {name.lower(): name for name in reversed(schema.names)}
+    if labels == "auto":
+        return next((by_lower[name] for name in _LABEL_NAMES if name in by_lower), None)
+    if labels in schema.names or labels.lower() in by_lower:
+        return labels if labels in schema.names else by_lower[labels.lower()]
+    raise SourceError(f"{file}: no column {labels!r}; columns: {', '.join(schema.names)}")
+
+
+def _image_columns(schema: Any) -> list[str]:  # noqa: ANN401 - pyarrow's schema
+    """Return the paths of the columns that could be of images, the likeliest first.
+
+    Of a struct that is the path of its bytes: nothing else in it is decoded. A column of labels is not among them.
+    """
     types = _pyarrow().types
 
     def holds_images(kind: Any) -> bool:  # noqa: ANN401 - pyarrow's type
@@ -185,11 +226,12 @@ def _image_column(file: str, schema: Any) -> str:  # noqa: ANN401 - pyarrow's sc
     def holds_bytes(kind: Any) -> bool:  # noqa: ANN401 - pyarrow's type
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
-    found = [name for name in schema.names if holds_images(schema.field(name).type)]
-    if not found:
-        raise SourceError(f"{file}: no column of images (bytes, or a struct with bytes); columns: {schema.names}")
-    name = next((name for name in _IMAGE_NAMES if name in found), found[0])
-    return f"{name}.bytes" if types.is_struct(schema.field(name).type) else name
+    def rank(name: str) -> int:
+        return _IMAGE_NAMES.index(name.lower()) if name.lower() in _IMAGE_NAMES else len(_IMAGE_NAMES)
+
+    found = sorted((name for name in schema.names if holds_images(schema.field(name).type)), key=rank)
+    found = [name for name in found if name.lower() not in _LABEL_NAMES]
+    return [f"{name}.bytes" if types.is_struct(schema.field(name).type) else name for name in found]
 
 
 def _class_names(schema: Any, label: str | None) -> list[str]:  # noqa: ANN401 - pyarrow's schema
@@ -201,10 +243,10 @@ def _class_names(schema: Any, label: str | None) -> list[str]:  # noqa: ANN401 -
         return []
 
 
-def _rows(files: tuple[str, ...], rows: list[int]) -> Iterator[Sample]:
+def _rows(files: tuple[str, ...], names: list[str], rows: list[int]) -> Iterator[Sample]:
     for file in rows:
         metadata = _opened(files[file]).metadata
-        count, name = 0, os.path.basename(files[file])
+        count, name = 0, names[file]
         for group in range(metadata.num_row_groups):
             for row in range(metadata.row_group(group).num_rows):
                 yield Sample(f"{name}/{count + row}", -1, (file, group, row))
@@ -219,17 +261,20 @@ def _groups_of(files: tuple[str, ...], rows: list[int]) -> Groups:
 
 
 def _labels(files: tuple[str, ...], rows: list[int], label: str | None) -> Labels | np.ndarray:
-    """Return the labels of files; SourceError names a column that can't be read or holds no labels."""
+    """Return the labels of files. Raises NoClasses; SourceError for a column that can't be read."""
     if label is None:
         return np.full(sum(_opened(files[file]).metadata.num_rows for file in rows), -1)
     texts, numbers = Labels(), []
     try:
         for column in _label_columns(files, rows, label):
-            if _is_text(column.type):
-                _add_texts(texts, column)
-            else:
-                numbers.append(_as_numbers(column))
-    except (_pyarrow().ArrowException, KeyError, OSError, SourceError) as error:
+            try:
+                if _is_text(column.type):
+                    _add_texts(texts, column)
+                else:
+                    numbers.append(_as_numbers(column))
+            except (_pyarrow().ArrowException, SourceError) as error:
+                raise NoClasses(f"column {label!r} holds no classes: {_line(error)}") from None
+    except (_pyarrow().ArrowException, KeyError, OSError) as error:
         raise SourceError(f"column {label!r} can't be read: {_line(error)}") from None
     return np.concatenate(numbers) if numbers else texts
 
@@ -237,7 +282,10 @@ def _labels(files: tuple[str, ...], rows: list[int], label: str | None) -> Label
 def _label_columns(files: tuple[str, ...], rows: list[int], label: str) -> Iterator[Any]:
     """Yield arrays of labels, text as pyarrow's dictionary arrays: a text that many rows share is decoded once."""
     for file in rows:
-        opened = _opened(files[file], label if _is_text(_opened(files[file]).schema_arrow.field(label).type) else None)
+        kind = _opened(files[file]).schema_arrow.field(label).type
+        if _pyarrow().types.is_nested(kind):  # may take any memory when it is read
+            raise NoClasses(f"column {label!r} holds no classes: it holds {kind}, neither whole numbers nor text")
+        opened = _opened(files[file], label if _is_text(kind) else None)
         for batch in opened.iter_batches(batch_size=_LABELS_AT_ONCE, columns=[label]):
             batch.validate(full=True)
             yield batch.column(0)
@@ -247,11 +295,11 @@ def _is_text(kind: Any) -> bool:  # noqa: ANN401 - pyarrow's type
     types = _pyarrow().types
     if types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    return bool(types.is_string(kind) or types.is_large_string(kind))
+    return any(is_kind(kind) for is_kind in (types.is_string, types.is_large_string, types.is_binary))
 
 
 def _add_texts(texts: Labels, column: Any) -> None:  # noqa: ANN401 - pyarrow's dictionary array
-    names = column.dictionary.to_pylist()
+    names = [None if name is None else decoded(name) for name in column.dictionary.to_pylist()]
     index_N = column.indices.cast(_pyarrow().int64()).fill_null(len(names)).to_numpy()
     texts.extend([*names, None], index_N)
 

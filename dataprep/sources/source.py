@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from fasttrain.formats.listing import Listing, Sample
+from fasttrain.formats.listing import Listing, Sample, Unused
 
 MAX_UNPACKED_BYTES = 1 << 31  # of an array that has to be unpacked whole
 
@@ -42,6 +42,8 @@ class Source:
         files: what the samples lie in; empty if each is a file of its own below root.
         skipped: what cannot be used and is not among the samples, as {"path": ..., "reason": ...}.
         groups: by split, where samples are read in groups.
+        unused: what is no image, or was not asked for.
+        notes: sentences for the person who converts it, on how it was read.
     """
 
     root: Path
@@ -51,3 +53,5 @@ class Source:
     files: tuple[str, ...] = ()
     skipped: list[dict[str, str]] = field(default_factory=list)
     groups: dict[str, Groups] = field(default_factory=dict)
+    unused: Unused = field(default_factory=Unused)
+    notes: list[str] = field(default_factory=list)

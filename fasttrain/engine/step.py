@@ -95,7 +95,7 @@ class TrainStep:
     def load_state_dict(self, state: dict) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
-        self.skips_3 = state["skips"].to(self.skips_3.device)
+        self.skips_3 = state["skips"].to(self.skips_3).view(3)
 
 
 def _micro_batches(sample: Sample, count: int) -> Iterator[tuple[Sample, bool]]:

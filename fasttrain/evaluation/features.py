@@ -56,15 +56,21 @@ class EvenSubset:
     def name(self, index: int) -> str:
         return self._store.name(int(self._index[index]))
 
+    def place(self, index: int) -> str:
+        return self._store.place(int(self._index[index]))
+
 
 def open_labelled(
-    path: pathlib.Path, loader: str, view_size: int, most: int = sys.maxsize
+    path: pathlib.Path, loader: str, view_size: int, most: int = sys.maxsize, val_fraction: float = 0.0
 ) -> tuple[EvenSubset, EvenSubset]:
     """The train and val splits, `most` samples of each. Raises UserError where labels are missing.
 
+    val_fraction: as for open_dataset.
     A set without labels is known at once by a few; any other label is read with its image.
     """
-    train, val = (EvenSubset(open_dataset(path, split, loader, view_size), most) for split in ("train", "val"))
+    train, val = (
+        EvenSubset(open_dataset(path, split, loader, view_size, val_fraction), most) for split in ("train", "val")
+    )
     if not train.classes or not all(_seems_labelled(subset) for subset in (train, val)):
         raise UserError(f"{path} has {_UNLABELLED}")
     return train, val
@@ -89,7 +95,7 @@ def extract(
 
     The features lie on the disk of `folder`. each_batch is called before each batch and may raise to end it. Raises
     LoaderError when more than max_failed_fraction of the images or labels can't be read, UserError for an image without
-    a label, RunError when the disk is too full.
+    a label, DataError for one that is no class, RunError when the disk is too full.
     """
     values_NF: np.memmap | None = None
     label_N = torch.empty(store.num_samples, dtype=torch.int64)
@@ -109,11 +115,22 @@ def extract(
             values_NF[rows] = out_BF.float().clamp(-limit, limit).half().cpu().numpy()
             assert batch.label_B is not None
             label_N[rows] = batch.label_B
-            if (label_N[rows] < 0).any():
-                raise UserError(f"the data set has {_UNLABELLED}")
+            _check_labels(store, batch.index_B, batch.label_B)
             advance(len(batch))
     assert values_NF is not None, "a store holds one image at least"
     return Features(values_NF, label_N)
+
+
+def _check_labels(store: Store, index_B: torch.Tensor, label_B: torch.Tensor) -> None:
+    """Raises UserError for an image without a label, DataError for a label that is none of the classes."""
+    if (label_B < 0).any():
+        raise UserError(f"the data set has {_UNLABELLED}")
+    if (odd_B := label_B >= len(store.classes)).any():
+        place = int(odd_B.nonzero()[0])
+        raise DataError(
+            f"{store.name(int(index_B[place]))}: label {int(label_B[place])}, but there are {len(store.classes)} "
+            "classes: dataprep/verify.py tells whether the data set is damaged"
+        )
 
 
 def _on_disk(folder: pathlib.Path, shape: tuple[int, int]) -> np.memmap:

@@ -12,23 +12,32 @@ NEIGHBOURS, TEMPERATURE = 200, 0.1  # of Wu et al., for ImageNet
 QUERY_ROWS, MEMORY_ROWS = 2048, 16384  # similarities held at once: 128 MiB, whatever the size of the sets
 
 
-def knn_accuracy(
-    memory: Features, queries: Features, num_classes: int, k: int, temperature: float, device: torch.device
-) -> float:
-    """Top-1 accuracy in percent. Neighbours by cosine similarity, each voting with exp(similarity / temperature).
+def neighbours(label_N: Tensor, k: int = 0) -> int:
+    """How many neighbours vote: k, or for 0 half the mean number of a class's images; NEIGHBOURS, or all, at most.
 
-    k is cut to the size of the memory.
+    With more than a class has, the neighbours of any image are all there are, and the most frequent class wins.
     """
-    k = min(k, len(memory.label_N))
-    correct = 0
+    if not k:
+        k = min(NEIGHBOURS, len(label_N) // len(label_N.unique()) // 2)
+    return min(max(k, 1), len(label_N))
+
+
+def knn(
+    memory: Features, queries: Features, num_classes: int, k: int, temperature: float, device: torch.device
+) -> Tensor:
+    """Predict the queries' classes, (N,) int64. k nearest by cosine similarity vote with exp(similarity / temperature).
+
+    Labels lie below num_classes, and k within the memory.
+    """
+    predicted_N = torch.empty_like(queries.label_N)
     for first in range(0, len(queries.label_N), QUERY_ROWS):
         rows = slice(first, first + QUERY_ROWS)
         query_QF = F.normalize(queries.rows(rows, device), dim=1)
         similarity_Qk, label_Qk = _nearest(query_QF, memory, k)
         votes_QC = torch.zeros(len(query_QF), num_classes, device=device)
         votes_QC.scatter_add_(1, label_Qk, ((similarity_Qk - 1) / temperature).exp())  # −1: no overflow, same order
-        correct += int((votes_QC.argmax(1).cpu() == queries.label_N[rows]).sum())
-    return 100.0 * correct / len(queries.label_N)
+        predicted_N[rows] = votes_QC.argmax(1).cpu()
+    return predicted_N
 
 
 def _nearest(query_QF: Tensor, memory: Features, k: int) -> tuple[Tensor, Tensor]:

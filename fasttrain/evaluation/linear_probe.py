@@ -15,23 +15,22 @@ HELD_OUT = 0.1
 CHUNK_ROWS = 16384
 
 
-def linear_accuracy(train: Features, test: Features, num_classes: int, device: torch.device) -> float:
-    """Top-1 accuracy in percent on `test` of softmax regression fitted to `train`.
+def linear_probe(train: Features, test: Features, num_classes: int, device: torch.device) -> Tensor:
+    """Predict the classes of `test`, (N,) int64, by softmax regression fitted to `train`.
 
     SGD with a cosine schedule, EPOCHS passes over nine tenths of train, once for each of LEARNING_RATES side by side;
     the tenth held out chooses among them, so `test` is used once. Features are standardised with train's statistics.
     Deterministic.
     """
     order = np.random.default_rng(0).permutation(len(train.label_N))
-    held_out = order[: max(1, int(HELD_OUT * len(order)))]
+    held_out = np.sort(order[: max(1, int(HELD_OUT * len(order)))])
     fitted = order[len(held_out) :]
     mean_F, std_F = _statistics(train, device)
     weight_LFC, bias_LC = _fit(train, fitted, mean_F, std_F, num_classes)
-    correct_L = _correct(train, held_out, mean_F, std_F, weight_LFC, bias_LC)
-    best = int(correct_L.argmax())
+    found_LN = _predicted(train, held_out, mean_F, std_F, weight_LFC, bias_LC)
+    best = int((found_LN == train.label_N[held_out]).sum(1).argmax())
     rows = np.arange(len(test.label_N))
-    correct = _correct(test, rows, mean_F, std_F, weight_LFC[best : best + 1], bias_LC[best : best + 1])
-    return 100.0 * int(correct[0]) / len(rows)
+    return _predicted(test, rows, mean_F, std_F, weight_LFC[best : best + 1], bias_LC[best : best + 1])[0]
 
 
 def _statistics(features: Features, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -69,15 +68,12 @@ def _fit(
     return weight_LFC, bias_LC
 
 
-def _correct(
+def _predicted(
     features: Features, rows: np.ndarray, mean_F: Tensor, std_F: Tensor, weight_LFC: Tensor, bias_LC: Tensor
 ) -> Tensor:
-    """How many of the rows each of the L classifiers gets right, (L,)."""
-    correct_L = torch.zeros(len(weight_LFC), dtype=torch.int64, device=mean_F.device)
-    rows = np.sort(rows)
+    """The class that each of the L classifiers gives each row, (L, N) int64 on the CPU."""
+    parts = []
     for first in range(0, len(rows), CHUNK_ROWS):
-        chunk = rows[first : first + CHUNK_ROWS]
-        x_NF = (features.rows(chunk, mean_F.device) - mean_F) / std_F
-        label_N = features.label_N[chunk].to(mean_F.device)
-        correct_L += ((x_NF @ weight_LFC + bias_LC[:, None]).argmax(-1) == label_N).sum(1)
-    return correct_L
+        x_NF = (features.rows(rows[first : first + CHUNK_ROWS], mean_F.device) - mean_F) / std_F
+        parts.append((x_NF @ weight_LFC + bias_LC[:, None]).argmax(-1).cpu())
+    return torch.cat(parts, 1)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 
 from fasttrain.engine.ranks import Ranks
+from fasttrain.evaluation.accuracy import Accuracy, accuracy
 from fasttrain.evaluation.features import extract, open_labelled
-from fasttrain.evaluation.knn import NEIGHBOURS, TEMPERATURE, knn_accuracy
-from fasttrain.input import pixel_statistics
+from fasttrain.evaluation.knn import TEMPERATURE, knn, neighbours
 from fasttrain.input.options import DataOptions
 from fasttrain.methods import Method
 from fasttrain.run.checkpoint import keep_best
@@ -24,27 +24,32 @@ BATCH_SIZE = 256
 class KnnMonitor:
     """Classifies (at most MOST of) the val split by the train split, as evaluate.py does. Draws nothing at random."""
 
-    def __init__(self, options: DataOptions, size: int, device: torch.device, workers: int) -> None:
-        """size: side of the views. Raises DataError without a val split, UserError where labels are missing."""
-        data = pathlib.Path(options.data)
-        self._splits = open_labelled(data, options.loader, size, MOST)
-        self._statistics = pixel_statistics(data, options.loader)
-        self._size, self._device, self._workers = size, device, workers
+    def __init__(self, options: DataOptions, k: int, size: int, device: torch.device, workers: int) -> None:
+        """k: neighbours, 0: as `neighbours` says. size: side of the views.
+
+        Raises DataError without a val split, UserError where labels are missing.
+        """
+        path = pathlib.Path(options.data)
+        self._splits = open_labelled(path, options.loader, size, MOST, options.val_fraction)
+        self._k, self._size, self._device, self._workers = k, size, device, workers
         self._max_failed = options.max_failed_fraction
 
-    def __call__(self, method: Method, folder: pathlib.Path, each_batch: Callable[[], None]) -> float:
-        """Top-1 accuracy in percent of the encoder's features, which lie on the disk of `folder` meanwhile.
+    def __call__(
+        self, method: Method, mean: tuple, std: tuple, folder: pathlib.Path, each_batch: Callable[[], None]
+    ) -> Accuracy:
+        """Accuracy of the encoder's features, which lie on the disk of `folder` meanwhile.
 
-        each_batch is called before each batch and may raise to end it.
+        mean, std: by which views are normalised. each_batch is called before each batch and may raise to end it.
         """
         method.encoder.eval()
         try:
-            return self._accuracy(method, folder, each_batch)
+            return self._accuracy(method, mean, std, folder, each_batch)
         finally:
             method.encoder.train()
 
-    def _accuracy(self, method: Method, folder: pathlib.Path, each_batch: Callable[[], None]) -> float:
-        mean, std = self._statistics
+    def _accuracy(
+        self, method: Method, mean: tuple, std: tuple, folder: pathlib.Path, each_batch: Callable[[], None]
+    ) -> Accuracy:
         with torch.compiler.set_stance("force_eager"):  # else every size of batch is compiled again
             memory, queries = (
                 extract(
@@ -54,8 +59,8 @@ class KnnMonitor:
                 )
                 for subset in self._splits
             )  # fmt: skip
-            classes = len(self._splits[0].classes)
-            return knn_accuracy(memory, queries, classes, NEIGHBOURS, TEMPERATURE, self._device)
+            classes, k = len(self._splits[0].classes), neighbours(memory.label_N, self._k)
+            return accuracy(knn(memory, queries, classes, k, TEMPERATURE, self._device), queries.label_N)
 
 
 class Interrupted(Exception):
@@ -70,10 +75,13 @@ class Evaluations:
     """
 
     def __init__(
-        self, knn: KnnMonitor | None, every: int, run: pathlib.Path, ranks: Ranks, received: Callable[[], int]
-    ) -> None:
-        """knn: None for no evaluations. received: the signal that this process was sent, 0 for none."""
+        self, knn: KnnMonitor | None, every: int, run: pathlib.Path, ranks: Ranks, received: Callable[[], int],
+        mean: tuple, std: tuple,
+    ) -> None:  # fmt: skip
+        """knn: None for no evaluations. received: the signal that this process was sent, 0 for none. mean, std: by
+        which views are normalised."""
         self._knn, self._every, self._run, self._ranks, self._received = knn, every, run, ranks, received
+        self._mean, self._std = mean, std
 
     def due(self, step: int) -> bool:
         """Is a step one of those to be evaluated? (The same on all ranks.)"""
@@ -96,10 +104,11 @@ class Evaluations:
         if step not in self._measured():
             began = time.monotonic()
             try:
-                accuracy = self._knn(method, self._run, each_batch)
+                found = self._knn(method, self._mean, self._std, self._run, each_batch)
             except Interrupted:
                 return self._received()
-            metrics.event(step, epoch, time.monotonic() - began, knn_top1=round(accuracy, 2))
+            figures = {f"knn_{name}": value for name, value in found._asdict().items()}
+            metrics.event(step, epoch, time.monotonic() - began, **figures)
         measured = self._measured()
         if max(measured, key=lambda other: measured[other]) == step:  # the first, of several
             keep_best(self._run / "checkpoints", step)

@@ -1,10 +1,11 @@
 """The .beton layout of FFCV 1.0.2, written and read without FFCV.
 
-    header | 2 field descriptors | metadata of every sample | JPEG streams or pixels | allocation table
+    header | field descriptors | metadata of every sample | JPEG streams or pixels | allocation table
 
-The stock FFCV `Reader` and `Loader` read these files. Two rules of FFCV shape them: no sample straddles a multiple of
-the page size, and the allocation table is the last thing in the file. Layout: ffcv/types.py, ffcv/writer.py and
-ffcv/memory_allocator.py of FFCV 1.0.2; its fields are `image` (RGBImageField) and `label` (IntField).
+The stock FFCV `Reader` and `Loader` read what is written here: fields `image` (RGBImageField) and `label` (IntField).
+Two rules of FFCV shape the files: no sample straddles a multiple of the page size, and the allocation table is the last
+thing in the file. What stock FFCV writes is read here, whatever else it holds (beton_fields.py). Layout: ffcv/types.py,
+ffcv/writer.py and ffcv/memory_allocator.py of FFCV 1.0.2.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fasttrain.formats.beton_fields import FIELD, IMAGE, IMAGE_TYPE, INT_TYPE, Layout, layout_of, read_fields
 from fasttrain.formats.writer import ShardWriter
 from fasttrain.system.errors import DataError
+from fasttrain.system.regular import open_regular
 
 VERSION = 2
 MIN_PAGE_SIZE = 1 << 23  # FFCV's default; a larger sample doubles it until it fits
@@ -25,17 +28,15 @@ MODE_JPG, MODE_RAW = 0, 1
 HEADER = np.dtype(
     [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("table", "<u8")]
 )
-FIELD = np.dtype([("type_id", "u1"), ("name", "S16"), ("arguments", "u1", 1024)])
-IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("pointer", "<u8")])
 SAMPLE = np.dtype({"names": ["image", "label"], "formats": [IMAGE, "<i8"], "offsets": [0, 16], "itemsize": 24})
 ALLOCATION = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
 
-_FIELDS = np.array([(2, b"image", 0), (1, b"label", 0)], FIELD)  # type ids of RGBImageField and IntField
+_FIELDS = np.array([(IMAGE_TYPE, b"image", 0), (INT_TYPE, b"label", 0)], FIELD)
 _METADATA_START = HEADER.itemsize + _FIELDS.nbytes
 
 
 class BetonError(DataError):
-    """The file is no sound .beton file with the fields `image` and `label`; the text is one line."""
+    """The file is no sound .beton file of images; the text is one line."""
 
 
 class BetonWriter(ShardWriter):
@@ -96,7 +97,7 @@ class BetonReader:
         mode_N: uint8, MODE_JPG or MODE_RAW (height * width * 3 bytes of RGB).
         height_N, width_N: uint16, pixels.
         pointer_N, size_N: uint64, place and length in `data`, bytes.
-        label_N: int64, -1 for none.
+        label_N: int64, as the file has it; -1 for a file without a field of labels.
         data: the whole file, uint8, read-only.
     """
 
@@ -108,19 +109,26 @@ class BetonReader:
         """
         self.path = Path(path)
         try:
-            self.data = np.memmap(path, np.uint8, "r")
-        except (OSError, ValueError) as error:  # ValueError: an empty file
-            raise BetonError(f"{path}: {getattr(error, 'strerror', None) or 'empty file'}") from None
+            with open_regular(path) as file:
+                self.data = np.memmap(file, np.uint8, "r")
+        except OSError as error:
+            raise BetonError(f"{path}: {error.strerror}") from None
+        except ValueError:
+            raise BetonError(f"{path}: empty file") from None
         header = self._read(HEADER, 0, 1, "the header")[0]
-        self._check_fields(header)
         self.num_samples = int(header["num_samples"])
-        samples_N = self._read(SAMPLE, _METADATA_START, self.num_samples, "the metadata")
+        start, layout = self._read_layout(header)
+        samples_N = self._read(layout.sample, start, self.num_samples, "the metadata")
+        self._fail_if(not self.num_samples, "no samples")
         image_N = samples_N["image"]
         self.mode_N, self.height_N, self.width_N, self.pointer_N = (
             np.ascontiguousarray(image_N[name]) for name in ("mode", "height", "width", "pointer")
         )
-        self.label_N = np.ascontiguousarray(samples_N["label"])
-        self.size_N = self._read_sizes(int(header["table"]))
+        if "label" in (layout.sample.names or ()):
+            self.label_N = np.ascontiguousarray(samples_N["label"])
+        else:
+            self.label_N = np.full(self.num_samples, -1)
+        self.size_N = self._read_sizes(int(header["table"]), start + samples_N.nbytes, layout.per_sample)
         self._check_samples()
 
     def _fail_if(self, condition: object, reason: str) -> None:
@@ -133,31 +141,38 @@ class BetonReader:
         self._fail_if(end > self.data.size, f"{what} would end at byte {end}, the file has {self.data.size}")
         return np.frombuffer(self.data, dtype, count, start)
 
-    def _check_fields(self, header: np.void) -> None:
-        version, num_fields = int(header["version"]), int(header["num_fields"])
+    def _read_layout(self, header: np.void) -> tuple[int, Layout]:
+        """Return where the metadata begins, and how that of a sample lies."""
+        version = int(header["version"])
         self._fail_if(version != VERSION, f"not a .beton file of version {VERSION} (version {version})")
-        self._fail_if(num_fields != len(_FIELDS), f"{num_fields} fields instead of `image` and `label`")
-        fields = self._read(FIELD, HEADER.itemsize, num_fields, "the field list")
-        names = [(int(field["type_id"]), field["name"]) for field in fields]
-        expected = [(int(field["type_id"]), field["name"]) for field in _FIELDS]
-        self._fail_if(names != expected, f"fields {names} instead of {expected}")
+        rows = self._read(FIELD, HEADER.itemsize, int(header["num_fields"]), "the field list")
+        try:
+            return HEADER.itemsize + rows.nbytes, layout_of(read_fields(rows))
+        except ValueError as error:
+            raise BetonError(f"{self.path}: {error}") from None
 
-    def _read_sizes(self, table: int) -> np.ndarray:
-        """Return size_N from the allocation table, which must have one entry per sample and end the file."""
+    def _read_sizes(self, table: int, data_start: int, per_sample: int) -> np.ndarray:
+        """Return size_N from the allocation table, which has so many entries for each sample and ends the file."""
         self._fail_if(table == 0, "unfinished: it has no allocation table")
-        data_start = _METADATA_START + self.num_samples * SAMPLE.itemsize
         self._fail_if(table < data_start, f"the allocation table at byte {table} lies inside the metadata")
-        entries_N = self._read(ALLOCATION, table, self.num_samples, "the allocation table")
-        excess = self.data.size - table - entries_N.nbytes
-        self._fail_if(excess, f"{excess} bytes after the allocation table: not one entry per sample")
-        sample_N = entries_N["sample"]
-        self._fail_if(np.any(sample_N >= self.num_samples), "the allocation table names samples that do not exist")
-        order_N = np.argsort(sample_N, kind="stable")
-        twice = np.any(sample_N[order_N] != np.arange(self.num_samples))
-        self._fail_if(twice, "the allocation table names a sample twice")
-        differ = np.any(entries_N["pointer"][order_N] != self.pointer_N)
-        self._fail_if(differ, "metadata and allocation table disagree")
-        return np.ascontiguousarray(entries_N["size"][order_N])
+        entries_M = self._read(ALLOCATION, table, self.num_samples * per_sample, "the allocation table")
+        excess = self.data.size - table - entries_M.nbytes
+        self._fail_if(excess, f"{excess} bytes after the allocation table: not {per_sample} for each sample")
+        self._fail_if(
+            np.any(entries_M["sample"] >= self.num_samples), "the allocation table names samples that do not exist"
+        )
+        sample_M = entries_M["sample"].astype(np.int64)
+        uneven = np.any(np.bincount(sample_M) != per_sample)
+        self._fail_if(uneven, "the allocation table names a sample twice in place of another")
+        # Something empty may begin where the image does.
+        is_image_M = (entries_M["pointer"] == self.pointer_N[sample_M]) & (entries_M["size"] > 0)
+        sample_of_N = sample_M[is_image_M]
+        size_N = np.zeros(self.num_samples, np.uint64)
+        size_N[sample_of_N] = entries_M["size"][is_image_M]
+        self._fail_if(
+            len(sample_of_N) != self.num_samples or not size_N.all(), "metadata and allocation table disagree"
+        )
+        return size_N
 
     def _check_samples(self) -> None:
         # In this order no sum can overflow: sizes are compared before they are subtracted.

@@ -1,52 +1,157 @@
-"""Plain folders of images as a data set: flat, a folder per class, or `train` and `val` of these."""
+"""Plain folders of images as a data set: flat, a folder per class, or a training and a validation split of these."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from fasttrain.formats.listing import (
     IMAGE_EXTENSIONS,
     MAX_FILE_BYTES,
-    VAL_NAMES,
     Listing,
     Sample,
     SourceError,
+    Unused,
     file_state,
     listing_digest,
+    other_file,
 )  # fmt: skip
+from fasttrain.formats.signature import HEAD_BYTES, is_image
+from fasttrain.formats.splits import is_neutral, pick, split_of
+
+Skipped = list[dict[str, str]]
+_TIMES_ENTERED = 8  # that links may lead to one folder: folders that link to each other can be walked in endless ways
 
 
 class Tree(Protocol):
-    """Folders and the image files in them."""
+    """Folders and the image files in them.
+
+    Attributes:
+        skipped: images that can't be used, as {"path": ..., "reason": ...}.
+        unused: what is no image.
+    """
+
+    skipped: Skipped
+    unused: Unused
 
     @property
     def root(self) -> str: ...
 
     def entries(self, folder: str) -> tuple[list[str], list[Sample]]:
-        """Return the sorted names of the sub-folders and the unlabelled images directly in a folder ("" = root)."""
+        """Return the sorted names of the sub-folders and the unlabelled images directly in a folder ("" = root).
+
+        What else is there is counted, so a folder is asked for once.
+        """
 
 
-class FolderTree(NamedTuple):
-    """A folder on disk; hidden entries, links to folders and files of other extensions are left out."""
+class Layout(NamedTuple):
+    """What a tree of images holds: classes by name, splits, and what is not among the samples.
 
-    root: str
+    notes: sentences about what may have been read in another way than was meant.
+    """
+
+    classes: tuple[str, ...]
+    splits: dict[str, Listing]
+    skipped: Skipped
+    unused: Unused
+    notes: list[str]
+
+
+def lines_of(layout: Layout) -> tuple[str, ...]:
+    """Return what a person should know of a layout: how many images can't be used, what else is there, the notes."""
+    lines = list(layout.notes)
+    if layout.skipped:
+        first = layout.skipped[0]
+        lines.append(f"{len(layout.skipped)} images can't be used, the first is {first['path']}: {first['reason']}")
+    return (*lines, *([str(layout.unused)] if layout.unused.count else []))
+
+
+class FolderTree:
+    """A folder on disk. Hidden entries are left out without a word; links are followed, unless they lead back."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.skipped: Skipped = []
+        self.unused = Unused()
+        self._entered = Counter[str]()
 
     def entries(self, folder: str) -> tuple[list[str], list[Sample]]:
-        folders, files = [], []
+        folders, files, others = [], [], []
+        prefix = f"{folder}/" if folder else ""
         with os.scandir(os.path.join(self.root, folder)) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                name = entry.name
+                if name.startswith("."):
                     continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.name)
-                elif entry.name.lower().endswith(IMAGE_EXTENSIONS) and (entry.is_file() or _dangles(entry)):
-                    files.append(entry.name)
-        prefix = f"{folder}/" if folder else ""
-        return sorted(folders), [Sample(prefix + name, -1) for name in sorted(files)]
+                is_folder, is_file = _kind(entry)
+                named_image = name.lower().endswith(IMAGE_EXTENSIONS)
+                if is_folder and not (named_image and not os.listdir(entry.path)):
+                    folders.append(name)
+                elif is_file and (named_image or ("." not in name and _starts_as_image(entry.path))):
+                    files.append(name)
+                else:
+                    others.append(name)
+        for name in sorted(others):
+            self._count(prefix + name)
+        folders = [name for name in sorted(folders) if self._may_enter(folder, name)]
+        return folders, [Sample(prefix + name, -1) for name in sorted(files)]
+
+    def _count(self, path: str) -> None:
+        if not path.lower().endswith(IMAGE_EXTENSIONS):
+            self.unused.add(other_file(path), path)
+            return
+        try:
+            is_folder = stat.S_ISDIR(os.stat(os.path.join(self.root, path)).st_mode)
+            reason = "an empty folder" if is_folder else "not a regular file"
+        except OSError as error:
+            nowhere = error.errno == errno.ENOENT
+            reason = "a link that leads nowhere" if nowhere else f"can't be read: {error.strerror}"
+        self.skipped.append({"path": path, "reason": reason})
+
+    def _may_enter(self, folder: str, name: str) -> bool:
+        path = os.path.join(self.root, folder, name)
+        if not os.path.islink(path):
+            return True
+        target = os.path.realpath(path)
+        parts = folder.split("/") if folder else []
+        above = (os.path.join(self.root, *parts[:depth]) for depth in range(len(parts) + 1))
+        self._entered[target] += 1
+        shown = f"{folder}/{name}" if folder else name
+        if any(os.path.commonpath([target, os.path.realpath(one)]) == target for one in above):
+            self.unused.add("links to a folder that they lie in", shown)
+        elif self._entered[target] > _TIMES_ENTERED:
+            self.unused.add(f"links to a folder that {_TIMES_ENTERED} others led to", shown)
+        else:
+            return True
+        return False
+
+
+def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
+    """Return whether an entry is, or leads to, a folder and a regular file."""
+    try:
+        is_folder = entry.is_dir()
+        return is_folder, not is_folder and entry.is_file()
+    except OSError:  # a link to itself
+        return False, False
+
+
+def _starts_as_image(path: str) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return is_image(os.read(descriptor, HEAD_BYTES))
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def read_regular(path: str) -> bytes:
@@ -73,62 +178,167 @@ def read_regular(path: str) -> bytes:
         os.close(descriptor)
 
 
-def arrange(tree: Tree) -> tuple[tuple[str, ...], dict[str, Listing]]:
-    """Return the classes, sorted by name, and the splits of a tree.
+class _Once:
+    """A tree of which some folders are looked at before they are read; each is asked for once."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self._seen: dict[str, tuple[list[str], list[Sample]]] = {}
+
+    def peek(self, folder: str) -> tuple[list[str], list[Sample]]:
+        if folder not in self._seen:
+            self._seen[folder] = self.tree.entries(folder)
+        return self._seen[folder]
+
+    def take(self, folder: str) -> tuple[list[str], list[Sample]]:
+        return self._seen.pop(folder, None) or self.tree.entries(folder)
+
+    def path(self, folder: str) -> Path:
+        return Path(self.tree.root) / folder
+
+    def holds_images(self, folder: str) -> bool:
+        """Whether there is an image anywhere below."""
+        left = [folder]
+        while left:
+            here = left.pop()
+            names, files = self.peek(here)
+            if files:
+                return True
+            left += (_below(here, name) for name in reversed(names))
+        return False
+
+    def images(self, folder: str) -> Iterator[Sample]:
+        """Take all images below, those of a folder before those of its sub-folders."""
+        left = [folder]
+        while left:
+            here = left.pop()
+            names, files = self.take(here)
+            yield from files
+            left += (_below(here, name) for name in reversed(names))
+
+
+def _below(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def arrange(tree: Tree) -> Layout:
+    """Return the classes, sorted by name, the splits of a tree, and what is not used.
 
     Raises:
-        SourceError: no images, images beside class folders, or a class of the validation split that the training
-            split lacks.
+        SourceError: no images, images beside class folders, validation splits only, or a class of the validation
+            split that the training split lacks.
     """
-    folders = _split_folders(tree)
-    classes, train = _read_split(tree, folders["train"])
+    once, notes = _Once(tree), list[str]()
+    folders = _split_folders(once)
+    classes, train = _read_split(once, folders["train"], notes)
     splits = {"train": train}
     if "val" in folders:
-        val_classes, splits["val"] = _read_split(tree, folders["val"], classes)
+        val_classes, splits["val"] = _read_split(once, folders["val"], notes, classes)
         if unknown := sorted(set(val_classes) - set(classes)):
             raise SourceError(
-                f"{_path(tree, folders['val'])}: class {unknown[0]!r} is not in {_path(tree, folders['train'])}"
+                f"{once.path(folders['val'])}: class {unknown[0]!r} is not in {once.path(folders['train'])}"
             )
     for split, samples in splits.items():
         if not samples:
-            raise SourceError(f"{_path(tree, folders[split])}: no images ({', '.join(IMAGE_EXTENSIONS)})")
-    return classes, splits
+            rest = f"; {tree.unused}" if tree.unused.count else ""
+            raise SourceError(f"{once.path(folders[split])}: no images ({', '.join(IMAGE_EXTENSIONS)}){rest}")
+    return Layout(classes, splits, tree.skipped, tree.unused, notes)
 
 
-def _path(tree: Tree, folder: str) -> Path:
-    return Path(tree.root) / folder
+def _split_folders(once: _Once) -> dict[str, str]:
+    """Return split name -> folder ("" = the root itself); what lies beside them is counted.
+
+    A folder that alone holds images is looked through, at any depth.
+    """
+    folder = ""
+    while True:
+        names, files = once.peek(folder)
+        if found := _splits_in(once, folder):
+            for image in files:
+                once.tree.unused.add("images beside the splits", image.path)
+            for path in (_below(folder, name) for name in names):
+                if path not in found.values():
+                    _count_beside(once, path)
+            return found
+        paths = (_below(folder, name) for name in names)
+        holding = [] if files else list(islice(filter(once.holds_images, paths), 2))
+        if len(holding) != 1:
+            return {"train": folder}
+        folder = holding[0]
 
 
-def _dangles(entry: os.DirEntry[str]) -> bool:
-    # Listed although it leads nowhere, so that a person learns of the missing image.
-    return entry.is_symlink() and not os.path.exists(entry.path)
+def _splits_in(once: _Once, folder: str) -> dict[str, str]:
+    """Return split name -> folder; {} where the folders are classes. Raises SourceError for validation splits alone."""
+    split_by_name = {name: split_of(name, whole=True) for name in once.peek(folder)[0]}
+    splits = list(split_by_name.values())
+    picked = pick(splits)
+    if not (picked.train or picked.val):
+        return {}
+    paths = (_below(folder, name) for name, split in split_by_name.items() if not split)
+    classes = not (picked.train and picked.val) and any(map(once.holds_images, paths))
+    if classes or (not picked.train and len(splits) - splits.count("") == 1):
+        return {}
+    if not picked.train:
+        only = ", ".join(name for name, split in split_by_name.items() if split)
+        raise SourceError(f"{once.path(folder)}: holds {only}, but no training split: name one of them")
+    return {
+        split: _below(folder, min((n for n, s in split_by_name.items() if s == name), key=lambda n: (len(n), n)))
+        for split, name in picked._asdict().items()
+        if name
+    }
 
 
-def _split_folders(tree: Tree) -> dict[str, str]:
-    """Return split name -> folder ("" = the root itself)."""
-    names, _ = tree.entries("")
-    val = next((name for name in VAL_NAMES if name in names), None)
-    if "train" in names and val:
-        return {"train": "train", "val": val}
-    return {"train": "train"} if names == ["train"] else {"train": ""}
+def _count_beside(once: _Once, path: str) -> None:
+    count = sum(1 for _ in once.images(path))
+    if count:
+        split = split_of(os.path.basename(path), whole=True)
+        once.tree.unused.add(f"images of the split {split}" if split else "images beside the splits", path, count)
 
 
-def _read_split(tree: Tree, folder: str, known: tuple[str, ...] = ()) -> tuple[tuple[str, ...], Listing]:
+def _read_split(
+    once: _Once, folder: str, notes: list[str], known: tuple[str, ...] = ()
+) -> tuple[tuple[str, ...], Listing]:
     """Return the classes found and the samples of one split; labels count `known`, or else what was found."""
-    names, files = tree.entries(folder)
-    found: list[str] = []
+    folder = _through_neutral(once, folder, known)
+    names, files = once.take(folder)
+    found, nested = list[str](), list[str]()
 
     def in_classes() -> Iterator[Sample]:
         for name in names:
             number = len(found) if not known else known.index(name) if name in known else -1
-            images = _images_below(tree, f"{folder}/{name}" if folder else name)
-            for image in images:
+            path = _below(folder, name)
+            below, own = once.peek(path)
+            for image in once.images(path):
                 if not found or found[-1] != name:
                     found.append(name)
+                    nested.extend([path] if len(below) > 1 and not own else [])
                 yield image._replace(label=number)
+            if not found or found[-1] != name:
+                once.tree.unused.add("folders without images", path)
 
-    samples = Listing(_no_images_beside(in_classes(), files, _path(tree, folder)))
+    samples = Listing(_no_images_beside(in_classes(), files, once.path(folder)))
+    if nested:
+        notes.append(
+            f"{len(nested)} of {len(found)} class folders hold nothing but folders of images, the first is {nested[0]}:"
+            " if those are the classes, or splits, name a folder that holds them"
+        )
     return tuple(found), samples if found else Listing(files)
+
+
+def _through_neutral(once: _Once, folder: str, known: tuple[str, ...]) -> str:
+    """Return the folder of the classes, or images: `train/images` or `train/train` where `train` holds no others."""
+    while True:
+        names, files = once.peek(folder)
+        if files or not any(map(_says_nothing, names)):
+            return folder
+        holding = list(islice((name for name in names if once.holds_images(_below(folder, name))), 2))
+        if len(holding) != 1 or not _says_nothing(holding[0]) or holding[0] in known:
+            return folder
+        folder = _below(folder, holding[0])
+
+
+def _says_nothing(name: str) -> bool:
+    return is_neutral(name) or bool(split_of(name, whole=True))
 
 
 def _no_images_beside(samples: Iterable[Sample], files: list[Sample], where: Path) -> Iterator[Sample]:
@@ -138,23 +348,15 @@ def _no_images_beside(samples: Iterable[Sample], files: list[Sample], where: Pat
         yield sample
 
 
-def _images_below(tree: Tree, folder: str) -> Iterator[Sample]:
-    names, files = tree.entries(folder)
-    yield from files
-    for name in names:
-        yield from _images_below(tree, f"{folder}/{name}")
+def list_folder(root: Path) -> Layout:
+    """Return the classes and the splits of a folder of images. Only files without an extension are opened.
 
-
-def list_folder(root: Path) -> tuple[tuple[str, ...], dict[str, Listing]]:
-    """Return the classes and the splits of a folder of images, without opening any.
-
-    The folder may hold images only (no labels), one folder per class (sub-folders of a class belong to it), or `train`
-    and one of VAL_NAMES, each of either kind. Hidden entries, files of other extensions and links to folders are
-    ignored, and so are folders without images.
+    The folder may hold images only (no labels), one folder per class (sub-folders of a class belong to it), or folders
+    for a training and a validation split, each of either kind. Links are followed, unless they lead back. What is no
+    image is counted; hidden entries are ignored.
 
     Raises:
-        SourceError: missing or unreadable folder, no images, images beside class folders, or a class of the
-            validation split that the training split lacks.
+        SourceError: missing or unreadable folder, and as arrange.
     """
     if not root.is_dir():
         raise SourceError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")

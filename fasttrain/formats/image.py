@@ -1,28 +1,33 @@
-"""Any supported image file (JPEG, PNG, WebP, BMP) to RGB pixels."""
+"""Any supported image file (JPEG, PNG, WebP, BMP, GIF, TIFF) to RGB pixels."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from fasttrain.formats import jpeg
-from fasttrain.formats.markers import has_exif
+from fasttrain.formats import jpeg, png
+from fasttrain.formats.markers import has_exif, unusual
 from fasttrain.system.errors import DataError
 
 # Pillow warns from half of MAX_PIXELS on; here an image is either fine or an error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What it finds odd in EXIF and the like, which does not cost the picture.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # The size from which Pillow refuses to decode, too: a small file that claims more is an attack or a mistake.
 MAX_PIXELS = 178_956_970
 
 Decoded = TypeVar("Decoded")
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_JPEG = b"\xff\xd8"
+_TIFF_BITS, _TIFF_KIND, _WHITE_IS_ZERO = 258, 262, 0  # tags of samples, and what 0 is
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _ORIENTATION_TAG = 0x0112
 
@@ -48,7 +53,8 @@ def read_rgb(data: bytes) -> np.ndarray:
     """Decode an image file; EXIF orientation is applied, transparency is put on white.
 
     Args:
-        data: the whole file: JPEG, PNG, WebP or BMP, of any mode (the first frame, if there are several).
+        data: the whole file: JPEG, PNG, WebP, BMP, GIF or TIFF, of any mode; the first frame or page of several.
+            16 bits a channel are scaled to 8.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -64,7 +70,7 @@ def jpeg_header(data: bytes) -> jpeg.JpegHeader | None:
     """Return the header of a JPEG that libturbojpeg can decode to RGB; None leaves the file to Pillow."""
     if not data:
         raise ImageError("empty file")
-    if data[:2] != b"\xff\xd8":
+    if not data.startswith(_JPEG):
         return None
     try:
         header = jpeg.read_header(data)
@@ -73,6 +79,21 @@ def jpeg_header(data: bytes) -> jpeg.JpegHeader | None:
     check_size(header.height, header.width)
     plain = header.colorspace in (jpeg.COLORSPACE_RGB, jpeg.COLORSPACE_YCBCR, jpeg.COLORSPACE_GRAY)
     return header if plain else None
+
+
+def is_lossless(data: bytes) -> bool:
+    """Whether a file keeps pixels as they were: PNG, BMP, GIF, TIFF, and still WebP of that kind."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return any(kind == b"VP8L" for kind in _webp_chunks(data))
+    return data.startswith((png.SIGNATURE, b"BM", b"GIF8", *_TIFF))
+
+
+def _webp_chunks(data: bytes) -> Iterator[bytes]:
+    at = 12
+    while at + 8 <= len(data):
+        yield data[at : at + 4]
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
 
 
 def check_size(height: int, width: int) -> None:
@@ -112,25 +133,45 @@ def sound(decode: Callable[[], Decoded]) -> Decoded | None:
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(_to_open(data)), formats=_FORMATS) as image:
             check_size(image.height, image.width)
             image.load()
             return _to_rgb(image)
     except (ImageError, MemoryError):
         raise
-    except UnidentifiedImageError:
-        raise ImageError("not an image (JPEG, PNG, WebP or BMP)") from None
     except Image.DecompressionBombError:
         raise ImageError(f"more than {MAX_PIXELS} pixels") from None
     except Exception as error:  # damaged files make Pillow raise errors of nearly every type
-        text = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ImageError("truncated" if "truncated" in text.lower() else f"damaged: {text}") from None
+        raise ImageError(_reason(data, error)) from None
+
+
+def _to_open(data: bytes) -> bytes:
+    """Return what Pillow is to read of a file. Raises DataError where it would not see damage."""
+    if data.startswith(png.SIGNATURE):
+        return png.pixels_alone(data)
+    if data.startswith(_JPEG):
+        jpeg.check_tables(data)
+    return data
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    if data.startswith(_JPEG) and (kind := unusual(data)):
+        return f"{kind}, which is not read"
+    if isinstance(error, UnidentifiedImageError) and data.startswith(_TIFF):
+        return "a TIFF of a kind that is not read"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image (JPEG, PNG, WebP, BMP, GIF or TIFF)"
+    if isinstance(error, png.PngError):
+        return text
+    return "truncated" if "truncated" in text.lower() else f"damaged: {text}"
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16-bit gray: convert() would clip instead of scale
-        gray_HW = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-        return np.repeat(gray_HW[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ImageError("pixels of 32 bits, or with a sign: how bright they are is not known")
+    if image.mode.startswith("I;16"):  # convert() would clip instead of scale
+        return np.repeat(_scaled(image)[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.new("RGB", layer.size, "white")
@@ -138,11 +179,25 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
+def _scaled(image: Image.Image) -> np.ndarray:
+    tags = getattr(image, "tag_v2", {})
+    gray_HW = (np.asarray(image) >> (tags.get(_TIFF_BITS, (16,))[0] - 8)).astype(np.uint8)
+    return 255 - gray_HW if tags.get(_TIFF_KIND) == _WHITE_IS_ZERO else gray_HW  # Pillow minds that for 8 bits only
+
+
 def exif_orientation(data: bytes) -> int:
-    """Return the EXIF orientation, 1 (upright) to 8."""
+    """Return the EXIF orientation, 1 (upright) to 8, of the pixels that decode_rgb gives."""
     # A JPEG is searched first: opening it with Pillow takes longer than decoding a small one.
-    if data[:2] == b"\xff\xd8" and not has_exif(data):
+    if (data.startswith(_JPEG) and not has_exif(data)) or data.startswith(_TIFF):  # Pillow turns a TIFF by itself
         return 1
+    try:
+        files = png.orientation_notes(data) if data.startswith(png.SIGNATURE) else (data,)
+        return next((found for found in map(_stated_orientation, files) if found in _TRANSPOSE), 1)
+    except png.PngError:  # decoding will say so
+        return 1
+
+
+def _stated_orientation(data: bytes) -> int:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return int(image.getexif().get(_ORIENTATION_TAG, 1))

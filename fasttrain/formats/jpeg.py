@@ -2,6 +2,9 @@
 
 Each thread owns a decompressor, and every call releases the GIL, so plain threads decode on all cores. The flags are
 those of FFCV's own decoder, so the pixels are bit for bit the same.
+
+A decompressor keeps the tables of one image for the next. Nothing is decoded that does not define its own: it would
+come out in colours that depend on what the thread decoded before (tables.py).
 """
 
 from __future__ import annotations
@@ -89,6 +92,9 @@ class _Decompressor(threading.local):
             library.tjGetErrorStr2,
         )
         self._renew()
+        from fasttrain.formats import tables  # here: numba takes longer to import than all the rest
+
+        self._undefined = tables.undefined_table
         self.width, self.height = ctypes.c_int(), ctypes.c_int()
         self.subsampling, self.colorspace = ctypes.c_int(), ctypes.c_int()
         # The order of the function's arguments: width, height, subsampling, colour space.
@@ -98,6 +104,11 @@ class _Decompressor(threading.local):
     def _renew(self) -> None:
         self.owner = _Handle()
         self.handle = self.owner.address
+
+    def check_tables(self, address: int, size: int) -> None:
+        """Raises JpegError for a stream that uses a table and does not define it."""
+        if kind := self._undefined(address, size):
+            raise JpegError(f"it uses a {kind} table that it does not define")
 
     def error(self) -> JpegError:
         """Return the error of the last call as an exception, and take a new decompressor.
@@ -142,6 +153,21 @@ def read_header(data: np.ndarray | bytes) -> JpegHeader:
     return JpegHeader(own.height.value, own.width.value, own.subsampling.value, own.colorspace.value)
 
 
+def check_tables(data: np.ndarray | bytes) -> None:
+    """Raises JpegError for a stream that uses a table and does not define it: no two decoders agree on its pixels."""
+    source = _as_array(data)
+    _decompressor().check_tables(source.ctypes.data, source.size)
+
+
+def defines_tables(data: np.ndarray | bytes) -> bool:
+    """Whether check_tables takes a stream."""
+    try:
+        check_tables(data)
+    except JpegError:
+        return False
+    return True
+
+
 def decode(data: np.ndarray | bytes, header: JpegHeader | None = None, shrink: int = 1) -> np.ndarray:
     """Decode a JPEG to pixels.
 
@@ -162,6 +188,7 @@ def decode(data: np.ndarray | bytes, header: JpegHeader | None = None, shrink: i
     height, width = -(-height // shrink), -(-width // shrink)
     pixels_HW3 = np.empty((height, width, 3), np.uint8)
     own = _decompressor()
+    own.check_tables(source.ctypes.data, source.size)
     if own.decompress(own.handle, source.ctypes.data, source.size, pixels_HW3.ctypes.data,
                       width, 0, height, _PIXEL_FORMAT_RGB, _FLAG_FASTDCT):  # fmt: skip
         raise own.error()
@@ -184,6 +211,7 @@ def decode_planes(data: np.ndarray | bytes, header: JpegHeader, shrink: int = 1)
     """
     source = _as_array(data)
     library, own = _library(), _decompressor()
+    own.check_tables(source.ctypes.data, source.size)
     height, width = -(-header.height // shrink), -(-header.width // shrink)
     planes = [
         np.empty(
@@ -250,5 +278,6 @@ def decode_into(source: int, size: int, height: int, width: int, out: int) -> No
         raise own.error()
     if own.height.value != height or own.width.value != width:
         raise JpegError(f"the JPEG is {own.height.value} x {own.width.value} pixels, not {height} x {width}")
+    own.check_tables(source, size)
     if own.decompress(handle, source, size, out, width, 0, height, _PIXEL_FORMAT_RGB, _FLAG_FASTDCT):
         raise own.error()

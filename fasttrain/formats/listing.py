@@ -12,19 +12,62 @@ import numpy as np
 
 from fasttrain.system.errors import DataError
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
-# Names taken as the validation split beside `train`; the first that exists is used.
-VAL_NAMES = ("val", "valid", "validation", "test")
+_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".rar", ".7z")
 
 # A larger file is no photograph: it is reported and never read.
 MAX_FILE_BYTES = 1 << 28
 
 _ROWS_AT_ONCE = 1 << 12
+_NAMED, _REASONS, _SHOWN = 20, 50, 8  # in Unused: names of a reason, reasons, those of them in a line
 
 
 class SourceError(DataError):
     """The source, or one sample of it, cannot be used; the text is one line."""
+
+
+class Unused:
+    """What a source holds and does not use: for each reason a count and the first names, whatever the number.
+
+    Attributes:
+        reasons: reason -> [count, the first names].
+    """
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, tuple[int, list[str]]] = {}
+
+    def add(self, reason: str, name: str, count: int = 1) -> None:
+        """Count something; a name may stand for several. Beyond 50 different reasons all others count as one."""
+        if reason not in self.reasons and len(self.reasons) >= _REASONS:
+            reason = "other"
+        before, names = self.reasons.get(reason, (0, []))
+        self.reasons[reason] = (before + count, [*names, name] if len(names) < _NAMED else names)
+
+    @property
+    def count(self) -> int:
+        return sum(count for count, _ in self.reasons.values())
+
+    def content(self) -> list[dict[str, Any]]:
+        """Return it as the manifest records it, {"reason": ..., "count": ..., "first": [names]} each, sorted."""
+        found = sorted(self.reasons.items())
+        return [{"reason": reason, "count": count, "first": names} for reason, (count, names) in found]
+
+    def __str__(self) -> str:
+        """One line: counts, each with its first name; "" if there is nothing."""
+        if not self.reasons:
+            return ""
+        parts = [f"{reason}: {count}, first {names[0]}" for reason, (count, names) in sorted(self.reasons.items())]
+        more = [f"and {len(parts) - _SHOWN} other kinds"] if len(parts) > _SHOWN else []
+        return f"not used: {'; '.join([*parts[:_SHOWN], *more])}"
+
+
+def other_file(name: str) -> str:
+    """Return why a file whose name is no image's is not used, by its extension."""
+    extension = os.path.splitext(name)[1].lower()
+    if extension in _ARCHIVES:
+        return f"archives inside ({extension})"
+    return f"files that are no images ({extension[:16] or 'no extension'})"
 
 
 class Sample(NamedTuple):

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fasttrain.system.durable import write_json
+import numpy as np
+
+from fasttrain.formats.checked import (
+    Malformed,
+    any_value,
+    count,
+    fields,
+    list_of,
+    none_or,
+    number,
+    plain_name,
+    table_of,
+    text,
+)
+from fasttrain.system.durable import read_json, write_json
 from fasttrain.system.errors import DataError
 
 FILE_NAME = "manifest.json"
+STATE_FILE = "conversion.json"  # lies there until the manifest does
 # How shards are stored, and how their names end.
 EXTENSION = {"ffcv": ".beton", "webdataset": ".tar"}
 FORMATS = tuple(EXTENSION)
-_VERSION = 1
+_VERSION, _READ_VERSIONS = 2, (1, 2)
 _GLIMPSES, _GLIMPSE_BYTES = 3, 1024  # a part holds some bytes of an image, even in a .tar of small ones
 
 
@@ -25,37 +40,40 @@ class ManifestError(DataError):
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One file of a data set: name in the folder, samples in it, size in bytes, SHA-256 in hex; its index, if any.
+class SideFile:
+    """A file beside a shard: name in the folder, size in bytes, SHA-256 in hex."""
 
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a data set: name in the folder, samples in it, size in bytes, SHA-256 in hex.
+
+    index: DALI's, of a .tar.
     glimpses: see the function; empty for a shard without samples, and in sets that were made without them.
+    names: what the source called the samples; None in sets that were made without.
     """
 
     name: str
     num_samples: int
     num_bytes: int
     sha256: str
-    index: Index | None = None
+    index: SideFile | None = None
     glimpses: tuple[str, ...] = ()
+    names: SideFile | None = None
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Shard:
-        """Make a shard of its JSON object; TypeError if that is malformed."""
-        index, seen = content.get("index"), content.get("glimpses", ())
-        return cls(**{**content, "index": Index(**index) if index else None, "glimpses": tuple(seen)})
+        """Make a shard of its JSON object, as SHARD checks it."""
+        beside = {key: SideFile(**content[key]) for key in ("index", "names") if content.get(key)}
+        return cls(**{**content, **beside, "glimpses": tuple(content.get("glimpses", ()))})
 
-    def files(self) -> list[Shard | Index]:
-        """Return the shard and its index: everything it consists of."""
-        return [self, self.index] if self.index else [self]
-
-
-@dataclass(frozen=True)
-class Index:
-    """DALI's index beside a .tar: name in the folder, size in bytes, SHA-256 in hex."""
-
-    name: str
-    num_bytes: int
-    sha256: str
+    def files(self) -> list[Shard | SideFile]:
+        """Return the shard and what lies beside it: everything it consists of."""
+        return [self, *(file for file in (self.index, self.names) if file)]
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,8 @@ class Manifest:
         skipped: images that could not be converted, as {"path": ..., "reason": ...}.
         class_counts: split name -> samples per class (empty: no labels).
         versions: the tools that made the shards, name -> version.
+        unused: what is no image, or was not asked for, as {"reason": ..., "count": ..., "first": [names]}.
+        notes: sentences on how the source was read.
     """
 
     format: str
@@ -83,6 +103,8 @@ class Manifest:
     skipped: list[dict[str, str]]
     class_counts: dict[str, list[int]]
     versions: dict[str, str]
+    unused: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 (hex) of the checksums of a split's shards: it changes when any sample's content or number does."""
@@ -105,27 +127,44 @@ class Manifest:
         """
         path = Path(folder) / FILE_NAME
         content = _read(path)
-        if content.pop("version", None) != _VERSION:
-            raise ManifestError(f"{path}: not of version {_VERSION}, the one this program reads")
+        if content.pop("version", None) not in _READ_VERSIONS:
+            known = " or ".join(map(str, _READ_VERSIONS))
+            raise ManifestError(f"{path}: not of version {known}, which this program reads")
         if content.get("format") not in FORMATS:
             raise ManifestError(f"{path}: unknown format {content.get('format')!r} (known: {', '.join(FORMATS)})")
         try:
-            content["splits"] = {
-                split: [Shard.of(shard) for shard in shards] for split, shards in content["splits"].items()
-            }
-            return cls(**content)
-        except (KeyError, TypeError, AttributeError) as error:
+            _MANIFEST(content, "manifest")
+            splits = {split: [Shard.of(shard) for shard in shards] for split, shards in content["splits"].items()}
+            manifest = cls(**{**content, "splits": splits})
+            manifest.check_names()
+        except Malformed as error:
             raise ManifestError(f"{path}: malformed: {error}") from None
+        return manifest
+
+    def check_names(self) -> None:
+        """Check that names fit the format and differ, and that all that counts classes agrees; Malformed if not."""
+        names = Counter(file.name for shards in self.splits.values() for shard in shards for file in shard.files())
+        if twice := [name for name, times in names.items() if times > 1]:
+            raise Malformed(f"{twice[0]} is named twice")
+        for name in (shard.name for shards in self.splits.values() for shard in shards):
+            if not name.endswith(EXTENSION[self.format]):
+                raise Malformed(f"{name} is no {EXTENSION[self.format]} file, which the format {self.format!r} has")
+        for split, counts in self.class_counts.items():
+            if split not in self.splits or len(counts) != len(self.classes):
+                raise Malformed(f"class_counts.{split}: not a count for each of the {len(self.classes)} classes")
 
     def check_shards(self, folder: str | os.PathLike[str]) -> None:
         """Check that every shard is there with the stated size, and not another one: hardly any content is read.
+
+        Files of names are left alone: without one, samples have numbers only.
 
         Raises:
             ManifestError: names the first shard that is missing, of another size, or replaced by another.
         """
         for shard in (shard for shards in self.splits.values() for shard in shards):
             for file in shard.files():
-                _check_size(Path(folder) / file.name, file.num_bytes)
+                if file is not shard.names:
+                    _check_size(Path(folder) / file.name, file.num_bytes)
             path = Path(folder) / shard.name
             seen = glimpses(path) if shard.glimpses else ()
             # One that differs may be a damaged image, which the loader bears; another shard differs everywhere.
@@ -133,6 +172,30 @@ class Manifest:
                 raise ManifestError(
                     f"{path}: another file than was converted, of the same size: run dataprep/verify.py"
                 )
+
+
+_SIDE_FILE = {"name": plain_name, "num_bytes": count, "sha256": text}
+SHARD = fields(
+    {**_SIDE_FILE, "num_samples": count},
+    {"index": none_or(fields(_SIDE_FILE)), "glimpses": list_of(text), "names": none_or(fields(_SIDE_FILE))},
+)
+_MANIFEST = fields(
+    {
+        "format": text,
+        "classes": list_of(text),
+        "splits": table_of(list_of(SHARD)),
+        "pixel_mean": list_of(number(0, 1), 3),
+        "pixel_std": list_of(number(0, 1), 3),
+        "settings": table_of(any_value),
+        "skipped": list_of(fields({"path": text, "reason": text})),
+        "class_counts": table_of(list_of(count)),
+        "versions": table_of(text),
+    },
+    {
+        "unused": list_of(fields({"reason": text, "count": count, "first": list_of(text)})),
+        "notes": list_of(text),
+    },
+)
 
 
 def glimpses(path: Path) -> tuple[str, ...]:
@@ -144,6 +207,13 @@ def glimpses(path: Path) -> tuple[str, ...]:
             file.seek(size * part // (_GLIMPSES + 1))
             found.append(hashlib.sha256(file.read(_GLIMPSE_BYTES)).hexdigest()[:16])
     return tuple(found)
+
+
+def wrong_label(label_N: np.ndarray, num_classes: int) -> str:
+    """Say which is the first label that is neither -1 nor one of so many classes; "" if all are."""
+    wrong_N = (label_N < -1) | (label_N >= num_classes)
+    row = int(wrong_N.argmax()) if wrong_N.any() else -1
+    return "" if row < 0 else f"a label outside the {num_classes} classes: {label_N[row]} of sample {row}"
 
 
 def _check_size(path: Path, expected: int) -> None:
@@ -160,7 +230,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ManifestError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except FileNotFoundError:
         raise ManifestError(
             f"{folder} is not a converted data set (no {FILE_NAME}): run python dataprep/convert.py"

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 _START, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
+_DHT, _JPG, _DAC = 0xC4, 0xC8, 0xCC
+_FRAMES = {*range(0xC0, 0xD0)} - {_DHT, _JPG, _DAC}
+_LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 _EXIF = b"Exif\0\0"
 _EXIF_WITHIN = 1 << 17  # bytes: EXIF is the first or second segment, and each has 64 KiB at most
 _TAIL = 64  # bytes in which a sound stream's end marker lies; some writers append a little after it
@@ -21,6 +24,18 @@ def segments(data: bytes) -> Iterator[tuple[int, int]]:
         if data[at + 1] == _SCAN:
             return
         at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+
+
+def unusual(data: bytes) -> str | None:
+    """What a JPEG's frame says that decoders do not take; None for a usual one."""
+    for marker, at in segments(data):
+        if marker in _FRAMES and at + 4 < len(data):
+            if marker in _LOSSLESS:
+                return "a lossless JPEG"
+            if data[at + 4] != 8:
+                return f"a JPEG of {data[at + 4]} bits a sample"
+            return "a JPEG in arithmetic coding" if marker > _JPG else None
+    return None
 
 
 def has_exif(data: bytes) -> bool:

@@ -1,7 +1,7 @@
-"""WebDataset shards: POSIX tars of `<key>.jpg` and `<key>.cls`, with the index that DALI's reader wants beside each.
+"""WebDataset shards: POSIX tars of `<key>.jpg` (or `.png`) and `<key>.cls`, each with an index.
 
-The bytes depend on the samples alone: no times, no owners. Index: `v1.2 N`, then a line for each sample with
-extension, offset of the data, size and name of every component (wds2idx of DALI).
+The index is what DALI's reader wants beside a shard: `v1.2 N`, then a line for each sample with extension, offset of
+the data, size and name of every component (wds2idx of DALI). The bytes depend on the samples alone: no times, owners.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fasttrain.formats import png
 from fasttrain.formats.writer import ShardWriter
 from fasttrain.system.durable import replace_file
 from fasttrain.system.errors import DataError
@@ -20,6 +21,7 @@ from fasttrain.system.regular import open_regular, read_at_most
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
 _INDEX_VERSION = "v1.2"
+_IMAGES = ("jpg", "png")
 _WORDS = 8  # a sample's line in the index: jpg OFFSET SIZE NAME cls OFFSET SIZE NAME
 _LONGEST_LABEL, _LARGEST_LABEL = 20, (1 << 31) - 1  # digits; more is no class
 _LONGEST_PLACE = 19  # digits that may be too many
@@ -42,11 +44,12 @@ class TarShardWriter(ShardWriter):
         self._lines: list[str] = []
 
     def write(self, stream: bytes, height: int, width: int, label: int, raw: bool = False) -> None:
-        """Append one sample, a JPEG of any size; ValueError for raw pixels. Raises OSError when the disk is full."""
+        """Append one sample, a JPEG or PNG of any size; ValueError for raw pixels. OSError when the disk is full."""
         if raw:
-            raise ValueError("a .tar shard holds JPEGs only")
+            raise ValueError("a .tar shard holds JPEGs and PNGs only")
         key = f"{self._path.stem}-{self.num_samples:07d}"
-        components = (("jpg", stream), ("cls", str(label).encode("ascii")))
+        kind = "png" if stream.startswith(png.SIGNATURE) else "jpg"
+        components = ((kind, stream), ("cls", str(label).encode("ascii")))
         self._lines.append(" ".join(self._member(key, extension, content) for extension, content in components))
         self.num_samples += 1
         self._hand_over(self._file.tell())
@@ -77,7 +80,8 @@ class TarShardReader:
     Attributes:
         path: the shard.
         num_samples: N.
-        jpeg_at_N, jpeg_size_N: int64, place and length of each sample's JPEG in `data`, bytes.
+        is_png_N: bool, whether a sample's image is a PNG, not a JPEG.
+        image_at_N, image_size_N: int64, place and length of each sample's image in `data`, bytes.
         label_at_N, label_size_N: the same of its label, a whole number in ASCII.
         data: the whole file, uint8, read-only; address: where it begins in memory.
     """
@@ -86,8 +90,8 @@ class TarShardReader:
         """Map the shard and read its index.
 
         Raises:
-            TarShardError: one is missing, the index is malformed, not of one .jpg and one .cls a sample, or reaches
-                beyond the shard.
+            TarShardError: one is missing, the index is malformed, not of one .jpg or .png and one .cls a
+                sample, or reaches beyond the shard.
         """
         self.path = Path(path)
         words = self._read_words()
@@ -95,10 +99,11 @@ class TarShardReader:
         if words[:2] != [_INDEX_VERSION, str(self.num_samples)] or (len(words) - 2) % _WORDS:
             raise self._error(f"no {_INDEX_VERSION} index of the samples it states")
         del words[:2]
-        if set(words[0::_WORDS]) - {"jpg"} or set(words[4::_WORDS]) - {"cls"}:
-            raise self._error("a sample is not one .jpg followed by one .cls")
+        if set(words[0::_WORDS]) - set(_IMAGES) or set(words[4::_WORDS]) - {"cls"}:
+            raise self._error("a sample is not one .jpg or .png followed by one .cls")
+        self.is_png_N = np.array([extension == "png" for extension in words[0::_WORDS]], bool)
         place_4N = np.stack([self._numbers(words[column::_WORDS]) for column in (1, 2, 5, 6)])
-        self.jpeg_at_N, self.jpeg_size_N, self.label_at_N, self.label_size_N = place_4N
+        self.image_at_N, self.image_size_N, self.label_at_N, self.label_size_N = place_4N
         for start_N, size_N in (place_4N[:2], place_4N[2:]):
             if ((start_N < 0) | (size_N < 1) | (start_N > self.data.size - size_N)).any():
                 raise self._error(f"a sample lies outside {self.path.name}")
@@ -124,10 +129,16 @@ class TarShardReader:
     def _error(self, reason: str) -> TarShardError:
         return TarShardError(f"{index_path(self.path)}: {reason}")
 
-    def jpeg(self, row: int) -> np.ndarray:
-        """Return the stream of a sample, uint8, in place."""
-        start = int(self.jpeg_at_N[row])
-        return self.data[start : start + int(self.jpeg_size_N[row])]
+    def image(self, row: int) -> np.ndarray:
+        """Return the stream of a sample's image, uint8, in place."""
+        start = int(self.image_at_N[row])
+        return self.data[start : start + int(self.image_size_N[row])]
+
+    def image_bytes(self, row: int) -> bytes:
+        """Return a copy of the same, made without the interpreter's lock."""
+        copy = ctypes.create_string_buffer(int(self.image_size_N[row]))
+        ctypes.memmove(copy, self.address + int(self.image_at_N[row]), len(copy))
+        return copy.raw
 
     def label(self, row: int) -> int:
         """Read the label of a sample; TarShardError where it is no number."""

@@ -6,7 +6,8 @@ import pathlib
 
 import torch
 
-from fasttrain.formats.manifest import Manifest, ManifestError
+from fasttrain.formats.beton_set import beton_files, open_betons
+from fasttrain.formats.manifest import FILE_NAME, STATE_FILE, Manifest, ManifestError
 from fasttrain.input.batch import Batch
 from fasttrain.input.folder_store import FolderStore
 from fasttrain.input.loader import MAX_FAILED_FRACTION, Loader, LoaderError, ThreadLoader
@@ -14,32 +15,68 @@ from fasttrain.input.order import Order
 from fasttrain.input.prefetch import prefetched
 from fasttrain.input.stores import ShardStore, Store
 from fasttrain.input.tar_store import TarStore
+from fasttrain.system.errors import UserError, note
 
 __all__ = [
-    "Batch", "Loader", "LoaderError", "Order", "Store", "ThreadLoader", "open_dataset", "open_loader",
+    "Batch", "FolderStore", "Loader", "LoaderError", "Order", "Store", "ThreadLoader", "open_dataset", "open_loader",
     "pixel_statistics",
 ]  # fmt: skip
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def open_dataset(path: pathlib.Path, split: str, loader: str = "auto", view_size: int = 0) -> Store:
+def open_dataset(
+    path: pathlib.Path, split: str, loader: str = "auto", view_size: int = 0, val_fraction: float = 0.0
+) -> Store:
     """The samples of one split ("train" or "val").
 
-    loader: "folder" (plain image files); "ffcv" (a converted data set of either format); others by whether there is a
-    manifest.json. view_size: side of the views to be cut, in pixels: files far larger are decoded smaller; 0: never.
-    Raises DataError for a path or split that is not there, or shards that do not match their manifest.
+    loader: "folder" (plain image files); "ffcv" (shards); others by what is there: a converted data set has a
+    manifest.json, .beton files without one are stock FFCV's, anything else is plain image files.
+    view_size: side of the views to be cut, in pixels: files far larger are decoded smaller; 0: never.
+    val_fraction: part of each class of plain image files that is the "val" split.
+    Raises DataError for a path or split that is not there, or shards that do not match their manifest; UserError for a
+    val_fraction of shards.
     """
-    if not path.is_dir():
-        found = "a file: convert it first, by dataprep/convert.py" if path.exists() else "no such folder"
-        raise ManifestError(f"{path}: {found}")
-    if loader == "folder" or (loader != "ffcv" and not (path / "manifest.json").exists()):
-        return FolderStore(path, split, view_size)
+    kind = _kind(path, loader)
+    if kind == "folder":
+        return FolderStore(path, split, view_size, val_fraction)
+    if val_fraction:
+        raise UserError(f"--val-fraction is for plain image files, and {path} holds shards: convert.py has it, too")
+    if kind == "betons":
+        return _open_betons(path, split)
     manifest = Manifest.load(path)
     if not manifest.splits.get(split):
         raise ManifestError(f"{path} has no {split!r} split (a source with val/, or convert with --val-fraction)")
     manifest.check_shards(path)
-    return (TarStore if manifest.format == "webdataset" else ShardStore)(path, manifest, split)
+    return (TarStore if manifest.format == "webdataset" else ShardStore).of(path, manifest, split)
+
+
+def _kind(path: pathlib.Path, loader: str) -> str:
+    """What a path is: "folder", "betons" or "manifest". Raises ManifestError where that can't be read as it is."""
+    if not path.exists():
+        raise ManifestError(f"{path}: no such folder")
+    if loader == "folder" and path.is_dir():
+        return "folder"
+    if (path / FILE_NAME).exists():
+        return "manifest"
+    if (path / STATE_FILE).exists():
+        raise ManifestError(f"{path}: an unfinished conversion: run the same dataprep/convert.py again")
+    if beton_files(path):
+        return "betons"
+    if not path.is_dir():
+        raise ManifestError(f"{path}: a file: convert it first, by dataprep/convert.py")
+    return "manifest" if loader == "ffcv" else "folder"
+
+
+def _open_betons(path: pathlib.Path, split: str) -> Store:
+    found = open_betons(path)
+    if split not in found.splits:
+        raise ManifestError(f"{path} has no {split!r} split: it takes a folder with train.beton and val.beton")
+    if split == "train":
+        for line in (*(f"{path / left['path']} is left out: {left['reason']}" for left in found.unused), *found.notes):
+            note(line)
+    files, label_S = found.splits[split], found.label_S[split]
+    return ShardStore(files, found.classes, found.fingerprint(split), label_S, [None] * len(files))
 
 
 def open_loader(
@@ -64,8 +101,8 @@ def open_loader(
 
 
 def pixel_statistics(path: pathlib.Path, loader: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the channels in [0, 1]: the manifest's, or ImageNet's for plain files."""
-    if loader == "folder" or not (path / "manifest.json").exists():
+    """Mean and standard deviation of the channels in [0, 1]: the manifest's, or ImageNet's where there is none."""
+    if loader == "folder" or not (path / FILE_NAME).exists():
         return IMAGENET_MEAN, IMAGENET_STD
     manifest = Manifest.load(path)
     return tuple(manifest.pixel_mean), tuple(manifest.pixel_std)

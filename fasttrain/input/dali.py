@@ -13,14 +13,14 @@ import ctypes
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from fasttrain.formats import jpeg
 from fasttrain.formats.markers import looks_whole
 from fasttrain.input.loader import MAX_FAILED_FRACTION, Failed, Placed, Started, ThreadLoader
 from fasttrain.input.order import Order
-from fasttrain.input.stores import JpegStore, Store
+from fasttrain.input.stores import Store, Stream, StreamStore
 from fasttrain.system.errors import UserError
 from fasttrain.system.workers import Workers
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 
 class DaliLoader(ThreadLoader):
-    """Iterates a store of JPEG streams in an Order; Batch.pixels lies on `device`."""
+    """Iterates a store of streams in an Order; Batch.pixels lies on `device`."""
 
     def __init__(
         self, store: Store, order: Order, workers: int, device: torch.device,
         max_failed_fraction: float = MAX_FAILED_FRACTION, labels: bool = False,
     ) -> None:  # fmt: skip
         """workers: DALI's threads, and ours that read headers. Raises UserError without DALI, or for another store."""
-        if not isinstance(store, JpegStore):
-            raise UserError("--loader dali decodes JPEG shards; image folders are read by --loader folder")
+        if not isinstance(store, StreamStore):
+            raise UserError("--loader dali decodes shards; image folders are read by --loader folder")
         _import_dali()
         self._device, self._streams, self._threads = device, store, workers
         self._batch_size = order.batch_size // order.world_size
@@ -75,7 +75,7 @@ class DaliLoader(ThreadLoader):
         """
         if event := self._last_use.pop(buffer.data_ptr(), None):
             event.synchronize()
-        streams = [self._streams.jpeg(sample.encoded) for sample in placed]
+        streams = [self._streams.stream(sample.encoded) for sample in placed]
         if self._all_whole(placed, streams) and self._decode_with_dali(buffer, placed, streams):
             return []
         host = buffer if buffer.device.type == "cpu" else torch.empty(len(buffer), dtype=torch.uint8)
@@ -85,21 +85,21 @@ class DaliLoader(ThreadLoader):
             torch.cuda.current_stream(buffer.device).synchronize()
         return failed
 
-    def _all_whole(self, placed: list[Placed], streams: list[np.ndarray]) -> bool:
+    def _all_whole(self, placed: list[Placed], streams: list[Stream]) -> bool:
         """Also what reads the streams' pages in, sample by sample, so that slow storage is seen to move."""
         for sample, stream in zip(placed, streams, strict=True):
             with self._watch.at(sample.number):
-                whole = looks_whole(stream.tobytes())
-            if not whole:
-                return False
+                data = stream.data.tobytes()
+                if stream.is_jpeg and not (looks_whole(data) and jpeg.defines_tables(data)):
+                    return False
         return True
 
-    def _decode_with_dali(self, buffer: Tensor, placed: list[Placed], streams: list[np.ndarray]) -> bool:
+    def _decode_with_dali(self, buffer: Tensor, placed: list[Placed], streams: list[Stream]) -> bool:
         """False when DALI refuses a stream, or decodes one to another size than its header states."""
         if self._pipeline is None:
             self._pipeline = decoding_pipeline(self._batch_size, self._threads, self._device)
         try:
-            self._pipeline.feed_input("streams", streams)
+            self._pipeline.feed_input("streams", [stream.data for stream in streams])
             (images,) = self._pipeline.run()
         except RuntimeError:
             self._pipeline = None  # what a failed pipeline does next is not documented

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
+import functools
+import os
 import pathlib
 from typing import NamedTuple, cast
 
@@ -10,11 +11,12 @@ import numpy as np
 from PIL import Image
 
 from fasttrain.formats import jpeg
-from fasttrain.formats.folder import folder_fingerprint, list_folder, read_regular
+from fasttrain.formats.folder import folder_fingerprint, lines_of, list_folder, read_regular
 from fasttrain.formats.image import decode_rgb, exif_orientation, jpeg_header, read_rgb, turned
 from fasttrain.formats.manifest import ManifestError
-from fasttrain.input.stores import Encoded
-from fasttrain.system.errors import DataError
+from fasttrain.formats.splits import seeded_order, set_apart
+from fasttrain.input.stores import Encoded, as_encoded, write_pixels
+from fasttrain.system.errors import note
 
 # A photograph is shrunk while decoding only as far as its shorter side keeps this many times a view's side. The whole
 # image as a crop is then still averaged from two pixels or more for each of the view's, and a crop of 20 % of the area
@@ -33,14 +35,22 @@ class _Stream(NamedTuple):
 class FolderStore:
     """The image files of one split of a folder, decoded as they are, or at 1/2, 1/4 or 1/8 of their size."""
 
-    def __init__(self, root: pathlib.Path, split: str, view_size: int = 0) -> None:
-        """view_size: side of the views to be cut, in pixels; 0 decodes every image at its full size.
+    def __init__(self, root: pathlib.Path, split: str, view_size: int = 0, val_fraction: float = 0.0) -> None:
+        """What can't be used, and what else lies there, is said on stderr once.
 
-        Raises DataError for a missing folder, one without images, or a split it does not have.
+        view_size: side of the views to be cut, in pixels; 0 decodes every image at its full size. val_fraction: part
+        of each class that is the validation split, the images that a conversion with its default seed sets apart.
+        Raises DataError for a missing folder, one without images, a split it does not have, or one it has already.
         """
-        self.classes, splits = list_folder(root)
+        layout = list_folder(root)
+        _tell(str(root), lines_of(layout))
+        self.classes, splits = layout.classes, layout.splits
+        if val_fraction:
+            shuffled = {name: samples.take(seeded_order(len(samples), 0)) for name, samples in splits.items()}
+            splits = set_apart(shuffled, val_fraction, root)
         if split not in splits:
-            raise ManifestError(f"{root} has no {split!r} split; it has: {', '.join(splits)}")
+            apart = "training with --val-fraction sets one apart"
+            raise ManifestError(f"{root} has no {split!r} split; it has: {', '.join(splits)} ({apart})")
         self.fingerprint = folder_fingerprint(root, self.classes, splits)
         self._root = root
         self._samples = splits[split]
@@ -55,11 +65,11 @@ class FolderStore:
         data = read_regular(self.name(index))
         header, orientation = jpeg_header(data), exif_orientation(data)
         if header is None:
-            return _pixels(read_rgb(data))
+            return as_encoded(read_rgb(data))
         shrink = shrink_factor(header.height, header.width, self._least_side)
         if orientation != 1:
             image = Image.fromarray(_decode(data, header, shrink))
-            return _pixels(np.array(turned(image, orientation)))
+            return as_encoded(np.array(turned(image, orientation)))
         height, width = -(-header.height // shrink), -(-header.width // shrink)
         return Encoded(height, width, _Stream(data, header, shrink))
 
@@ -69,13 +79,19 @@ class FolderStore:
             if pixels.shrink == 1 and _decoded_into(pixels.data, pixels.header, address):
                 return
             pixels = _decode(*pixels)
-        array = np.ascontiguousarray(cast("np.ndarray", pixels))
-        if array.shape != (sample.height, sample.width, 3):
-            raise DataError(f"decodes to {array.shape}, its header says {sample.height} x {sample.width}")
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+        write_pixels(cast("np.ndarray", pixels), sample, address)
 
     def name(self, index: int) -> str:
         return str(self._root / self._samples[index].path)
+
+    place = name
+
+
+@functools.lru_cache  # the splits of one folder are opened one by one
+def _tell(_root: str, lines: tuple[str, ...]) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        for line in lines:
+            note(line)
 
 
 def shrink_factor(height: int, width: int, least_side: int) -> int:
@@ -89,10 +105,6 @@ def _decode(data: bytes, header: jpeg.JpegHeader, shrink: int) -> np.ndarray:
     if shrink > 1 and pixels.shape[:2] == (header.height, header.width):  # decoded by Pillow after a harmless warning
         return np.array(Image.fromarray(pixels).reduce(shrink))
     return pixels
-
-
-def _pixels(pixels: np.ndarray) -> Encoded:
-    return Encoded(pixels.shape[0], pixels.shape[1], pixels)
 
 
 def _decoded_into(data: bytes, header: jpeg.JpegHeader, address: int) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor
 from fasttrain.input.batch import Batch
 from fasttrain.input.order import Order
 from fasttrain.input.stores import Encoded, Store
-from fasttrain.system.errors import DataError, RunError
+from fasttrain.system.errors import DataError, RunError, printable
 from fasttrain.system.watch import STALL_SECONDS, Watch, poll_seconds
 from fasttrain.system.workers import Workers
 
@@ -75,10 +75,11 @@ class Placed(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A sample that could not be decoded: its place in the batch, and why."""
+    """A sample that could not be decoded: its place in the batch, what it is called, and why."""
 
     place: int
-    error: DataError
+    name: str
+    reason: str
 
 
 class Started(NamedTuple):
@@ -109,7 +110,7 @@ class ThreadLoader:
         self._free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         for _ in range(AHEAD + 1):
             self._free.put(self._new_buffer(1))
-        self._lock, self._watch = threading.Lock(), Watch("sample", store.name, LoaderError)
+        self._lock, self._watch = threading.Lock(), Watch("sample", store.place, LoaderError)
         self._stop = threading.Event()
 
     def state_dict(self) -> dict[str, int]:
@@ -208,12 +209,13 @@ class ThreadLoader:
     def _read_or_substitute(self, epoch: int, index: int, attempt: int = 0) -> Read:
         while True:
             chosen = self._order.substitute(epoch, index, attempt) if attempt else index
-            try:
-                with self._watch.at(chosen):
+            with self._watch.at(chosen):
+                try:
                     label = int(self._store.labels(np.array([chosen]))[0]) if self._labels else -1
                     return Read(chosen, self._store.read(chosen), label)
-            except (DataError, OSError) as error:
-                self._report(chosen, error)
+                except (DataError, OSError) as error:
+                    name, reason = self._store.name(chosen), str(error)
+            self._report(name, reason)
             attempt += 1
 
     def _write(self, buffer: Tensor, placed: list[Placed], places: list[int]) -> list[Failed]:
@@ -221,16 +223,15 @@ class ThreadLoader:
         failed, base = [], buffer.data_ptr()
         for place in places:
             number, encoded, _, offset = placed[place]
-            try:
-                with self._watch.at(number):
+            with self._watch.at(number):
+                try:
                     self._store.write(encoded, base + offset)
-            except DataError as error:
-                failed.append(Failed(place, error))
+                except DataError as error:
+                    failed.append(Failed(place, self._store.name(number), str(error)))
         return failed
 
-    def _report(self, index: int, error: Exception) -> None:
+    def _report(self, name: str, reason: str) -> None:
         """Count and name a sample that has to be replaced. Raises LoaderError when there are too many."""
-        name, reason = self._store.name(index), str(error)
         with self._lock:
             self._failures += 1
             count, new = self._failures, name not in self.failed
@@ -257,8 +258,8 @@ class ThreadLoader:
         failed: list[Failed] = []
         for future in futures:  # all of them, before anything is copied: they write into the buffer
             failed += self._watch.result(future)
-        for place, error in failed:
-            self._report(placed[place].number, error)
+        for place, name, reason in failed:
+            self._report(name, reason)
             pixels = self._replace(epoch, pixels, placed, place)
         index_B = np.array([sample.number for sample in placed])
         return Batch(
@@ -285,7 +286,7 @@ class ThreadLoader:
             image = torch.empty(read.encoded.height * read.encoded.width * 3, dtype=torch.uint8)
             if not (failed := self._write(image, [Placed(*read, 0)], [0])):
                 return read, image
-            self._report(read.number, failed[0].error)
+            self._report(failed[0].name, failed[0].reason)
         raise LoaderError(f"no sample could be decoded in place of {self._store.name(number)}")
 
     def _give_back(self, item: Started) -> None:
@@ -311,7 +312,7 @@ def warn_of_failed(count: int, name: str, reason: str) -> None:
     """Name the count-th sample that can't be decoded, up to a number of them."""
     if count <= NAMED_FAILURES:
         last = "; more of them are only counted" if count == NAMED_FAILURES else ""
-        print(f"warning: {name}: {reason}; another takes its place{last}", file=sys.stderr, flush=True)
+        print(printable(f"warning: {name}: {reason}; another takes its place{last}"), file=sys.stderr, flush=True)
 
 
 def too_many_failed(count: int, total: int, name: str, reason: str) -> LoaderError:

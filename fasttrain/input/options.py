@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from fasttrain.system.options import Fraction, Free, Options
+from fasttrain.system.options import Bounds, Fraction, Free, Options
 
 
 @dataclass(frozen=True)
@@ -13,9 +13,13 @@ class DataOptions(Options):
     """What is read, and how."""
 
     data: Free[str]
-    """Converted data set (a folder with manifest.json), or a folder of image files."""
+    """Converted data set (a folder with manifest.json), FFCV's .beton file or a folder of train.beton and val.beton, or
+    a folder of image files."""
     loader: Free[Literal["auto", "ffcv", "dali", "folder", "resident"]] = "auto"
     """auto decodes shards or plain image files, whichever --data is; ffcv insists on shards, folder on plain files;
-    dali decodes JPEG shards by NVIDIA DALI; resident decodes either once and keeps all of it in memory."""
+    dali decodes shards by NVIDIA DALI; resident decodes either once and keeps all of it in memory."""
+    val_fraction: Free[Annotated[float, Bounds(0, 0.99)]] = 0.0
+    """Fraction of each class of plain image files to keep from training, for kNN and evaluation: the images that
+    convert.py --val-fraction sets apart with its default --seed. Shards are converted with one."""
     max_failed_fraction: Free[Fraction[float]] = 0.01
     """Training stops when more than this part of the images (and more than 10) can't be decoded."""

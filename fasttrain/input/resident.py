@@ -53,7 +53,7 @@ class ResidentLoader:
         self._label_N = torch.full((store.num_samples,), -1) if labels else None
         self._height_N, self._width_N = (torch.zeros(store.num_samples, dtype=torch.int32) for _ in range(2))
         self._sound_N = np.ones(store.num_samples, dtype=bool)
-        self._pool, self._watch = Workers(workers), Watch("sample", store.name, LoaderError)
+        self._pool, self._watch = Workers(workers), Watch("sample", store.place, LoaderError)
         try:
             self._over(range(store.num_samples), self._measure)
             size_N = self._height_N.long() * self._width_N.long() * 3
@@ -99,7 +99,7 @@ class ResidentLoader:
             others = (self._order.substitute(epoch, int(index_B[place]), k) for k in range(1, MAX_ATTEMPTS))
             stand_in = next((other for other in others if self._sound_N[other]), None)
             if stand_in is None:
-                raise LoaderError(f"no sample could be decoded in place of {self._store.name(int(index_B[place]))}")
+                raise LoaderError(f"no sample could be decoded in place of {self._store.place(int(index_B[place]))}")
             index_B[place] = stand_in
         return index_B
 
@@ -110,14 +110,14 @@ class ResidentLoader:
 
         def run(task: Sequence[int]) -> None:
             for index in task:
-                try:
-                    with self._watch.at(index):
+                with self._watch.at(index):
+                    try:
                         call(index)
-                except (DataError, OSError) as error:
-                    self._sound_N[index] = False
-                    name, reason = self._store.name(index), str(error)
-                    self.failed[name] = reason
-                    warn_of_failed(len(self.failed), name, reason)
+                    except (DataError, OSError) as error:
+                        self._sound_N[index] = False
+                        name, reason = self._store.name(index), str(error)
+                        self.failed[name] = reason
+                        warn_of_failed(len(self.failed), name, reason)
 
         futures = [self._pool.submit(run, samples[at : at + _TASK]) for at in range(0, len(samples), _TASK)]
         for future in futures:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 
 from fasttrain.formats import jpeg
 from fasttrain.formats.beton import MODE_RAW, BetonReader
-from fasttrain.formats.manifest import Manifest, ManifestError
+from fasttrain.formats.image import check_size
+from fasttrain.formats.manifest import Manifest, ManifestError, Shard, wrong_label
+from fasttrain.formats.names import sample_name
 from fasttrain.system.errors import DataError
 
 
@@ -39,15 +41,45 @@ class Store(Protocol):
         """Write height×width×3 RGB bytes at a memory address."""
 
     def name(self, index: int) -> str:
-        """How an error names the sample."""
+        """How an error names the sample; the source's own name may be read for it."""
+
+    def place(self, index: int) -> str:
+        """The same without touching the storage, which may be what hangs."""
+
+
+class Stream(NamedTuple):
+    """A file in memory, uint8: a JPEG as it is stored, sound or not, or a PPM of pixels that were stored."""
+
+    data: np.ndarray
+    is_jpeg: bool
 
 
 @runtime_checkable
-class JpegStore(Store, Protocol):
-    """A store whose samples lie in files as JPEG streams, so that another decoder can take them."""
+class StreamStore(Store, Protocol):
+    """A store whose samples lie in files as streams, so that another decoder can take them."""
 
-    def jpeg(self, sample: Encoded) -> np.ndarray:
-        """The stream of a sample that read() gave, uint8; DataError for one that is stored otherwise."""
+    def stream(self, sample: Encoded) -> Stream:
+        """What is stored of a sample that read() gave."""
+
+
+def as_ppm(pixels_HW3: np.ndarray) -> Stream:
+    """Put (H, W, 3) uint8 pixels behind the header of a format that every decoder reads."""
+    height, width, _ = pixels_HW3.shape
+    header = np.frombuffer(b"P6\n%d %d\n255\n" % (width, height), np.uint8)
+    return Stream(np.concatenate([header, pixels_HW3.reshape(-1)]), is_jpeg=False)
+
+
+def as_encoded(pixels_HW3: np.ndarray) -> Encoded:
+    """A sample that had to be decoded to learn its size."""
+    return Encoded(pixels_HW3.shape[0], pixels_HW3.shape[1], pixels_HW3)
+
+
+def write_pixels(pixels_HW3: np.ndarray, sample: Encoded, address: int) -> None:
+    """Copy (H, W, 3) uint8 pixels to an address; DataError if they are not of the sample's size."""
+    if pixels_HW3.shape != (sample.height, sample.width, 3):
+        raise DataError(f"decodes to {pixels_HW3.shape}, its header says {sample.height} x {sample.width}")
+    array = np.ascontiguousarray(pixels_HW3)
+    ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
 
 class ShardReader(Protocol):
@@ -60,22 +92,38 @@ class ShardReader(Protocol):
 AnyReader = TypeVar("AnyReader", bound=ShardReader)
 
 
+def open_shards(
+    folder: pathlib.Path, shards: Sequence[Shard], reader: Callable[[pathlib.Path], AnyReader]
+) -> list[AnyReader]:
+    """Open the shards of one split. Raises DataError where one is missing, unsound, or not what the manifest says."""
+    readers = [reader(folder / shard.name) for shard in shards]
+    for found, stated in zip(readers, shards, strict=True):
+        if found.num_samples != stated.num_samples:
+            raise ManifestError(
+                f"{found.path} holds {found.num_samples} samples, the manifest says {stated.num_samples}"
+            )
+    return readers
+
+
+def names_of(folder: pathlib.Path, manifest: Manifest, split: str) -> list[pathlib.Path | None]:
+    """The file of names of each shard of a split; None for one that has none."""
+    return [folder / shard.names.name if shard.names else None for shard in manifest.splits[split]]
+
+
 class Shards(Generic[AnyReader]):
-    """The shards of one split of a converted data set, whose samples are numbered through."""
+    """The shards of one split of a data set, whose samples are numbered through."""
 
     def __init__(
-        self, folder: pathlib.Path, manifest: Manifest, split: str, reader: Callable[[pathlib.Path], AnyReader]
+        self,
+        shards: Sequence[AnyReader],
+        classes: Sequence[str],
+        fingerprint: str,
+        names: Sequence[pathlib.Path | None],
     ) -> None:
-        """Raises DataError where a shard is missing, unsound, or does not match the manifest."""
-        self.classes = tuple(manifest.classes)
-        self.fingerprint = manifest.fingerprint(split)
-        self._shards = [reader(folder / shard.name) for shard in manifest.splits[split]]
-        for found, stated in zip(self._shards, manifest.splits[split], strict=True):
-            if found.num_samples != stated.num_samples:
-                raise ManifestError(
-                    f"{found.path} holds {found.num_samples} samples, the manifest says {stated.num_samples}"
-                )
-        self._start_S = np.cumsum([0] + [shard.num_samples for shard in self._shards])
+        """names: the file of names of each shard."""
+        self.classes, self.fingerprint = tuple(classes), fingerprint
+        self._shards, self._names = shards, names
+        self._start_S = np.cumsum([0] + [shard.num_samples for shard in shards])
         self.num_samples = int(self._start_S[-1])
 
     def locate(self, index: int) -> tuple[int, int]:
@@ -85,17 +133,37 @@ class Shards(Generic[AnyReader]):
 
     def name(self, index: int) -> str:
         shard, row = self.locate(index)
-        return f"sample {row} of {self._shards[shard].path}"
+        return sample_name(self._shards[shard].path, row, self._names[shard])
+
+    def place(self, index: int) -> str:
+        shard, row = self.locate(index)
+        return sample_name(self._shards[shard].path, row, None)
 
 
 class ShardStore(Shards[BetonReader]):
-    """The .beton shards of one split, read in place; pixels are decoded straight into the batch."""
+    """.beton files of one split, read in place; pixels are decoded straight into the batch."""
 
-    def __init__(self, folder: pathlib.Path, manifest: Manifest, split: str) -> None:
-        """Raises DataError where a shard does not match the manifest."""
-        super().__init__(folder, manifest, split, BetonReader)
-        self._label_N = np.concatenate([shard.label_N for shard in self._shards])
-        self._base_S = [shard.data.ctypes.data for shard in self._shards]
+    def __init__(
+        self, shards: Sequence[BetonReader], classes: Sequence[str], fingerprint: str, label_S: Sequence[np.ndarray],
+        names: Sequence[pathlib.Path | None],
+    ) -> None:  # fmt: skip
+        """label_S: the labels of each file, -1 for none. names: as for Shards."""
+        super().__init__(shards, classes, fingerprint, names)
+        self._label_N = np.concatenate(label_S)
+        self._base_S = [shard.data.ctypes.data for shard in shards]
+
+    @classmethod
+    def of(cls, folder: pathlib.Path, manifest: Manifest, split: str) -> ShardStore:
+        """The .beton shards of a converted data set.
+
+        Raises DataError where one does not match the manifest, or has a label that is no class.
+        """
+        shards = open_shards(folder, manifest.splits[split], BetonReader)
+        for shard in shards:
+            if problem := wrong_label(shard.label_N, len(manifest.classes)):
+                raise ManifestError(f"{shard.path}: {problem}: run dataprep/verify.py")
+        label_S = [shard.label_N for shard in shards]
+        return cls(shards, manifest.classes, manifest.fingerprint(split), label_S, names_of(folder, manifest, split))
 
     def labels(self, index_N: np.ndarray) -> np.ndarray:
         return self._label_N[index_N]
@@ -103,7 +171,9 @@ class ShardStore(Shards[BetonReader]):
     def read(self, index: int) -> Encoded:
         shard, row = self.locate(index)
         reader = self._shards[shard]
-        return Encoded(int(reader.height_N[row]), int(reader.width_N[row]), (shard, row))
+        height, width = int(reader.height_N[row]), int(reader.width_N[row])
+        check_size(height, width)  # memory is laid out for what the file says
+        return Encoded(height, width, (shard, row))
 
     def write(self, sample: Encoded, address: int) -> None:
         shard, row = cast("tuple[int, int]", sample.content)
@@ -114,10 +184,11 @@ class ShardStore(Shards[BetonReader]):
             return
         jpeg.decode_into(source, size, sample.height, sample.width, address)
 
-    def jpeg(self, sample: Encoded) -> np.ndarray:
+    def stream(self, sample: Encoded) -> Stream:
         shard, row = cast("tuple[int, int]", sample.content)
         reader = self._shards[shard]
-        if reader.mode_N[row] == MODE_RAW:
-            raise DataError("stored as raw pixels, not as a JPEG")
         start = int(reader.pointer_N[row])
-        return reader.data[start : start + int(reader.size_N[row])]
+        stored = reader.data[start : start + int(reader.size_N[row])]
+        if reader.mode_N[row] == MODE_RAW:
+            return as_ppm(stored.reshape(sample.height, sample.width, 3))
+        return Stream(stored, is_jpeg=True)

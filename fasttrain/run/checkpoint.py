@@ -5,6 +5,7 @@ A file is torch.save's, followed by a line with the SHA-256 of all before it, wh
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -18,12 +19,14 @@ import torch
 
 from fasttrain.system.durable import publish, replace_file, temporary_path
 from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.files import IrregularFile, open_regular
 from fasttrain.system.memory import is_full_memory
 
 FORMAT = 2
 # What loading a state into networks or an optimizer raises where it is one of others.
-UNFIT = (KeyError, TypeError, ValueError, RuntimeError, AttributeError)
+UNFIT = (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError)
 BEST, ANY_STEP = "best.pt", "step-*.pt"
+KINDS = {"config": dict, "data": str, "method": dict}  # of what is read by name
 SEAL = re.compile(rb"sha256 ([0-9a-f]{64})\n")
 SEAL_BYTES = 72
 READ_BYTES = 1 << 20
@@ -62,12 +65,15 @@ def save_checkpoint(folder: pathlib.Path, state: dict, keep_last: int) -> pathli
         replace_file(path, lambda file: _write_sealed({"format": FORMAT, **state}, file))
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         good = next((other for other in saved_checkpoints(folder) if other.name <= path.name), "none yet")
-        raise CheckpointError(f"checkpoint {path} can't be written: {error}; the last good one: {good}") from error
+        raise CheckpointError(
+            f"checkpoint {path} can't be written: {_reason(error)}; the last good one: {good}"
+        ) from error
     # One of a later step is none that this run has written or read: it must not push out those that are good.
     too_old = [other for other in saved_checkpoints(folder) if other.name <= path.name][keep_last:] if keep_last else []
     unfinished = folder.glob(temporary_path(pathlib.Path(ANY_STEP)).name)
     for useless in (*too_old, *unfinished):  # the latter: of a process that was killed while saving
-        useless.unlink(missing_ok=True)
+        with contextlib.suppress(IsADirectoryError):  # not written here
+            useless.unlink(missing_ok=True)
     return path
 
 
@@ -100,7 +106,12 @@ def keep_best(folder: pathlib.Path, step: int) -> None:
             with open(path, "rb") as source:
                 replace_file(best, lambda file: shutil.copyfileobj(source, file, READ_BYTES))
     except OSError as error:
-        raise CheckpointError(f"{best} can't be written: {error}") from error
+        raise CheckpointError(f"{best} can't be written: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What the system says, without the file's name, which is in the line already."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
 
 
 def _linked(path: pathlib.Path, best: pathlib.Path) -> bool:
@@ -122,28 +133,33 @@ def load_checkpoint(path: pathlib.Path) -> Checkpoint:
     can't read, which says nothing of the file, and UserError for one of another version.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             digest = _checked(path, file)
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere inside the reader
         if isinstance(error, CheckpointError) or is_full_memory(error):
             raise
-        if (
-            isinstance(error, OSError) and error.errno != errno.EINVAL
-        ):  # that one: damage led the reader out of the file
+        # EINVAL: damage led the reader out of the file
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise RunError(
                 f"checkpoint {path} could not be read: {error.strerror or error}; if it never can, move it away"
             ) from error
-        raise CheckpointError(f"checkpoint {path} can't be read: {type(error).__name__}: {error}") from error
-    if isinstance(state, dict) and state.get("format") == FORMAT:
-        return Checkpoint(path, state, digest)
-    if isinstance(state, dict) and isinstance(state.get("format"), int):
+        said = error.strerror if isinstance(error, IrregularFile) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"checkpoint {path} can't be read: {said}") from error
+    version = state.get("format") if isinstance(state, dict) else None
+    if type(version) is not int:
+        raise CheckpointError(f"{path} is not a checkpoint of this program")
+    if version != FORMAT:
         raise UserError(
-            f"{path} was written by another version of fasttrain (format {state['format']}, this one reads {FORMAT}): "
+            f"{path} was written by another version of fasttrain (format {version}, this one reads {FORMAT}): "
             "go on with that version, or start anew with another --run or --fresh"
         )
-    raise CheckpointError(f"{path} is not a checkpoint of this program")
+    if wrong := [name for name, kind in KINDS.items() if name in state and not isinstance(state[name], kind)]:
+        raise CheckpointError(f"checkpoint {path} can't be read: its {wrong[0]} is of another type")
+    if type(state.get("step")) is not int or state["step"] < 0:
+        raise CheckpointError(f"checkpoint {path} can't be read: it does not tell its step")
+    return Checkpoint(path, state, digest)
 
 
 def _checked(path: pathlib.Path, file: BinaryIO) -> str:

@@ -10,7 +10,6 @@ is: compiling, saving, evaluating.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from rich.text import Text
 from fasttrain.run.health import MEMORY
 from fasttrain.run.metrics import FIGURES, Entry
 from fasttrain.run.pace import Pace, clock
+from fasttrain.system.streams import tell_at_once
 
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
 MOMENT = 5.0  # seconds after which a line there says what is being done
@@ -88,7 +88,7 @@ class Display:
         if self._bar:
             self._pace.note = text
         elif not self._console.quiet:
-            os.write(2, f"{text}\n".encode())
+            tell_at_once(text)
 
     def write(self, entry: Entry) -> None:
         self._texts.entry = entry

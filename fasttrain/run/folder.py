@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from fasttrain import __version__
 from fasttrain.run.options import RunOptions
 from fasttrain.system.durable import temporary_path, write_json
 from fasttrain.system.errors import UserError
+from fasttrain.system.files import read_regular
 from fasttrain.system.lock import Lock, lock
 from fasttrain.system.options import Settings
 
 FORMAT = 2  # of config.json: the options have other names and meanings in each
+MAX_BYTES = 1 << 20  # of it
 LOCK = "lock"
 CONFIG = pathlib.Path("config.json")
 BEGUN = {LOCK, temporary_path(CONFIG).name}  # all there is in the folder of a run that ended before it had a config
@@ -27,10 +30,40 @@ RESTARTS = "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"
 PATIENCE_SECONDS = 60.0  # that a run which was told to stop may take to write its checkpoint
 
 
+@dataclass(frozen=True)
+class DataRecord:
+    """The images of a run, as its config.json tells of them.
+
+    path: absolute, where they last lay. fingerprint: of the images trained on. mean, std: of the channels R, G, B in
+    [0, 1], by which the run's views are normalised.
+    """
+
+    path: str
+    fingerprint: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what a damaged file may hold."""
+        three = (values for values in (self.mean, self.std))
+        numbers = all(
+            isinstance(each, tuple) and len(each) == 3 and all(type(v) is float and 0 <= v <= 1 for v in each)
+            for each in three
+        )
+        if not (isinstance(self.path, str) and isinstance(self.fingerprint, str) and numbers):
+            raise ValueError("path, fingerprint, mean and std of 3 numbers are expected")
+
+
 def run_path(options: RunOptions) -> pathlib.Path:
     """Where a run lies: where it was told to, or a folder named after its method and the time."""
     name = options.method.replace(":", ".")
     return pathlib.Path(options.run or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def check_outside(run: pathlib.Path, images: pathlib.Path) -> None:
+    """Raises UserError for a run inside a folder of images: what it keeps would be images of it the next time."""
+    if images.resolve() in (run.resolve(), *run.resolve().parents):
+        raise UserError(f"{run} lies inside the folder of images {images}: choose another --run")
 
 
 def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> Lock:
@@ -56,15 +89,42 @@ def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> Lock:
     return claim
 
 
-def read_settings(path: pathlib.Path) -> dict[str, Any]:
-    """The options that a config.json holds, by name. Raises UserError for none, or one of an earlier version."""
+def keep_data(run: pathlib.Path, data: DataRecord) -> None:
+    """Record the images in the run's config.json, also where they have moved."""
+    path = run / CONFIG
+    content = read_record(path)
+    if content.get("data") != json.loads(json.dumps(asdict(data))):
+        write_json(path, {**content, "data": asdict(data)})
+
+
+def read_data(run: pathlib.Path) -> DataRecord | None:
+    """What config.json tells of the images; None for a run that ended before it was recorded. Raises UserError."""
+    path = run / CONFIG
+    found = read_record(path).get("data")
     try:
-        content = json.loads(path.read_text())
-        settings, version = dict(content["config"]), content.get("format")
+        return found and DataRecord(found["path"], found["fingerprint"], tuple(found["mean"]), tuple(found["std"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} does not tell of the run's images: {error}") from None
+
+
+def read_record(path: pathlib.Path) -> dict[str, Any]:
+    """All that a config.json holds, of which "config" is a dict. Raises UserError for any other file."""
+    try:
+        content = json.loads(read_regular(path, MAX_BYTES))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read as a run's configuration: {error}") from None
+    config = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(config, dict) or not all(isinstance(config.get(name, ""), str) for name in ("method", "preset")):
+        raise UserError(f"{path} can't be read as a run's configuration: it holds no settings")
+    return content
+
+
+def read_settings(path: pathlib.Path) -> dict[str, Any]:
+    """The options that a config.json holds, by name. Raises UserError for none, or one of an earlier version."""
+    content = read_record(path)
+    settings, version = content["config"], content.get("format")
     if version != FORMAT:
         raise UserError(
             f"{path} is of a run by an earlier version of fasttrain, whose options were others: start anew "
@@ -86,8 +146,8 @@ def _same_job(path: pathlib.Path) -> bool:
     """
     if any(int(os.environ.get(name) or 0) for name in RESTARTS):
         return True
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # no folder yet, or a damaged one: moved aside
-        return job() != "" and json.loads(path.read_text()).get("job") == job()
+    with contextlib.suppress(UserError):  # no folder yet, or a damaged one: moved aside
+        return job() != "" and read_record(path).get("job") == job()
     return False
 
 

@@ -11,9 +11,10 @@ import contextlib
 import json
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,13 +23,15 @@ from fasttrain.engine.skips import MAX_SKIPPED, Skips
 from fasttrain.input import Batch
 from fasttrain.run.clock import BatchClock, Marks, seconds_of
 from fasttrain.run.health import MEMORY, Health
-from fasttrain.system.durable import replace_file
+from fasttrain.system.durable import naming, replace_file
 from fasttrain.system.errors import UserError
+from fasttrain.system.files import open_regular
 
 ON_THEIR_WAY = 8  # entries at most; then the host waits for the oldest
 FIGURES = (
     "step", "epoch", "lr", "images_per_sec", "data_wait", "transfer_wait", "views_time", "skipped", "replaced", *MEMORY,
 )  # fmt: skip
+LINE_BYTES, MOST_FIGURES, LARGEST = 1 << 16, 100, 1e300  # of an entry, its figures, and each of them
 
 Entry = dict[str, Any]
 
@@ -194,16 +197,25 @@ class MetricsFile:
 
     def __init__(self, path: pathlib.Path, step: int) -> None:
         """step: the one the run goes on from; what an earlier attempt wrote of later ones is removed."""
-        kept = [entry for entry in read_metrics(path) if entry["step"] <= step]
+        entries, damaged = read_lines(path)
+        if damaged:
+            print(f"warning: {path}: {damaged} damaged line(s) left out", file=sys.stderr, flush=True)
+        kept = [entry for entry in entries if entry["step"] <= step]
         replace_file(path, lambda file: file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode()))
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed in close()
+        self._path = path
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed in close(); holds nothing back to fail then
 
     def write(self, entry: Entry) -> None:
-        self._file.write(json.dumps(entry) + "\n")
+        """Raises OSError, on a full disk for example; what of the line is in the file then is no entry."""
+        line = f"{json.dumps(entry)}\n".encode()
+        with naming(self._path):
+            while line := line[self._file.write(line) :]:
+                continue
 
     def event(self, entry: Entry) -> None:
         self.write(entry)
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -243,11 +255,47 @@ def open_files(run: pathlib.Path, step: int, tensorboard: bool) -> tuple[Sink, .
 
 
 def read_metrics(path: pathlib.Path) -> list[Entry]:
-    """The entries of a metrics.jsonl; a line cut by a crash ends it."""
-    entries = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
-    return entries
+    """The sound entries of a metrics.jsonl; none where there is no file. Raises OSError."""
+    return read_lines(path)[0]
+
+
+def read_lines(path: pathlib.Path) -> tuple[list[Entry], int]:
+    """The sound entries of a metrics.jsonl, and how many other lines there are. Raises OSError.
+
+    The begin of an entry at the end does not count: it is being written, or a crash has cut it, and what follows the
+    checkpoint is done again.
+    """
+    entries, damaged = [], 0
+    with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
+        for line in _lines(file):
+            if entry := _entry(line):
+                entries.append(entry)
+            else:
+                damaged += line.endswith(b"\n") or not line.startswith(b"{")
+    return entries, damaged
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; in place of one that is longer than any entry, one that is none."""
+    while line := file.readline(LINE_BYTES):
+        while not line.endswith(b"\n") and (rest := file.readline(LINE_BYTES)):
+            line = b"?" + rest[-1:]
+        yield line
+
+
+def _entry(line: bytes) -> Entry | None:
+    """The entry that a line holds, if it is a sound one."""
+    try:
+        entry = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    if type(entry) is not dict or type(entry.get("step")) is not int or len(entry) > MOST_FIGURES:
+        return None
+    return entry if entry["step"] >= 0 and all(_is_sound(*figure) for figure in entry.items()) else None
+
+
+def _is_sound(name: str, value: object) -> bool:
+    """A figure is a number; a loss term may also be none (see Sink), or not finite."""
+    if name in FIGURES or name.startswith("knn_"):
+        return type(value) in (int, float) and abs(value) <= LARGEST  # type: ignore[operator, arg-type]
+    return value is None or type(value) is float or (type(value) is int and abs(value) <= LARGEST)

@@ -45,3 +45,5 @@ class LoggingOptions(Options):
     """Also write TensorBoard events to RUN/tensorboard."""
     knn_every: Free[NotNegative[int]] = 0
     """Epochs between evaluations by kNN on the val split; the best is kept as checkpoints/best.pt. 0: never."""
+    knn_k: Free[NotNegative[int]] = 0
+    """Neighbours in these. 0: half the mean number of a class's images, 200 at most."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fasttrain.input import Batch
 from fasttrain.kernels.augment import Views
+from fasttrain.system.durable import replace_file
 
 IMAGES, CELL, LABELS = 12, 112, 18  # images on the page, side of the largest views there, height of their labels
 BESIDE, BETWEEN = 2, 18  # pixels between an image's views, and between one image's and the next one's
@@ -31,7 +32,7 @@ def write_samples(path: pathlib.Path, batch: Batch, views: Views, mean: tuple, s
     """Draw the first IMAGES images of a batch as source | view 1 | view 2 | …
 
     views: (V, B, 3, S, S) of each size, normalised by mean and std. They are drawn in proportion to their sizes, small
-    ones below each other.
+    ones below each other. Raises OSError.
     """
     count = min(IMAGES, len(batch))
     tiles = [tile for group in views for tile in _tiles(group[:, :count], mean, std)]
@@ -47,7 +48,7 @@ def write_samples(path: pathlib.Path, batch: Batch, views: Views, mean: tuple, s
             _paste(page, picture, left + place.left, top + place.top, place.side)
             if b < across:
                 ImageDraw.Draw(page).text((left + place.left, 2), place.label, fill="#444")
-    page.save(path)
+    replace_file(path, lambda file: page.save(file, "PNG"))
 
 
 def _places(groups: list[tuple[int, int]]) -> list[Place]:

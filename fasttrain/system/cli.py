@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import inspect
 import io
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from fasttrain.system.errors import EXIT_FAILURE, EXIT_USER_ERROR, DataError, RunError, UserError
+from fasttrain.system.errors import EXIT_FAILURE, EXIT_USER_ERROR, DataError, RunError, UserError, printable
 from fasttrain.system.options import flag
+from fasttrain.system.streams import Stream, keep_streams
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -94,23 +97,33 @@ def _options_only(message: str) -> str:
     return f"{title}{colon}{', '.join(options)}" if options else message
 
 
+def warn(message: str) -> None:
+    """Print one line on stderr."""
+    print(f"warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
 def fail(message: str) -> None:
     """Print one line on stderr: which command failed and why."""
-    line = " ".join(str(message).split())
+    line = printable(" ".join(str(message).split()))
     print(f"{pathlib.Path(sys.argv[0]).name}: error: {line}", file=sys.stderr, flush=True)
 
 
 def finish(main: Callable[[], int]) -> int:
     """Run a command's main and return its exit status; errors a person can cause become one line, never a traceback.
 
-    Status: what main returns; 2 bad input; 1 it can't go on (disk full, permission, …); 130 Ctrl-C.
+    Status: what main returns; 2 bad input; 1 it can't go on (disk full, permission, …), or its result could not be
+    written to standard output; 130 Ctrl-C. Standard streams that are gone or full do not end the command.
     """
+    keep_streams()
     try:
-        return main()
+        return _with_result(main())
     except (UserError, DataError) as error:
         fail(str(error))
         return EXIT_USER_ERROR
-    except (RunError, OSError) as error:
+    except OSError as error:
+        fail(said(error))
+        return EXIT_FAILURE
+    except RunError as error:
         fail(str(error))
         return EXIT_FAILURE
     except ModuleNotFoundError as error:
@@ -121,3 +134,19 @@ def finish(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         fail("interrupted")
         return 130
+
+
+def _with_result(status: int) -> int:
+    """The status of a command that is done, unless nobody has got its result."""
+    sys.stdout.flush()
+    if not (isinstance(sys.stdout, Stream) and sys.stdout.lost):
+        return status
+    fail("done, but the result could not be written to standard output")
+    return status or EXIT_FAILURE
+
+
+def said(error: OSError) -> str:
+    """What the system said, after the file it is about, if that is known."""
+    full = "disk full: " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    about = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return f"{full}{about}{error.strerror or error}"

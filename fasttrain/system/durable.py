@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from fasttrain.system.regular import regular_descriptor
+
+MAX_JSON_BYTES = 1 << 30
 
 
 class NewFile:
@@ -16,7 +20,11 @@ class NewFile:
     def __init__(self, path: Path, buffering: int = -1) -> None:
         """Open the temporary file, as `file`; buffering: as for open()."""
         self._path, self._temporary = path, temporary_path(path)
-        self.file: BinaryIO = open(self._temporary, "wb", buffering)  # noqa: SIM115 - closed by publish or discard
+        # A left-over is removed and not opened: it may be a link, or have another name elsewhere.
+        self._temporary.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        descriptor = os.open(self._temporary, flags, 0o666)
+        self.file: BinaryIO = open(descriptor, "wb", buffering)  # noqa: SIM115 - closed by publish or discard
 
     def flush(self) -> None:
         """Write to the disk what the file holds so far. Raises OSError."""
@@ -41,17 +49,45 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     Raises what `write` does, and OSError; the temporary file is then gone and the old one is still there.
     """
-    new = NewFile(path)
+    with naming(path):
+        new = NewFile(path)
+        try:
+            write(new.file)
+            new.publish()
+        finally:
+            new.discard()
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the system in here that names no file, as that of a full disk, names this one."""
     try:
-        write(new.file)
-        new.publish()
-    finally:
-        new.discard()
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON file as replace_file does."""
     replace_file(path, lambda file: file.write(f"{json.dumps(value, indent=1)}\n".encode("ascii")))
+
+
+def read_json(path: Path, follow: bool = True) -> Any:  # noqa: ANN401 - whatever it holds
+    """Return what a JSON file holds; nothing that it says or is can hang or end the process.
+
+    follow: whether it may be a link. Raises OSError, also for no regular file, and ValueError for what is malformed or
+    larger than MAX_JSON_BYTES.
+    """
+    descriptor = regular_descriptor(path, os.O_RDONLY | (0 if follow else os.O_NOFOLLOW))
+    with open(descriptor, "rb") as file:
+        if os.fstat(descriptor).st_size > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
+        try:
+            return json.loads(file.read(MAX_JSON_BYTES))
+        except RecursionError:
+            raise ValueError("too deeply nested") from None
 
 
 def temporary_path(path: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 EXIT_USER_ERROR = 2
 
 EXIT_FAILURE = 1
@@ -17,3 +19,13 @@ class RunError(Exception):
 
 class DataError(ValueError):
     """Something is wrong with data on disk; the text is one line for a person. Base of every error about data."""
+
+
+def printable(text: object) -> str:
+    """Text for a terminal: what a stranger's name holds of control characters is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+
+
+def note(text: object) -> None:
+    """Print a line on stderr that a person should know of."""
+    print(f"note: {printable(text)}", file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Generic, TypeVar
 
-from fasttrain.system.errors import RunError
+from fasttrain.system.errors import RunError, printable
 
 WARN_SECONDS = 10.0  # without anything finished: a line on stderr
 STALL_SECONDS = 60.0  # … an error; a network mount that fails over has come back by then
@@ -100,7 +100,7 @@ class Watch(Generic[Task]):
         if not tasks:
             return ""
         more = f" and {len(tasks) - _NAMED} more" if len(tasks) > _NAMED else ""
-        return f", at {', '.join(tasks[:_NAMED])}{more}"
+        return printable(f", at {', '.join(tasks[:_NAMED])}{more}")
 
 
 def poll_seconds() -> float:

@@ -10,6 +10,7 @@ All of it is in one file, because numba looks at no other when it decides whethe
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ Arrays = tuple[np.ndarray, ...]
 
 # Sums may be reordered and fused, which is what lets LLVM vectorise them; nothing assumes away NaN or infinity.
 # The numpy error model leaves out the check of every division, which would keep loops from being vectorised.
-_compiled = numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
+_CACHE = os.environ.get("NUMBA_CACHE_DIR") != ""  # empty: no folder can be written
+_compiled = numba.njit(nogil=True, cache=_CACHE, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
 
 _ZERO, _HALF, _ONE, _TWO, _THREE, _FOUR, _SIX = (np.float32(x) for x in (0, 0.5, 1, 2, 3, 4, 6))
 _RED, _GREEN, _BLUE = (np.float32(x) for x in (0.2989, 0.587, 0.114))  # torchvision's weights of rgb_to_grayscale

@@ -18,6 +18,7 @@ from PIL import Image
 from fasttrain.dataprep import convert
 from fasttrain.dataprep.sources import archive as archive_source
 from fasttrain.dataprep.sources import cifar, labels, npz, parquet
+from fasttrain.dataprep.sources.files import expand
 from fasttrain.dataprep.sources.folder import scan_folder
 from fasttrain.dataprep.sources.kinds import (
     fingerprint,
@@ -26,7 +27,6 @@ from fasttrain.dataprep.sources.kinds import (
     shuffled_splits,
 )
 from fasttrain.dataprep.sources.source import Source
-from fasttrain.dataprep.sources.webdataset import expand
 from fasttrain.formats import jpeg
 from fasttrain.formats.beton import BetonReader
 from fasttrain.formats.listing import Listing, Sample, SourceError
@@ -207,28 +207,32 @@ def test_webdataset(tmp_path: Path, label: str) -> None:
         assert len(open_source(tmp_path / pattern).splits["train"]) == 8
 
 
-def test_webdataset_with_bad_labels(tmp_path: Path) -> None:
+def test_labels_of_a_webdataset_that_are_none_cost_no_image(tmp_path: Path) -> None:
     good = {"1.jpg": picture(1), "1.json": b'{"cls": 0}'}
-    path = write_tar(tmp_path / "a.tar", {**good, "2.jpg": picture(2), "2.json": b"{", "3.txt": b"no image"})
-    source = open_source(path)
-    assert [sample.path for sample in source.splits["train"]] == ["a.tar/1.jpg"]
-    assert "unreadable label" in source.skipped[0]["reason"]
-    for label, reason in (("0.5", "float instead of"), ("[0]", "list instead of")):
-        odd = {"2.jpg": picture(2), "2.json": f'{{"label": {label}}}'.encode(), "3.jpg": picture(3), "3.json": b"[1]"}
-        source = open_source(write_tar(tmp_path / "odd.tar", {**good, **odd}))
-        assert [skip["path"] for skip in source.skipped] == ["odd.tar/2.jpg", "odd.tar/3.jpg"]
-        assert f"unreadable label: {reason} a whole number or a name" in source.skipped[0]["reason"]
-        assert "no JSON object" in source.skipped[1]["reason"]
+    bad = {"2.json": b"{", "3.json": b'{"label": 0.5}', "4.json": b'{"label": [0]}', "5.json": b"[1]",
+           "6.cls": b"\xff\xfe", "7.json": b"[" * 100_000}  # fmt: skip
+    images = {f"{name.partition('.')[0]}.jpg": picture(2) for name in bad}
+    members = {
+        key: data for name in bad for key, data in ((name, bad[name]), (name[:2] + "jpg", images[name[:2] + "jpg"]))
+    }
+    source = open_source(write_tar(tmp_path / "a.tar", {**good, **members}))
+    assert source.splits["train"].label_N.tolist() == [0] + 6 * [-1]
+    (note,) = source.notes
+    assert note.startswith("6 labels are no classes, so their images have none; the first is of a.tar/2.jpg: ")
+    assert not source.skipped
+    unlabelled = open_source(write_tar(tmp_path / "b.tar", members), "webdataset")
+    assert unlabelled.classes == ()
+    assert len(unlabelled.splits["train"]) == len(unlabelled.splits["train"].label_N) == 6
     whole = {
         **good,
         "2.jpg": picture(2),
         "2.json": b'{"label": 1.0}',
         "3.jpg": picture(3),
         "3.json": b'{"label": null}',
+        "4.jpg": picture(3),
+        "4.json": b'{"label": true}',
     }
-    assert open_source(write_tar(tmp_path / "c.tar", whole)).splits["train"].label_N.tolist() == [0, 1, -1]
-    unlabelled = open_source(write_tar(tmp_path / "b.tar", {"1.jpg": picture(1)}), "webdataset")
-    assert unlabelled.classes == ()
+    assert open_source(write_tar(tmp_path / "c.tar", whole)).splits["train"].label_N.tolist() == [0, 1, -1, 1]
 
 
 def test_expand() -> None:
@@ -322,7 +326,7 @@ def test_parquet_categories_of_several_files(tmp_path: Path) -> None:
         ([0.5, 1.0], "0.5 is no whole number"),
         ([float("nan"), 1.0], "nan is no whole number"),
         ([[1, 2], [3]], r"it holds list<\w+: int64>, neither whole numbers nor text"),
-        ([b"a", b"b"], "it holds binary"),
+        ([b"\xff", b"b"], r"b'\\xff' is no text"),
         (np.array([1 << 63, 0], np.uint64), "not in range"),
     ],
 )
@@ -332,9 +336,15 @@ def test_parquet_labels_that_are_none(
     pa = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")
     pq.write_table(pa.table({"image": [picture(1)] * 2, "label": values}), tmp_path / "a.parquet")
-    assert convert.main([str(tmp_path / "a.parquet"), str(tmp_path / "out")]) == 2
+    assert convert.main([str(tmp_path / "a.parquet"), str(tmp_path / "named"), "--labels", "label"]) == 2
     (error,) = capfd.readouterr().err.splitlines()
-    assert re.search(f"column 'label' can't be read: .*{message}", error)
+    assert re.search(f"column 'label' holds no classes: .*{message}", error)
+    assert convert.main([str(tmp_path / "a.parquet"), str(tmp_path / "out")]) == 0
+    assert re.search(f"^note: no labels: column 'label' holds no classes: .*{message}", capfd.readouterr().err)
+    manifest = Manifest.load(tmp_path / "out")
+    assert manifest.num_samples("train") == 2
+    assert manifest.classes == []
+    assert len(manifest.notes) == 1
 
 
 def test_parquet_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -519,7 +529,6 @@ def test_npz(tmp_path: Path, save: Callable[..., None]) -> None:
         ({"numbers": np.zeros(3)}, "no images"),
         ({"images": np.zeros((2, 8, 8, 3))}, "float64"),
         ({"images": np.zeros((2, 8, 8, 3), np.uint8), "labels": np.zeros(3)}, "2 images, but 3 labels"),
-        ({"images": np.zeros((2, 8, 8, 3), np.uint8), "labels": np.array([0.5, 1])}, "labels: 0.5 is no whole number"),
         ({"images": np.array([Evil()], object)}, "array of objects"),
         ({"jpeg": np.zeros(3, np.uint8), "offsets": np.array([0, 9])}, "no images|do not match"),
     ],

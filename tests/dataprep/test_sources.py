@@ -75,7 +75,9 @@ def test_links(tmp_path: Path) -> None:
     (root / "a" / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (root / "linked").symlink_to(tmp_path / "elsewhere")
     source = scan_folder(root)
-    assert [sample.path for sample in source.splits["train"]] == ["a/1.jpg", "a/dangling.jpg", "a/link.jpg"]
+    assert [sample.path for sample in source.splits["train"]] == ["a/1.jpg", "a/link.jpg", "linked/2.jpg"]
+    assert source.classes == ("a", "linked")
+    assert source.skipped == [{"path": "a/dangling.jpg", "reason": "a link that leads nowhere"}]
     fingerprint(source)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.clock import Clock
-from support.commands import ROOT, one_line
+from support.commands import ROOT, one_line, one_line_of
 from support.forks import RunCommand
 from support.pictures import make_images
 
@@ -99,14 +99,14 @@ def test_deep_finds_an_image_that_does_not_decode(
     restate(out, path.name)
     assert problems_of(out, capfd=capfd) == []
     (problem,) = problems_of(out, "--deep", capfd=capfd)
-    assert f"{path}: sample 0: " in problem
+    assert re.search(rf"sample 0 of {path} \(class\d/\d+\.jpg\): ", problem)
 
 
 def test_counts_and_labels(sound: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = shutil.copytree(sound, tmp_path / "out")
     content = json.loads((out / "manifest.json").read_bytes())
     content["splits"]["train"][0]["num_samples"] += 1
-    content["classes"] = ["one"]
+    content["classes"], content["class_counts"] = ["one"], {"train": [24]}
     (out / "manifest.json").write_text(json.dumps(content))
     problems = problems_of(out, capfd=capfd)
     assert "10 samples, but the manifest says 11" in problems[0]
@@ -118,8 +118,8 @@ def test_names_that_leave_the_folder(sound: Path, tmp_path: Path, capfd: pytest.
     content = json.loads((out / "manifest.json").read_bytes())
     content["splits"]["train"][0]["name"] = "../secret.beton"
     (out / "manifest.json").write_text(json.dumps(content))
-    (problem,) = problems_of(out, capfd=capfd)
-    assert "'../secret.beton' is no plain file name" in problem
+    assert verify.main([str(out)]) == 2
+    assert "splits['train'][0].name: '../secret.beton' is no plain file name" in one_line_of(capfd.readouterr().err)
 
 
 def test_index_damage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

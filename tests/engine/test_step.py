@@ -19,6 +19,7 @@ from fasttrain.engine.networks import AUTOCAST, compile_networks, laid_out, make
 from fasttrain.engine.options import MachineOptions
 from fasttrain.engine.ranks import Ranks
 from fasttrain.engine.step import TrainStep
+from fasttrain.input import open_dataset
 from fasttrain.kernels.augment import augment
 from fasttrain.methods import Method, Sample
 from fasttrain.run.health import Health
@@ -264,6 +265,7 @@ def test_too_many_bad_steps_end_the_run(
     record = json.loads((run / "not-finite.json").read_text())
     assert (record["step"], record["epoch"], len(set(record["samples"]))) == (11, 2, 16)
     assert str(record["samples"][0]) in error
+    assert record["names"] == [open_dataset(shards, "train").name(sample) for sample in record["samples"]]
     assert final_state(run)["step"] == 6
 
 

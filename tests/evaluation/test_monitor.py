@@ -47,6 +47,8 @@ def test_the_best_checkpoint_is_kept_and_training_is_not_disturbed(
 
     measured = {e["step"]: e["knn_top1"] for e in read_metrics(run / "metrics.jsonl") if "knn_top1" in e}
     assert list(measured) == [4, 8, 12, 16]
+    shares = {e["knn_majority"] for e in read_metrics(run / "metrics.jsonl") if "knn_top1" in e}
+    assert len(shares) == 1
     first_best = max(measured, key=lambda step: measured[step])
     assert load_checkpoint(run / "checkpoints" / "best.pt").state["step"] == first_best
     assert [path.name for path in saved_checkpoints(run / "checkpoints")] == ["step-000000016.pt"]
@@ -135,8 +137,9 @@ def test_monitor_leaves_the_encoder_in_training(shards: pathlib.Path) -> None:
     method = build(config)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     random_state = torch.get_rng_state()
-    accuracy = monitor.KnnMonitor(config.data, 16, torch.device("cpu"), 1)(method, shards.parent, lambda: None)
-    assert 0 <= accuracy <= 100
+    knn = monitor.KnnMonitor(config.data, 0, 16, torch.device("cpu"), 1)
+    found = knn(method, (0.5,) * 3, (0.5,) * 3, shards.parent, lambda: None)
+    assert 0 <= found.top1 <= 100
     assert all(module.training for module in method.modules())
     assert equal(before, dict(method.state_dict())) == []
     assert torch.equal(random_state, torch.get_rng_state())

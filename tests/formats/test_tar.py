@@ -55,7 +55,7 @@ def test_files_and_manifest(converted: Path) -> None:
     manifest = Manifest.load(converted)
     manifest.check_shards(converted)
     assert sorted(files_of(converted)) == [
-        "manifest.json", *sorted(f"train-0000{i}.{kind}" for i in range(3) for kind in ("tar", "idx"))
+        "manifest.json", *sorted(f"train-0000{i}.{kind}" for i in range(3) for kind in ("tar", "idx", "names"))
     ]  # fmt: skip
     assert [shard.num_samples for shard in manifest.splits["train"]] == [5, 5, 2]
     with tarfile.open(converted / "train-00000.tar") as tar:
@@ -121,8 +121,8 @@ def test_same_bytes_again_and_after_an_interruption(converted: Path, tmp_path: P
 
 def test_raw_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(make_source(tmp_path / "source"), tmp_path / "out", "--write", "raw") == 2
-    assert "a .tar shard holds JPEGs only" in capfd.readouterr().err
-    with TarShardWriter(tmp_path / "a.tar") as writer, pytest.raises(ValueError, match="JPEGs only"):
+    assert "a .tar shard holds files of images" in capfd.readouterr().err
+    with TarShardWriter(tmp_path / "a.tar") as writer, pytest.raises(ValueError, match="JPEGs and PNGs only"):
         writer.write(b"", 1, 1, 0, raw=True)
     assert not list(tmp_path.glob("a.*"))
 
@@ -154,7 +154,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_neither_shard_nor_index(tmp_path:
         ("v1.2 1\njpg -1 1 a cls 1 1 a\n", "a place is no number"),
         ("v1.2 1\njpg 1 " + "9" * 900 + " a cls 1 1 a\n", "a place is no number"),
         ("v1.2 1\njpg 1 1 " + "a" * 9000 + " cls 1 1 a\n", "larger than"),
-        ("v1.2 1\ncls 1 1 a jpg 1 1 a\n", r"a sample is not one \.jpg followed by one \.cls"),
+        ("v1.2 1\ncls 1 1 a jpg 1 1 a\n", r"a sample is not one \.jpg or \.png followed by one \.cls"),
     ],
 )
 def test_damaged_indices(tmp_path: Path, content: str, message: str) -> None:
@@ -163,7 +163,7 @@ def test_damaged_indices(tmp_path: Path, content: str, message: str) -> None:
     with TarShardWriter(tmp_path / "a.tar") as writer:
         writer.write(stream.getvalue(), 8, 8, -1)
     reader = TarShardReader(tmp_path / "a.tar")
-    assert reader.jpeg(0).tobytes() == stream.getvalue()
+    assert reader.image(0).tobytes() == stream.getvalue()
     assert reader.label(0) == -1
     (tmp_path / "a.idx").write_text(content)
     with pytest.raises(TarShardError, match=rf"a.idx: {message}"):

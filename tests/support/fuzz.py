@@ -27,18 +27,24 @@ import numpy as np
 from PIL import Image
 
 from fasttrain.dataprep import verify
-from fasttrain.dataprep.encode import encode_image, encode_samples
+from fasttrain.dataprep.encode import EncodedImage, Encoding, encode_image, encode_samples
+from fasttrain.dataprep.plan import PlannedShard
+from fasttrain.dataprep.shards import read_record, record_shard, write_images
 from fasttrain.dataprep.sources.kinds import fingerprint, open_source, shuffled_splits
 from fasttrain.dataprep.sources.pickled import unpickled
 from fasttrain.formats import image
 from fasttrain.formats.beton import BetonWriter
+from fasttrain.formats.listing import Sample
 from fasttrain.formats.manifest import Manifest, Shard
+from fasttrain.formats.names import count_lines, names_path, read_names, sample_name
 from fasttrain.formats.tar import TarShardWriter
 from fasttrain.system.errors import DataError, UserError
 
 PATIENCE_SECONDS = 120  # for one case, which takes milliseconds: a machine may be slow, but not that slow
 MEMORY = 1 << 30  # bytes that a case may take of addresses, besides those of the process before
 LARGEST_IMAGE = 1 << 20  # pixels; the true limit would have cases take seconds
+
+SMALL = Encoding(max_side=8)
 
 Files = dict[str, bytes]  # by name
 Damage = Callable[[random.Random, bytes, bytes], bytes]  # of a file, with another one at hand
@@ -163,6 +169,17 @@ def manifest() -> Files:
         return {"manifest.json": (pathlib.Path(folder) / "manifest.json").read_bytes()}
 
 
+PLANNED = PlannedShard("train-00000.beton", "train", [Sample(f"ä{row}.jpg", LABELS[row]) for row in range(4)], 1)
+
+
+def recorded() -> Files:
+    """A shard as an unfinished conversion leaves it: with its names and its record."""
+    images = (EncodedImage(content, 12 + row, 20, True, None) for row, content in enumerate(PICTURES.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        record_shard(write_images(pathlib.Path(folder), PLANNED, images, 2, lambda *_: None))
+        return {file.name: file.read_bytes() for file in sorted(pathlib.Path(folder).iterdir())}
+
+
 EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"  # turned by a quarter
 EXTREMES = (b"\0", b"\xff", b"\x7f", b"\x80", b"\1")
 NUMBERS = (b"-1", b"0", b"99999999999999999999", b"1e999", b"2147483648", b"NaN", b"null", b"[" * 3000, b'"\\ud800"')
@@ -243,8 +260,8 @@ def one_tar_damaged(draw: random.Random, files: Files) -> Files:
 
 def value_damaged(draw: random.Random, files: Files) -> Files:
     """One value somewhere in a JSON file replaced by another kind of value, or left out."""
-    (name, data), *others = files.items()
-    content = json.loads(data)
+    name = next(name for name in files if name.endswith(".json"))
+    content = json.loads(files[name])
     places: list[tuple[Any, Any]] = [(content, key) for key in content]
     for holder, key in places:  # it grows on the way
         inner = holder[key]
@@ -254,7 +271,7 @@ def value_damaged(draw: random.Random, files: Files) -> Files:
     holder[key] = json.loads(draw.choice(VALUES))
     if draw.random() < 0.1:
         del holder[key]
-    return {name: json.dumps(content).encode(), **dict(others)}
+    return {**files, name: json.dumps(content).encode()}
 
 
 def members_damaged(pack: Callable[[Files], bytes], name: str) -> Callable[[random.Random, Files], Files]:
@@ -267,25 +284,35 @@ def read_source(folder: pathlib.Path, name: str) -> None:
     source = open_source(folder / name if name else folder)
     fingerprint(source)
     for samples in shuffled_splits(source, 0.0, 0).values():
-        for _ in encode_samples(source.reader, [(sample, True) for sample in samples[:20]], 8, 90):
+        for _ in encode_samples(source.reader, [(sample, True) for sample in samples[:20]], SMALL):
             pass
 
 
 def read_shard(folder: pathlib.Path) -> None:
     path = next(path for path in sorted(folder.iterdir()) if path.suffix in (".beton", ".tar"))
     count = len(verify.read_labels(path))
-    verify.check_images(path, range(min(count, 20)), verify.open_images, lambda: None)
+    images = verify.Images(path, count, None)
+    verify.check_images(images, range(min(count, 20)), verify.open_images, lambda: None)
 
 
 def read_image(folder: pathlib.Path) -> None:
     (path,) = folder.iterdir()
     with contextlib.suppress(DataError):
         image.read_rgb(path.read_bytes())
-    encode_image(path.read_bytes(), 8, 90)
+    encode_image(path.read_bytes(), SMALL)
 
 
 def read_manifest(folder: pathlib.Path) -> None:
     Manifest.load(folder).check_shards(folder)
+
+
+def read_unfinished(folder: pathlib.Path) -> None:
+    """Read what another run continues: the record tells of damage itself, and the shard is made again."""
+    read_record(folder, PLANNED, 2)
+    path = names_path(folder / PLANNED.name)
+    count_lines(path)
+    sample_name(folder / PLANNED.name, 3, path)
+    read_names(path, 4)
 
 
 def read_pickle(folder: pathlib.Path) -> None:
@@ -313,6 +340,7 @@ READERS: dict[str, Reader] = {
     "tar-gnu": (lambda: {"a.tar": tar_of(classed(PICTURES), tarfile.GNU_FORMAT)}, one_tar_damaged, from_file("a.tar")),
     "webdataset": (lambda: labelled(PICTURES), members_damaged(tar_of, "a.tar"), from_file("a.tar")),
     "parquet": (table, one_damaged, from_file("a.parquet")),
+    "beton-source": (lambda: shard(".beton"), one_damaged, from_file("train-00000.beton")),
     "beton": (lambda: shard(".beton"), one_damaged, read_shard),
     "tar-shard": (lambda: shard(".tar"), one_tar_damaged, read_shard),
     "jpeg": (lambda: {"a": picture(1)}, one_damaged, read_image),
@@ -324,6 +352,8 @@ READERS: dict[str, Reader] = {
     "bmp": (lambda: {"a": picture(1, "BMP")}, one_damaged, read_image),
     "manifest": (manifest, one_damaged, read_manifest),
     "manifest-values": (manifest, value_damaged, read_manifest),
+    "record": (recorded, one_damaged, read_unfinished),
+    "record-values": (recorded, value_damaged, read_unfinished),
 }  # fmt: skip
 
 

@@ -47,3 +47,5 @@ class Numbers:
 
     def name(self, index: int) -> str:
         return f"number {index}"
+
+    place = name

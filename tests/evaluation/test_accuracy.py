@@ -1,0 +1,50 @@
+"""Accuracy beside what guessing gives, and the neighbours that may vote."""
+
+import numpy as np
+import pytest
+import torch
+from support.features import in_memory
+
+from fasttrain.evaluation.accuracy import accuracy
+from fasttrain.evaluation.knn import knn, neighbours
+from fasttrain.evaluation.linear_probe import linear_probe
+
+CPU = torch.device("cpu")
+
+
+def test_the_majoritys_share_and_the_balanced_form_stand_beside_top1() -> None:
+    label_N = torch.tensor([0] * 6 + [2] * 3 + [3])  # no image of class 1
+    always_N = torch.zeros(10, dtype=torch.int64)
+    assert accuracy(always_N, label_N) == (60.0, 33.33, 60.0)
+    assert accuracy(label_N, label_N) == (100.0, 100.0, 60.0)
+    half_N = label_N.clone()
+    half_N[[0, 1, 2, 9]] = 7  # a class that no image has
+    assert accuracy(half_N, label_N) == (60.0, 50.0, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "k", "expected"),
+    [
+        ((100, 60), 0, 40), ((1000, 1000), 0, 200), ((1, 1), 0, 1), ((3, 0, 5), 0, 2), ((100, 60), 7, 7),
+        ((4, 4), 200, 8),
+    ],
+)  # fmt: skip
+def test_neighbours_follow_from_the_set_unless_they_are_given(counts: tuple[int, ...], k: int, expected: int) -> None:
+    assert neighbours(torch.repeat_interleave(torch.tensor(counts)), k) == expected
+
+
+def test_knn_with_its_own_number_of_neighbours_is_not_the_majority_class() -> None:
+    """With 200 neighbours of 160 images every image votes, and the most frequent class wins."""
+    generator = np.random.default_rng(0)
+    label_N = np.repeat(np.arange(4), (70, 30, 30, 30))
+    values_NF = np.eye(4)[label_N] + 0.7 * generator.standard_normal((160, 4))
+    features = in_memory(values_NF, label_N)
+    votes = {k: knn(features, features, 4, neighbours(features.label_N, k), 10.0, CPU) for k in (0, 200)}
+    assert accuracy(votes[200], features.label_N)[:2] == (43.75, 25.0)
+    assert accuracy(votes[0], features.label_N).balanced > 60
+
+
+def test_a_linear_probe_separates_what_is_separable() -> None:
+    label_N = np.arange(200) % 5
+    features = in_memory(np.eye(5)[label_N], label_N)
+    assert accuracy(linear_probe(features, features, 5, CPU), features.label_N).top1 == 100.0
