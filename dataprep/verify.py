@@ -31,6 +31,7 @@ from fasttrain.dataprep.shards import checksum
 from fasttrain.formats import jpeg
 from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.beton_set import beton_files
+from fasttrain.formats.boundary import boundary, reason_of
 from fasttrain.formats.image import check_size, decode_rgb
 from fasttrain.formats.manifest import EXTENSION, FILE_NAME, Manifest, Shard, SideFile, wrong_label
 from fasttrain.formats.names import EXTENSION as NAMES_EXTENSION
@@ -91,7 +92,8 @@ def check_shard(folder: pathlib.Path, num_classes: int, counts: dict[str, np.nda
     problems = [problem for file in shard.files() for problem in _check_file(folder, file)]
     try:
         if path.is_file():
-            label_N = read_labels(path)
+            with boundary(path):
+                label_N = read_labels(path)
             problems += _check_labels(path, label_N, shard.num_samples, num_classes)
             counts[shard.name] = np.bincount(label_N[(label_N >= 0) & (label_N < num_classes)], minlength=num_classes)
         if shard.names and not problems and count_lines(folder / shard.names.name) != shard.num_samples:
@@ -151,15 +153,16 @@ def check_images(
 ) -> list[str]:
     """Decode some images of a shard; return a line for each that can't be. moved is called after each."""
     try:
-        decode = opened(images.path)
-    except (DataError, OSError) as error:  # it was sound a moment ago
+        with boundary(images.path):
+            decode = opened(images.path)
+    except DataError as error:  # it was sound a moment ago
         return [str(error)]
     problems = []
     for row in rows:
         try:
             decode(row)
-        except DataError as error:
-            problems.append(f"{sample_name(images.path, row, images.names)}: {error}")
+        except Exception as error:
+            problems.append(f"{sample_name(images.path, row, images.names)}: {reason_of(error)}")
         moved()
     return problems
 

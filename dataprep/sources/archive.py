@@ -33,6 +33,7 @@ from fasttrain.system.regular import open_regular
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: signature, ..., length of its name, of its extra field
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+_LONGEST_NAME = 4096  # characters, as of a path on disk
 # What zipfile raises for a directory or a member that is damaged, encrypted, or of a kind that it can't read.
 ZIP_ERRORS = zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, RuntimeError, OverflowError, EOFError
 _MAX_DEPTH, _SHOWN = 100, 200  # of folders in a member's name; of its characters, where it is refused
@@ -109,7 +110,7 @@ def tar_members(path: str, skipped: Skipped) -> Iterator[tarfile.TarInfo]:
         try:
             for member in tar_headers(file):
                 if reason := _unusable(member, size):
-                    skipped.append({"path": member.name, "reason": reason})
+                    skipped.append({"path": member.name[:_LONGEST_NAME], "reason": reason})
                 elif member.isreg():
                     yield member
         except TarDamage as error:
@@ -119,6 +120,8 @@ def tar_members(path: str, skipped: Skipped) -> Iterator[tarfile.TarInfo]:
 
 
 def _unusable(member: tarfile.TarInfo, archive_size: int) -> str | None:
+    if len(member.name) > _LONGEST_NAME:
+        return f"a name of more than {_LONGEST_NAME} characters"
     if member.islnk() or member.issym():
         return "a link, which is not followed"
     if member.type == tarfile.GNUTYPE_SPARSE:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -28,6 +29,9 @@ from fasttrain.dataprep.sources.labels import (
 from fasttrain.dataprep.sources.source import MAX_UNPACKED_BYTES, Source
 from fasttrain.formats.listing import Listing, Sample, SourceError, Unused
 from fasttrain.formats.splits import pick, split_of
+
+# NumPy tells whoever reads arrays of Python 2 to save them again.
+warnings.filterwarnings("ignore", category=UserWarning, module=__name__)
 
 _ENCRYPTED = 1  # bit of a zip member's flags
 _LOCAL_HEADER_BYTES = 30  # of a zip member, before its name

@@ -57,7 +57,7 @@ class ParquetReader(NamedTuple):
 
     def size(self, sample: Sample) -> int:
         file, group, _ = sample.place
-        return _mean_bytes(self.files[file], group, self.column)
+        return _mean_bytes(self.files[file], group)
 
 
 _groups: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
@@ -90,6 +90,7 @@ def _decoded(file: str, group: int, column: str) -> Any:  # noqa: ANN401 - pyarr
     parts, num_bytes = [], 0
     try:
         for batch in _opened(file).iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+            batch.validate(full=True)  # places in it may lead anywhere
             parts.append(batch.column(0))
             num_bytes += batch.nbytes
             if num_bytes > MAX_GROUP_BYTES:
@@ -105,14 +106,17 @@ def _decoded(file: str, group: int, column: str) -> Any:  # noqa: ANN401 - pyarr
 
 
 @functools.lru_cache(maxsize=1024)
-def _mean_bytes(file: str, group: int, column: str) -> int:
+def _mean_bytes(file: str, group: int) -> int:
     metadata = _opened(file).metadata.row_group(group)
-    return _stated_bytes(metadata, column) // metadata.num_rows
+    return _stated_bytes(metadata) // metadata.num_rows
 
 
-def _stated_bytes(group: Any, column: str) -> int:  # noqa: ANN401 - pyarrow's metadata
-    parts = (group.column(i) for i in range(group.num_columns))
-    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema == column)
+def _stated_bytes(group: Any) -> int:  # noqa: ANN401 - pyarrow's metadata
+    """Return the bytes of all columns: pyarrow ends the process where what is said of a single one is damaged.
+
+    It is what the file says, and no more than MAX_GROUP_BYTES, which no group takes.
+    """
+    return min(max(0, group.total_byte_size), MAX_GROUP_BYTES)
 
 
 @functools.lru_cache(maxsize=64)
@@ -156,7 +160,7 @@ def parquet_source(root: Path, labels: str = "auto") -> Source:
     names, splits, groups = shown_names(files), {}, {}
     rows_by_split = split_files(files, unused)
     for split, rows in rows_by_split.items():
-        groups[split] = _groups_of(files, rows, column)
+        groups[split] = _groups_of(files, rows)
         splits[split] = Listing(_rows(files, names, rows))
         if not splits[split]:
             raise SourceError(f"{root}: no rows in the {split} split")
@@ -235,7 +239,7 @@ def _class_names(schema: Any, label: str | None) -> list[str]:  # noqa: ANN401 -
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return [str(name) for name in features[label]["names"]]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return []
 
 
@@ -249,17 +253,10 @@ def _rows(files: tuple[str, ...], names: list[str], rows: list[int]) -> Iterator
             count += metadata.row_group(group).num_rows
 
 
-def _groups_of(files: tuple[str, ...], rows: list[int], column: str) -> Groups:
-    counts, sizes = [], []
-    for file in rows:
-        metadata = _opened(files[file]).metadata
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            size = _stated_bytes(group, column)
-            if not 0 <= size <= MAX_GROUP_BYTES:
-                raise SourceError(f"{files[file]}: row group {number} holds {size} bytes, more than {MAX_GROUP_BYTES}")
-            counts.append(group.num_rows)
-            sizes.append(size)
+def _groups_of(files: tuple[str, ...], rows: list[int]) -> Groups:
+    metadata = (_opened(files[file]).metadata for file in rows)
+    groups = [one.row_group(number) for one in metadata for number in range(one.num_row_groups)]
+    counts, sizes = [group.num_rows for group in groups], [_stated_bytes(group) for group in groups]
     return Groups(np.repeat(np.arange(len(counts), dtype=np.int32), counts), np.array(sizes, np.int64))
 
 
@@ -290,6 +287,7 @@ def _label_columns(files: tuple[str, ...], rows: list[int], label: str) -> Itera
             raise NoClasses(f"column {label!r} holds no classes: it holds {kind}, neither whole numbers nor text")
         opened = _opened(files[file], label if _is_text(kind) else None)
         for batch in opened.iter_batches(batch_size=_LABELS_AT_ONCE, columns=[label]):
+            batch.validate(full=True)
             yield batch.column(0)
 
 

@@ -23,7 +23,7 @@ _END = bytes(2 * tarfile.BLOCKSIZE)
 _INDEX_VERSION = "v1.2"
 _IMAGES = ("jpg", "png")
 _WORDS = 8  # a sample's line in the index: jpg OFFSET SIZE NAME cls OFFSET SIZE NAME
-_LONGEST_LABEL = 20  # digits; more is no class
+_LONGEST_LABEL, _LARGEST_LABEL = 20, (1 << 31) - 1  # digits; more is no class
 _LONGEST_PLACE = 19  # digits that may be too many
 
 
@@ -146,6 +146,9 @@ class TarShardReader:
         # Without the interpreter's lock: storage that hangs here must not keep others from saying so.
         ctypes.memmove(text, self.address + int(self.label_at_N[row]), len(text))
         try:
-            return int(text.raw)
+            label = int(text.raw)
         except ValueError:
-            raise TarShardError(f"sample {row} of {self.path}: its .cls is no number") from None
+            label = -2
+        if not -1 <= label <= _LARGEST_LABEL:
+            raise TarShardError(f"sample {row} of {self.path}: its .cls is no number of a class")
+        return label

@@ -29,6 +29,7 @@ def open_regular(path: str | os.PathLike[str], buffering: int = -1) -> BinaryIO:
 def read_at_most(path: str | os.PathLike[str], limit: int) -> bytes:
     """Return the content of a regular file of at most `limit` bytes; OSError as open_regular, or for a larger one."""
     with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size > limit:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
             raise OSError(errno.EFBIG, f"larger than {limit} bytes", os.fspath(path))
-        return file.read(limit)
+        return file.read(size)  # not the limit: memory for as much would be taken first

@@ -17,7 +17,7 @@ from PIL import Image
 from support.commands import one_line_of
 
 from fasttrain.dataprep import convert
-from fasttrain.dataprep.encode import encode_samples
+from fasttrain.dataprep.encode import Encoding, encode_samples
 from fasttrain.dataprep.sources import kinds
 from fasttrain.dataprep.sources.archive import read_range
 from fasttrain.dataprep.sources.kinds import open_source
@@ -258,12 +258,12 @@ def write_parquet(path: Path, **options: object) -> Path:
     return path
 
 
-def test_tables_of_which_one_lacks_the_images(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for folder, columns in (("a", {"other": [1, 2]}), ("b", {"picture": [picture()], "label": [1]})):
-        write_parquet(tmp_path / folder / "0.parquet")
-        write_parquet(tmp_path / folder / "1.parquet", columns=columns)
-    assert "1.parquet: its images are in column 'picture'" in refusal(tmp_path / "b", capfd)
-    assert list(open_source(tmp_path / "a").unused.reasons) == ["tables without images"]
+def test_tables_of_which_one_has_its_images_elsewhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_parquet(tmp_path / "set" / "0.parquet")
+    write_parquet(tmp_path / "set" / "1.parquet", columns={"other": [1, 2]})
+    assert len(open_source(tmp_path / "set").splits["train"]) == 3
+    write_parquet(tmp_path / "set" / "2.parquet", columns={"picture": [picture()], "label": [1]})
+    assert "2.parquet: its images are in column 'picture'" in refusal(tmp_path / "set", capfd)
 
 
 def test_a_table_with_two_columns_of_one_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -302,6 +302,18 @@ def test_a_label_of_json_that_is_nested_too_deeply_costs_no_other_sample(tmp_pat
     source = open_source(tmp_path / "a.tar")
     assert "a.tar/2.jpg" in [sample.path for sample in source.splits["train"]]
     assert source.splits["train"][-1].label >= 0
+
+
+def test_a_name_without_end_is_skipped(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("a/" * 50_000 + "1.jpg", "x" * 5000 + ".jpg", "a/2.jpg"):
+            member = tarfile.TarInfo(name)
+            member.size = len(picture())
+            tar.addfile(member, io.BytesIO(picture()))
+    source = open_source(tmp_path / "a.tar")
+    assert [sample.path for sample in source.splits["train"]] == ["a/2.jpg"]
+    assert [skip["reason"] for skip in source.skipped] == 2 * ["a name of more than 4096 characters"]
+    assert {len(skip["path"]) for skip in source.skipped} == {4096}
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.zip", "a.npz", "a.parquet", "set/a.tar", "set/a.parquet",
@@ -360,9 +372,9 @@ def test_what_no_decoder_expects_costs_one_sample(monkeypatch: pytest.MonkeyPatc
 
     task = [(Sample(name, -1), False) for name in ("first", "odd", "last")]
     monkeypatch.setenv("FASTTRAIN_DEBUG", "0")
-    first, odd, last = encode_samples(Reader(), task, 0, 90)
+    first, odd, last = encode_samples(Reader(), task, Encoding())
     assert odd == "damaged: RecursionError: deep"
     assert first.stream == last.stream == picture()
     monkeypatch.setenv("FASTTRAIN_DEBUG", "1")
     with pytest.raises(RecursionError):
-        list(encode_samples(Reader(), task, 0, 90))
+        list(encode_samples(Reader(), task, Encoding()))

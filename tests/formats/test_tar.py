@@ -192,3 +192,14 @@ def test_damaged_indices(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "a.idx").write_text(content)
     with pytest.raises(TarShardError, match=rf"a.idx: {message}"):
         TarShardReader(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("label", [b"99999999999999999999", b"-2", b"x", b"2147483648", b"1.0"])
+def test_a_label_that_is_no_class(tmp_path: Path, label: bytes) -> None:
+    with TarShardWriter(tmp_path / "a.tar") as writer:
+        writer.write(b"x", 8, 8, 10 ** (len(label) - 1))
+    at = int(TarShardReader(tmp_path / "a.tar").label_at_N[0])
+    content = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(content[:at] + label + content[at + len(label) :])
+    with pytest.raises(TarShardError, match=r"sample 0 of .*a\.tar: its \.cls is no number of a class"):
+        TarShardReader(tmp_path / "a.tar").label(0)
