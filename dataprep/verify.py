@@ -33,7 +33,7 @@ from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.beton_set import beton_files
 from fasttrain.formats.boundary import boundary, reason_of
 from fasttrain.formats.image import check_size, decode_rgb
-from fasttrain.formats.manifest import EXTENSION, FILE_NAME, Manifest, Shard, SideFile, wrong_label
+from fasttrain.formats.manifest import EXTENSION, FILE_NAME, STATE_FILE, Manifest, Shard, SideFile, wrong_label
 from fasttrain.formats.names import EXTENSION as NAMES_EXTENSION
 from fasttrain.formats.names import count_lines, sample_name
 from fasttrain.formats.tar import TarShardReader
@@ -197,7 +197,8 @@ def unknown_files(folder: pathlib.Path, manifest: Manifest) -> list[str]:
 
 def verify(config: VerifyConfig) -> list[str]:
     """Return the problems of a data set; ManifestError if there is no readable manifest, and no .beton file either."""
-    if not (config.out / FILE_NAME).exists() and (files := beton_files(config.out)):
+    converted = any((config.out / name).exists() for name in (FILE_NAME, STATE_FILE))
+    if not converted and (files := beton_files(config.out)):
         return _verify_betons(config, files)
     manifest = Manifest.load(config.out)
     shards = [shard for group in manifest.splits.values() for shard in group]

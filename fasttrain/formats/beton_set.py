@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fasttrain.formats.beton import BetonError, BetonReader
-from fasttrain.formats.manifest import glimpses
+from fasttrain.formats.manifest import STATE_FILE, glimpses
 from fasttrain.formats.splits import pick, split_of
 
 EXTENSIONS = (".beton", ".ffcv")
@@ -55,7 +55,12 @@ def beton_files(path: Path) -> list[Path]:
 
 
 def open_betons(path: Path) -> BetonSet:
-    """Open a .beton file, or those of a folder. Raises BetonError for none, or the first that is unsound; OSError."""
+    """Open a .beton file, or those of a folder.
+
+    Raises BetonError for a folder of none or of an unfinished conversion, or the first that is unsound; OSError.
+    """
+    if (path / STATE_FILE).exists():
+        raise BetonError(f"{path}: an unfinished conversion: run the same dataprep/convert.py again")
     files = beton_files(path)
     if not files:
         raise BetonError(f"{path}: no .beton files")

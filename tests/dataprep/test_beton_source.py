@@ -10,7 +10,7 @@ from support.commands import one_line_of
 from support.pictures import make_images
 from support.stock import picture, stock, stock_set
 
-from fasttrain.dataprep import convert
+from fasttrain.dataprep import convert, verify
 from fasttrain.dataprep.sources.kinds import open_source
 from fasttrain.formats.beton import MODE_RAW, BetonReader, BetonWriter
 from fasttrain.formats.manifest import Manifest
@@ -111,3 +111,14 @@ def test_a_converted_set_that_is_damaged_is_one_line(
     (converted / "train-00000.beton").write_bytes(b"x")
     assert convert.main([str(converted), str(tmp_path / "again")]) == 2
     assert "train-00000.beton: 1 bytes" in one_line_of(capfd.readouterr().err)
+
+
+def test_an_unfinished_conversion_is_no_source_and_no_data_set(
+    converted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (converted / "manifest.json").rename(converted / "conversion.json")
+    capfd.readouterr()
+    assert convert.main([str(converted), str(tmp_path / "again")]) == 2
+    assert "an unfinished conversion" in one_line_of(capfd.readouterr().err)
+    assert verify.main([str(converted)]) == 2
+    assert "is not a converted data set" in one_line_of(capfd.readouterr().err)
