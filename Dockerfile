@@ -2,6 +2,7 @@
 #     docker build --target cpu -t fasttrain:cpu .
 #     docker build --target gpu -t fasttrain:gpu --build-arg GPU_BASE=<image> .
 # GPU_BASE: NVIDIA's PyTorch container image, of the release that fits your driver. Its PyTorch, apex and DALI are used.
+# Both run as a user of their own, 10001, and as any other that --user or runAsUser names.
 ARG GPU_BASE=give-nvidias-pytorch-image-as-gpu-base
 
 FROM ${GPU_BASE} AS gpu
@@ -11,17 +12,26 @@ COPY dataprep dataprep
 COPY fasttrain fasttrain
 COPY kernels kernels
 COPY recipes recipes
-RUN BASE_PACKAGES=1 EXTRAS=ffcv,parquet,tensorboard bash install.sh && rm -rf /root/.cache /var/lib/apt/lists/*
+RUN BASE_PACKAGES=1 EXTRAS=ffcv,parquet,tensorboard bash install.sh && rm -rf /root/.cache /var/lib/apt/lists/* \
+    && chmod -R a+rX . && useradd --no-log-init --create-home --uid 10001 fasttrain && mkdir -m 1777 /work
 ENV PATH="/opt/fasttrain/.venv/bin:$PATH"
-CMD ["bash", "recipes/torchrun.sh", "--help"]
+USER 10001
+WORKDIR /work
+CMD ["bash", "/opt/fasttrain/recipes/torchrun.sh", "--help"]
 
+# On x86-64 PyPI's torch does not start without the 5 GB of CUDA libraries that it brings. An index of PyTorch's wheels
+# for the CPU leaves them out: --build-arg PIP_EXTRA_INDEX_URL=<address>. On aarch64 they are not there anyway.
 FROM python:3.11-slim-bookworm AS cpu
+ARG PIP_EXTRA_INDEX_URL=
 WORKDIR /opt/fasttrain
 COPY install.sh setup.py pyproject.toml constraints.txt README.md ./
 COPY dataprep dataprep
 COPY fasttrain fasttrain
 COPY kernels kernels
 COPY recipes recipes
-RUN EXTRAS=ffcv,parquet,tensorboard bash install.sh && rm -rf /root/.cache /var/lib/apt/lists/*
+RUN EXTRAS=ffcv,parquet,tensorboard bash install.sh && rm -rf /root/.cache /var/lib/apt/lists/* \
+    && chmod -R a+rX . && useradd --no-log-init --create-home --uid 10001 fasttrain && mkdir -m 1777 /work
 ENV PATH="/opt/fasttrain/.venv/bin:$PATH"
-CMD ["bash", "recipes/torchrun.sh", "--help"]
+USER 10001
+WORKDIR /work
+CMD ["bash", "/opt/fasttrain/recipes/torchrun.sh", "--help"]

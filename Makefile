@@ -6,7 +6,7 @@ PY := .venv/bin/python
 GPU_PY := $(if $(wildcard .venv/ready),.venv/bin/python,python3)
 KERNEL_TESTS := tests/kernels tests/losses
 
-.PHONY: demo test test-all test-gpu test-multinode bench-gpu lint install clean
+.PHONY: demo image test test-all test-gpu test-multinode bench-gpu lint install clean
 
 install: .venv/ready
 
@@ -16,6 +16,10 @@ install: .venv/ready
 # A small data set made here, converted, trained on, evaluated and reported; the last line is JSON.
 demo: .venv/ready
 	@PYTHON=$(PY) bash recipes/demo.sh
+
+# The CPU image, built and tried, where there is an engine: docker, podman or buildah.
+image:
+	bash recipes/image.sh
 
 # Tests that together take minutes, on two cores; with those that take more than 20 seconds each, it is test-all.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal

@@ -10,7 +10,7 @@ setup(
     name="fasttrain",
     version="0.1.0",
     description="Fast and safe pre-training of image encoders with XMoCo and its relatives",
-    long_description=(root / "README.md").read_text(),
+    long_description=(root / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["fasttrain", "fasttrain.*"]),

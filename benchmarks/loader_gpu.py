@@ -88,7 +88,7 @@ def trace_of(profiler: profile) -> dict:
     with tempfile.TemporaryDirectory(prefix="loader-trace-") as folder:
         path = pathlib.Path(folder, "trace.json")
         profiler.export_chrome_trace(str(path))
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 class _Loop:

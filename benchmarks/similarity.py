@@ -301,7 +301,7 @@ def peak_memory(side: Loss, one: Inputs) -> int:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
         before = _resident("VmRSS")
     once(side, one)
     if on_gpu:
@@ -311,7 +311,7 @@ def peak_memory(side: Loss, one: Inputs) -> int:
 
 
 def _resident(name: str) -> int:
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    lines = pathlib.Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 

@@ -54,12 +54,12 @@ class ConvertConfig(Options):
     SOURCE is a folder of images only, or of one folder per class, or of train/ and val/ (or valid, validation, dev,
     eval, test, in any spelling) of either kind; a .tar or .zip of such a folder, or a folder of one .tar per class;
     WebDataset .tar files (one, a folder, or a quoted pattern like 'set-{000..012}.tar'); parquet files with a column of
-    images; a folder of CIFAR-10 or CIFAR-100 batches; an .npz. Archives are read in place: nothing is unpacked, no link
-    is followed.
+    images; a folder of CIFAR-10 or CIFAR-100 batches; an .npz; FFCV's .beton files. Archives are read in place: nothing
+    is unpacked, no link is followed.
     The same command on an unfinished OUT continues it. Unreadable images are named, counted and left out; what is no
     image, or of another split, is counted, too. The last line on stdout is JSON. Exit status: 0 every image converted,
-    3 finished but some images were skipped, 2 bad input, 1 disk full or another failure (run again to continue), 130
-    interrupted.
+    or 3 finished but some images were skipped, 2 bad input, 1 disk full or another failure (run again to continue),
+    or 130 interrupted.
     """
 
     source: pathlib.Path

@@ -56,7 +56,7 @@ def settings(config: DemoConfig) -> dict[str, int]:
 def is_complete(config: DemoConfig) -> bool:
     """Whether config.out holds every image of exactly this set."""
     try:
-        recorded = json.loads((config.out / SETTINGS_FILE).read_text())
+        recorded = json.loads((config.out / SETTINGS_FILE).read_bytes())
     except (OSError, ValueError):
         return False
     return recorded == settings(config) and sum(1 for _ in config.out.glob("*/*.jpg")) == config.images
@@ -99,7 +99,7 @@ def write_set(config: DemoConfig) -> None:
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True)
     try:
-        (unfinished / SETTINGS_FILE).write_text(json.dumps(settings(config)))
+        (unfinished / SETTINGS_FILE).write_text(json.dumps(settings(config)), "utf-8")
         for name in MOTIFS:
             (unfinished / name).mkdir()
         draw_all(unfinished, config)

@@ -6,6 +6,7 @@ Defaults: the method's paper ← the preset ← a --config file ← another opti
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -159,7 +160,7 @@ def _foreign(name: str, method: str) -> str:
 def load_config(run: pathlib.Path) -> TrainConfig:
     """The configuration a run folder was made with. Raises UserError when it is none, or of an earlier version."""
     path = run / "config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"{run} is not a run folder (no config.json)")
     saved = read_settings(path)
     try:

@@ -28,7 +28,7 @@ from fasttrain.run.metrics import FIGURES, LARGEST, read_lines
 from fasttrain.system.cli import finish, parse, warn
 from fasttrain.system.durable import replace_file
 from fasttrain.system.errors import UserError
-from fasttrain.system.files import read_regular
+from fasttrain.system.regular import read_at_most
 
 PICTURE_BYTES = 1 << 26
 SUBTITLE = ("method", "arch", "data")
@@ -153,7 +153,7 @@ def _entries(run: pathlib.Path) -> tuple[list[dict], list[dict], int]:
 def _picture(path: pathlib.Path) -> str:
     """A PNG in base64; "" where there is none, or, with a warning, a damaged one."""
     try:
-        content = read_regular(path, PICTURE_BYTES)
+        content = read_at_most(path, PICTURE_BYTES)
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
             picture.verify()
         return base64.b64encode(content).decode()

@@ -67,7 +67,7 @@ def tar_shards(image_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def ray_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """While one worker of pytest has a cluster of Ray, another would join that instead of starting its own."""
-    with open(tmp_path_factory.getbasetemp().parent / "ray.lock", "w") as lock:
+    with open(tmp_path_factory.getbasetemp().parent / "ray.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

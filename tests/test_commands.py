@@ -30,7 +30,7 @@ def test_an_installed_file_run_by_its_path_imports_its_own_package(tmp_path: pat
     """There, dataprep lies inside of fasttrain, whose folder would hide other packages, such as `kernels`."""
     installed = tmp_path / "site" / "fasttrain"
     shutil.copytree(ROOT / "fasttrain", installed, ignore=shutil.ignore_patterns("__pycache__"))
-    with open(installed / "__init__.py", "a") as file:
+    with open(installed / "__init__.py", "a", encoding="utf-8") as file:
         file.write("import sys; print(sys.path[0])\n")
     done = typed(installed / "dataprep" / "demo.py", "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

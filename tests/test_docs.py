@@ -37,7 +37,7 @@ def too_long(text: str) -> list[str]:
 
 @pytest.mark.parametrize("path", READ_THROUGH, ids=lambda path: path.name)
 def test_every_sentence_can_be_held_in_mind(path: pathlib.Path) -> None:
-    assert too_long(path.read_text()) == []
+    assert too_long(path.read_text(encoding="utf-8")) == []
 
 
 def test_a_sentence_is_measured_over_its_lines_and_without_tables_and_code() -> None:
@@ -49,7 +49,7 @@ def test_a_sentence_is_measured_over_its_lines_and_without_tables_and_code() -> 
 
 @pytest.mark.parametrize("path", [*DOCS, ROOT / "README.md"], ids=lambda path: path.name)
 def test_every_link_within_the_project_leads_to_a_file(path: pathlib.Path) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8"))
     assert [link for link in links if not (path.parent / pathlib.Path(link)).exists()] == []
 
 
@@ -59,5 +59,5 @@ FILES = [path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglo
 
 @pytest.mark.parametrize("path", READ_THROUGH, ids=lambda path: path.name)
 def test_every_file_named_exists(path: pathlib.Path) -> None:
-    named = set(re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|sh|sbatch|yaml))`", path.read_text()))
+    named = set(re.findall(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|sh|sbatch|yaml))`", path.read_text(encoding="utf-8")))
     assert sorted(n for n in named if not any(f"/{file}".endswith(f"/{n}") for file in FILES)) == []

@@ -1,10 +1,15 @@
 """The report of a run whose files are not all as they should be."""
 
 import json
+import os
 import resource
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from support.commands import ROOT
 
 from fasttrain.report import write_report
 from fasttrain.run.evaluations import FILE, Evaluation, keep_evaluations
@@ -57,3 +62,14 @@ def test_a_full_disk_leaves_the_report_as_it_was(run: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (run / "report.html").read_text() == before
+
+
+def test_the_page_of_a_run_with_an_odd_name_is_utf_8_in_any_locale(run: Path, tmp_path: Path) -> None:
+    """The name's bytes are no UTF-8."""
+    odd = shutil.copytree(run, tmp_path.with_name(f"{tmp_path.name}-odd") / os.fsdecode(b"r\xe9n"))
+    own = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, ROOT / "fasttrain/report.py", odd]
+    done = subprocess.run(words, capture_output=True, env=own, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["report"] == str(odd / "report.html")
+    assert "<h1>r\\udce9n</h1>" in (odd / "report.html").read_text("utf-8")

@@ -233,7 +233,7 @@ def test_a_run_that_is_under_way_is_left_alone(
     method, run = uninterrupted
     monkeypatch.setattr(folder, "PATIENCE_SECONDS", 0.5)
     for more in ([], ["--fresh"]):
-        with open(run / "lock", "w") as held:
+        with open(run / "lock", "w", encoding="utf-8") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             assert train(shards, run, "--method", method, *more) == 2
         assert f"another process is training in {run}" in capsys.readouterr().err

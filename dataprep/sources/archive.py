@@ -17,7 +17,7 @@ from typing import BinaryIO, NamedTuple
 
 from fasttrain.dataprep.sources.files import relative_names, source_files
 from fasttrain.dataprep.sources.source import Reader, Source
-from fasttrain.formats.folder import Skipped, arrange
+from fasttrain.formats.layout import Skipped, arrange
 from fasttrain.formats.listing import (
     IMAGE_EXTENSIONS,
     MAX_FILE_BYTES,

@@ -55,7 +55,7 @@ def beton_source(root: Path) -> Source:
     unused = Unused()
     for left in found.unused:
         unused.add(f".beton files: {left['reason']}", left["path"])
-    return _source(root, classes, splits, files, unused, found.notes)
+    return _source(root, classes, splits, files, unused)
 
 
 def _converted_source(root: Path) -> Source:
@@ -72,19 +72,14 @@ def _converted_source(root: Path) -> Source:
             raise SourceError(f"{root}: a label is none of the {len(manifest.classes)} classes: run dataprep/verify.py")
         splits[split] = listing.labelled(label_N)
         files += [file for _, file, _ in parts]
-    return _source(root, tuple(manifest.classes), splits, files, Unused(), [])
+    return _source(root, tuple(manifest.classes), splits, files, Unused())
 
 
 def _source(
-    root: Path,
-    classes: tuple[str, ...],
-    splits: dict[str, Listing],
-    files: list[Path],
-    unused: Unused,
-    notes: list[str],
+    root: Path, classes: tuple[str, ...], splits: dict[str, Listing], files: list[Path], unused: Unused
 ) -> Source:
     paths = tuple(map(str, files))
-    return Source(root, classes, splits, StoredReader(paths), paths, unused=unused, notes=notes)
+    return Source(root, classes, splits, StoredReader(paths), paths, unused=unused)
 
 
 def _listed(parts: Sequence[tuple[int, Path, Path | None]]) -> tuple[Listing, np.ndarray]:

@@ -48,7 +48,8 @@ KINDS: dict[str, Callable[[Path], Source] | Callable[[Path, str], Source]] = {
     "beton": beton_source,
 }
 _WITH_NAMED_LABELS = ("webdataset", "parquet", "npz")
-_TARS_LOOKED_AT, _ENTRIES_LOOKED_AT, _FOLDERS_LOOKED_AT = 3, 10_000, 100
+# To recognise a folder: of each level of folders so many entries in so many folders.
+_TARS_LOOKED_AT, _LEVELS_LOOKED_AT, _FOLDERS_LOOKED_AT, _ENTRIES_LOOKED_AT = 3, 16, 100, 10_000
 
 
 def open_source(path: Path, kind: Kind = "auto", labels: str = "auto") -> Source:
@@ -146,15 +147,13 @@ def _folder_kind(root: Path) -> str:
     if beton_files(root):
         return "beton"
     level = [str(root)]
-    looked_at = 0
-    while level and looked_at < _FOLDERS_LOOKED_AT:
+    for _ in range(_LEVELS_LOOKED_AT):
         count, below, tars = Counter[str](), list[str](), list[str]()
-        for folder in level[: _FOLDERS_LOOKED_AT - looked_at]:
-            names, folders = _first_entries(folder)
+        for folder in level[:_FOLDERS_LOOKED_AT]:
+            names, folders = _first_entries(folder, _ENTRIES_LOOKED_AT // len(level[:_FOLDERS_LOOKED_AT]))
             count.update(name.rpartition(".")[2].lower() for name in names)
             tars += [os.path.join(folder, name) for name in names if name.lower().endswith(".tar")]
             below += folders
-        looked_at += len(level)
         images = sum(count[extension[1:]] for extension in IMAGE_EXTENSIONS)
         split_folders = any(split_of(os.path.basename(folder), whole=True) == "train" for folder in below)
         if images > count["tar"] + count["parquet"] or (tars and split_folders and _holds_images(below)):
@@ -167,18 +166,18 @@ def _folder_kind(root: Path) -> str:
     return "folder"
 
 
-def _first_entries(folder: str) -> tuple[list[str], list[str]]:
+def _first_entries(folder: str, most: int) -> tuple[list[str], list[str]]:
     """Return names of files and paths of folders among the first entries of a folder; hidden ones are left out."""
     with os.scandir(folder) as entries:
-        seen = [e for e in itertools.islice(entries, _ENTRIES_LOOKED_AT) if not e.name.startswith(".")]
+        seen = [e for e in itertools.islice(entries, most) if not e.name.startswith(".")]
     folders = [entry.path for entry in seen if entry.is_dir(follow_symlinks=False)]
     return [entry.name for entry in seen if not entry.is_dir(follow_symlinks=False)], folders
 
 
 def _holds_images(folders: list[str]) -> bool:
     """Whether images lie in these folders or one below: of those that were unpacked beside their archive."""
-    below = [path for folder in folders for path in _first_entries(folder)[1]][:_FOLDERS_LOOKED_AT]
-    names = (name for folder in (*folders, *below) for name in _first_entries(folder)[0])
+    below = [path for folder in folders for path in _first_entries(folder, _FOLDERS_LOOKED_AT)[1]][:_FOLDERS_LOOKED_AT]
+    names = (name for folder in (*folders, *below) for name in _first_entries(folder, _FOLDERS_LOOKED_AT)[0])
     return any(name.lower().endswith(IMAGE_EXTENSIONS) for name in names)
 
 

@@ -105,11 +105,8 @@ def label_notes(values: Iterable[Labels | np.ndarray]) -> list[str]:
 
 
 def decoded(name: object) -> str:
-    """Return a name as text; SourceError for bytes that are no UTF-8."""
-    try:
-        return name.decode() if isinstance(name, bytes) else str(name)
-    except UnicodeDecodeError:
-        raise SourceError(f"{name!r} is no text") from None
+    """Return a name as text. Bytes that are no UTF-8 are escaped: replaced, two names could become one."""
+    return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
 
 
 def number_labels(

@@ -256,7 +256,7 @@ def _chosen_splits(arrays: dict[str, dict[str, str]]) -> dict[str, str]:
 def _npz_rows(path: Path, name: str, number: int, of_role: dict[str, str]) -> list[Sample]:
     values = npz_array(str(path), name)
     if of_role.get(_JOINED) == name:
-        ends = npz_array(str(path), of_role.get("offsets", "offsets"))
+        ends = npz_array(str(path), of_role.get("offsets", f"{name.removesuffix(_JOINED)}offsets"))
         if ends.ndim != 1 or ends.dtype.kind not in "iu" or values.ndim != 1:
             raise SourceError(f"{path}: {name} and its offsets are no rows of whole numbers")
         ends = ends.astype(np.int64)
@@ -292,7 +292,7 @@ def _npz_labels(path: Path, name: str | None, count: int) -> Labels | np.ndarray
 
 
 def _texts(values_N: np.ndarray) -> Iterator[str]:
-    """Yield an array of text, a part at a time. Raises SourceError for bytes that are no UTF-8."""
+    """Yield an array of text, a part at a time."""
     for start in range(0, len(values_N), _TEXTS_AT_ONCE):
         yield from map(decoded, values_N[start : start + _TEXTS_AT_ONCE].tolist())
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fasttrain.dataprep.sources.files import shown_names, source_files, split_files
-from fasttrain.dataprep.sources.labels import Labels, NoClasses, decoded, number_labels, whole_numbers
+from fasttrain.dataprep.sources.labels import Labels, NoClasses, number_labels, whole_numbers
 from fasttrain.dataprep.sources.source import Groups, Source
 from fasttrain.formats.listing import MAX_FILE_BYTES, Listing, Sample, SourceError, Unused
 from fasttrain.system.errors import UserError
@@ -299,9 +299,18 @@ def _is_text(kind: Any) -> bool:  # noqa: ANN401 - pyarrow's type
 
 
 def _add_texts(texts: Labels, column: Any) -> None:  # noqa: ANN401 - pyarrow's dictionary array
-    names = [None if name is None else decoded(name) for name in column.dictionary.to_pylist()]
+    names = list(map(_text, column.dictionary.to_pylist()))
     index_N = column.indices.cast(_pyarrow().int64()).fill_null(len(names)).to_numpy()
     texts.extend([*names, None], index_N)
+
+
+def _text(name: str | bytes | None) -> str | None:
+    if not isinstance(name, bytes):
+        return name
+    try:
+        return name.decode()
+    except UnicodeDecodeError:  # it may be an image: a mask
+        raise SourceError(f"{name[:8]!r} is no text") from None
 
 
 def _as_numbers(column: Any) -> np.ndarray:  # noqa: ANN401 - pyarrow's array

@@ -12,7 +12,7 @@ from fasttrain.dataprep.sources.archive import TarReader, plain_name, read_range
 from fasttrain.dataprep.sources.files import shown_names, source_files, split_files
 from fasttrain.dataprep.sources.labels import Labels, Value, label_notes, number_labels
 from fasttrain.dataprep.sources.source import Source
-from fasttrain.formats.folder import Skipped
+from fasttrain.formats.layout import Skipped
 from fasttrain.formats.listing import IMAGE_EXTENSIONS, Listing, Sample, SourceError, Unused, other_file
 
 _IMAGES = tuple(extension[1:] for extension in IMAGE_EXTENSIONS)

@@ -94,7 +94,7 @@ class _Decompressor(threading.local):
         self._renew()
         from fasttrain.formats import tables  # here: numba takes longer to import than all the rest
 
-        self._undefined = tables.undefined_table
+        self.first_scan, self._undefined = tables.first_scan, tables.undefined_table
         self.width, self.height = ctypes.c_int(), ctypes.c_int()
         self.subsampling, self.colorspace = ctypes.c_int(), ctypes.c_int()
         # The order of the function's arguments: width, height, subsampling, colour space.
@@ -188,8 +188,10 @@ def decode(data: np.ndarray | bytes, header: JpegHeader | None = None, shrink: i
     height, width = -(-height // shrink), -(-width // shrink)
     pixels_HW3 = np.empty((height, width, 3), np.uint8)
     own = _decompressor()
-    own.check_tables(source.ctypes.data, source.size)
-    if own.decompress(own.handle, source.ctypes.data, source.size, pixels_HW3.ctypes.data,
+    address, size = source.ctypes.data, source.size  # asked once: numpy takes a while for it
+    if own.first_scan(address, size, 0):
+        own.check_tables(address, size)
+    if own.decompress(own.handle, address, size, pixels_HW3.ctypes.data,
                       width, 0, height, _PIXEL_FORMAT_RGB, _FLAG_FASTDCT):  # fmt: skip
         raise own.error()
     return pixels_HW3
@@ -278,6 +280,7 @@ def decode_into(source: int, size: int, height: int, width: int, out: int) -> No
         raise own.error()
     if own.height.value != height or own.width.value != width:
         raise JpegError(f"the JPEG is {own.height.value} x {own.width.value} pixels, not {height} x {width}")
-    own.check_tables(source, size)
+    if own.first_scan(source, size, 0):  # most streams have no other scan: one call less for a small image
+        own.check_tables(source, size)
     if own.decompress(handle, source, size, out, width, 0, height, _PIXEL_FORMAT_RGB, _FLAG_FASTDCT):
         raise own.error()

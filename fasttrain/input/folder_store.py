@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from fasttrain.formats import jpeg
-from fasttrain.formats.folder import folder_fingerprint, lines_of, list_folder, read_regular
+from fasttrain.formats.folder import folder_fingerprint, list_folder, read_regular
 from fasttrain.formats.image import decode_rgb, exif_orientation, jpeg_header, read_rgb, turned
+from fasttrain.formats.layout import lines_of
 from fasttrain.formats.manifest import ManifestError
 from fasttrain.formats.splits import seeded_order, set_apart
 from fasttrain.input.stores import Encoded, as_encoded, write_pixels

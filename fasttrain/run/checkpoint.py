@@ -17,10 +17,10 @@ from typing import BinaryIO, NamedTuple
 
 import torch
 
-from fasttrain.system.durable import publish, replace_file, temporary_path
+from fasttrain.system.durable import publish, reason, replace_file, temporary_path
 from fasttrain.system.errors import RunError, UserError
-from fasttrain.system.files import IrregularFile, open_regular
 from fasttrain.system.memory import is_full_memory
+from fasttrain.system.regular import open_regular
 
 FORMAT = 2
 # What loading a state into networks or an optimizer raises where it is one of others.
@@ -63,11 +63,10 @@ def save_checkpoint(folder: pathlib.Path, state: dict, keep_last: int) -> pathli
     path = checkpoint_path(folder, state["step"])
     try:
         replace_file(path, lambda file: _write_sealed({"format": FORMAT, **state}, file))
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+    except (OSError, RuntimeError) as error:
         good = next((other for other in saved_checkpoints(folder) if other.name <= path.name), "none yet")
-        raise CheckpointError(
-            f"checkpoint {path} can't be written: {_reason(error)}; the last good one: {good}"
-        ) from error
+        said = reason(error) if isinstance(error, OSError) else error
+        raise CheckpointError(f"checkpoint {path} can't be written: {said}; the last good one: {good}") from error
     # One of a later step is none that this run has written or read: it must not push out those that are good.
     too_old = [other for other in saved_checkpoints(folder) if other.name <= path.name][keep_last:] if keep_last else []
     unfinished = folder.glob(temporary_path(pathlib.Path(ANY_STEP)).name)
@@ -83,15 +82,25 @@ class _Hashed:
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.sha256 = file, hashlib.sha256()
         self.flush = file.flush
+        self.failed: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.sha256.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.failed = error
+            raise
 
 
 def _write_sealed(state: dict, file: BinaryIO) -> None:
     hashed = _Hashed(file)
-    torch.save(state, hashed)  # type: ignore[arg-type]
+    try:
+        torch.save(state, hashed)  # type: ignore[arg-type]
+    except RuntimeError:
+        if hashed.failed:  # of which torch says only where it stood in the file
+            raise hashed.failed from None
+        raise
     file.write(f"sha256 {hashed.sha256.hexdigest()}\n".encode())
 
 
@@ -106,12 +115,7 @@ def keep_best(folder: pathlib.Path, step: int) -> None:
             with open(path, "rb") as source:
                 replace_file(best, lambda file: shutil.copyfileobj(source, file, READ_BYTES))
     except OSError as error:
-        raise CheckpointError(f"{best} can't be written: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """What the system says, without the file's name, which is in the line already."""
-    return getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise CheckpointError(f"{best} can't be written: {reason(error)}") from error
 
 
 def _linked(path: pathlib.Path, best: pathlib.Path) -> bool:
@@ -140,12 +144,12 @@ def load_checkpoint(path: pathlib.Path) -> Checkpoint:
     except Exception as error:  # a damaged file can fail anywhere inside the reader
         if isinstance(error, CheckpointError) or is_full_memory(error):
             raise
-        # EINVAL: damage led the reader out of the file
+        # EINVAL: no regular file, or damage led the reader out of it
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise RunError(
                 f"checkpoint {path} could not be read: {error.strerror or error}; if it never can, move it away"
             ) from error
-        said = error.strerror if isinstance(error, IrregularFile) else f"{type(error).__name__}: {error}"
+        said = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"checkpoint {path} can't be read: {said}") from error
     version = state.get("format") if isinstance(state, dict) else None
     if type(version) is not int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from typing import Any
 
 from fasttrain.system.durable import write_json
 from fasttrain.system.errors import UserError
-from fasttrain.system.files import IrregularFile, read_regular
+from fasttrain.system.regular import read_at_most
 
 FILE = "evaluation.json"
 MAX_BYTES = 1 << 26  # of it: more than a hundred thousand of them
@@ -86,12 +87,12 @@ def keep_evaluations(run: pathlib.Path, new: list[Evaluation]) -> None:
 def _read(path: pathlib.Path) -> tuple[list[Evaluation], str]:
     """The sound evaluations, and what can't be read: "" for nothing."""
     try:
-        content = json.loads(read_regular(path, MAX_BYTES))
+        content = json.loads(read_at_most(path, MAX_BYTES))
     except FileNotFoundError:
         return [], ""
-    except IrregularFile:
-        return [], "all"
     except OSError as error:
+        if error.errno == errno.EINVAL:  # no regular file
+            return [], "all"
         raise UserError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError):
         return [], "all"

@@ -17,9 +17,9 @@ from fasttrain import __version__
 from fasttrain.run.options import RunOptions
 from fasttrain.system.durable import temporary_path, write_json
 from fasttrain.system.errors import UserError
-from fasttrain.system.files import read_regular
 from fasttrain.system.lock import Lock, lock
 from fasttrain.system.options import Settings
+from fasttrain.system.regular import read_at_most
 
 FORMAT = 2  # of config.json: the options have other names and meanings in each
 MAX_BYTES = 1 << 20  # of it
@@ -110,7 +110,7 @@ def read_data(run: pathlib.Path) -> DataRecord | None:
 def read_record(path: pathlib.Path) -> dict[str, Any]:
     """All that a config.json holds, of which "config" is a dict. Raises UserError for any other file."""
     try:
-        content = json.loads(read_regular(path, MAX_BYTES))
+        content = json.loads(read_at_most(path, MAX_BYTES))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -25,7 +25,7 @@ from fasttrain.run.clock import BatchClock, Marks, seconds_of
 from fasttrain.run.health import MEMORY, Health
 from fasttrain.system.durable import naming, replace_file
 from fasttrain.system.errors import UserError
-from fasttrain.system.files import open_regular
+from fasttrain.system.regular import open_regular
 
 ON_THEIR_WAY = 8  # entries at most; then the host waits for the oldest
 FIGURES = (

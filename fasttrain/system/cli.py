@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import inspect
 import io
 import os
@@ -13,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from fasttrain.system.durable import reason
 from fasttrain.system.errors import EXIT_FAILURE, EXIT_USER_ERROR, DataError, RunError, UserError, printable
 from fasttrain.system.options import flag
 from fasttrain.system.streams import Stream, keep_streams
@@ -99,7 +99,7 @@ def _options_only(message: str) -> str:
 
 def warn(message: str) -> None:
     """Print one line on stderr."""
-    print(f"warning: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 def fail(message: str) -> None:
@@ -146,7 +146,6 @@ def _with_result(status: int) -> int:
 
 
 def said(error: OSError) -> str:
-    """What the system said, after the file it is about, if that is known."""
-    full = "disk full: " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    """What the system says, after the file it is about, if that is known."""
     about = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    return f"{full}{about}{error.strerror or error}"
+    return f"{about}{reason(error)}"

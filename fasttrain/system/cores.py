@@ -18,7 +18,7 @@ def usable_cores(limit: pathlib.Path = CPU_LIMIT) -> int:
     """
     cores = len(os.sched_getaffinity(0))
     try:
-        quota, period = limit.read_text().split()
+        quota, period = limit.read_text(encoding="utf-8").split()
         return max(1, min(cores, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no control groups of version 2, or no limit ("max")
         return cores
@@ -41,12 +41,12 @@ def share_of(cpus: set[int], place: int, sharers: int, topology: pathlib.Path = 
 
 def _cores(cpus: set[int], topology: pathlib.Path) -> list[list[int]]:
     """`cpus` grouped by physical core, in the order of sockets and cores; where /sys does not tell, each is a core."""
-    cores: dict[tuple[int, str], list[int]] = {}
+    cores: dict[tuple[int, bytes], list[int]] = {}
     for cpu in sorted(cpus):
         folder = topology / f"cpu{cpu}" / "topology"
         try:
-            core = int((folder / "physical_package_id").read_text()), (folder / "thread_siblings_list").read_text()
+            core = int((folder / "physical_package_id").read_bytes()), (folder / "thread_siblings_list").read_bytes()
         except (OSError, ValueError):
-            core = 0, f"{cpu}"
+            core = 0, b"%d" % cpu
         cores.setdefault(core, []).append(cpu)
     return [cores[core] for core in sorted(cores, key=lambda core: (core[0], cores[core][0]))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -67,6 +68,12 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
+
+
+def reason(error: OSError) -> str:
+    """What the system says, without the name of a file."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{'disk full: ' if full else ''}{error.strerror or error}"
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -28,9 +28,9 @@ def keep_freed_memory() -> None:
     libc.mallopt(_TOP_PAD, _RESERVED)
     libc.free(libc.malloc(_RESERVED // 8))  # more than is free: the heap grows by the reserve
     libc.mallopt(_TOP_PAD, _PAGE)
-    for line in pathlib.Path("/proc/self/maps").read_text().splitlines():
-        if line.endswith("[heap]"):
-            first, last = (int(address, 16) for address in line.split()[0].split("-"))
+    for line in pathlib.Path("/proc/self/maps").read_bytes().splitlines():
+        if line.endswith(b"[heap]"):
+            first, last = (int(address, 16) for address in line.split()[0].split(b"-"))
             first, last = -(-first // _PAGE) * _PAGE, last // _PAGE * _PAGE
             libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(max(0, last - first)), _MADV_HUGEPAGE)
 

@@ -18,8 +18,9 @@ class Stream:
         """stream: None where the process was started without it."""
         self.lost, self._closed = False, stream is None
         self._stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
-        if hasattr(self._stream, "reconfigure"):
-            self._stream.reconfigure(errors="backslashreplace")  # a name that the locale can't spell is still told
+        with contextlib.suppress(AttributeError, ValueError):  # another kind of stream; one that is closed
+            # a name that the locale can't spell is still told
+            self._stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
 
     def write(self, text: str) -> int:
         try:

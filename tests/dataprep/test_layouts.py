@@ -255,6 +255,18 @@ def test_image_folders_beside_their_archives_are_read_as_folders(tmp_path: Path)
     assert reasons(source) == {"archives inside (.tar)": ["train.tar"]}
 
 
+@pytest.mark.parametrize(("images", "tars", "kind"), [(3, 1, "folder"), (1, 2, "webdataset")])
+def test_of_images_and_tars_side_by_side_the_more_are_read_and_the_others_counted(
+    tmp_path: Path, images: int, tars: int, kind: str
+) -> None:
+    for i in range(images):
+        (tmp_path / f"{i}.jpg").write_bytes(picture(i))
+    for i in range(tars):
+        tar(tmp_path / f"{i}.tar", samples(1))
+    assert recognise(tmp_path) == kind
+    assert open_source(tmp_path).unused.count == (tars if kind == "folder" else images)
+
+
 def test_cifar_among_other_data_sets_is_read_and_said(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
@@ -361,7 +373,7 @@ IMAGES = np.zeros((3, 8, 8, 3), np.uint8)
         (np.array([b"b", b"a", b"b"]), [1, 0, 1]),
         (np.array([0.5, 1, 2]), None),
         (np.ones((3, 2), np.uint8), None),
-        (np.array([b"\xff", b"a", b"b"]), None),
+        (np.array([b"\xff", b"a", b"\xfe"]), [1, 2, 0]),
         (np.zeros((3, 2, 2)), None),
     ],
 )

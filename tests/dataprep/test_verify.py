@@ -14,12 +14,15 @@ from support.clock import Clock
 from support.commands import ROOT, one_line, one_line_of
 from support.forks import RunCommand
 from support.pictures import make_images
+from support.stock import stock_set
 
 from fasttrain.dataprep import convert, verify
 from fasttrain.dataprep.shards import checksum
 from fasttrain.formats.beton import BetonReader
 from fasttrain.formats.manifest import Manifest
+from fasttrain.input import open_dataset
 from fasttrain.system import watch
+from fasttrain.system.errors import DataError
 
 OPTIONS = ("--shard-size", "10", "--workers", "2")
 
@@ -120,6 +123,80 @@ def test_names_that_leave_the_folder(sound: Path, tmp_path: Path, capfd: pytest.
     (out / "manifest.json").write_text(json.dumps(content))
     assert verify.main([str(out)]) == 2
     assert "splits['train'][0].name: '../secret.beton' is no plain file name" in one_line_of(capfd.readouterr().err)
+
+
+def test_a_count_of_a_class_that_is_wrong_is_named(
+    sound: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(sound, tmp_path / "out")
+    content = json.loads((out / "manifest.json").read_bytes())
+    content["class_counts"]["train"] = [8, 9, 7]
+    (out / "manifest.json").write_text(json.dumps(content))
+    (problem,) = problems_of(out, capfd=capfd)
+    assert problem == "manifest.json: 9 samples of 'class1' in train, but the shards hold 8"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "missing"),
+        (lambda path: flip(path, 3), "the content has changed"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, but the manifest says"),
+    ],
+)
+def test_damaged_names_are_a_problem_here_and_none_in_training(
+    sound: Path, tmp_path: Path, damage: Callable[[Path], object], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(sound, tmp_path / "out")
+    damage(out / "train-00001.names")
+    (problem,) = problems_of(out, capfd=capfd)
+    assert f"train-00001.names: {message}" in problem or message in problem
+    assert open_dataset(out, "train").num_samples == 24
+
+
+def test_names_that_are_too_few_are_found_by_their_number(
+    sound: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(sound, tmp_path / "out")
+    path = out / "train-00001.names"
+    path.write_text("one\n")
+    content = json.loads((out / "manifest.json").read_bytes())
+    content["splits"]["train"][1]["names"].update(num_bytes=4, sha256=checksum(path))
+    (out / "manifest.json").write_text(json.dumps(content))
+    assert problems_of(out, capfd=capfd) == [f"{path}: not a name for each of 10 samples"]
+
+
+def test_a_flipped_bit_of_a_label_is_named_here_and_one_line_elsewhere(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_images(tmp_path / "source", 3, 8)
+    out = tmp_path / "out"
+    assert convert.main([str(tmp_path / "source"), str(out), "--workers", "1"]) == 0
+    path = out / "train-00000.beton"
+    label_at = 24 + 2 * 1041 + 5 * 24 + 16
+    flip(path, label_at + 2)
+    restate(out, path.name)
+    (problem,) = problems_of(out, capfd=capfd)
+    label = BetonReader(path).label_N[5]
+    assert problem == f"{path}: a label outside the 3 classes: {label} of sample 5"
+    with pytest.raises(DataError, match=f"a label outside the 3 classes: {label} of sample 5: run dataprep/verify.py"):
+        open_dataset(out, "train")
+
+
+def test_stock_files_are_checked_without_a_checksum(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = stock_set(tmp_path / "set", 9, 3)
+    for options in ((), ("--deep",)):
+        assert problems_of(data, *options, capfd=capfd) == []
+    capfd.readouterr()
+    assert verify.main([str(data / "val.beton"), "--workers", "1"]) == 0
+    assert "no checksum to compare" in capfd.readouterr().err
+    reader = BetonReader(data / "val.beton")
+    flip(data / "val.beton", int(reader.pointer_N[2]) + 1)  # the second byte of every JPEG
+    assert problems_of(data, capfd=capfd) == []
+    (problem,) = problems_of(data, "--deep", capfd=capfd)
+    assert f"sample 2 of {data / 'val.beton'}: " in problem
+    (data / "train.beton").write_bytes((data / "train.beton").read_bytes()[:-1])
+    assert str(data / "train.beton") in problems_of(data, capfd=capfd)[0]
 
 
 def test_index_damage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fasttrain.formats.folder import Layout, Skipped, arrange, lines_of, list_folder
+from fasttrain.formats.folder import list_folder
+from fasttrain.formats.layout import Layout, Skipped, arrange, lines_of
 from fasttrain.formats.listing import Sample, SourceError, Unused
 from fasttrain.formats.signature import HEAD_BYTES, is_image
 
@@ -91,6 +92,13 @@ def test_folders_of_neutral_names_within_splits_are_looked_through(tmp_path: Pat
     layout = list_folder(tmp_path)
     assert layout.classes == ()
     assert counts(layout) == {"train": 1, "val": 1}
+
+
+def test_a_validation_split_without_the_labels_of_the_other_is_noted(tmp_path: Path) -> None:
+    layout = list_folder(make(tmp_path, "train/n01/images/1.jpg", "train/n02/images/1.jpg", "val/images/2.jpg"))
+    assert layout.classes == ("n01", "n02")
+    assert layout.splits["val"].label_N.tolist() == [-1]
+    assert layout.notes == ["the images of the validation split, in val, have no labels"]
 
 
 def test_a_split_unpacked_into_a_folder_of_its_name_is_looked_through(tmp_path: Path) -> None:

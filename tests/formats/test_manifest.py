@@ -30,7 +30,7 @@ def test_a_manifest_of_the_first_version_is_read(tmp_path: Path) -> None:
 
 def test_what_is_saved_is_loaded_alike(tmp_path: Path) -> None:
     names = {"name": "train-00000.names", "num_bytes": 1, "sha256": "11"}
-    more = {"unused": [{"path": "x", "reason": "y"}], "notes": ["a note"]}
+    more = {"unused": [{"reason": "x", "count": 2, "first": ["y"]}], "notes": ["a note"]}
     manifest = loaded(tmp_path, {**VALID, "splits": {"train": [{**SHARD, "names": names}]}, **more})
     assert [file.name for file in manifest.splits["train"][0].files()] == ["train-00000.beton", "train-00000.names"]
     manifest.save(tmp_path)

@@ -14,6 +14,7 @@ from PIL import Image
 from fasttrain.dataprep import convert
 from fasttrain.dataprep.sources.kinds import open_source
 from fasttrain.formats import jpeg
+from fasttrain.formats.image import read_rgb
 from fasttrain.formats.manifest import Manifest
 from fasttrain.formats.tar import TarShardError, TarShardReader, TarShardWriter, index_path
 
@@ -76,6 +77,29 @@ def test_the_webdataset_package_reads_it(converted: Path) -> None:
     files = sorted(map(str, converted.glob("*.tar")))
     samples = wds.WebDataset(files, shardshuffle=False, empty_check=False).decode("pil").to_tuple("jpg", "cls")
     assert sorted(numbers(np.asarray(image), label) for image, label in samples) == EVERY
+
+
+def test_small_lossless_images_are_png_members_that_other_readers_take(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    images = [np.full((8, 8 + i, 3), 20 * i, np.uint8) for i in range(4)]
+    for i, pixels_HW3 in enumerate(images):
+        Image.fromarray(pixels_HW3).save(tmp_path / "source" / f"{i}.png")
+    Image.new("RGB", (40, 24)).save(tmp_path / "source" / "photograph.jpg")
+    assert run(tmp_path / "source", tmp_path / "out") == 0
+    (path,) = (tmp_path / "out").glob("*.tar")
+    with tarfile.open(path) as tar:
+        names = [name.split(".")[1] for name in tar.getnames()]
+    assert (names.count("png"), names.count("jpg"), names.count("cls")) == (4, 1, 5)
+    source = open_source(tmp_path / "out")
+    read = [read_rgb(source.reader.read(sample)) for sample in source.splits["train"]]
+    assert {pixels.tobytes() for pixels in images} < {pixels.tobytes() for pixels in read}
+    wds = pytest.importorskip("webdataset")
+    samples = wds.WebDataset(str(path), shardshuffle=False, empty_check=False).decode("rgb8").to_tuple("jpg;png", "cls")
+    assert [pixels.shape for pixels, _ in samples] == [pixels.shape for pixels in read]
+    wds2idx = pytest.importorskip("wds2idx")
+    with wds2idx.IndexCreator(str(path), str(tmp_path / "theirs.idx"), verbose=False) as creator:
+        creator.create_index()
+    assert index_path(path).read_text() == (tmp_path / "theirs.idx").read_text()
 
 
 @pytest.mark.parametrize("with_index", [True, False])

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from support.commands import one_line_of
-from support.forks import finished, succeed
+from support.forks import finished, succeed, with_small_files
 from support.launch import (
     ENDLESS,
     command,
@@ -31,8 +31,10 @@ from fasttrain.config import make_config
 from fasttrain.engine.step import TrainStep
 from fasttrain.methods.moco import MoCo
 from fasttrain.run import folder
-from fasttrain.run.checkpoint import keep_best, load_newest, save_checkpoint, saved_checkpoints
+from fasttrain.run.checkpoint import CheckpointError, keep_best, load_newest, save_checkpoint, saved_checkpoints
 from fasttrain.run.metrics import MetricsFile, read_metrics
+from fasttrain.system.cli import said
+from fasttrain.system.durable import replace_file
 from fasttrain.system.options import Settings
 from fasttrain.train import main
 
@@ -282,3 +284,58 @@ def test_a_signal_that_is_repeated_still_leaves_a_checkpoint(shards: pathlib.Pat
         assert process.wait(60) == 128 + signal.SIGUSR1
     assert "stopped by SIGUSR1" in log.read_text()
     assert final_state(run)["step"] >= before
+
+
+def test_a_terminal_that_goes_away_leaves_the_run_and_sighup_ends_it_with_a_checkpoint(
+    shards: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run, (terminal, stderr) = tmp_path / "run", os.openpty()
+    process = subprocess.Popen(command(shards, run, *ENDLESS), stderr=stderr, start_new_session=True)
+    try:
+        os.close(stderr)
+        assert os.read(terminal, 1)  # the display has begun
+        before = wait_for_step(run, 4, process)
+        os.close(terminal)  # from now on, each write fails
+        before = wait_for_step(run, before + 8, process)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
+        process.wait()
+    assert final_state(run)["step"] >= before
+    assert "<svg" in (run / "report.html").read_text("utf-8")
+
+
+def test_nohup_is_heeded(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = tmp_path / "run"
+    with started(["nohup", *command(shards, run, *ENDLESS)], tmp_path / "log") as process:
+        before = wait_for_step(run, 4, process)
+        process.send_signal(signal.SIGHUP)
+        wait_for_step(run, before + 8, process)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(("num_bytes", "file"), [(5_000, "samples.png"), (20_000, "metrics.jsonl")])
+def test_a_full_disk_names_the_file_that_found_it_full(
+    shards: pathlib.Path, tmp_path: pathlib.Path, num_bytes: int, file: str
+) -> None:
+    """A limit on the size of files stands for it; no checkpoint is written before."""
+    run = tmp_path / "run"
+    words = command(shards, run, "--epochs", 100, "--log-every", 1)[2:]
+    process = finished(tmp_path, with_small_files, num_bytes, main, words)
+    assert process.returncode == 1
+    assert f"{run / file}: File too large" in one_line_of(process.stderr)
+    assert {path.name for path in run.iterdir()} <= {"config.json", "lock", "metrics.jsonl", "samples.png"}
+    steps = [entry["step"] for entry in read_metrics(run / "metrics.jsonl")]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_disk_that_is_full_is_called_so(small_disk: pathlib.Path) -> None:
+    save_checkpoint(small_disk, {"step": 1}, 1)
+    with pytest.raises(CheckpointError, match="can't be written: disk full: No space left on device; the last good"):
+        save_checkpoint(small_disk, {"step": 2, "weights": torch.zeros(10_000_000)}, 1)
+    with pytest.raises(OSError, match="No space left") as caught:
+        replace_file(small_disk / "report.html", lambda file: file.write(bytes(40_000_000)))
+    assert said(caught.value) == f"{small_disk / 'report.html'}: disk full: No space left on device"
+    assert [path.name for path in small_disk.iterdir()] == ["step-000000001.pt"]

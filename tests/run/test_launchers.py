@@ -12,7 +12,7 @@ from support.commands import ROOT
 from support.forks import free_port
 from support.launch import ENDLESS, TINY, environment, final_state, started, wait_for_step
 
-LINE = "bash recipes/torchrun.sh"
+LINE, IN_IMAGE = "bash recipes/torchrun.sh", "bash /opt/fasttrain/recipes/torchrun.sh"
 SCRIPTS = [*ROOT.glob("*.sh"), *ROOT.glob("recipes/*.sh"), ROOT / "recipes/slurm.sbatch", ROOT / ".ci/run"]
 
 
@@ -31,9 +31,9 @@ def test_every_launcher_ends_in_the_same_line() -> None:
     container = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     dockerfile = (ROOT / "Dockerfile").read_text()
-    assert " ".join(container["command"]) == LINE
-    assert {" ".join(service["entrypoint"]) for service in services.values()} == {LINE}
-    assert dockerfile.count('CMD ["bash", "recipes/torchrun.sh"') == dockerfile.count("FROM ") == 2
+    assert " ".join(container["command"]) == IN_IMAGE
+    assert {" ".join(service["entrypoint"]) for service in services.values()} == {IN_IMAGE}
+    assert dockerfile.count('CMD ["bash", "/opt/fasttrain/recipes/torchrun.sh"') == dockerfile.count("FROM ") == 2
     assert f'{LINE} "$@"' in (ROOT / "recipes/slurm.sbatch").read_text()
 
 
@@ -55,6 +55,19 @@ def test_kubernetes_job_has_what_the_operator_needs() -> None:
         assert option not in ("--data", "--run") or any(value.startswith(path) for path in mounts.values())
 
 
+def test_containers_run_as_a_user_of_their_own_that_is_not_root() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    users = [line.split()[1] for line in dockerfile.splitlines() if line.startswith("USER ")]
+    job = yaml.safe_load((ROOT / "recipes/kubernetes.yaml").read_text("utf-8"))
+    pod = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    context = pod["securityContext"]
+    assert users == 2 * [str(context["runAsUser"])]  # a number, which runAsNonRoot can judge
+    assert dockerfile.count(f"--uid {users[0]} ") == 2
+    assert context["runAsNonRoot"] is True
+    assert context["fsGroup"] == context["runAsUser"]
+    assert pod["containers"][0]["securityContext"]["allowPrivilegeEscalation"] is False
+
+
 def test_containers_are_given_shared_memory_and_folders() -> None:
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     dockerfile = (ROOT / "Dockerfile").read_text()
@@ -67,6 +80,29 @@ def test_containers_are_given_shared_memory_and_folders() -> None:
     copied = {word for line in dockerfile.splitlines() if line.startswith("COPY") for word in line.split()[1:-1]}
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert all((ROOT / name).exists() and f"!{name}" in ignored for name in copied)
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman", "buildah"])
+def test_the_image_is_built_and_tried_as_another_user(tmp_path: pathlib.Path, engine: str) -> None:
+    for name in ("docker", "podman", "buildah"):
+        stub(tmp_path, name, 'echo "$(basename "$0") $*" >>"$(dirname "$0")/log"' if name == engine else "exit 1")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    words = ["bash", str(ROOT / "recipes/image.sh")]
+    done = subprocess.run(words, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "log").read_text("utf-8")
+    assert f"{engine} build --target cpu " in log
+    assert f"{engine} run " in log
+    assert "--user 12345:12345 " in log
+
+
+def test_without_an_engine_the_image_is_one_clear_line(tmp_path: pathlib.Path) -> None:
+    for name in ("docker", "podman", "buildah"):
+        stub(tmp_path, name, "exit 1")
+    words, own = ["bash", ROOT / "recipes/image.sh"], {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(words, env=own, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "image.sh: error: no engine here builds images: docker, podman or buildah\n"
 
 
 def test_install_uses_a_vendors_packages_where_it_is_told_to(tmp_path: pathlib.Path) -> None:

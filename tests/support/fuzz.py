@@ -385,7 +385,7 @@ def main() -> None:
     os.environ["FASTTRAIN_DEBUG"] = "1"
     image.MAX_PIXELS = LARGEST_IMAGE
     run(reader, -1, 1)  # what is imported and cached late does not count as a case's memory
-    taken = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    taken = int(pathlib.Path("/proc/self/statm").read_text("utf-8").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
     run(reader, int(first), int(count))
 

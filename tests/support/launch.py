@@ -54,7 +54,7 @@ def environment(**variables: object) -> dict[str, str]:
 @contextlib.contextmanager
 def started(words: list[str], log: pathlib.Path, **variables: object) -> Iterator[subprocess.Popen[bytes]]:
     """A command in a session of its own, its output in `log`; whatever is left of it is killed in the end."""
-    with open(log, "w") as file:
+    with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen(
             words, stdout=file, stderr=subprocess.STDOUT, env=environment(**variables), start_new_session=True
         )
