@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import pathlib
 import sys
 import time
@@ -99,7 +100,8 @@ def check(config: ConvertConfig) -> None:
     """Raises UserError for options and for folders that do not go together."""
     if config.format == "webdataset" and config.write in ("raw", "smart"):
         raise UserError(f"--write {config.write} is for --format ffcv: a .tar shard holds files of images")
-    source, out = config.source.resolve(), config.out.resolve()
+    # Path.resolve() raises an error of its own where a link leads to itself.
+    source, out = (pathlib.Path(os.path.realpath(path)) for path in (config.source, config.out))
     if out == source or source in out.parents:
         raise UserError(f"{config.out} lies inside the source {config.source}: name another folder")
     if config.out.exists() and not config.out.is_dir():

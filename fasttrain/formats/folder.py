@@ -21,6 +21,7 @@ from fasttrain.formats.listing import (
     other_file,
 )  # fmt: skip
 from fasttrain.formats.signature import HEAD_BYTES, is_image
+from fasttrain.system.regular import open_regular
 
 _TIMES_ENTERED = 8  # that links may lead to one folder: folders that link to each other can be walked in endless ways
 
@@ -99,15 +100,10 @@ def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
 
 def _starts_as_image(path: str) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open_regular(path, buffering=0) as file:
+            return is_image(file.read(HEAD_BYTES))
     except OSError:
         return False
-    try:
-        return is_image(os.read(descriptor, HEAD_BYTES))
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
 
 
 def read_regular(path: str) -> bytes:

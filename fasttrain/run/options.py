@@ -30,7 +30,7 @@ class RunOptions(Options):
     fresh: Free[bool] = False
     """Start over: an existing run folder is moved aside first, once in a job: not when it is restarted."""
     checkpoint_every: Free[Positive[int]] = 1000
-    """Steps between checkpoints; one is always written at the end and on SIGTERM, SIGUSR1 or SIGINT."""
+    """Steps between checkpoints; one is always written at the end and on SIGTERM, SIGUSR1, SIGHUP or SIGINT."""
     keep_last: Free[NotNegative[int]] = 3
     """Checkpoints kept; older ones are deleted once a newer one is safely on disk. 0: keep all."""
 

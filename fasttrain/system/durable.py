@@ -89,10 +89,11 @@ def read_json(path: Path, follow: bool = True) -> Any:  # noqa: ANN401 - whateve
     """
     descriptor = regular_descriptor(path, os.O_RDONLY | (0 if follow else os.O_NOFOLLOW))
     with open(descriptor, "rb") as file:
-        if os.fstat(descriptor).st_size > MAX_JSON_BYTES:
+        size = os.fstat(descriptor).st_size
+        if size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
         try:
-            return json.loads(file.read(MAX_JSON_BYTES))
+            return json.loads(file.read(size))  # not the limit: memory for as much would be taken first
         except RecursionError:
             raise ValueError("too deeply nested") from None
 

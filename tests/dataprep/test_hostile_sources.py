@@ -327,6 +327,17 @@ def test_a_fifo_in_place_of_a_source_is_never_waited_for(
     refusal(path if path.parent == tmp_path else path.parent, capfd)
 
 
+@pytest.mark.parametrize("name", ["a", "a.tar", "a.npz"])
+def test_a_link_to_itself_or_to_a_device_is_no_source(
+    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).symlink_to(tmp_path / name)
+    assert "no such folder or file" in refusal(tmp_path / name, capfd)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    refusal(tmp_path / name, capfd)
+
+
 @pytest.mark.parametrize("name", ["batches.meta", "test_batch"])
 def test_a_fifo_beside_sound_batches_is_named(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     root = write_cifar(tmp_path / "c", [0, 1, 0])

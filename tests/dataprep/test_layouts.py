@@ -210,7 +210,7 @@ def test_what_lies_in_an_archive_and_is_no_image_is_counted(tmp_path: Path) -> N
     members = {
         "ant/1.jpg": picture(1), "bee/1.jpg": picture(2), "bee/noext": picture(3), "bee/text": b"text",
         "inner.tar": b"x", "labels.csv": b"x", ".hidden": b"x", "ant/../../out.jpg": picture(4),
-        "/".join("d" * 30_000) + "/deep.jpg": picture(5),
+        "/".join("d" * 1000) + "/deep.jpg": picture(5),
     }  # fmt: skip
     unused = {
         "files that are no images (no extension)": ["bee/text"], "archives inside (.tar)": ["inner.tar"],

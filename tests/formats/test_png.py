@@ -58,6 +58,7 @@ def test_a_changed_byte_of_a_chunk_that_makes_pixels_is_damage(kind: bytes) -> N
         read_rgb(data[:end] + bytes(4) + data[end + 4 :])
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_every_changed_byte_of_a_small_file_is_seen_or_harmless() -> None:
     data = as_png(PIXELS[:4, :4], exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0")
     expected = read_rgb(data)
