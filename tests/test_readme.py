@@ -28,7 +28,7 @@ def test_every_file_of_the_tree_exists() -> None:
 
 
 # options of torchrun, sbatch and docker
-FOREIGN = {"nproc-per-node", "nodes", "gpus-per-node", "build"}
+FOREIGN = {"user", "nproc-per-node", "nodes", "gpus-per-node", "build"}
 
 
 def test_every_option_shown_exists() -> None:

@@ -39,7 +39,8 @@ def lock(path: Path, taken: str, patience: float = 0.0) -> Lock:
     seconds.
     """
     is_folder = path.is_dir()
-    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_WRONLY | os.O_CREAT, 0o666)
+    flags = os.O_RDONLY if is_folder else os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK  # a FIFO is not waited for
+    descriptor = os.open(path, flags, 0o666)
     held = Lock(descriptor)
     deadline = time.monotonic() + patience
     while True:

@@ -1,5 +1,6 @@
 """A lock keeps others out until it is closed or forgotten."""
 
+import os
 import pathlib
 
 import pytest
@@ -18,3 +19,9 @@ def test_one_holder_at_a_time(tmp_path: pathlib.Path, name: str) -> None:
     forgotten = lock(tmp_path / name, "taken")
     del forgotten
     lock(tmp_path / name, "taken").close()
+
+
+def test_a_fifo_in_its_place_is_not_waited_for(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(OSError, match="lock"):
+        lock(tmp_path / "lock", "taken")
