@@ -23,4 +23,5 @@ def test_damaged_files_end_in_a_result_or_an_error_about_the_data(reader: str) -
     last = (done.stdout.splitlines() or [reader])[-1]
     again = "PYTHONPATH=.:tests python -m support.fuzz"
     assert done.returncode == 0, f"status {done.returncode}; again: {again} {last} 1\n{done.stderr[-3000:]}"
+    assert "Warning" not in done.stderr, "what a stranger's file holds is no news for a terminal"
     assert last == f"{reader} {FIRST + CASES - 1}"
