@@ -35,7 +35,7 @@ def test_a_label_that_cannot_be_read_counts_as_an_image_that_cannot(
     assert len(found.values_NF) == len(found.label_N) == train.num_samples
     assert (found.label_N >= 0).all()
     assert "sample 0 of" in (errors := capsys.readouterr().err)
-    assert "its .cls is no number; another takes its place" in errors
+    assert "its .cls is no number of a class; another takes its place" in errors
 
 
 def test_a_set_without_labels_is_refused_before_anything_is_computed(

@@ -212,7 +212,7 @@ def test_index_files_are_those_of_dali(tar_shards: pathlib.Path, tmp_path: pathl
             lambda tar, idx: idx.write_text(idx.read_text().replace("cls", "txt")),
             "one .jpg or .png followed by one .cls",
         ),
-        (lambda tar, idx: idx.write_text(idx.read_text().replace("jpg 512 ", "jpg -12 ")), "lies outside"),
+        (lambda tar, idx: idx.write_text(idx.read_text().replace("jpg 512 ", "jpg -12 ")), "no number"),
         (lambda tar, idx: idx.write_text(idx.read_text().replace("jpg 512 ", "jpg x12 ")), "no number"),
         (lambda tar, idx: tar.unlink(), r"train-00000\.tar"),
         (lambda tar, idx: tar.write_bytes(tar.read_bytes()[:-700]), "the manifest says"),
@@ -271,7 +271,7 @@ def test_a_label_that_is_no_number_makes_a_bad_sample_where_labels_are_read(
     assert capfd.readouterr().err == ""
     assert 2 not in {index for batch in indices(make(data, kind, order).epoch(0)) for index in batch}
     assert "sample 2 of" in (errors := capfd.readouterr().err)
-    assert "its .cls is no number; another takes its place" in errors
+    assert "its .cls is no number of a class; another takes its place" in errors
     with pytest.raises(DataError, match=r"sample 2 of .*no number"):
         open_dataset(data, "train").labels(np.arange(5))
 
