@@ -133,7 +133,7 @@ def convert_shards(
     png = config.format == "webdataset"
     encoding = Encoding(config.max_side, config.quality, config.write, config.check, png)
     encode = functools.partial(encode_samples, encoding=encoding)
-    work = ShardWork(config.out, source.reader, encode, len(source.classes), raw)
+    work = ShardWork(config.out, source.reader, encode, raw)
     start = time.perf_counter()
     with progress(total, total - left) as advance:
         num_workers = 0 if config.workers == "auto" else config.workers
@@ -163,11 +163,20 @@ def manifest_of(
         pixel_std=std.round(6).tolist(),
         settings=settings,
         skipped=source.skipped + [skip for planned in plan for skip in records[planned.name].skipped],
-        class_counts={split: np.sum([r.class_counts for r in group], 0).tolist() for split, group in groups.items()},
+        class_counts={split: counts_of(group, len(source.classes)) for split, group in groups.items()},
         versions=versions(),
         unused=source.unused.content(),
         notes=source.notes,
     )
+
+
+def counts_of(records: list[ShardRecord], num_classes: int) -> list[int]:
+    """Return how many samples of each class some shards hold."""
+    count_C = np.zeros(num_classes, np.int64)
+    for record in records:
+        for label, number in record.class_counts.items():
+            count_C[label] += number
+    return count_C.tolist()
 
 
 def complete(

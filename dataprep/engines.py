@@ -77,7 +77,6 @@ class ShardWork(NamedTuple):
     out: pathlib.Path
     reader: Reader
     encode: Encode
-    num_classes: int
     raw: bool
 
 
@@ -108,7 +107,7 @@ def on_this_machine(work: ShardWork, shards: list[PlannedShard], num_workers: in
             last: Future[ShardRecord] | None = None
             for planned in shards:
                 with watch.at(planned.name):
-                    written = write_images(work.out, planned, images, work.num_classes, moved)
+                    written = write_images(work.out, planned, images, moved)
                 if last:
                     yield last.result()
                 last = recorder.submit(record, written)
@@ -161,7 +160,7 @@ def write_shard(work: ShardWork, planned: PlannedShard) -> ShardRecord:
     """Write one shard and its record within this process."""
     encode = functools.partial(work.encode, work.reader)
     images = itertools.chain.from_iterable(map(encode, tasks(work.reader, [planned], work.raw)))
-    return record_shard(write_images(work.out, planned, images, work.num_classes, Note(lambda _: None, quiet=True)))
+    return record_shard(write_images(work.out, planned, images, Note(lambda _: None, quiet=True)))
 
 
 def _connect(num_workers: int) -> Any:  # noqa: ANN401 - a module that may be missing

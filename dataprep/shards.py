@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import stat
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from fasttrain.dataprep.encode import EncodedImage, PixelSums
 from fasttrain.dataprep.plan import PlannedShard
 from fasttrain.formats.beton import BetonWriter
-from fasttrain.formats.checked import Malformed, any_value, count, fields, list_of, text
+from fasttrain.formats.checked import Malformed, any_value, count, fields, list_of, table_of, text
 from fasttrain.formats.manifest import SHARD, Shard, SideFile, glimpses
 from fasttrain.formats.names import NamesWriter, names_path
 from fasttrain.formats.tar import TarShardWriter, index_path
@@ -25,12 +26,15 @@ from fasttrain.system.durable import read_json, write_json
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A finished shard, as recorded beside it until the manifest is written; one without samples has no file."""
+    """A finished shard, as recorded beside it until the manifest is written; one without samples has no file.
+
+    class_counts: label -> samples, of the labels that occur.
+    """
 
     shard: Shard
     pixels: PixelSums
     skipped: list[dict[str, str]]
-    class_counts: list[int]
+    class_counts: dict[int, int]
 
 
 class Written(NamedTuple):
@@ -40,7 +44,7 @@ class Written(NamedTuple):
     num_samples: int
     pixels: PixelSums
     skipped: list[dict[str, str]]
-    class_counts: list[int]
+    class_counts: dict[int, int]
     names: NamesWriter
 
 
@@ -48,7 +52,6 @@ def write_images(
     folder: Path,
     planned: PlannedShard,
     images: Iterator[EncodedImage | str],
-    num_classes: int,
     note: Callable[[str, str | None], None],
 ) -> Written:
     """Write one shard from the next images of an iterator.
@@ -57,14 +60,13 @@ def write_images(
         folder: where it goes.
         planned: the shard's name, which says the format, and samples.
         images: in the order of the samples; a string is the reason why one is skipped.
-        num_classes: labels are below it.
         note: told of every image, its path and why it is skipped.
 
     Raises:
         OSError: the disk is full, or failed; the shard's name is not taken then.
     """
     sums, skipped = np.zeros(7, np.int64), []
-    class_counts = [0] * num_classes
+    class_counts = Counter[int]()
     path = folder / planned.name
     names = NamesWriter(path)
     try:
@@ -85,7 +87,7 @@ def write_images(
         names.discard()
         raise
     pixels = PixelSums(int(sums[0]), tuple(sums[1:4].tolist()), tuple(sums[4:].tolist()))
-    return Written(path, writer.num_samples, pixels, skipped, class_counts, names)
+    return Written(path, writer.num_samples, pixels, skipped, dict(class_counts), names)
 
 
 def _shard_writer(path: Path, max_samples: int) -> ShardWriter:
@@ -130,7 +132,8 @@ def read_record(folder: Path, planned: PlannedShard, num_classes: int) -> ShardR
         _RECORD(content, "record")
         num_pixels, total, square = content["pixels"]
         pixels = PixelSums(num_pixels, tuple(total), tuple(square))
-        record = ShardRecord(Shard.of(content["shard"]), pixels, content["skipped"], content["class_counts"])
+        counts = {int(label): number for label, number in content["class_counts"].items()}
+        record = ShardRecord(Shard.of(content["shard"]), pixels, content["skipped"], counts)
         _check_fit(folder, planned, num_classes, record)
         return record
     except FileNotFoundError as error:
@@ -147,8 +150,10 @@ def _check_fit(folder: Path, planned: PlannedShard, num_classes: int, record: Sh
     """Raise Malformed where a record is not of this shard, OSError where a file of it can't be read."""
     shard, path = record.shard, folder / planned.name
     names = [planned.name, *([index_path(path).name] if path.suffix == ".tar" else []), names_path(path).name]
-    if shard.num_samples + len(record.skipped) != len(planned.samples) or len(record.class_counts) != num_classes:
+    if shard.num_samples + len(record.skipped) != len(planned.samples):
         raise Malformed("not of these images")
+    if not all(0 <= label < num_classes for label in record.class_counts):
+        raise Malformed("not of these classes")
     if [file.name for file in shard.files()] != (names if shard.num_samples else names[:1]):
         raise Malformed("not of these files")
     if not shard.num_samples:
@@ -173,7 +178,7 @@ _RECORD = fields(
         "shard": SHARD,
         "pixels": _pixels,
         "skipped": list_of(fields({"path": text, "reason": text})),
-        "class_counts": list_of(count),
+        "class_counts": table_of(count),
     }
 )
 

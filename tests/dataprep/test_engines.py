@@ -33,7 +33,7 @@ def test_ctrl_c_does_not_wait_for_a_checksum_that_hangs(tmp_path: Path, monkeypa
     monkeypatch.setattr(engines, "record_shard", hang)
     monkeypatch.setattr(engines, "PATIENCE_SECONDS", 0.0)
     source = scan_folder(make_images(tmp_path / "source", 1, 6))
-    work = ShardWork(tmp_path, source.reader, functools.partial(encode_samples, encoding=Encoding()), 1, False)
+    work = ShardWork(tmp_path, source.reader, functools.partial(encode_samples, encoding=Encoding()), False)
     with pytest.raises(KeyboardInterrupt):
         list(on_this_machine(work, plan_shards(source.splits, 3, "ffcv"), 1, engines.Note(lambda _: interrupted())))
     assert not ended.is_set()
