@@ -39,7 +39,7 @@ def test_ray_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_failing_task_raises_its_own_error(tmp_path: Path) -> None:
     source = open_source(make_images(tmp_path / "source", 2, 4))
     encode = functools.partial(encode_samples, encoding=Encoding())
-    work = ShardWork(tmp_path / "missing", source.reader, encode, 2, False)
+    work = ShardWork(tmp_path / "missing", source.reader, encode, False)
     with pytest.raises(FileNotFoundError, match="missing"):
         list(on_ray(work, plan_shards(source.splits, 4, "ffcv"), 1, Note(lambda _: None)))
 

@@ -176,7 +176,7 @@ def recorded() -> Files:
     """A shard as an unfinished conversion leaves it: with its names and its record."""
     images = (EncodedImage(content, 12 + row, 20, True, None) for row, content in enumerate(PICTURES.values()))
     with tempfile.TemporaryDirectory() as folder:
-        record_shard(write_images(pathlib.Path(folder), PLANNED, images, 2, lambda *_: None))
+        record_shard(write_images(pathlib.Path(folder), PLANNED, images, lambda *_: None))
         return {file.name: file.read_bytes() for file in sorted(pathlib.Path(folder).iterdir())}
 
 
