@@ -34,7 +34,9 @@ assert report.main(["run"]) == 0
 def choose(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """A machine of its own: no variables, no home, no /dev/shm; a temporary folder, in which the package lies."""
     for name in (*VARIABLES, "HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "TRITON_HOME"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what is set now is undone in the end
+        monkeypatch.delenv(name)
+    monkeypatch.delitem(sys.modules, "numba", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(caches, "_MEMORY", tmp_path / "none" / "file")
