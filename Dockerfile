@@ -19,8 +19,9 @@ USER 10001
 WORKDIR /work
 CMD ["bash", "/opt/fasttrain/recipes/torchrun.sh", "--help"]
 
-# On x86-64 PyPI's torch does not start without the 5 GB of CUDA libraries that it brings. An index of PyTorch's wheels
-# for the CPU leaves them out: --build-arg PIP_EXTRA_INDEX_URL=<address>. On aarch64 they are not there anyway.
+# On x86-64 PyPI's torch does not start without most of the CUDA libraries that it brings: 2 GB of 5. What it starts
+# without is removed. An index of PyTorch's wheels for the CPU leaves out all of it: --build-arg
+# PIP_EXTRA_INDEX_URL=<address>. On aarch64 it is not there anyway. FFCV's own loader is left out: nothing here needs it.
 FROM python:3.11-slim-bookworm AS cpu
 ARG PIP_EXTRA_INDEX_URL=
 WORKDIR /opt/fasttrain
@@ -29,7 +30,8 @@ COPY dataprep dataprep
 COPY fasttrain fasttrain
 COPY kernels kernels
 COPY recipes recipes
-RUN EXTRAS=ffcv,parquet,tensorboard bash install.sh && rm -rf /root/.cache /var/lib/apt/lists/* \
+RUN EXTRAS=parquet,tensorboard bash install.sh && .venv/bin/pip uninstall -q -y triton \
+    && rm -rf .venv/lib/python3*/site-packages/nvidia/cudnn/lib/libcudnn_* /root/.cache /var/lib/apt/lists/* \
     && chmod -R a+rX . && useradd --no-log-init --create-home --uid 10001 fasttrain && mkdir -m 1777 /work
 ENV PATH="/opt/fasttrain/.venv/bin:$PATH"
 USER 10001

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Make .venv with everything in it: the system packages that FFCV builds against, then the project and its extras.
+# Make .venv with everything in it: the system packages, those that FFCV builds against among them if it is one of the
+# extras, then the project and its extras.
 # Used by `make`, CI and the Dockerfile alike. PYTHON chooses the interpreter, EXTRAS the extras. BASE_PACKAGES=1 uses the
 # interpreter's own packages, in their versions, where it has them (the PyTorch of a vendor's image).
 set -euo pipefail
@@ -14,7 +15,10 @@ stop() { echo "install.sh: error: $*" >&2; exit 1; }
 missing=()
 need() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed' || missing+=("$1"); }
 if command -v dpkg-query >/dev/null; then
-  for package in libopencv-dev libturbojpeg0-dev pkg-config g++; do need "$package"; done
+  for package in libturbojpeg0 g++; do need "$package"; done
+  case ",$extras," in
+    *,ffcv,*) for package in libopencv-dev libturbojpeg0-dev pkg-config; do need "$package"; done ;;
+  esac
   "$python" -c 'import ensurepip' 2>/dev/null || need python3-venv
   "$python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
     need python3-dev

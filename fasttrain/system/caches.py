@@ -34,6 +34,7 @@ def choose_caches() -> None:
     _choose("TRITON_CACHE_DIR", [triton])
     _choose("MPLCONFIGDIR", [config / "matplotlib", cache / "matplotlib"])
     _choose("TORCHINDUCTOR_CACHE_DIR")  # its usual place has a name in the temporary folder that anybody can take first
+    _choose("XDG_CACHE_HOME", [cache])  # of fontconfig, which matplotlib asks, and which complains where it has none
     if "numba" in sys.modules:
         sys.modules["numba"].core.config.reload_config()
 
