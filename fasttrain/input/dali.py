@@ -126,7 +126,6 @@ def decoding_pipeline(batch_size: int, threads: int, device: torch.device) -> Pi
                 device="mixed" if on_gpu else "cpu",
                 output_type=types.RGB,
                 adjust_orientation=False,
-                use_fast_idct=True,
                 jpeg_fancy_upsampling=True,
             )
         )
