@@ -60,9 +60,8 @@ class Evaluation:
     def figures(self) -> dict[str, float]:
         """Its figures by the names that evaluate.py and report.py print."""
         suffix = "_untrained" if self.untrained else ""
-        values = {"top1": self.top1, "balanced": self.balanced}
-        named = {f"{self.protocol}_{name}{suffix}": value for name, value in values.items() if value is not None}
-        return named if self.majority is None else {**named, "majority": self.majority}
+        values = {"top1": self.top1, "balanced": self.balanced, "majority": self.majority}
+        return {f"{self.protocol}_{name}{suffix}": value for name, value in values.items() if value is not None}
 
 
 def read_evaluations(run: pathlib.Path) -> list[Evaluation]:
