@@ -35,6 +35,7 @@ from fasttrain.methods import Method
 from fasttrain.report import write_report
 from fasttrain.run.checkpoint import BEST, UNFIT, Checkpoint, load_checkpoint, load_newest
 from fasttrain.run.evaluations import Evaluation, keep_evaluations
+from fasttrain.run.faults import explained
 from fasttrain.run.folder import DataRecord, read_data
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import DataError, UserError
@@ -163,10 +164,11 @@ def evaluate(options: EvaluateConfig) -> int:
                 predicted_N = linear_probe(memory, queries, classes, device)
             of = protocol, checkpoint.state["step"], untrained, settings, str(data), fingerprint(train, val)
             found.append(Evaluation(*of, len(queries.label_N), *accuracy(predicted_N, queries.label_N)))
+    figures = {name: value for each in found for name, value in each.figures().items()}
+    # First, as what follows may find the disk full.
+    print(json.dumps({"step": checkpoint.state["step"], **figures}), flush=True)
     keep_evaluations(run, found)
     write_report(run)
-    figures = {name: value for each in found for name, value in each.figures().items()}
-    print(json.dumps({"step": checkpoint.state["step"], **figures}), flush=True)
     ranks.close()
     return 0
 
@@ -177,7 +179,12 @@ def fingerprint(train: Store, val: Store) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return finish(lambda: evaluate(parse(EvaluateConfig, argv, positional=True)))
+    def command() -> int:
+        options = parse(EvaluateConfig, argv, positional=True)
+        with explained(f"lower --batch-size (now {options.batch_size}), or evaluate where there is more"):
+            return evaluate(options)
+
+    return finish(command)
 
 
 if __name__ == "__main__":

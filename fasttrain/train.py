@@ -291,7 +291,9 @@ def train(config: TrainConfig) -> int:
 def main(argv: list[str] | None = None) -> int:
     def command() -> int:
         config = parse_config(sys.argv[1:] if argv is None else argv)
-        with explained(config.optimisation.batch_size, config.views.size):
+        lower = f"lower --batch-size (now {config.optimisation.batch_size}) or --size (now {config.views.size})"
+        other = "try --accumulate or --checkpoint-activations, or share the batch among more processes"
+        with explained(f"{lower}, {other}"):
             return train(config)
 
     return finish(command)
