@@ -6,7 +6,6 @@ Defaults: the method's paper ← the preset ← a --config file ← another opti
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from fasttrain.input.options import DataOptions
 from fasttrain.methods import METHODS, MethodOptions, method_options
 from fasttrain.networks.encoders import EncoderOptions
 from fasttrain.presets import PRESETS
-from fasttrain.run.folder import read_settings
+from fasttrain.run.folder import config_of, read_settings
 from fasttrain.run.options import LoggingOptions, RunOptions
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import Options, Settings, flag, flat, replaced
@@ -159,9 +158,7 @@ def _foreign(name: str, method: str) -> str:
 
 def load_config(run: pathlib.Path) -> TrainConfig:
     """The configuration a run folder was made with. Raises UserError when it is none, or of an earlier version."""
-    path = run / "config.json"
-    if not os.path.lexists(path):
-        raise UserError(f"{run} is not a run folder (no config.json)")
+    path = config_of(run)
     saved = read_settings(path)
     try:
         return replaced(_defaults(saved["method"], saved["preset"], {}), saved)

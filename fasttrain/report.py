@@ -11,7 +11,6 @@ import html
 import io
 import json
 import math
-import os
 import pathlib
 import sys
 from dataclasses import dataclass
@@ -23,11 +22,10 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
 from PIL import Image
 
 from fasttrain.run.evaluations import NAMES, Evaluation, read_evaluations
-from fasttrain.run.folder import CONFIG, read_record
+from fasttrain.run.folder import config_of, read_record
 from fasttrain.run.metrics import FIGURES, LARGEST, read_lines
 from fasttrain.system.cli import finish, parse, warn
 from fasttrain.system.durable import replace_file
-from fasttrain.system.errors import UserError
 from fasttrain.system.regular import read_at_most
 
 PICTURE_BYTES = 1 << 26
@@ -72,9 +70,7 @@ def write_report(run: pathlib.Path) -> dict:
 
     Raises UserError when it is no run.
     """
-    if not os.path.lexists(run / CONFIG):
-        raise UserError(f"{run} is not a run folder (no config.json)")
-    record = read_record(run / CONFIG)
+    record = read_record(config_of(run))
     metrics, measured, damaged = _entries(run)
     evaluations = read_evaluations(run)
     newest = newest_of_each(evaluations)

@@ -2,7 +2,7 @@
 """Pre-train an image encoder.
 
     python fasttrain/train.py --data OUT --method xmoco
-    torchrun --nproc-per-node 8 fasttrain/train.py --data OUT --method xmoco
+    torchrun --nproc-per-node 8 -- fasttrain/train.py --data OUT --method xmoco
 
 The file reads top to bottom: set up, the loop, the end. One step is on one screen.
 """

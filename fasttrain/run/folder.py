@@ -109,6 +109,13 @@ def read_data(run: pathlib.Path) -> DataRecord | None:
         raise UserError(f"{path} does not tell of the run's images: {error}") from None
 
 
+def config_of(run: pathlib.Path) -> pathlib.Path:
+    """The config.json of a run. Raises UserError where there is none."""
+    if not os.path.lexists(run / CONFIG):
+        raise UserError(f"{run} is not a run folder (no config.json)")
+    return run / CONFIG
+
+
 def read_record(path: pathlib.Path) -> dict[str, Any]:
     """All that a config.json holds, of which "config" is a dict. Raises UserError for any other file."""
     try:
