@@ -354,6 +354,36 @@ def test_labels_of_a_column(tmp_path: Path) -> None:
         open_source(tmp_path / "a.parquet", labels="colour")
 
 
+@pytest.mark.parametrize(("values", "classes"), [([1, 0], ("0", "1")), (["b", "a"], ("a", "b"))])
+@pytest.mark.parametrize("lacking", ["no column", "nulls"])
+def test_tables_without_labels_do_not_cost_those_of_others(
+    tmp_path: Path, values: list[int | str], classes: tuple[str, ...], lacking: str
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    images = {"image": [picture(0), picture(1)]}
+    # Sorted by name, the one without labels comes first.
+    unlabelled = images if lacking == "no column" else {**images, "label": pyarrow.nulls(2)}
+    pyarrow.parquet.write_table(pyarrow.table(unlabelled), tmp_path / "test.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({**images, "label": values}), tmp_path / "train.parquet")
+    source = open_source(tmp_path)
+    assert source.classes == classes
+    assert labelled(source) == {"train": [1, 0], "val": [-1, -1]}
+    assert source.notes == ["1 of 2 tables have no column 'label', so their images have no labels"]
+
+
+def test_a_column_of_numbers_here_and_text_there_holds_no_classes(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    for i, value in enumerate((0, "a")):
+        pyarrow.parquet.write_table(pyarrow.table({"image": [picture(i)], "label": [value]}), tmp_path / f"{i}.parquet")
+    source = open_source(tmp_path)
+    assert source.notes == ["no labels: column 'label' holds text in some tables, and something else in others"]
+    assert labelled(source) == {"train": [-1, -1]}
+    with pytest.raises(SourceError, match="something else in others"):
+        open_source(tmp_path, labels="label")
+
+
 @pytest.mark.parametrize("name", ["Label", "category", "class_id", "y", "TARGET"])
 def test_columns_that_are_customary_for_labels(tmp_path: Path, name: str) -> None:
     pa = pytest.importorskip("pyarrow")
