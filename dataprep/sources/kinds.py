@@ -64,6 +64,8 @@ def open_source(path: Path, kind: Kind = "auto", labels: str = "auto") -> Source
     """
     with boundary(path):
         found = recognise(path) if kind == "auto" else kind
+        if kind == "auto" and found == "tar" and labels not in ("auto", "none"):
+            found = "webdataset"  # its labels lie in other members than is customary
         source = _opened(path, found, labels)
         if kind == "auto" and found == "tar" and not source.classes and other_file(".x.cls") in source.unused.reasons:
             source = _opened(path, "webdataset", labels)  # the labels come late: after all images
@@ -122,7 +124,7 @@ def recognise(path: Path) -> str:
             raise SourceError(f"{path}: no such folder or file")
         if not files:
             raise SourceError(f"{path}: no file has such a name")
-        return "parquet" if suffix == ".parquet" else _tar_kind(files)
+        return _kind_of_several(path, files)
     if beton_files(path):
         return "beton"
     kind = {".zip": "zip", ".npz": "npz", ".parquet": "parquet"}.get(suffix)
@@ -131,6 +133,15 @@ def recognise(path: Path) -> str:
             f"{path}: not a folder, .tar, .zip, .parquet, .npz or .beton (--kind names it; decompress .tar.gz)"
         )
     return kind
+
+
+def _kind_of_several(pattern: Path, files: list[str]) -> str:
+    endings = {os.path.splitext(file)[1].lower() for file in files}
+    if endings == {".parquet"}:
+        return "parquet"
+    if endings != {".tar"}:
+        raise SourceError(f"{pattern}: names {files[0]}, but a pattern is for .tar files, or for .parquet files")
+    return _tar_kind(files)
 
 
 def _tar_kind(files: list[str]) -> str:

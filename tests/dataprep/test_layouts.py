@@ -63,6 +63,20 @@ def test_splits_of_tars_follow_their_folders(tmp_path: Path, pattern: str) -> No
     assert source.splits["val"][2].path == "val/00001.tar/6.jpg"
 
 
+@pytest.mark.parametrize("name", ["set[1].tar", "set{1,2}.tar", "set*.tar", "set{0..1}.tar"])
+def test_the_name_of_a_file_that_is_there_is_no_pattern(tmp_path: Path, name: str) -> None:
+    tar(tmp_path / "set1.tar", samples(1))
+    assert labelled(open_source(tar(tmp_path / name, samples(3)))) == {"train": [0, 1, 0]}
+
+
+@pytest.mark.parametrize("pattern", ["*.jpg", "{0,1}.jpg", "*"])
+def test_a_pattern_of_other_files_is_refused(tmp_path: Path, pattern: str) -> None:
+    for name in ("0.jpg", "1.jpg"):
+        (tmp_path / name).write_bytes(picture(0))
+    with pytest.raises(SourceError, match=r"names .*0\.jpg, but a pattern is for \.tar files"):
+        open_source(tmp_path / pattern)
+
+
 @pytest.mark.parametrize(
     ("files", "train", "val", "unused"),
     [
@@ -149,6 +163,46 @@ def test_equal_names_one_after_the_other_are_samples_of_their_own(tmp_path: Path
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     assert labelled(open_source(tmp_path / "a.tar")) == {"train": [1, 1]}
+
+
+@pytest.mark.parametrize("damage", ["none", "a shard is missing", "unfinished", "another manifest"])
+def test_converted_tars_keep_their_classes_and_are_read_as_a_whole(tmp_path: Path, damage: str) -> None:
+    shards = tmp_path / "shards"
+    for name in ("apple", "pear"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "0.jpg").write_bytes(picture(1))
+    options = ["--format", "webdataset", "--shard-size", "1", "--workers", "1"]
+    assert convert.main([str(tmp_path / "photos"), str(shards), *options]) == 0
+    if damage == "a shard is missing":
+        (shards / "train-00001.tar").unlink()
+    elif damage == "unfinished":
+        (shards / "manifest.json").rename(shards / "conversion.json")
+    elif damage == "another manifest":
+        (shards / "manifest.json").write_text("{}")
+    if damage in ("a shard is missing", "unfinished"):
+        with pytest.raises(SourceError, match="No such file" if damage == "a shard is missing" else "unfinished"):
+            open_source(shards)
+        return
+    source = open_source(shards)
+    assert sorted(labelled(source)["train"]) == [0, 1]
+    assert source.classes == (("apple", "pear") if damage == "none" else ("0", "1"))
+    assert len(source.notes) == (damage == "another manifest")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_label(tmp_path: Path) -> None:
+    labels_of = {"0.cls": "\ufeffapple", "1.cls": "apple", "2.json": '\ufeff{"label": "pear"}'}
+    members = {f"{i}.jpg": picture(i) for i in range(3)} | {name: text.encode() for name, text in labels_of.items()}
+    source = open_source(tar(tmp_path / "a.tar", dict(sorted(members.items()))))
+    assert source.classes == ("apple", "pear")
+    assert labelled(source) == {"train": [0, 0, 1]}
+
+
+def test_labels_in_a_member_that_is_asked_for_make_a_tar_a_webdataset(tmp_path: Path) -> None:
+    file = tar(tmp_path / "a.tar", {"0.jpg": picture(0), "0.txt": b"pear", "1.jpg": picture(1), "1.txt": b"apple"})
+    assert open_source(file).classes == ()
+    source = open_source(file, labels="txt")
+    assert source.classes == ("apple", "pear")
+    assert labelled(source) == {"train": [1, 0]}
 
 
 @pytest.mark.parametrize("count", [6, 100])  # more than are looked at to tell the kind
