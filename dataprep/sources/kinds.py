@@ -166,8 +166,7 @@ def _folder_kind(root: Path) -> str:
             tars += [os.path.join(folder, name) for name in names if name.lower().endswith(".tar")]
             below += folders
         images = sum(count[extension[1:]] for extension in IMAGE_EXTENSIONS)
-        split_folders = any(split_of(os.path.basename(folder), whole=True) == "train" for folder in below)
-        if images > count["tar"] + count["parquet"] or (tars and split_folders and _holds_images(below)):
+        if images > count["tar"] + count["parquet"] or (_unpacked(tars, below) and _holds_images(below)):
             return "folder"
         if count["parquet"] > count["tar"]:
             return "parquet"
@@ -175,6 +174,12 @@ def _folder_kind(root: Path) -> str:
             return _tar_kind(sorted(tars))
         level = sorted(below)
     return "folder"
+
+
+def _unpacked(tars: list[str], folders: list[str]) -> bool:
+    """Whether folders are what lies in the tars beside them: of a training split, or of the names of all of these."""
+    training = any(split_of(os.path.basename(folder), whole=True) == "train" for folder in folders)
+    return bool(tars) and (training or {os.path.splitext(tar)[0] for tar in tars} <= set(folders))
 
 
 def _first_entries(folder: str, most: int) -> tuple[list[str], list[str]]:

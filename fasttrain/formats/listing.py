@@ -14,6 +14,9 @@ from fasttrain.system.errors import DataError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
+_OTHER_FORMATS = (
+    ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".ppm", ".pgm", ".tga", ".dng", ".cr2", ".nef", ".arw",
+)  # fmt: skip
 _ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".rar", ".7z")
 
 # A larger file is no photograph: it is reported and never read.
@@ -63,8 +66,12 @@ class Unused:
 
 
 def other_file(name: str) -> str:
-    """Return why a file whose name is no image's is not used, by its extension."""
+    """Return why a file is not used that is not among the images of a source, by its extension."""
     extension = os.path.splitext(name)[1].lower()
+    if extension in IMAGE_EXTENSIONS:
+        return f"images beside what is read ({extension})"
+    if extension in _OTHER_FORMATS:
+        return f"pictures of a format that is not read ({extension})"
     if extension in _ARCHIVES:
         return f"archives inside ({extension})"
     return f"files that are no images ({extension[:16] or 'no extension'})"

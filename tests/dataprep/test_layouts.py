@@ -309,6 +309,23 @@ def test_image_folders_beside_their_archives_are_read_as_folders(tmp_path: Path)
     assert reasons(source) == {"archives inside (.tar)": ["train.tar"]}
 
 
+@pytest.mark.parametrize("names", [["images"], ["ant", "bee"]])
+def test_folders_of_the_names_of_all_archives_beside_them_are_what_lies_in_these(
+    tmp_path: Path, names: list[str]
+) -> None:
+    for name in names:
+        tar(tmp_path / f"{name}.tar", {"1.jpg": picture(1)})
+        (tmp_path / name / "below").mkdir(parents=True)
+        (tmp_path / name / "below" / "1.jpg").write_bytes(picture(1))
+    assert recognise(tmp_path) == "folder"
+    assert reasons(open_source(tmp_path)) == {"archives inside (.tar)": [f"{name}.tar" for name in names]}
+    tar(tmp_path / "other.tar", {"1.jpg": picture(1)})
+    assert recognise(tmp_path) == "tar"  # a part may be unpacked
+    assert reasons(open_source(tmp_path)) == {
+        "images beside what is read (.jpg)": [f"{name}/below/1.jpg" for name in names]
+    }
+
+
 @pytest.mark.parametrize(("images", "tars", "kind"), [(3, 1, "folder"), (1, 2, "webdataset")])
 def test_of_images_and_tars_side_by_side_the_more_are_read_and_the_others_counted(
     tmp_path: Path, images: int, tars: int, kind: str

@@ -218,6 +218,15 @@ def test_deep_folders_are_listed() -> None:
     assert counts(arrange(DeepTree())) == {"train": 1}
 
 
+def test_pictures_of_other_formats_are_not_called_other_files(tmp_path: Path) -> None:
+    layout = list_folder(make(tmp_path, "1.jpg", "2.HEIC", "3.avif", "4.txt"))
+    assert unused(layout) == {
+        "pictures of a format that is not read (.heic)": ["2.HEIC"],
+        "pictures of a format that is not read (.avif)": ["3.avif"],
+        "files that are no images (.txt)": ["4.txt"],
+    }
+
+
 def test_an_error_of_no_images_says_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no images \(.*\); not used: archives inside \(\.tar\): 1, first a\.tar"):
         list_folder(make(tmp_path, "a.tar"))
