@@ -97,7 +97,7 @@ class Listing(Sequence[Sample]):
         """Take samples one by one; all have places of the same length."""
         names, ends, labels, places = bytearray(), array("q", [0]), array("i"), array("q")
         for sample in samples:
-            names += os.fsencode(sample.path)
+            names += sample.path.encode("utf-8", "surrogatepass")  # of any text, whatever the locale
             ends.append(len(names))
             labels.append(sample.label)
             places.extend(sample.place)
@@ -144,7 +144,7 @@ class Listing(Sequence[Sample]):
         return self._sample(int(self._rows[index]))
 
     def _sample(self, row: int) -> Sample:
-        name = os.fsdecode(bytes(self._names[self._ends[row] : self._ends[row + 1]]))
+        name = self._names[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogatepass")
         first = row * self._per_place
         return Sample(name, self._labels[row], tuple(self._places[first : first + self._per_place]))
 
@@ -171,13 +171,13 @@ def listing_digest(
 
     files: several may have one name.
     """
-    digest = hashlib.sha256("\0".join(classes).encode("utf-8", "surrogateescape"))
+    digest = hashlib.sha256("\0".join(classes).encode("utf-8", "surrogatepass"))
     for name, file in files:
-        digest.update(f"{name}\0{file}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{name}\0{file}\n".encode("utf-8", "surrogatepass"))
     for split, samples in splits.items():
         for sample in samples:
             line = f"{split}\0{sample.path}\0{sample.label} {state(sample)}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
+            digest.update(line.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

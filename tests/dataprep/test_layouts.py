@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.commands import ROOT
 
 from fasttrain.dataprep import convert
 from fasttrain.dataprep.sources import labels
@@ -512,3 +516,21 @@ def test_text_that_names_no_classes_is_left_out_and_noted(tmp_path: Path, monkey
     source = open_source(tar(tmp_path / "a.tar", members))
     assert labelled(source) == {"train": [-1] * 9}
     assert source.notes == ["no labels: the labels hold more than 20 bytes of different texts"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_names_that_the_locale_cannot_spell_are_those_of_the_source(tmp_path: Path, kind: str) -> None:
+    names, source = ("\u65e5\u672c/0.jpg", "\xe9/0.jpg"), tmp_path / "photos"
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for i, name in enumerate(names):
+            archive.writestr(name, picture(i))
+        archive.extractall(source)
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "fasttrain.dataprep.convert", source.with_suffix(".zip" if kind == "zip" else "")]
+    done = subprocess.run(
+        [*map(str, command), str(tmp_path / "out")], env=ascii_only, cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert Manifest.load(tmp_path / "out").num_samples("train") == 2
+    for name in names if kind == "zip" else ():
+        assert f"{name}\n" in (tmp_path / "out" / "train-00000.names").read_text("utf-8")
