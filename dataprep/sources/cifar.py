@@ -123,8 +123,6 @@ def cifar_source(root: Path) -> Source:
             for path, (labels, header) in zip(group, parts, strict=True)
             for row in range(len(labels))
         )
-        if not splits[split]:
-            raise SourceError(f"{root}: no images in the {split} split")
     classes, labels = number_labels({**values}, _cifar_classes(folder))
     labelled = {split: listing.labelled(labels[split]) for split, listing in splits.items()}
     unused = _beside(root, folder, {*files, *(str(folder / name) for name in _OTHER_FILES)})

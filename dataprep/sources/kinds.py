@@ -92,6 +92,8 @@ def _opened(path: Path, kind: str, labels: str) -> Source:
         source = read(path)
     else:
         source = _named_labels(path, read, labels)
+    if empty := [split for split, listing in source.splits.items() if not listing]:
+        raise SourceError(f"{path}: no images in the {empty[0]} split")
     if labels != "none":
         return source
     unlabelled = {s: listing.labelled(np.full(len(listing), -1)) for s, listing in source.splits.items()}

@@ -164,8 +164,6 @@ def parquet_source(root: Path, labels: str = "auto") -> Source:
     for split, rows in rows_by_split.items():
         groups[split] = _groups_of(files, rows)
         splits[split] = Listing(_rows(files, names, rows))
-        if not splits[split]:
-            raise SourceError(f"{root}: no rows in the {split} split")
     try:
         values = {split: _labels(files, rows, label) for split, rows in rows_by_split.items()}
     except NoClasses as error:

@@ -151,8 +151,6 @@ def webdataset_source(root: Path, labels: str = "auto") -> Source:
     for split, rows in split_files(tars.files, unused).items():
         values[split] = Labels()
         listings[split] = tars.listed(rows, values[split])
-        if not listings[split]:
-            raise SourceError(f"{root}: no images ({', '.join(_IMAGES)}) in the {split} split")
     classes, numbers = number_labels({**values}, classes_of_numbers if labels in ("auto", "cls") else ())
     splits = {split: listing.labelled(numbers[split]) for split, listing in listings.items()}
     notes += label_notes(values.values())
@@ -201,7 +199,7 @@ def _json_label(content: object, keys: tuple[str, ...]) -> Value:
     """Return the label in the content of a .json, None if it has none; SourceError if it is no label."""
     if not isinstance(content, dict):
         raise SourceError("no JSON object")
-    value = next((content[key] for key in keys if key in content), None)
+    value = next((content[key] for key in keys if content.get(key) is not None), None)
     if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     if value is not None and not isinstance(value, int | str):

@@ -113,7 +113,7 @@ def arrange(tree: Tree) -> Layout:
     splits = {"train": train}
     if "val" in folders:
         val_classes, splits["val"] = _read_split(once, folders["val"], notes, classes)
-        if unknown := sorted(set(val_classes) - set(classes)):
+        if train and (unknown := sorted(set(val_classes) - set(classes))):
             raise SourceError(
                 f"{once.path(folders['val'])}: class {unknown[0]!r} is not in {once.path(folders['train'])}"
             )

@@ -429,6 +429,39 @@ def test_labels_of_a_column(tmp_path: Path) -> None:
         open_source(tmp_path / "a.parquet", labels="colour")
 
 
+@pytest.mark.parametrize("kind", ["npz", "npz of one split", "parquet", "webdataset"])
+def test_a_split_without_images_is_refused_in_one_line(
+    tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    pixels, empty = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)
+    if kind.startswith("npz"):
+        source /= "a.npz"
+        np.savez(source, **({"x_train": pixels, "x_test": empty} if kind == "npz" else {"images": empty}))
+    elif kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet")
+        table = pyarrow.table({"image": [picture(0), picture(1)], "label": [0, 1]})
+        pyarrow.parquet.write_table(table, source / "train.parquet")
+        pyarrow.parquet.write_table(table.slice(0, 0), source / "test.parquet")
+    else:
+        tar(source / "train.tar", samples(2))
+        tar(source / "val.tar", {"0.cls": b"0"})
+    assert convert.main([str(source), str(tmp_path / "out")]) == 2
+    split = "train" if kind == "npz of one split" else "val"
+    assert capfd.readouterr().err.endswith(f"error: {source}: no images in the {split} split\n")
+
+
+def test_a_key_of_a_json_that_holds_nothing_does_not_hide_another(tmp_path: Path) -> None:
+    texts = [b'{"label": null, "class": "x"}', b'{"label": null}', b'{"label": "y", "class": "x"}']
+    members = {name: data for i, text in enumerate(texts) for name, data in
+               ((f"{i}.jpg", picture(i)), (f"{i}.json", text))}  # fmt: skip
+    source = open_source(tar(tmp_path / "a.tar", members))
+    assert source.classes == ("x", "y")
+    assert labelled(source) == {"train": [0, -1, 1]}
+
+
 @pytest.mark.parametrize(("values", "classes"), [([1, 0], ("0", "1")), (["b", "a"], ("a", "b"))])
 @pytest.mark.parametrize("lacking", ["no column", "nulls"])
 def test_tables_without_labels_do_not_cost_those_of_others(

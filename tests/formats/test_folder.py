@@ -218,6 +218,12 @@ def test_deep_folders_are_listed() -> None:
     assert counts(arrange(DeepTree())) == {"train": 1}
 
 
+def test_a_training_split_without_images_is_what_is_wrong_and_not_the_classes_of_the_other(tmp_path: Path) -> None:
+    (tmp_path / "train" / "ant").mkdir(parents=True)
+    with pytest.raises(SourceError, match=r"train: no images \(.*folders without images: 1, first train/ant"):
+        list_folder(make(tmp_path, "val/ant/1.jpg"))
+
+
 def test_pictures_of_other_formats_are_not_called_other_files(tmp_path: Path) -> None:
     layout = list_folder(make(tmp_path, "1.jpg", "2.HEIC", "3.avif", "4.txt"))
     assert unused(layout) == {
