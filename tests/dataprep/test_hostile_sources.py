@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -107,6 +108,22 @@ def test_a_compressed_array_may_not_promise_more_than_its_stream_can_hold(
     data, size = path.read_bytes(), len(IMAGES)
     path.write_bytes(data.replace(struct.pack("<I", size), struct.pack("<I", size << 14)))
     assert "another size than its header says" in refusal(path, capfd)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_listing_small_images_takes_little_more_than_their_names(tmp_path: Path, joined: bool) -> None:
+    count = 20_000
+    pixels = np.zeros(count, np.uint8)
+    if joined:
+        np.savez(tmp_path / "a.npz", train_jpeg=pixels, train_offsets=np.arange(count + 1))
+    else:
+        np.savez(tmp_path / "a.npz", images=pixels.reshape(count, 1, 1))
+    tracemalloc.start()
+    source = open_source(tmp_path / "a.npz")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(source.splits["train"]) == count
+    assert most < 200 * count
 
 
 def test_labels_of_bytes_that_are_no_utf_8(tmp_path: Path) -> None:
