@@ -183,10 +183,11 @@ def _read_split(
     folder = _through_neutral(once, folder, known)
     names, files = once.take(folder)
     found, nested = list[str](), list[str]()
+    number_of = {name: number for number, name in enumerate(known)}
 
     def in_classes() -> Iterator[Sample]:
         for name in names:
-            number = len(found) if not known else known.index(name) if name in known else -1
+            number = number_of.get(name, -1) if known else len(found)
             path = _below(folder, name)
             below, own = once.peek(path)
             for image in once.images(path):
