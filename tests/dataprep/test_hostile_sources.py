@@ -321,6 +321,17 @@ def test_a_label_of_json_that_is_nested_too_deeply_costs_no_other_sample(tmp_pat
     assert source.splits["train"][-1].label >= 0
 
 
+def test_a_name_without_end_in_a_zip_is_skipped(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("a/1.jpg", f"a/{'x' * 5000}.jpg"):
+            archive.writestr(name, picture())
+    source = open_source(tmp_path / "a.zip")
+    assert [sample.path for sample in source.splits["train"]] == ["a/1.jpg"]
+    (skip,) = source.skipped
+    assert skip["reason"] == "a name of more than 4096 characters"
+    assert len(skip["path"]) == 4096
+
+
 def test_a_name_without_end_is_skipped(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name in ("a/" * 50_000 + "1.jpg", "x" * 5000 + ".jpg", "a/2.jpg"):
