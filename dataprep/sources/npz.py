@@ -40,6 +40,7 @@ _MOST_DEFLATED = 1032  # times its own size that a deflated stream may hold
 _UNPACKED_AT_ONCE = 1 << 20
 _TEXTS_AT_ONCE = 1 << 12
 _FEW_ROWS = 1 << 16  # cost little, whatever the file says
+_LONGEST_NAME = 255  # characters of an array's, which every image in it is called by
 
 
 class NpzReader(NamedTuple):
@@ -168,9 +169,12 @@ def _data_offset(path: str, member: zipfile.ZipInfo) -> int:
 def _npz_names(path: Path) -> list[str]:
     try:
         with open_zip(path) as archive:
-            return [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
+            names = [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
     except ZIP_ERRORS as error:
         raise SourceError(f"{path}: damaged or truncated: {error}") from None
+    if any(len(name) > _LONGEST_NAME for name in names):
+        raise SourceError(f"{path}: an array has a name of more than {_LONGEST_NAME} characters")
+    return names
 
 
 _JOINED = "jpeg"

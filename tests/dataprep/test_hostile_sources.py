@@ -126,6 +126,17 @@ def test_listing_small_images_takes_little_more_than_their_names(tmp_path: Path,
     assert most < 200 * count
 
 
+def test_an_array_whose_name_would_fill_the_memory_with_names_of_its_images(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for length, refused in ((255, False), (256, True)):
+        path = write_npz(tmp_path / f"{length}.npz", **{f"train{'_' * (length - 11)}images": IMAGES})
+        if refused:
+            assert "a name of more than 255 characters" in refusal(path, capfd)
+        else:
+            assert len(open_source(path).splits["train"]) == 2
+
+
 def test_labels_of_bytes_that_are_no_utf_8(tmp_path: Path) -> None:
     labels = npy(plain((2,), "|S2"), b"a\xff\xe4\xb8")
     source = open_source(write_npz(tmp_path / "a.npz", images=IMAGES, labels=labels))
