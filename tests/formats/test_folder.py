@@ -233,6 +233,40 @@ def test_pictures_of_other_formats_are_not_called_other_files(tmp_path: Path) ->
     }
 
 
+class CountedName(str):
+    """A name that counts how often any is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        CountedName.compared += 1
+        return str.__eq__(self, other)
+
+
+class WideTree:
+    """Two splits of 300 classes, of an image each."""
+
+    root = ""
+
+    def __init__(self) -> None:
+        self.skipped: Skipped = []
+        self.unused = Unused()
+
+    def entries(self, folder: str) -> tuple[list[str], list[Sample]]:
+        names = {"": ["train", "val"], "train": 300, "val": 300}.get(folder, [])
+        if isinstance(names, int):
+            names = [CountedName(f"{number:03d}") for number in range(names)]
+        return names, [Sample(f"{folder}/1.jpg", -1)] if "/" in folder else []
+
+
+def test_the_classes_of_a_validation_split_are_not_looked_for_one_by_one() -> None:
+    CountedName.compared = 0
+    layout = arrange(WideTree())
+    assert layout.splits["val"].label_N.tolist() == list(range(300))
+    assert CountedName.compared < 10 * 300
+
+
 def test_an_error_of_no_images_says_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no images \(.*\); not used: archives inside \(\.tar\): 1, first a\.tar"):
         list_folder(make(tmp_path, "a.tar"))
