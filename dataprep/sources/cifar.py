@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fasttrain.dataprep.sources.archive import read_range
-from fasttrain.dataprep.sources.labels import MAX_LABEL, MAX_NAMES_BYTES, Labels, Value, number_labels, whole_numbers
+from fasttrain.dataprep.sources.labels import (
+    MAX_LABEL,
+    MAX_NAMES_BYTES,
+    Labels,
+    Value,
+    decoded,
+    number_labels,
+    whole_numbers,
+)
 from fasttrain.dataprep.sources.pickled import unpickled
 from fasttrain.dataprep.sources.source import MAX_UNPACKED_BYTES, Source
 from fasttrain.formats.listing import Listing, Sample, SourceError, Unused, other_file
@@ -37,13 +45,9 @@ def load_pickle(path: str) -> dict[str, Any]:
     """
     content = read_at_most(path, MAX_UNPACKED_BYTES)
     try:
-        return {_text(key): value for key, value in unpickled(content).items()}
+        return {decoded(key): value for key, value in unpickled(content).items()}
     except SourceError as error:
         raise SourceError(f"{path}: {error}") from None
-
-
-def _text(value: object) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 class CifarReader(NamedTuple):
@@ -169,7 +173,7 @@ def _pickled_labels(path: str, values: object) -> Sequence[Value] | np.ndarray:
         raise SourceError(f"{path}: a label is {odd.pop().__name__}, neither a number nor a name")
     if sum(len(value) for value in values if isinstance(value, str | bytes)) > MAX_NAMES_BYTES:
         raise SourceError(f"{path}: the labels hold more than {MAX_NAMES_BYTES} bytes of text")
-    return [_text(value) if isinstance(value, bytes) else value for value in values]
+    return [decoded(value) if isinstance(value, bytes) else value for value in values]
 
 
 def _joined(parts: Sequence[Sequence[Value] | np.ndarray]) -> Labels | np.ndarray:
@@ -196,4 +200,4 @@ def _names(path: Path, values: object) -> list[str]:
     # The same long text may stand there again and again.
     if len(values) > MAX_LABEL or sum(map(len, values)) > _MAX_TEXT_BYTES:
         raise SourceError(f"{path}: more than {_MAX_TEXT_BYTES} bytes of class names, or {MAX_LABEL} of them")
-    return [_text(value) for value in values]
+    return [decoded(value) for value in values]

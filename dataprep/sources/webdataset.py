@@ -14,7 +14,7 @@ from fasttrain.dataprep.sources.labels import Labels, Value, label_notes, number
 from fasttrain.dataprep.sources.source import Source
 from fasttrain.formats.layout import Skipped
 from fasttrain.formats.listing import IMAGE_EXTENSIONS, Listing, Sample, SourceError, Unused, other_file
-from fasttrain.formats.manifest import FILE_NAME, STATE_FILE, Manifest, ManifestError
+from fasttrain.formats.manifest import FILE_NAME, Manifest, ManifestError, check_finished
 
 _IMAGES = tuple(extension[1:] for extension in IMAGE_EXTENSIONS)
 _LABELS = ("cls", "json")
@@ -158,9 +158,8 @@ def webdataset_source(root: Path, labels: str = "auto") -> Source:
 
 
 def _converted_classes(root: Path) -> tuple[list[str], list[str]]:
-    """Return the classes of a folder that was converted, [] for another, and notes; SourceError for a part of one."""
-    if (root / STATE_FILE).exists():
-        raise SourceError(f"{root}: an unfinished conversion: run the same dataprep/convert.py again")
+    """Return the classes of a folder that was converted, [] for another, and notes; ManifestError for a part of one."""
+    check_finished(root)
     if not (root / FILE_NAME).exists():
         return [], []
     try:

@@ -63,6 +63,7 @@ class _Once:
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self._seen: dict[str, tuple[list[str], list[Sample]]] = {}
+        self._holding = set[str]()  # folders that are known to hold images
 
     def peek(self, folder: str) -> tuple[list[str], list[Sample]]:
         if folder not in self._seen:
@@ -77,14 +78,18 @@ class _Once:
 
     def holds_images(self, folder: str) -> bool:
         """Whether there is an image anywhere below."""
-        left = [folder]
+        left = [] if folder in self._holding else [folder]
         while left:
             here = left.pop()
             names, files = self.peek(here)
             if files:
-                return True
+                while here != folder:
+                    self._holding.add(here)
+                    here = here.rpartition("/")[0]
+                self._holding.add(folder)
+                break
             left += (_below(here, name) for name in reversed(names))
-        return False
+        return folder in self._holding
 
     def images(self, folder: str) -> Iterator[Sample]:
         """Take all images below, those of a folder before those of its sub-folders."""

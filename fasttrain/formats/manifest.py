@@ -200,6 +200,12 @@ _MANIFEST = fields(
 )
 
 
+def check_finished(folder: Path) -> None:
+    """Raise ManifestError for what a conversion has left that has not ended: without its manifest it is but a part."""
+    if (folder / STATE_FILE).exists() and not (folder / FILE_NAME).exists():
+        raise ManifestError(f"{folder}: an unfinished conversion: run the same dataprep/convert.py again")
+
+
 def glimpses(path: Path) -> tuple[str, ...]:
     """Return digests of a few short parts of a file, by which a shard is told from another of the same size.
 

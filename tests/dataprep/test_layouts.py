@@ -22,6 +22,7 @@ from fasttrain.dataprep.sources.source import Source
 from fasttrain.dataprep.sources.webdataset import split_key
 from fasttrain.formats.listing import SourceError, Unused
 from fasttrain.formats.manifest import Manifest
+from fasttrain.system.errors import DataError
 
 
 def picture(number: int, kind: str = "JPEG") -> bytes:
@@ -184,7 +185,7 @@ def test_converted_tars_keep_their_classes_and_are_read_as_a_whole(tmp_path: Pat
     elif damage == "another manifest":
         (shards / "manifest.json").write_text("{}")
     if damage in ("a shard is missing", "unfinished"):
-        with pytest.raises(SourceError, match="No such file" if damage == "a shard is missing" else "unfinished"):
+        with pytest.raises(DataError, match="No such file" if damage == "a shard is missing" else "unfinished"):
             open_source(shards)
         return
     source = open_source(shards)

@@ -498,6 +498,12 @@ def test_pickled_arrays(tmp_path: Path, protocol: int) -> None:
     assert loaded["offsets"].tolist() == [0, 1, 2]
 
 
+def test_pickled_names_that_are_no_text_stay_apart(tmp_path: Path) -> None:
+    content = {"data": np.concatenate([ROWS[:1]] * 3), "labels": [b"\xfe", b"\xff", b"a"]}
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps(content, protocol=2))
+    assert open_source(tmp_path).classes == ("\\xfe", "\\xff", "a")
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz(tmp_path: Path, save: Callable[..., None]) -> None:
     label = np.array([[0], [1], [2], [0], [1], [2]])
