@@ -25,6 +25,7 @@ from fasttrain.formats.checked import (
 )
 from fasttrain.system.durable import read_json, write_json
 from fasttrain.system.errors import DataError
+from fasttrain.system.regular import open_regular
 
 FILE_NAME = "manifest.json"
 STATE_FILE = "conversion.json"  # lies there until the manifest does
@@ -166,7 +167,10 @@ class Manifest:
                 if file is not shard.names:
                     _check_size(Path(folder) / file.name, file.num_bytes)
             path = Path(folder) / shard.name
-            seen = glimpses(path) if shard.glimpses else ()
+            try:
+                seen = glimpses(path) if shard.glimpses else ()
+            except OSError as error:
+                raise ManifestError(f"{path}: {error.strerror}") from None
             # One that differs may be a damaged image, which the loader bears; another shard differs everywhere.
             if sum(a != b for a, b in zip(seen, shard.glimpses, strict=False)) > 1:
                 raise ManifestError(
@@ -199,8 +203,11 @@ _MANIFEST = fields(
 
 
 def glimpses(path: Path) -> tuple[str, ...]:
-    """Return digests of a few short parts of a file, by which a shard is told from another of the same size."""
-    with open(path, "rb") as file:
+    """Return digests of a few short parts of a file, by which a shard is told from another of the same size.
+
+    Raises OSError, also for no regular file.
+    """
+    with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
         found = []
         for part in range(1, _GLIMPSES + 1):

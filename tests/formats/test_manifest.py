@@ -1,6 +1,7 @@
 """A manifest from anywhere is checked value by value, and older ones are read as they were."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,12 @@ def test_what_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ManifestError, match="malformed"):
         Manifest.load(tmp_path)
+
+
+@pytest.mark.timeout(60)
+def test_a_fifo_in_place_of_a_shard_that_is_said_to_be_empty_is_never_waited_for(tmp_path: Path) -> None:
+    """Its size is 0, as stated."""
+    os.mkfifo(tmp_path / "train-00000.beton")
+    manifest = loaded(tmp_path, {**VALID, "splits": {"train": [{**SHARD, "num_bytes": 0, "glimpses": ["00"]}]}})
+    with pytest.raises(ManifestError, match=r"train-00000\.beton: not a regular file"):
+        manifest.check_shards(tmp_path)
