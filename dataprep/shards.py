@@ -117,7 +117,7 @@ def _described(path: Path) -> tuple[str, int, str]:
 
 
 def checksum(path: Path) -> str:
-    """Return the SHA-256 of a regular file, in hex; OSError for others."""
+    """Return the SHA-256 of a regular file, in hex. Raises OSError."""
     digest = hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(1 << 20):

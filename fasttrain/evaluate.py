@@ -8,8 +8,10 @@ The last line of the output is one JSON object; it is also kept as RUN/evaluatio
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import pathlib
 import sys
 from dataclasses import dataclass
@@ -25,17 +27,18 @@ from fasttrain.config import TrainConfig, load_config
 from fasttrain.engine.networks import laid_out, make_method
 from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.accuracy import accuracy
-from fasttrain.evaluation.features import extract, open_labelled
+from fasttrain.evaluation.features import EvenSubset, extract, open_labelled
 from fasttrain.evaluation.knn import TEMPERATURE, knn, neighbours
 from fasttrain.evaluation.linear_probe import linear_probe
-from fasttrain.input import Store, pixel_statistics
+from fasttrain.input import Store, open_dataset, pixel_statistics
 from fasttrain.methods import Method
 from fasttrain.report import write_report
 from fasttrain.run.checkpoint import BEST, UNFIT, Checkpoint, load_checkpoint, load_newest
 from fasttrain.run.evaluations import Evaluation, keep_evaluations
+from fasttrain.run.faults import explained
 from fasttrain.run.folder import DataRecord, read_data
 from fasttrain.system.cli import finish, parse
-from fasttrain.system.errors import UserError
+from fasttrain.system.errors import DataError, UserError
 from fasttrain.system.memory import is_full_memory
 from fasttrain.system.options import Bounds, NotNegative, Options, Positive
 
@@ -102,25 +105,39 @@ def load_weights(method: Method, checkpoint: Checkpoint) -> None:
         raise UserError(f"{checkpoint.path} does not fit the networks of its run's config.json: {reason}") from error
 
 
-def images_of(run: pathlib.Path, config: TrainConfig) -> DataRecord:
-    """The run's images, and the statistics that belong to it. Raises UserError and DataError."""
+def images_of(run: pathlib.Path, config: TrainConfig, given: str) -> DataRecord:
+    """The run's images, and the statistics that belong to it. Raises UserError and DataError.
+
+    given: where to look for the statistics of a run that ended before they were recorded, if its images are gone.
+    """
     if recorded := read_data(run):
         return recorded
     data = pathlib.Path(config.data.data)
-    return DataRecord(str(data.resolve()), "", *pixel_statistics(data, config.data.loader))
+    found = data if data.exists() or not given else pathlib.Path(given)
+    return DataRecord(os.path.realpath(data), "", *pixel_statistics(found, config.data.loader))
+
+
+def open_splits(data: pathlib.Path, images: DataRecord, config: TrainConfig) -> tuple[EvenSubset, EvenSubset]:
+    """Train and val of a data set. The run's own images, wherever they lie by now, are cut as the run cut them."""
+    options, size = config.data, config.views.size
+    own = str(data) == images.path
+    if options.val_fraction and not own:
+        with contextlib.suppress(UserError, DataError):  # others, that can't be cut like this
+            train = open_dataset(data, "train", options.loader, size, options.val_fraction)
+            own = train.fingerprint == images.fingerprint
+    loader, val_fraction = (options.loader, options.val_fraction) if own else ("auto", 0.0)
+    return open_labelled(data, loader, size, val_fraction=val_fraction)
 
 
 def evaluate(options: EvaluateConfig) -> int:
     """Print and keep the figures; returns the exit status."""
     run = pathlib.Path(options.run)
     config = load_config(run, options.method)
-    images, size = images_of(run, config), config.views.size
-    data = pathlib.Path(options.data or images.path).resolve()
+    images, size = images_of(run, config, options.data), config.views.size
+    data = pathlib.Path(os.path.realpath(options.data or images.path))
     if not options.data and not data.exists():
         raise UserError(f"{data}, the images that this run was trained on, are not there now: --data tells where")
-    own = str(data) == images.path
-    loader, val_fraction = (config.data.loader, config.data.val_fraction) if own else ("auto", 0.0)
-    train, val = open_labelled(data, loader, size, val_fraction=val_fraction)
+    train, val = open_splits(data, images, config)
     checkpoint = chosen_checkpoint(run, config.run.checkpoint_every, options.best)
     ranks = Ranks(options.device)
     device, classes = ranks.device, len(train.classes)
@@ -150,10 +167,11 @@ def evaluate(options: EvaluateConfig) -> int:
                 predicted_N = linear_probe(memory, queries, classes, device)
             of = protocol, checkpoint.state["step"], untrained, settings, str(data), fingerprint(train, val)
             found.append(Evaluation(*of, len(queries.label_N), *accuracy(predicted_N, queries.label_N)))
+    figures = {name: value for each in found for name, value in each.figures().items()}
+    # First, as what follows may find the disk full.
+    print(json.dumps({"step": checkpoint.state["step"], **figures}), flush=True)
     keep_evaluations(run, found)
     write_report(run)
-    figures = {name: value for each in found for name, value in each.figures().items()}
-    print(json.dumps({"step": checkpoint.state["step"], **figures}), flush=True)
     ranks.close()
     return 0
 
@@ -164,7 +182,12 @@ def fingerprint(train: Store, val: Store) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return finish(lambda: evaluate(parse(EvaluateConfig, argv, positional=True)))
+    def command() -> int:
+        options = parse(EvaluateConfig, argv, positional=True)
+        with explained(f"lower --batch-size (now {options.batch_size}), or evaluate where there is more"):
+            return evaluate(options)
+
+    return finish(command)
 
 
 if __name__ == "__main__":

@@ -44,13 +44,14 @@ from fasttrain.run.display import Display
 from fasttrain.run.faults import explained
 from fasttrain.run.folder import DataRecord, check_outside, keep_data, prepare, run_path
 from fasttrain.run.health import Health
-from fasttrain.run.metrics import Metrics, open_files, require_tensorboard
+from fasttrain.run.metrics import Metrics, Sink, open_files, require_tensorboard
 from fasttrain.run.resume import resume
 from fasttrain.run.samples import write_samples
 from fasttrain.system.cli import finish
 from fasttrain.system.collectives import common_generator
 from fasttrain.system.durable import write_json
 from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.lock import Lock
 from fasttrain.system.options import Settings
 from fasttrain.system.streams import tell_at_once
 from fasttrain.views.draw import draw
@@ -170,7 +171,7 @@ def train(config: TrainConfig) -> int:
     store = open_dataset(path, "train", config.data.loader, config.views.size, config.data.val_fraction)
     loader = make_loader(store, config, ranks)
     groups = make_groups(config, ranks) if is_split(method.encoder) else None
-    data = DataRecord(str(path.resolve()), store.fingerprint, *pixel_statistics(path, config.data.loader))
+    data = DataRecord(os.path.realpath(path), store.fingerprint, *pixel_statistics(path, config.data.loader))
     workers, knn = ranks.threads(config.machine.workers), None
     if config.logging.knn_every:
         knn = KnnMonitor(config.data, config.logging.knn_k, config.views.size, ranks.device, workers)
@@ -180,9 +181,13 @@ def train(config: TrainConfig) -> int:
         require_tensorboard()
     settings = Settings.of(config)
     run = pathlib.Path(ranks.share(str(run_path(config.run))))
-    if isinstance(store, FolderStore):
-        check_outside(run, path)
-    claim = ranks.together(lambda: prepare(run, settings, config.run.fresh) if ranks.is_main else None)
+
+    def begin() -> Lock:
+        if isinstance(store, FolderStore):
+            check_outside(run, path)
+        return prepare(run, settings, config.run.fresh)
+
+    claim = ranks.together(lambda: begin() if ranks.is_main else None)
 
     def restore(state: dict) -> None:
         nonlocal data  # whose statistics belong to the run, as its weights do
@@ -193,8 +198,6 @@ def train(config: TrainConfig) -> int:
 
     step = resume(run / "checkpoints", settings, store.fingerprint, ranks, restore)
     mean, std = data.mean, data.std
-    if ranks.is_main:
-        keep_data(run, data)
 
     # The schedule is a function of the step; --max-steps does not change it.
     optimisation, batch_size = config.optimisation, config.optimisation.batch_size
@@ -206,7 +209,12 @@ def train(config: TrainConfig) -> int:
 
     # Last, as they truncate metrics.jsonl to the step that was resumed, and take over the terminal.
     health = Health(ranks.device, workers)
-    files = open_files(run, step, config.logging.tensorboard) if ranks.is_main else ()
+
+    def record() -> tuple[Sink, ...]:
+        keep_data(run, data)
+        return open_files(run, step, config.logging.tensorboard)
+
+    files = ranks.together(lambda: record() if ranks.is_main else ())
     display = Display(Console(stderr=True, quiet=not ranks.is_main), step, last_step, batch_size, health.hint)
     stop.tell = display.note
     metrics = Metrics((*files, display), health, ranks.device, config.logging.log_every, batch_size)
@@ -283,7 +291,9 @@ def train(config: TrainConfig) -> int:
 def main(argv: list[str] | None = None) -> int:
     def command() -> int:
         config = parse_config(sys.argv[1:] if argv is None else argv)
-        with explained(config.optimisation.batch_size, config.views.size):
+        lower = f"lower --batch-size (now {config.optimisation.batch_size}) or --size (now {config.views.size})"
+        other = "try --accumulate or --checkpoint-activations, or share the batch among more processes"
+        with explained(f"{lower}, {other}"):
             return train(config)
 
     return finish(command)

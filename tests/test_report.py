@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,19 @@ def test_an_accuracy_is_never_shown_without_what_guessing_gives(run: Path) -> No
     ]
     keep_evaluations(run, evaluations)
     figures = write_report(run)
-    assert (figures["knn_top1"], figures["knn_top1_untrained"], figures["majority"]) == (60.0, 40.0, 31.0)
+    assert (figures["knn_top1"], figures["knn_top1_untrained"], figures["knn_majority"]) == (60.0, 40.0, 31.0)
     page = written(run)
     assert "<b>60.0 %</b><span>kNN top-1</span><span>majority 31.0, balanced 33.3</span>" in page
     assert "<b>40.0 %</b><span>kNN top-1, untrained</span><span>majority 31.0, balanced 33.3</span>" in page
     assert page.index("<td>60.0</td>") < page.index("<td>50.0</td>")  # earlier figures stay, below newer ones
+
+
+def test_what_guessing_gives_is_told_of_each_data_set(run: Path) -> None:
+    """The newest figures of two protocols may be of two sets."""
+    knn = Evaluation("knn", 2, False, {}, "/data/a", "a", 40, 60.0, 60.0, 10.0)
+    keep_evaluations(run, [knn, replace(knn, protocol="linear", fingerprint="b", majority=90.0)])
+    figures = write_report(run)
+    assert (figures["knn_majority"], figures["linear_majority"]) == (10.0, 90.0)
 
 
 def test_half_an_evaluation_is_left_out_and_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,12 +13,13 @@ import sys
 
 import pytest
 from PIL import Image
-from support.commands import ROOT, one_line, typed
+from support.commands import ROOT, one_line, one_line_of, typed
 from support.forks import RunCommand, finished, with_small_files
 from support.launch import ENDLESS, command, equal, final_state, train, train_on_ranks, wait_for_step
 from support.launch import TINY as SMALL
 
-from fasttrain.config import make_config
+from fasttrain.config import load_config, make_config
+from fasttrain.evaluate import images_of
 from fasttrain.formats.beton import BetonReader
 from fasttrain.formats.manifest import Manifest
 from fasttrain.run import folder
@@ -127,6 +128,37 @@ def test_plain_files_have_a_validation_split_set_apart(
     process = run_command("fasttrain/evaluate.py", run, "--knn")
     assert process.returncode == 0, process.stderr
     assert "knn_top1" in json.loads(process.stdout.splitlines()[-1])
+
+
+def test_a_validation_split_that_was_set_apart_is_so_again_where_the_images_have_moved(
+    image_folder: pathlib.Path, tmp_path: pathlib.Path, run_command: RunCommand
+) -> None:
+    run, data, moved = tmp_path / "run", tmp_path / "data", tmp_path / "moved"
+    shutil.copytree(image_folder / "train", data)
+    assert train(data, run, "--val-fraction", 0.25, "--max-steps", 1) == 0
+
+    def evaluated(*words: object) -> str:
+        process = run_command("fasttrain/evaluate.py", run, "--knn", *words)
+        return process.stdout or one_line(process)
+
+    there = evaluated()
+    data.rename(moved)
+    assert evaluated("--data", moved) == there != ""
+    (moved / "class0" / "000.jpg").unlink()  # other images, whose validation split nobody has set apart
+    assert "has no 'val' split" in evaluated("--data", moved)
+
+
+@pytest.mark.parametrize("kind", ["file", "link to itself"])
+def test_a_run_that_is_no_folder_is_refused(
+    image_folder: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str], kind: str
+) -> None:
+    run = tmp_path / "run"
+    if kind == "file":
+        run.touch()
+    else:
+        run.symlink_to(run)
+    assert train(image_folder, run) == 2
+    assert one_line_of(capfd.readouterr().err).endswith(f"{run} is no folder; choose another --run")
 
 
 def test_a_run_inside_its_folder_of_images_is_refused(
@@ -361,6 +393,33 @@ def test_an_evaluation_finds_the_runs_images_and_statistics_from_anywhere(
     assert len(json.loads((run / "evaluation.json").read_text())["evaluations"]) == 1
     assert train(pathlib.Path("moved"), run, "--max-steps", 4) == 0
     assert figures()["step"] == 4
+
+
+def test_a_run_from_before_statistics_were_recorded_finds_them_where_its_images_have_moved(
+    shards: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run, gone = tmp_path / "run", tmp_path / "gone"
+    shutil.copytree(shards, gone)
+    assert train(gone, run, "--max-steps", 1) == 0
+    record = json.loads((run / "config.json").read_text())
+    del record["data"]
+    (run / "config.json").write_text(json.dumps(record))
+    config = load_config(run)
+    assert images_of(run, config, "").mean == tuple(Manifest.load(shards).pixel_mean)
+    shutil.rmtree(gone)
+    assert images_of(run, config, str(shards)).mean == tuple(Manifest.load(shards).pixel_mean)
+
+
+def test_a_channel_that_is_the_same_everywhere_is_trained_on(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """As those that a fluorescence microscope leaves black; a manifest may say 0 as a whole number."""
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(shards, data)
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["pixel_mean"][0] = manifest["pixel_std"][0] = 0
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    assert train(data, run, "--max-steps", 1) == 0
+    assert read_metrics(run / "metrics.jsonl")[-1]["skipped"] == 0
+    assert json.loads((run / "config.json").read_text())["data"]["std"][0] == 1
 
 
 def test_resident_and_thread_loader_end_with_the_same_weights(

@@ -55,7 +55,8 @@ class NpzReader(NamedTuple):
         if len(place) == 2:
             return values[place[0] : place[1]].tobytes()
         pixels = values[place[0]]
-        return np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else np.ascontiguousarray(pixels)
+        planes = pixels[..., None] if pixels.ndim == 2 else pixels
+        return np.repeat(planes, 3, 2) if planes.shape[2] == 1 else np.ascontiguousarray(planes)
 
     def size(self, sample: Sample) -> int:
         array, *place = sample.place
@@ -187,8 +188,9 @@ def npz_source(path: Path, labels: str = "auto") -> Source:
     """List the images of an .npz.
 
     By split: `<split>_images` or `x_<split>` with `<split>_labels` or `y_<split>`, in any spelling of either, uint8
-    N x H x W x 3 or N x H x W; or `<split>_jpeg`, the streams joined, with `<split>_offsets` (N + 1 numbers); without
-    splits `images` and `labels`. Labels are N numbers or names, or one-hot rows. `classes` holds the names.
+    N x H x W x 3, N x H x W x 1 or N x H x W; or `<split>_jpeg`, the streams joined, with `<split>_offsets` (N + 1
+    numbers); without splits `images` and `labels`. Labels are N numbers or names, or one-hot rows. `classes` holds the
+    names.
 
     Args:
         path: the file.
@@ -268,8 +270,9 @@ def _npz_rows(path: Path, name: str, number: int, of_role: dict[str, str]) -> Li
             raise SourceError(f"{path}: {name} and its offsets do not match")
         places = itertools.pairwise(ends.tolist())
         return Listing(Sample(f"{name}/{row}", -1, (number, *place)) for row, place in enumerate(places))
-    if values.dtype != np.uint8 or values.ndim not in (3, 4) or (values.ndim == 4 and values.shape[3] != 3):
-        raise SourceError(f"{path}: {name} is {values.dtype} {values.shape}, not uint8 N x H x W x 3 or N x H x W")
+    if values.dtype != np.uint8 or values.ndim not in (3, 4) or (values.ndim == 4 and values.shape[3] not in (1, 3)):
+        wanted = "uint8 N x H x W x 3, N x H x W x 1 or N x H x W"
+        raise SourceError(f"{path}: {name} is {values.dtype} {values.shape}, not {wanted}")
     if len(values) and not values[0].size:
         raise SourceError(f"{path}: {name} is {values.shape}: images without pixels")
     return Listing(Sample(f"{name}/{row}", -1, (number, row)) for row in range(len(values)))

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fasttrain.system.cli import said
 from fasttrain.system.collectives import world_size
 from fasttrain.system.cores import share_of, usable_cores
 from fasttrain.system.errors import EXIT_FAILURE, EXIT_USER_ERROR, DataError, RunError, UserError
@@ -130,7 +131,8 @@ class Ranks:
         except (UserError, RunError, DataError, OSError) as error:
             failure = error
         texts_W: list[Any] = [None] * self.world_size
-        mine = (str(failure), isinstance(failure, UserError | DataError)) if failure else None
+        text = said(failure) if isinstance(failure, OSError) else str(failure)
+        mine = (text, isinstance(failure, UserError | DataError)) if failure else None
         dist.all_gather_object(texts_W, mine, group=self._control)
         for rank, other in enumerate(texts_W):
             if other:

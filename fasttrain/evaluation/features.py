@@ -17,6 +17,7 @@ from torch import nn
 from fasttrain.input import Order, Store, open_dataset, open_loader
 from fasttrain.input.stores import Encoded
 from fasttrain.kernels.augment import augment
+from fasttrain.system.cli import warn
 from fasttrain.system.errors import DataError, RunError, UserError
 from fasttrain.system.progress import progress
 from fasttrain.views.draw import center
@@ -97,7 +98,7 @@ def extract(
     LoaderError when more than max_failed_fraction of the images or labels can't be read, UserError for an image without
     a label, DataError for one that is no class, RunError when the disk is too full.
     """
-    values_NF: np.memmap | None = None
+    values_NF, odd = None, 0
     label_N = torch.empty(store.num_samples, dtype=torch.int64)
     order = Order(store.num_samples, batch_size, shuffle=False)
     loader = open_loader(store, order, workers, device=device, max_failed_fraction=max_failed_fraction, labels=True)
@@ -108,16 +109,21 @@ def extract(
             table = center(batch.height_B, batch.width_B, 1.0 if size <= SMALL_VIEW else 0.875)
             (group,) = augment(batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, (size,), mean, std)
             with torch.autocast(device.type, torch.bfloat16):
-                out_BF = network(group[0])
+                out_BF = network(group[0]).float()
             if values_NF is None:
                 values_NF = _on_disk(folder, (store.num_samples, out_BF.shape[1]))
             rows = slice(step * batch_size, step * batch_size + len(batch))
-            values_NF[rows] = out_BF.float().clamp(-limit, limit).half().cpu().numpy()
+            odd += int((~(out_BF.abs() <= limit)).any(1).sum())
+            # One row with something that is no number would be the nearest of every query.
+            values_NF[rows] = out_BF.nan_to_num(0.0).clamp(-limit, limit).half().cpu().numpy()
             assert batch.label_B is not None
             label_N[rows] = batch.label_B
             _check_labels(store, batch.index_B, batch.label_B)
             advance(len(batch))
     assert values_NF is not None, "a store holds one image at least"
+    if odd:
+        what = "features that are no numbers, which count as 0, or too large ones, which are cut off"
+        warn(f"{odd} of {store.num_samples} images have {what}")
     return Features(values_NF, label_N)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -167,10 +168,7 @@ class Manifest:
                 if file is not shard.names:
                     _check_size(Path(folder) / file.name, file.num_bytes)
             path = Path(folder) / shard.name
-            try:
-                seen = glimpses(path) if shard.glimpses else ()
-            except OSError as error:
-                raise ManifestError(f"{path}: {error.strerror}") from None
+            seen = glimpses(path) if shard.glimpses else ()
             # One that differs may be a damaged image, which the loader bears; another shard differs everywhere.
             if sum(a != b for a, b in zip(seen, shard.glimpses, strict=False)) > 1:
                 raise ManifestError(
@@ -205,7 +203,7 @@ _MANIFEST = fields(
 def glimpses(path: Path) -> tuple[str, ...]:
     """Return digests of a few short parts of a file, by which a shard is told from another of the same size.
 
-    Raises OSError, also for no regular file.
+    Raises OSError, also for what is no regular file.
     """
     with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
@@ -225,11 +223,13 @@ def wrong_label(label_N: np.ndarray, num_classes: int) -> str:
 
 def _check_size(path: Path, expected: int) -> None:
     try:
-        num_bytes = path.stat().st_size
+        status = path.stat()
     except OSError as error:
         raise ManifestError(f"{path}: {error.strerror}") from None
-    if num_bytes != expected:
-        raise ManifestError(f"{path}: {num_bytes} bytes, but the manifest says {expected}")
+    if not stat.S_ISREG(status.st_mode):
+        raise ManifestError(f"{path}: not a regular file")
+    if status.st_size != expected:
+        raise ManifestError(f"{path}: {status.st_size} bytes, but the manifest says {expected}")
 
 
 def _read(path: Path) -> dict[str, Any]:

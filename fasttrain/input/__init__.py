@@ -13,9 +13,9 @@ from fasttrain.input.folder_store import FolderStore
 from fasttrain.input.loader import MAX_FAILED_FRACTION, Loader, LoaderError, ThreadLoader
 from fasttrain.input.order import Order
 from fasttrain.input.prefetch import prefetched
-from fasttrain.input.stores import ShardStore, Store
+from fasttrain.input.stores import ShardStore, Store, tell_once
 from fasttrain.input.tar_store import TarStore
-from fasttrain.system.errors import UserError, note
+from fasttrain.system.errors import UserError
 
 __all__ = [
     "Batch", "FolderStore", "Loader", "LoaderError", "Order", "Store", "ThreadLoader", "open_dataset", "open_loader",
@@ -72,9 +72,8 @@ def _open_betons(path: pathlib.Path, split: str) -> Store:
     found = open_betons(path)
     if split not in found.splits:
         raise ManifestError(f"{path} has no {split!r} split: it takes a folder with train.beton and val.beton")
-    if split == "train":
-        for line in (*(f"{path / left['path']} is left out: {left['reason']}" for left in found.unused), *found.notes):
-            note(line)
+    left_out = (f"{path / left['path']} is left out: {left['reason']}" for left in found.unused)
+    tell_once(str(path), (*left_out, *found.notes))
     files, label_S = found.splits[split], found.label_S[split]
     return ShardStore(files, found.classes, found.fingerprint(split), label_S, [None] * len(files))
 
@@ -101,8 +100,11 @@ def open_loader(
 
 
 def pixel_statistics(path: pathlib.Path, loader: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the channels in [0, 1]: the manifest's, or ImageNet's where there is none."""
+    """Mean and standard deviation of the channels in [0, 1]: the manifest's, or ImageNet's where there is none.
+
+    A channel that is the same everywhere, whose deviation is 0, has 1: views are divided by it.
+    """
     if loader == "folder" or not (path / FILE_NAME).exists():
         return IMAGENET_MEAN, IMAGENET_STD
     manifest = Manifest.load(path)
-    return tuple(manifest.pixel_mean), tuple(manifest.pixel_std)
+    return tuple(map(float, manifest.pixel_mean)), tuple(float(std) or 1.0 for std in manifest.pixel_std)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import os
 import pathlib
 from typing import NamedTuple, cast
 
@@ -16,8 +14,7 @@ from fasttrain.formats.image import decode_rgb, exif_orientation, jpeg_header, r
 from fasttrain.formats.layout import lines_of
 from fasttrain.formats.manifest import ManifestError
 from fasttrain.formats.splits import seeded_order, set_apart
-from fasttrain.input.stores import Encoded, as_encoded, write_pixels
-from fasttrain.system.errors import note
+from fasttrain.input.stores import Encoded, as_encoded, tell_once, write_pixels
 
 # A photograph is shrunk while decoding only as far as its shorter side keeps this many times a view's side. The whole
 # image as a crop is then still averaged from two pixels or more for each of the view's, and a crop of 20 % of the area
@@ -44,7 +41,7 @@ class FolderStore:
         Raises DataError for a missing folder, one without images, a split it does not have, or one it has already.
         """
         layout = list_folder(root)
-        _tell(str(root), lines_of(layout))
+        tell_once(str(root), lines_of(layout))
         self.classes, splits = layout.classes, layout.splits
         if val_fraction:
             shuffled = {name: samples.take(seeded_order(len(samples), 0)) for name, samples in splits.items()}
@@ -86,13 +83,6 @@ class FolderStore:
         return str(self._root / self._samples[index].path)
 
     place = name
-
-
-@functools.lru_cache  # the splits of one folder are opened one by one
-def _tell(_root: str, lines: tuple[str, ...]) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        for line in lines:
-            note(line)
 
 
 def shrink_factor(height: int, width: int, least_side: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
@@ -14,7 +16,7 @@ from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.image import check_size
 from fasttrain.formats.manifest import Manifest, ManifestError, Shard, wrong_label
 from fasttrain.formats.names import sample_name
-from fasttrain.system.errors import DataError
+from fasttrain.system.errors import DataError, note
 
 
 class Encoded(NamedTuple):
@@ -80,6 +82,14 @@ def write_pixels(pixels_HW3: np.ndarray, sample: Encoded, address: int) -> None:
         raise DataError(f"decodes to {pixels_HW3.shape}, its header says {sample.height} x {sample.width}")
     array = np.ascontiguousarray(pixels_HW3)
     ctypes.memmove(address, array.ctypes.data, array.nbytes)
+
+
+@functools.lru_cache  # the splits of one data set are opened one by one, some of them again for kNN
+def tell_once(_path: str, lines: tuple[str, ...]) -> None:
+    """Say what a person should know of the data set at a path, once, and on the first rank alone."""
+    if os.environ.get("RANK", "0") == "0":
+        for line in lines:
+            note(line)
 
 
 class ShardReader(Protocol):

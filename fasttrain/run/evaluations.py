@@ -13,9 +13,12 @@ from typing import Any
 
 from fasttrain.system.durable import write_json
 from fasttrain.system.errors import UserError
+from fasttrain.system.lock import lock
 from fasttrain.system.regular import read_at_most
 
 FILE = "evaluation.json"
+LOCK = f".{FILE}.lock"  # two evaluations that end at once would each leave out the other's figures
+PATIENCE_SECONDS = 10.0
 MAX_BYTES = 1 << 26  # of it: more than a hundred thousand of them
 NAMES = {"knn": "kNN", "linear": "linear"}  # of the protocols, for people
 
@@ -60,9 +63,8 @@ class Evaluation:
     def figures(self) -> dict[str, float]:
         """Its figures by the names that evaluate.py and report.py print."""
         suffix = "_untrained" if self.untrained else ""
-        values = {"top1": self.top1, "balanced": self.balanced}
-        named = {f"{self.protocol}_{name}{suffix}": value for name, value in values.items() if value is not None}
-        return named if self.majority is None else {**named, "majority": self.majority}
+        values = {"top1": self.top1, "balanced": self.balanced, "majority": self.majority}
+        return {f"{self.protocol}_{name}{suffix}": value for name, value in values.items() if value is not None}
 
 
 def read_evaluations(run: pathlib.Path) -> list[Evaluation]:
@@ -75,13 +77,17 @@ def read_evaluations(run: pathlib.Path) -> list[Evaluation]:
 
 
 def keep_evaluations(run: pathlib.Path, new: list[Evaluation]) -> None:
-    """Add some to those of a run, in place of earlier ones of the same. A damaged file is kept beside the new one."""
+    """Add some to those of a run, in place of earlier ones of the same. A damaged file is kept beside the new one.
+
+    Raises UserError when another process holds the file's lock, or for a file that can't be read just now.
+    """
     path = run / FILE
-    old, damaged = _read(path)
-    if damaged:
-        os.replace(path, path.with_name(f"{path.name}.damaged"))
-    kept = [each for each in old if not any(other.replaces(each) for other in new)]
-    write_json(path, {"evaluations": [asdict(each) for each in (*kept, *new)]})
+    with lock(run / LOCK, f"another process is writing {path}", PATIENCE_SECONDS):
+        old, damaged = _read(path)
+        if damaged:
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+        kept = [each for each in old if not any(other.replaces(each) for other in new)]
+        write_json(path, {"evaluations": [asdict(each) for each in (*kept, *new)]})
 
 
 def _read(path: pathlib.Path) -> tuple[list[Evaluation], str]:

@@ -21,22 +21,22 @@ CONNECTION = re.compile(r"gloo|Connection (closed|reset|refused)|Broken pipe|ncc
 
 
 @contextlib.contextmanager
-def explained(batch_size: int, size: int) -> Iterator[None]:
+def explained(advice: str) -> Iterator[None]:
     """What is done in here raises RunError with what to do where it would raise torch's errors for these faults.
 
-    batch_size, size: the run's, for the advice.
+    advice: what to do where memory is full.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise RunError(_out_of_memory("GPU", batch_size, size, error)) from error
+        raise RunError(_out_of_memory("GPU", advice, error)) from error
     except MemoryError as error:
-        raise RunError(_out_of_memory("main", batch_size, size, error)) from error
+        raise RunError(_out_of_memory("main", advice, error)) from error
     except RuntimeError as error:
         if GPU_MEMORY.search(str(error)):
-            raise RunError(_out_of_memory("GPU", batch_size, size, error)) from error
+            raise RunError(_out_of_memory("GPU", advice, error)) from error
         if HOST_MEMORY.search(str(error)):
-            raise RunError(_out_of_memory("main", batch_size, size, error)) from error
+            raise RunError(_out_of_memory("main", advice, error)) from error
         lost = isinstance(error, dist.DistNetworkError | dist.DistStoreError) or CONNECTION.search(str(error))
         if lost and dist.is_initialized():
             atexit.register(_end_at_once)
@@ -44,10 +44,8 @@ def explained(batch_size: int, size: int) -> Iterator[None]:
         raise
 
 
-def _out_of_memory(which: str, batch_size: int, size: int, error: BaseException) -> str:
-    lower = f"lower --batch-size (now {batch_size}) or --size (now {size})"
-    other = "try --accumulate or --checkpoint-activations, or share the batch among more processes"
-    return f"out of {which} memory; {lower}, {other}: {_begin(error)}"
+def _out_of_memory(which: str, advice: str, error: BaseException) -> str:
+    return f"out of {which} memory; {advice}: {_begin(error)}"
 
 
 def _lost_process(error: BaseException) -> str:

@@ -35,7 +35,7 @@ class DataRecord:
     """The images of a run, as its config.json tells of them.
 
     path: absolute, where they last lay. fingerprint: of the images trained on. mean, std: of the channels R, G, B in
-    [0, 1], by which the run's views are normalised.
+    [0, 1], by which the run's views are normalised; no std is 0.
     """
 
     path: str
@@ -45,12 +45,11 @@ class DataRecord:
 
     def __post_init__(self) -> None:
         """Raises ValueError for what a damaged file may hold."""
-        three = (values for values in (self.mean, self.std))
         numbers = all(
             isinstance(each, tuple) and len(each) == 3 and all(type(v) is float and 0 <= v <= 1 for v in each)
-            for each in three
+            for each in (self.mean, self.std)
         )
-        if not (isinstance(self.path, str) and isinstance(self.fingerprint, str) and numbers):
+        if not (isinstance(self.path, str) and isinstance(self.fingerprint, str) and numbers and all(self.std)):
             raise ValueError("path, fingerprint, mean and std of 3 numbers are expected")
 
 
@@ -62,7 +61,8 @@ def run_path(options: RunOptions) -> pathlib.Path:
 
 def check_outside(run: pathlib.Path, images: pathlib.Path) -> None:
     """Raises UserError for a run inside a folder of images: what it keeps would be images of it the next time."""
-    if images.resolve() in (run.resolve(), *run.resolve().parents):
+    real_images, real_run = (pathlib.Path(os.path.realpath(path)) for path in (images, run))  # also of a link to itself
+    if real_images in (real_run, *real_run.parents):
         raise UserError(f"{run} lies inside the folder of images {images}: choose another --run")
 
 
@@ -74,6 +74,8 @@ def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> Lock:
     no run, or one that another process is training in.
     """
     path = run / CONFIG
+    if os.path.lexists(run) and not run.is_dir():
+        raise UserError(f"{run} is no folder; choose another --run")
     if run.exists() and not path.exists() and any(file.name not in BEGUN for file in run.iterdir()):
         raise UserError(f"{run} exists and is not a run folder; choose another --run")
     if fresh and run.exists() and not _same_job(path):

@@ -105,7 +105,8 @@ def warn(message: str) -> None:
 def fail(message: str) -> None:
     """Print one line on stderr: which command failed and why."""
     line = printable(" ".join(str(message).split()))
-    print(f"{pathlib.Path(sys.argv[0]).name}: error: {line}", file=sys.stderr, flush=True)
+    # in one piece: other ranks print to the same stream, perhaps without a buffer
+    print(f"{pathlib.Path(sys.argv[0]).name}: error: {line}\n", end="", file=sys.stderr, flush=True)
 
 
 def finish(main: Callable[[], int]) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 from fasttrain.evaluation.features import Features, extract, open_labelled
 from fasttrain.formats.tar import TarShardReader
-from fasttrain.input import Store
+from fasttrain.input import Store, open_dataset
 from fasttrain.system.errors import UserError
 
 
@@ -51,3 +51,21 @@ def test_one_image_without_a_label_is_found_by_the_end(tmp_path: Path, monkeypat
     monkeypatch.setattr(store, "labels", lambda index_N: np.where(index_N == 21, -1, 0))
     with pytest.raises(UserError, match="has images without labels"):
         extracted(store, tmp_path)
+
+
+def test_features_that_are_no_numbers_are_counted_and_poison_no_others(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Odd(nn.Module):
+        def forward(self, x_N3SS: torch.Tensor) -> torch.Tensor:
+            out_NF = torch.ones(len(x_N3SS), 3)
+            out_NF[0] = torch.tensor([float("nan"), float("inf"), 1e30])
+            return out_NF
+
+    device = torch.device("cpu")
+    features = extract(
+        Odd(), open_dataset(shards, "val"), tmp_path, device, size=8, mean=(0.5,) * 3, std=(0.5,) * 3, batch_size=32,
+        workers=1, max_failed_fraction=0.0,
+    )  # fmt: skip
+    assert features.rows(slice(0, 2), device).tolist() == [[0, 65504, 65504], [1, 1, 1]]
+    assert "warning: 1 of 24 images have features that are no numbers" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fasttrain.formats.manifest import Manifest, ManifestError, Shard
+from fasttrain.formats.manifest import Manifest, ManifestError, Shard, glimpses
 
 SHARD = {"name": "train-00000.beton", "num_samples": 2, "num_bytes": 9, "sha256": "00", "index": None, "glimpses": []}
 VALID = {
@@ -105,10 +105,12 @@ def test_what_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
         Manifest.load(tmp_path)
 
 
-@pytest.mark.timeout(60)
-def test_a_fifo_in_place_of_a_shard_that_is_said_to_be_empty_is_never_waited_for(tmp_path: Path) -> None:
-    """Its size is 0, as stated."""
-    os.mkfifo(tmp_path / "train-00000.beton")
-    manifest = loaded(tmp_path, {**VALID, "splits": {"train": [{**SHARD, "num_bytes": 0, "glimpses": ["00"]}]}})
-    with pytest.raises(ManifestError, match=r"train-00000\.beton: not a regular file"):
+@pytest.mark.parametrize("kind", ["FIFO", "folder"])
+def test_what_is_no_file_in_the_place_of_a_shard_is_refused_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "train-00000.beton"
+    os.mkfifo(path) if kind == "FIFO" else path.mkdir()
+    manifest = loaded(tmp_path, {**VALID, **shard(num_bytes=path.stat().st_size, glimpses=["00"] * 3)})
+    with pytest.raises(ManifestError, match="not a regular file"):
         manifest.check_shards(tmp_path)
+    with pytest.raises(OSError, match="not a regular file"):
+        glimpses(path)

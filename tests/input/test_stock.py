@@ -84,6 +84,7 @@ def test_labels_too_large_for_classes_are_said_once_and_training_goes_on(
     kinds = {"image": fields.RGBImageField(), "identifier": fields.IntField()}
     path = stock(tmp_path / "a.beton", kinds, [(picture(i), 10**9 + i) for i in range(20)])
     assert train(path, tmp_path / "run", "--max-steps", 1) == 0
+    open_dataset(path, "train")  # as kNN opens it again
     error = capfd.readouterr().err
     assert error.count(f"note: {path} counts as unlabelled: the label 1000000019 is more than 65535") == 1
 

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from fasttrain.run import evaluations
 from fasttrain.run.evaluations import FILE, Evaluation, keep_evaluations, read_evaluations
+from fasttrain.system.errors import UserError
+from fasttrain.system.lock import lock
 
 KNN = Evaluation("knn", 8, False, {"k": 5}, "/data/a", "f1", 100, 50.0, 49.0, 10.0)
 
@@ -64,3 +67,12 @@ def test_an_entry_with_a_value_of_another_kind_is_left_out_alone(tmp_path: Path,
     for each in found[:-1]:  # a value that is as good as another
         assert type(getattr(each, name)) is type(getattr(KNN, name)) or value is None or value == "missing"
         keep_evaluations(tmp_path, [each])
+
+
+def test_evaluations_that_end_at_once_leave_out_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second reads what the first has written, and never waits for ever."""
+    monkeypatch.setattr(evaluations, "PATIENCE_SECONDS", 0.0)
+    with lock(tmp_path / evaluations.LOCK, ""), pytest.raises(UserError, match="another process is writing"):
+        keep_evaluations(tmp_path, [KNN])
+    keep_evaluations(tmp_path, [KNN])
+    assert read_evaluations(tmp_path) == [KNN]

@@ -1,5 +1,6 @@
 """What goes wrong on machines: killed processes, power cuts, full disks, full memory, lost ranks."""
 
+import errno
 import os
 import pathlib
 import random
@@ -27,6 +28,7 @@ from support.launch import (
     wait_for_step,
 )
 
+from fasttrain import evaluate
 from fasttrain.config import make_config
 from fasttrain.engine.step import TrainStep
 from fasttrain.methods.moco import MoCo
@@ -260,6 +262,27 @@ def test_full_memory_is_one_line_that_says_what_to_lower(
     (line,) = (line for line in capsys.readouterr().err.splitlines() if ": error: " in line)
     assert message in line
     assert "lower --batch-size (now 16) or --size (now 16)" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "status"),
+    [
+        ("knn", RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of main memory; lower --batch-size"),
+        ("keep_evaluations", OSError(errno.ENOSPC, "No space left"), "disk full: No space left"),
+    ],
+)
+def test_memory_and_disk_that_an_evaluation_finds_full_are_one_line(
+    uninterrupted: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str,
+    error: Exception, status: str,
+) -> None:  # fmt: skip
+    def fails(*_arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(evaluate, name, fails)
+    assert evaluate.main([str(uninterrupted), "--knn"]) == 1
+    told = capsys.readouterr()
+    assert status in one_line_of(told.err)
+    assert ("knn_top1" in told.out) == (name == "keep_evaluations")  # figures are told before they are kept
 
 
 def test_an_error_of_our_own_is_not_explained_away(

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from support.commands import one_line
+from support.commands import one_line, one_line_of
 from support.forks import RunCommand, on_ranks, succeed
 from support.launch import TINY, equal, final_state, launcher, started, train, train_on_ranks, wait_for_step
 
@@ -169,6 +169,23 @@ def test_ranks_go_on_from_the_same_checkpoint_or_all_end(
     assert message in errors[0]
     assert names(run) == [f"step-{step:09d}.pt" for step in (4, 8, 9)]
     assert final_state(run)["step"] == 9
+
+
+@pytest.mark.parametrize("fault", ["a run inside its images", "metrics that are no file"])
+def test_what_the_first_rank_alone_finds_ends_all_in_one_line(
+    run: pathlib.Path, shards: pathlib.Path, image_folder: pathlib.Path, tmp_path: pathlib.Path, fault: str
+) -> None:
+    words = ["--data", str(shards), "--run", str(run), *TINY]
+    message, status = f"{run / 'metrics.jsonl'}: not a regular file", 1
+    if fault == "a run inside its images":
+        words[:4] = ["--data", str(image_folder), "--run", str(image_folder / "run")]
+        message, status = f"lies inside the folder of images {image_folder}", 2
+    else:
+        (run / "metrics.jsonl").unlink()
+        (run / "metrics.jsonl").mkdir()
+    ended = on_ranks(tmp_path, 2, main, words)
+    assert [rank.returncode for rank in ended] == [status, status], ended
+    assert message in one_line_of("".join(rank.stderr for rank in ended))
 
 
 def test_a_signal_to_one_of_two_ranks_stops_both_and_they_go_on_together(
