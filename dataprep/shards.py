@@ -22,6 +22,7 @@ from fasttrain.formats.names import NamesWriter, names_path
 from fasttrain.formats.tar import TarShardWriter, index_path
 from fasttrain.formats.writer import ShardWriter
 from fasttrain.system.durable import read_json, write_json
+from fasttrain.system.regular import open_regular
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,9 @@ def _described(path: Path) -> tuple[str, int, str]:
 
 
 def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a regular file, in hex. Raises OSError."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

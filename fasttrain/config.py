@@ -78,6 +78,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     argv = [_with_dashes(word) for word in argv]
     typed = {name: value for name in (*SELECTORS, "size") if (value := _last(argv, flag(name))) is not None}
     saved = read_settings(pathlib.Path(typed["config"])) if typed.get("config") else {}
+    _check_method(saved, typed.get("method", ""), typed.get("config"))
     method = typed.get("method") or saved.get("method") or RunOptions.method
     preset = typed.get("preset") or saved.get("preset") or RunOptions.preset
     given = {"data": tyro.MISSING, **_kept(saved, method, preset)}
@@ -156,10 +157,22 @@ def _foreign(name: str, method: str) -> str:
     return f"{flag(name)} is an option of --method {' and '.join(owners)}, not of {method}" if owners else ""
 
 
-def load_config(run: pathlib.Path) -> TrainConfig:
-    """The configuration a run folder was made with. Raises UserError when it is none, or of an earlier version."""
+def _check_method(saved: Mapping[str, Any], named: str, where: object) -> None:
+    """Raises UserError where a file states a method from outside that is not named, too: a stranger's could run any."""
+    method = saved.get("method")
+    if isinstance(method, str) and ":" in method and method != named:
+        raise UserError(f"{where} wants the code of {method}, which runs only where --method names it, too")
+
+
+def load_config(run: pathlib.Path, named: str = "") -> TrainConfig:
+    """The configuration a run folder was made with.
+
+    named: the method, which has to be said where it is from outside. Raises UserError where it is not, and when the
+    folder is none of a run, or of an earlier version.
+    """
     path = config_of(run)
     saved = read_settings(path)
+    _check_method(saved, named, path)
     try:
         return replaced(_defaults(saved["method"], saved["preset"], {}), saved)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

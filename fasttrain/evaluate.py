@@ -55,6 +55,9 @@ class EvaluateConfig(Options):
     """Run folder; by place, or by --run."""
     data: str = ""
     """Labelled data set with train and val splits. Empty: the one the run was trained on, where it lay then."""
+    method: str = ""
+    """Only of a run whose method is from outside: that, package.module:Class, once more. What a run folder says is not
+    enough to run code."""
     knn: bool = False
     """Weighted k-nearest-neighbour classification."""
     linear: bool = False
@@ -129,7 +132,7 @@ def open_splits(data: pathlib.Path, images: DataRecord, config: TrainConfig) -> 
 def evaluate(options: EvaluateConfig) -> int:
     """Print and keep the figures; returns the exit status."""
     run = pathlib.Path(options.run)
-    config = load_config(run)
+    config = load_config(run, options.method)
     images, size = images_of(run, config, options.data), config.views.size
     data = pathlib.Path(os.path.realpath(options.data or images.path))
     if not options.data and not data.exists():

@@ -220,7 +220,8 @@ def _curve(title: str, steps: list[int], values: list[float], majority: float | 
 
     figure = Figure(figsize=(4.2, 2.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(steps, values, color="#1f6feb", linewidth=1.4)
+    alone = len(steps) == 1  # a line would be none
+    axes.plot(steps, values, color="#1f6feb", linewidth=1.4, marker="o" if alone else None, markersize=4)
     axes.set_title(title.encode("utf-8", "backslashreplace").decode(), fontsize=10, loc="left", parse_math=False)
     axes.set_xlabel("step", fontsize=8)
     axes.tick_params(labelsize=8)

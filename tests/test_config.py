@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import sys
 from typing import get_args, get_type_hints
 
 import pytest
@@ -163,6 +164,30 @@ def test_differences_are_of_what_binds_a_run() -> None:
     assert Settings.of(make_config("moco", data="x", cross="batch", uniform="batch")).differences(saved) == [
         "--method was 'xmoco', now 'moco'"
     ]
+
+
+def test_what_a_run_folder_says_is_not_enough_to_import_code(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a stranger's, and the module lie in it."""
+    prepare(tmp_path / "run", Settings.of(make_config("moco", data="x")), False).close()
+    path = tmp_path / "run/config.json"
+    path.write_text(path.read_text().replace('"moco"', '"module_of_a_stranger:Options"'))
+    (tmp_path / "run/module_of_a_stranger.py").write_text("from fasttrain.methods.moco import MoCoOptions as Options")
+    monkeypatch.chdir(tmp_path / "run")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for attempt in (
+        lambda: load_config(tmp_path / "run"),
+        lambda: parse_config(["--config", str(path)]),
+        lambda: parse_config(["--config", str(path), "--method", "moco"]),
+    ):
+        with pytest.raises(UserError, match="wants the code of module_of_a_stranger:Options"):
+            attempt()
+        assert "module_of_a_stranger" not in sys.modules
+    named = "module_of_a_stranger:Options"
+    assert parse_config(["--config", str(path), "--method", named]).run.method == named
+    assert load_config(tmp_path / "run", named).run.method == named
+    del sys.modules["module_of_a_stranger"]
 
 
 def test_a_saved_configuration_is_a_start_for_another_run(tmp_path: pathlib.Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.commands import ROOT
 
+from fasttrain import report
 from fasttrain.report import write_report
 from fasttrain.run.evaluations import FILE, Evaluation, keep_evaluations
 from fasttrain.run.metrics import read_metrics
@@ -82,3 +83,9 @@ def test_the_page_of_a_run_with_an_odd_name_is_utf_8_in_any_locale(run: Path, tm
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["report"] == str(odd / "report.html")
     assert "<h1>r\\udce9n</h1>" in (odd / "report.html").read_text("utf-8")
+
+
+def test_a_curve_of_one_value_shows_it() -> None:
+    """A run of fewer steps than --log-every has no other."""
+    assert "fill: #1f6feb" in report._curve("loss", [8], [5.2])
+    assert "fill: #1f6feb" not in report._curve("loss", [8, 16], [5.2, 5.1])

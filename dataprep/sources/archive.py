@@ -224,7 +224,7 @@ def _zip_images(archive: zipfile.ZipFile, skipped: Skipped, unused: Unused) -> I
                 unused.add(other_file(name), name)
             continue
         if reason:
-            skipped.append({"path": member.filename, "reason": reason})
+            skipped.append({"path": member.filename[:_LONGEST_NAME], "reason": reason})
             continue
         place = (member.header_offset, member.compress_type, member.compress_size, member.file_size, member.CRC)
         yield Sample(name, -1, place)
@@ -249,6 +249,8 @@ def _is_hidden(name: str) -> bool:
 
 
 def _unusable_zip(member: zipfile.ZipInfo) -> str | None:
+    if len(member.filename) > _LONGEST_NAME:
+        return f"a name of more than {_LONGEST_NAME} characters"
     if stat.S_ISLNK(member.external_attr >> 16):
         return "a link, which is not followed"
     if member.flag_bits & 1:

@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fasttrain.dataprep.sources.archive import read_range
-from fasttrain.dataprep.sources.labels import MAX_LABEL, MAX_NAMES_BYTES, Labels, Value, number_labels, whole_numbers
+from fasttrain.dataprep.sources.labels import (
+    MAX_LABEL,
+    MAX_NAMES_BYTES,
+    Labels,
+    Value,
+    decoded,
+    number_labels,
+    whole_numbers,
+)
 from fasttrain.dataprep.sources.pickled import unpickled
 from fasttrain.dataprep.sources.source import MAX_UNPACKED_BYTES, Source
 from fasttrain.formats.listing import Listing, Sample, SourceError, Unused, other_file
@@ -37,13 +45,9 @@ def load_pickle(path: str) -> dict[str, Any]:
     """
     content = read_at_most(path, MAX_UNPACKED_BYTES)
     try:
-        return {_text(key): value for key, value in unpickled(content).items()}
+        return {decoded(key): value for key, value in unpickled(content).items()}
     except SourceError as error:
         raise SourceError(f"{path}: {error}") from None
-
-
-def _text(value: object) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 class CifarReader(NamedTuple):
@@ -82,8 +86,11 @@ def cifar_folder(root: Path) -> Path | None:
     Raises:
         SourceError: several folders in root hold CIFAR batches.
     """
-    inside = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    found = [root] if _cifar_files(root) else [path for path in inside if _looks_like_cifar(path)]
+    if _cifar_files(root):
+        return root
+    with os.scandir(root) as entries:  # a stat of each of a million images would take longer than listing them
+        inside = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    found = [path for path in inside if _looks_like_cifar(path)]
     if len(found) > 1:
         raise SourceError(f"{root}: CIFAR lies in {' and in '.join(sorted(map(str, found)))}: name one of them")
     return found[0] if found else None
@@ -91,7 +98,7 @@ def cifar_folder(root: Path) -> Path | None:
 
 def _looks_like_cifar(folder: Path) -> bool:
     # By name first: it may be one of thousands of class folders, and finding files takes reading it.
-    return any((folder / name).is_file() for name in _TELLING_NAMES) and bool(_cifar_files(folder))
+    return any(os.path.isfile(f"{folder}/{name}") for name in _TELLING_NAMES) and bool(_cifar_files(folder))
 
 
 def _cifar_files(folder: Path) -> dict[str, list[Path]]:
@@ -120,8 +127,6 @@ def cifar_source(root: Path) -> Source:
             for path, (labels, header) in zip(group, parts, strict=True)
             for row in range(len(labels))
         )
-        if not splits[split]:
-            raise SourceError(f"{root}: no images in the {split} split")
     classes, labels = number_labels({**values}, _cifar_classes(folder))
     labelled = {split: listing.labelled(labels[split]) for split, listing in splits.items()}
     unused = _beside(root, folder, {*files, *(str(folder / name) for name in _OTHER_FILES)})
@@ -168,7 +173,7 @@ def _pickled_labels(path: str, values: object) -> Sequence[Value] | np.ndarray:
         raise SourceError(f"{path}: a label is {odd.pop().__name__}, neither a number nor a name")
     if sum(len(value) for value in values if isinstance(value, str | bytes)) > MAX_NAMES_BYTES:
         raise SourceError(f"{path}: the labels hold more than {MAX_NAMES_BYTES} bytes of text")
-    return [_text(value) if isinstance(value, bytes) else value for value in values]
+    return [decoded(value) if isinstance(value, bytes) else value for value in values]
 
 
 def _joined(parts: Sequence[Sequence[Value] | np.ndarray]) -> Labels | np.ndarray:
@@ -195,4 +200,4 @@ def _names(path: Path, values: object) -> list[str]:
     # The same long text may stand there again and again.
     if len(values) > MAX_LABEL or sum(map(len, values)) > _MAX_TEXT_BYTES:
         raise SourceError(f"{path}: more than {_MAX_TEXT_BYTES} bytes of class names, or {MAX_LABEL} of them")
-    return [_text(value) for value in values]
+    return [decoded(value) for value in values]

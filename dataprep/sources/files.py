@@ -31,7 +31,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def source_files(root: Path, extension: str, unused: Unused) -> list[str]:
-    """Return the files of an extension that a folder holds, that a pattern names, or root itself; sorted.
+    """Return the files of an extension that a folder holds, root itself, or what it names as a pattern; sorted.
 
     Where a folder holds none, those below it are taken, at any depth. What else lies there is counted.
 
@@ -39,7 +39,10 @@ def source_files(root: Path, extension: str, unused: Unused) -> list[str]:
         SourceError: there are none.
         OSError: a folder can't be read.
     """
-    found = sorted(_in_folder(root, extension, unused)) if root.is_dir() else expand(str(root))
+    if root.is_dir():
+        found = sorted(_in_folder(root, extension, unused))
+    else:  # the name of a file may hold brackets
+        found = [str(root)] if root.exists() else expand(str(root))
     if not found:
         raise SourceError(f"{root}: no {extension} files")
     return found

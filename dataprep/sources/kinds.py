@@ -64,6 +64,8 @@ def open_source(path: Path, kind: Kind = "auto", labels: str = "auto") -> Source
     """
     with boundary(path):
         found = recognise(path) if kind == "auto" else kind
+        if kind == "auto" and found == "tar" and labels not in ("auto", "none"):
+            found = "webdataset"  # its labels lie in other members than is customary
         source = _opened(path, found, labels)
         if kind == "auto" and found == "tar" and not source.classes and other_file(".x.cls") in source.unused.reasons:
             source = _opened(path, "webdataset", labels)  # the labels come late: after all images
@@ -90,6 +92,8 @@ def _opened(path: Path, kind: str, labels: str) -> Source:
         source = read(path)
     else:
         source = _named_labels(path, read, labels)
+    if empty := [split for split, listing in source.splits.items() if not listing]:
+        raise SourceError(f"{path}: no images in the {empty[0]} split")
     if labels != "none":
         return source
     unlabelled = {s: listing.labelled(np.full(len(listing), -1)) for s, listing in source.splits.items()}
@@ -122,7 +126,7 @@ def recognise(path: Path) -> str:
             raise SourceError(f"{path}: no such folder or file")
         if not files:
             raise SourceError(f"{path}: no file has such a name")
-        return "parquet" if suffix == ".parquet" else _tar_kind(files)
+        return _kind_of_several(path, files)
     if beton_files(path):
         return "beton"
     kind = {".zip": "zip", ".npz": "npz", ".parquet": "parquet"}.get(suffix)
@@ -131,6 +135,15 @@ def recognise(path: Path) -> str:
             f"{path}: not a folder, .tar, .zip, .parquet, .npz or .beton (--kind names it; decompress .tar.gz)"
         )
     return kind
+
+
+def _kind_of_several(pattern: Path, files: list[str]) -> str:
+    endings = {os.path.splitext(file)[1].lower() for file in files}
+    if endings == {".parquet"}:
+        return "parquet"
+    if endings != {".tar"}:
+        raise SourceError(f"{pattern}: names {files[0]}, but a pattern is for .tar files, or for .parquet files")
+    return _tar_kind(files)
 
 
 def _tar_kind(files: list[str]) -> str:
@@ -155,8 +168,7 @@ def _folder_kind(root: Path) -> str:
             tars += [os.path.join(folder, name) for name in names if name.lower().endswith(".tar")]
             below += folders
         images = sum(count[extension[1:]] for extension in IMAGE_EXTENSIONS)
-        split_folders = any(split_of(os.path.basename(folder), whole=True) == "train" for folder in below)
-        if images > count["tar"] + count["parquet"] or (tars and split_folders and _holds_images(below)):
+        if images > count["tar"] + count["parquet"] or (_unpacked(tars, below) and _holds_images(below)):
             return "folder"
         if count["parquet"] > count["tar"]:
             return "parquet"
@@ -164,6 +176,12 @@ def _folder_kind(root: Path) -> str:
             return _tar_kind(sorted(tars))
         level = sorted(below)
     return "folder"
+
+
+def _unpacked(tars: list[str], folders: list[str]) -> bool:
+    """Whether folders are what lies in the tars beside them: of a training split, or of the names of all of these."""
+    training = any(split_of(os.path.basename(folder), whole=True) == "train" for folder in folders)
+    return bool(tars) and (training or {os.path.splitext(tar)[0] for tar in tars} <= set(folders))
 
 
 def _first_entries(folder: str, most: int) -> tuple[list[str], list[str]]:

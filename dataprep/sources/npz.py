@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 import re
@@ -39,6 +40,7 @@ _MOST_DEFLATED = 1032  # times its own size that a deflated stream may hold
 _UNPACKED_AT_ONCE = 1 << 20
 _TEXTS_AT_ONCE = 1 << 12
 _FEW_ROWS = 1 << 16  # cost little, whatever the file says
+_LONGEST_NAME = 255  # characters of an array's, which every image in it is called by
 
 
 class NpzReader(NamedTuple):
@@ -53,7 +55,8 @@ class NpzReader(NamedTuple):
         if len(place) == 2:
             return values[place[0] : place[1]].tobytes()
         pixels = values[place[0]]
-        return np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else np.ascontiguousarray(pixels)
+        planes = pixels[..., None] if pixels.ndim == 2 else pixels
+        return np.repeat(planes, 3, 2) if planes.shape[2] == 1 else np.ascontiguousarray(planes)
 
     def size(self, sample: Sample) -> int:
         array, *place = sample.place
@@ -167,9 +170,12 @@ def _data_offset(path: str, member: zipfile.ZipInfo) -> int:
 def _npz_names(path: Path) -> list[str]:
     try:
         with open_zip(path) as archive:
-            return [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
+            names = [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
     except ZIP_ERRORS as error:
         raise SourceError(f"{path}: damaged or truncated: {error}") from None
+    if any(len(name) > _LONGEST_NAME for name in names):
+        raise SourceError(f"{path}: an array has a name of more than {_LONGEST_NAME} characters")
+    return names
 
 
 _JOINED = "jpeg"
@@ -182,8 +188,9 @@ def npz_source(path: Path, labels: str = "auto") -> Source:
     """List the images of an .npz.
 
     By split: `<split>_images` or `x_<split>` with `<split>_labels` or `y_<split>`, in any spelling of either, uint8
-    N x H x W x 3 or N x H x W; or `<split>_jpeg`, the streams joined, with `<split>_offsets` (N + 1 numbers); without
-    splits `images` and `labels`. Labels are N numbers or names, or one-hot rows. `classes` holds the names.
+    N x H x W x 3, N x H x W x 1 or N x H x W; or `<split>_jpeg`, the streams joined, with `<split>_offsets` (N + 1
+    numbers); without splits `images` and `labels`. Labels are N numbers or names, or one-hot rows. `classes` holds the
+    names.
 
     Args:
         path: the file.
@@ -206,15 +213,14 @@ def npz_source(path: Path, labels: str = "auto") -> Source:
         array = next((of_role[role] for role in wanted if role in of_role), None)
         if array is None and labels not in ("auto", "none"):
             raise SourceError(f"{path}: no array {labels!r} (arrays: {', '.join(names)})")
-        rows = _npz_rows(path, images[-1], len(images) - 1, of_role)
-        listings[split] = Listing(rows)
+        listings[split] = _npz_rows(path, images[-1], len(images) - 1, of_role)
         try:
-            values[split] = _npz_labels(path, array, len(rows))
+            values[split] = _npz_labels(path, array, len(listings[split]))
         except NoClasses as error:
             if labels != "auto":
                 raise
             notes.append(f"no labels: {error}")
-            values[split] = np.full(len(rows), -1)
+            values[split] = np.full(len(listings[split]), -1)
         used |= {images[-1], array, of_role.get("offsets")}
     in_classes = next((arrays[""][role] for role in _CLASSES if role in arrays.get("", {})), None)
     found = npz_array(str(path), in_classes, MAX_NAMES_BYTES).tolist() if in_classes else []
@@ -253,7 +259,7 @@ def _chosen_splits(arrays: dict[str, dict[str, str]]) -> dict[str, str]:
     return {"train": picked.val} if picked.val else {}
 
 
-def _npz_rows(path: Path, name: str, number: int, of_role: dict[str, str]) -> list[Sample]:
+def _npz_rows(path: Path, name: str, number: int, of_role: dict[str, str]) -> Listing:
     values = npz_array(str(path), name)
     if of_role.get(_JOINED) == name:
         ends = npz_array(str(path), of_role.get("offsets", f"{name.removesuffix(_JOINED)}offsets"))
@@ -262,12 +268,14 @@ def _npz_rows(path: Path, name: str, number: int, of_role: dict[str, str]) -> li
         ends = ends.astype(np.int64)
         if values.dtype != np.uint8 or np.any(np.diff(ends) < 0) or ends.size == 0 or ends[-1] > values.size or ends[0]:
             raise SourceError(f"{path}: {name} and its offsets do not match")
-        return [Sample(f"{name}/{i}", -1, (number, *ends[i : i + 2].tolist())) for i in range(ends.size - 1)]
-    if values.dtype != np.uint8 or values.ndim not in (3, 4) or (values.ndim == 4 and values.shape[3] != 3):
-        raise SourceError(f"{path}: {name} is {values.dtype} {values.shape}, not uint8 N x H x W x 3 or N x H x W")
+        places = itertools.pairwise(ends.tolist())
+        return Listing(Sample(f"{name}/{row}", -1, (number, *place)) for row, place in enumerate(places))
+    if values.dtype != np.uint8 or values.ndim not in (3, 4) or (values.ndim == 4 and values.shape[3] not in (1, 3)):
+        wanted = "uint8 N x H x W x 3, N x H x W x 1 or N x H x W"
+        raise SourceError(f"{path}: {name} is {values.dtype} {values.shape}, not {wanted}")
     if len(values) and not values[0].size:
         raise SourceError(f"{path}: {name} is {values.shape}: images without pixels")
-    return [Sample(f"{name}/{i}", -1, (number, i)) for i in range(len(values))]
+    return Listing(Sample(f"{name}/{row}", -1, (number, row)) for row in range(len(values)))
 
 
 def _npz_labels(path: Path, name: str | None, count: int) -> Labels | np.ndarray:

@@ -155,15 +155,15 @@ def parquet_source(root: Path, labels: str = "auto") -> Source:
     """
     unused, notes = Unused(), list[str]()
     files, column = _tables(source_files(root, ".parquet", unused), unused)
-    schema = _opened(files[0]).schema_arrow
-    label = _label_column(files[0], schema, labels)
+    schemas = [_opened(file).schema_arrow for file in files]
+    label = _label_column(files[0], schemas, labels)
+    if label and (lacking := sum(not _holds(schema, label) for schema in schemas)):
+        notes.append(f"{lacking} of {len(files)} tables have no column {label!r}, so their images have no labels")
     names, splits, groups = shown_names(files), {}, {}
     rows_by_split = split_files(files, unused)
     for split, rows in rows_by_split.items():
         groups[split] = _groups_of(files, rows)
         splits[split] = Listing(_rows(files, names, rows))
-        if not splits[split]:
-            raise SourceError(f"{root}: no rows in the {split} split")
     try:
         values = {split: _labels(files, rows, label) for split, rows in rows_by_split.items()}
     except NoClasses as error:
@@ -174,7 +174,7 @@ def parquet_source(root: Path, labels: str = "auto") -> Source:
     for split, listing in splits.items():
         if len(values[split]) != len(listing):
             raise SourceError(f"{root}: {len(listing)} rows, but {len(values[split])} labels")
-    classes, numbers = number_labels(values, _class_names(schema, label))
+    classes, numbers = number_labels(values, _class_names(schemas, label))
     labelled = {split: listing.labelled(numbers[split]) for split, listing in splits.items()}
     reader = ParquetReader(files, column)
     return Source(root, classes, labelled, reader, files, groups=groups, unused=unused, notes=notes)
@@ -199,16 +199,17 @@ def _tables(files: list[str], unused: Unused) -> tuple[tuple[str, ...], str]:
     return tuple(file for file in files if columns[file]), column
 
 
-def _label_column(file: str, schema: Any, labels: str) -> str | None:  # noqa: ANN401 - pyarrow's schema
-    """Return the column of labels, None for none; SourceError for one that is asked for and missing."""
+def _label_column(first: str, schemas: list[Any], labels: str) -> str | None:
+    """Return the column of labels that any table has, None for none; SourceError for one that is asked for."""
     if labels == "none":
         return None
-    by_lower = {name.lower(): name for name in reversed(schema.names)}
+    names = list(dict.fromkeys(name for schema in schemas for name in schema.names))
+    by_lower = {name.lower(): name for name in reversed(names)}
     if labels == "auto":
         return next((by_lower[name] for name in _LABEL_NAMES if name in by_lower), None)
-    if labels in schema.names or labels.lower() in by_lower:
-        return labels if labels in schema.names else by_lower[labels.lower()]
-    raise SourceError(f"{file}: no column {labels!r}; columns: {', '.join(schema.names)}")
+    if labels in names or labels.lower() in by_lower:
+        return labels if labels in names else by_lower[labels.lower()]
+    raise SourceError(f"{first}: no column {labels!r}; columns: {', '.join(names)}")
 
 
 def _image_columns(schema: Any) -> list[str]:  # noqa: ANN401 - pyarrow's schema
@@ -234,13 +235,15 @@ def _image_columns(schema: Any) -> list[str]:  # noqa: ANN401 - pyarrow's schema
     return [f"{name}.bytes" if types.is_struct(schema.field(name).type) else name for name in found]
 
 
-def _class_names(schema: Any, label: str | None) -> list[str]:  # noqa: ANN401 - pyarrow's schema
-    """Return the names in the schema metadata that Hugging Face's datasets write; [] if there are none."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return [str(name) for name in features[label]["names"]]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return []
+def _class_names(schemas: list[Any], label: str | None) -> list[str]:
+    """Return the names in the metadata of the first schema that has any, as Hugging Face's datasets write them."""
+    for schema in schemas:
+        try:
+            features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+            return [str(name) for name in features[label]["names"]]
+        except (KeyError, TypeError, ValueError, RecursionError):
+            continue
+    return []
 
 
 def _rows(files: tuple[str, ...], names: list[str], rows: list[int]) -> Iterator[Sample]:
@@ -261,34 +264,54 @@ def _groups_of(files: tuple[str, ...], rows: list[int]) -> Groups:
 
 
 def _labels(files: tuple[str, ...], rows: list[int], label: str | None) -> Labels | np.ndarray:
-    """Return the labels of files. Raises NoClasses; SourceError for a column that can't be read."""
-    if label is None:
-        return np.full(sum(_opened(files[file]).metadata.num_rows for file in rows), -1)
-    texts, numbers = Labels(), []
+    """Return the labels of files, none for those without the column.
+
+    Raises NoClasses; SourceError for a column that can't be read.
+    """
+    as_text = _are_texts(files, rows, label)
+    texts, numbers = Labels(), list[np.ndarray]()
     try:
-        for column in _label_columns(files, rows, label):
-            try:
-                if _is_text(column.type):
-                    _add_texts(texts, column)
-                else:
-                    numbers.append(_as_numbers(column))
-            except (_pyarrow().ArrowException, SourceError) as error:
-                raise NoClasses(f"column {label!r} holds no classes: {_line(error)}") from None
+        for file in rows:
+            for column in _label_columns(files[file], label, as_text):
+                try:
+                    if as_text:
+                        _add_texts(texts, column)
+                    else:
+                        numbers.append(_as_numbers(column))
+                except (_pyarrow().ArrowException, SourceError) as error:
+                    raise NoClasses(f"column {label!r} holds no classes: {_line(error)}") from None
     except (_pyarrow().ArrowException, KeyError, OSError) as error:
         raise SourceError(f"column {label!r} can't be read: {_line(error)}") from None
     return np.concatenate(numbers) if numbers else texts
 
 
-def _label_columns(files: tuple[str, ...], rows: list[int], label: str) -> Iterator[Any]:
-    """Yield arrays of labels, text as pyarrow's dictionary arrays: a text that many rows share is decoded once."""
-    for file in rows:
-        kind = _opened(files[file]).schema_arrow.field(label).type
+def _are_texts(files: tuple[str, ...], rows: list[int], label: str | None) -> bool:
+    """Whether the labels of files are text; NoClasses where some are and others not, or one is of parts."""
+    schemas = [_opened(files[file]).schema_arrow for file in rows]
+    kinds = [schema.field(label).type for schema in schemas if _holds(schema, label)]
+    for kind in kinds:
         if _pyarrow().types.is_nested(kind):  # may take any memory when it is read
             raise NoClasses(f"column {label!r} holds no classes: it holds {kind}, neither whole numbers nor text")
-        opened = _opened(files[file], label if _is_text(kind) else None)
-        for batch in opened.iter_batches(batch_size=_LABELS_AT_ONCE, columns=[label]):
-            batch.validate(full=True)
-            yield batch.column(0)
+    if len(found := set(map(_is_text, kinds))) > 1:
+        raise NoClasses(f"column {label!r} holds text in some tables, and something else in others")
+    return found == {True}
+
+
+def _holds(schema: Any, label: str | None) -> bool:  # noqa: ANN401 - pyarrow's schema
+    """Whether a table has the column of labels; one that holds nothing but nulls has no type."""
+    return label in schema.names and not _pyarrow().types.is_null(schema.field(label).type)
+
+
+def _label_columns(file: str, label: str | None, as_text: bool) -> Iterator[Any]:
+    """Yield arrays of labels, text as pyarrow's dictionary arrays: a text that many rows share is decoded once."""
+    opened = _opened(file, label if as_text else None)
+    if not _holds(opened.schema_arrow, label):
+        nothing = _pyarrow().nulls(opened.metadata.num_rows)
+        yield nothing.dictionary_encode() if as_text else nothing
+        return
+    for batch in opened.iter_batches(batch_size=_LABELS_AT_ONCE, columns=[label]):
+        batch.validate(full=True)
+        yield batch.column(0)
 
 
 def _is_text(kind: Any) -> bool:  # noqa: ANN401 - pyarrow's type

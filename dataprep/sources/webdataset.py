@@ -14,6 +14,7 @@ from fasttrain.dataprep.sources.labels import Labels, Value, label_notes, number
 from fasttrain.dataprep.sources.source import Source
 from fasttrain.formats.layout import Skipped
 from fasttrain.formats.listing import IMAGE_EXTENSIONS, Listing, Sample, SourceError, Unused, other_file
+from fasttrain.formats.manifest import FILE_NAME, Manifest, ManifestError, check_finished
 
 _IMAGES = tuple(extension[1:] for extension in IMAGE_EXTENSIONS)
 _LABELS = ("cls", "json")
@@ -111,7 +112,7 @@ class _Tars:
     def _label(self, row: int, member: _LabelMember) -> Value:
         if member.size > _MAX_LABEL_BYTES:
             raise SourceError(f"larger than {_MAX_LABEL_BYTES} bytes")
-        text = read_range(self.files[row], member.offset, member.size).decode()
+        text = read_range(self.files[row], member.offset, member.size).decode("utf-8-sig")
         if member.extension.rpartition(".")[2] != "json":
             return text.strip() or None
         keys = _LABEL_KEYS if self._wanted in ("auto", "json") else (self._wanted,)
@@ -140,21 +141,35 @@ def webdataset_source(root: Path, labels: str = "auto") -> Source:
     """List the samples of one tar, of the tars of a folder, or of those a pattern names. Raises SourceError, OSError.
 
     `.cls` holds a whole number or a name; `.json` an object with `label`, `cls` or `class`. What is no label leaves an
-    image without one; members that are not used are counted.
+    image without one; members that are not used are counted. A folder with our manifest has its names of classes.
     """
     unused = Unused()
+    classes_of_numbers, notes = _converted_classes(root)
     tars = _Tars(tuple(source_files(root, ".tar", unused)), labels, unused)
     listings: dict[str, Listing] = {}
     values: dict[str, Labels] = {}
     for split, rows in split_files(tars.files, unused).items():
         values[split] = Labels()
         listings[split] = tars.listed(rows, values[split])
-        if not listings[split]:
-            raise SourceError(f"{root}: no images ({', '.join(_IMAGES)}) in the {split} split")
-    classes, numbers = number_labels({**values})
+    classes, numbers = number_labels({**values}, classes_of_numbers if labels in ("auto", "cls") else ())
     splits = {split: listing.labelled(numbers[split]) for split, listing in listings.items()}
-    notes = label_notes(values.values())
+    notes += label_notes(values.values())
     return Source(root, classes, splits, TarReader(tars.files), tars.files, tars.skipped, unused=unused, notes=notes)
+
+
+def _converted_classes(root: Path) -> tuple[list[str], list[str]]:
+    """Return the classes of a folder that was converted, [] for another, and notes; ManifestError for a part of one."""
+    check_finished(root)
+    if not (root / FILE_NAME).exists():
+        return [], []
+    try:
+        manifest = Manifest.load(root)
+    except ManifestError as error:  # a stranger's file may have the name
+        return [], [f"the names of classes are not looked up: {error}"]
+    if manifest.format != "webdataset":
+        return [], []
+    manifest.check_shards(root)
+    return manifest.classes, []
 
 
 def _by_key(file: str, skipped: Skipped) -> Iterator[tuple[str, Group]]:
@@ -183,7 +198,7 @@ def _json_label(content: object, keys: tuple[str, ...]) -> Value:
     """Return the label in the content of a .json, None if it has none; SourceError if it is no label."""
     if not isinstance(content, dict):
         raise SourceError("no JSON object")
-    value = next((content[key] for key in keys if key in content), None)
+    value = next((content[key] for key in keys if content.get(key) is not None), None)
     if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     if value is not None and not isinstance(value, int | str):

@@ -122,10 +122,10 @@ class BetonReader:
         self._fail_if(not self.num_samples, "no samples")
         image_N = samples_N["image"]
         self.mode_N, self.height_N, self.width_N, self.pointer_N = (
-            np.ascontiguousarray(image_N[name]) for name in ("mode", "height", "width", "pointer")
-        )
+            image_N[name].copy() for name in ("mode", "height", "width", "pointer")
+        )  # not views of the file, which may change after its check
         if "label" in (layout.sample.names or ()):
-            self.label_N = np.ascontiguousarray(samples_N["label"])
+            self.label_N = samples_N["label"].copy()
         else:
             self.label_N = np.full(self.num_samples, -1)
         self.size_N = self._read_sizes(int(header["table"]), start + samples_N.nbytes, layout.per_sample)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fasttrain.formats.beton import BetonError, BetonReader
-from fasttrain.formats.manifest import STATE_FILE, glimpses
+from fasttrain.formats.manifest import check_finished, glimpses
 from fasttrain.formats.splits import pick, split_of
 
 EXTENSIONS = (".beton", ".ffcv")
@@ -57,10 +57,10 @@ def beton_files(path: Path) -> list[Path]:
 def open_betons(path: Path) -> BetonSet:
     """Open a .beton file, or those of a folder.
 
-    Raises BetonError for a folder of none or of an unfinished conversion, or the first that is unsound; OSError.
+    Raises BetonError for a folder of none, or the first that is unsound; ManifestError for an unfinished conversion;
+    OSError.
     """
-    if (path / STATE_FILE).exists():
-        raise BetonError(f"{path}: an unfinished conversion: run the same dataprep/convert.py again")
+    check_finished(path)
     files = beton_files(path)
     if not files:
         raise BetonError(f"{path}: no .beton files")

@@ -93,7 +93,7 @@ class _Decompressor(threading.local):
         self._renew()
         from fasttrain.formats import tables  # here: numba takes longer to import than all the rest
 
-        self.first_scan, self._undefined = tables.first_scan, tables.undefined_table
+        self.first_scan, self._objection = tables.first_scan, tables.objection
         self.width, self.height = ctypes.c_int(), ctypes.c_int()
         self.subsampling, self.colorspace = ctypes.c_int(), ctypes.c_int()
         # The order of the function's arguments: width, height, subsampling, colour space.
@@ -105,9 +105,9 @@ class _Decompressor(threading.local):
         self.handle = self.owner.address
 
     def check_tables(self, address: int, size: int) -> None:
-        """Raises JpegError for a stream that uses a table and does not define it."""
-        if kind := self._undefined(address, size):
-            raise JpegError(f"it uses a {kind} table that it does not define")
+        """Raises JpegError for a stream that uses a table and does not define it, or has too many scans."""
+        if reason := self._objection(address, size):
+            raise JpegError(reason)
 
     def error(self) -> JpegError:
         """Return the error of the last call as an exception, and take a new decompressor.
@@ -153,7 +153,10 @@ def read_header(data: np.ndarray | bytes) -> JpegHeader:
 
 
 def check_tables(data: np.ndarray | bytes) -> None:
-    """Raises JpegError for a stream that uses a table and does not define it: no two decoders agree on its pixels."""
+    """Raises JpegError for a stream that uses a table and does not define it: no two decoders agree on its pixels.
+
+    Also for one of so many scans that a decoder takes hours.
+    """
     source = _as_array(data)
     _decompressor().check_tables(source.ctypes.data, source.size)
 

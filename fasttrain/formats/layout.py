@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from fasttrain.formats.listing import IMAGE_EXTENSIONS, Listing, Sample, SourceError, Unused
-from fasttrain.formats.splits import is_neutral, pick, split_of
+from fasttrain.formats.splits import is_neutral, is_of_images, pick, split_of, splits_of
 
 Skipped = list[dict[str, str]]
 
@@ -63,6 +63,7 @@ class _Once:
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self._seen: dict[str, tuple[list[str], list[Sample]]] = {}
+        self._holding = set[str]()  # folders that are known to hold images
 
     def peek(self, folder: str) -> tuple[list[str], list[Sample]]:
         if folder not in self._seen:
@@ -77,14 +78,18 @@ class _Once:
 
     def holds_images(self, folder: str) -> bool:
         """Whether there is an image anywhere below."""
-        left = [folder]
+        left = [] if folder in self._holding else [folder]
         while left:
             here = left.pop()
             names, files = self.peek(here)
             if files:
-                return True
+                while here != folder:
+                    self._holding.add(here)
+                    here = here.rpartition("/")[0]
+                self._holding.add(folder)
+                break
             left += (_below(here, name) for name in reversed(names))
-        return False
+        return folder in self._holding
 
     def images(self, folder: str) -> Iterator[Sample]:
         """Take all images below, those of a folder before those of its sub-folders."""
@@ -113,7 +118,7 @@ def arrange(tree: Tree) -> Layout:
     splits = {"train": train}
     if "val" in folders:
         val_classes, splits["val"] = _read_split(once, folders["val"], notes, classes)
-        if unknown := sorted(set(val_classes) - set(classes)):
+        if train and (unknown := sorted(set(val_classes) - set(classes))):
             raise SourceError(
                 f"{once.path(folders['val'])}: class {unknown[0]!r} is not in {once.path(folders['train'])}"
             )
@@ -150,7 +155,7 @@ def _split_folders(once: _Once) -> dict[str, str]:
 
 def _splits_in(once: _Once, folder: str) -> dict[str, str]:
     """Return split name -> folder; {} where the folders are classes. Raises SourceError for validation splits alone."""
-    split_by_name = {name: split_of(name, whole=True) for name in once.peek(folder)[0]}
+    split_by_name = splits_of(once.peek(folder)[0])
     splits = list(split_by_name.values())
     picked = pick(splits)
     if not (picked.train or picked.val):
@@ -182,17 +187,18 @@ def _read_split(
     """Return the classes found and the samples of one split; labels count `known`, or else what was found."""
     folder = _through_neutral(once, folder, known)
     names, files = once.take(folder)
+    numbers = {name: number for number, name in enumerate(known)}
     found, nested = list[str](), list[str]()
 
     def in_classes() -> Iterator[Sample]:
         for name in names:
-            number = len(found) if not known else known.index(name) if name in known else -1
+            number = numbers.get(name, -1) if known else len(found)
             path = _below(folder, name)
-            below, own = once.peek(path)
+            only_folders = _holds_only_folders(once, path)
             for image in once.images(path):
                 if not found or found[-1] != name:
                     found.append(name)
-                    nested.extend([path] if len(below) > 1 and not own else [])
+                    nested.extend([path] if only_folders else [])
                 yield image._replace(label=number)
             if not found or found[-1] != name:
                 once.tree.unused.add("folders without images", path)
@@ -203,23 +209,34 @@ def _read_split(
             f"{len(nested)} of {len(found)} class folders hold nothing but folders of images, the first is {nested[0]}:"
             " if those are the classes, or splits, name a folder that holds them"
         )
+    if not known and (odd := next(filter(is_of_images, found), None)):
+        notes.append(f"one of {len(found)} classes is called {odd!r}: if that folder holds all images, name it")
     return tuple(found), samples if found else Listing(files)
+
+
+def _holds_only_folders(once: _Once, folder: str) -> bool:
+    """Whether a folder, or the only one in it, holds several folders and no image."""
+    names, files = once.peek(folder)
+    while len(names) == 1 and not files:
+        folder = _below(folder, names[0])
+        names, files = once.peek(folder)
+    return len(names) > 1 and not files
 
 
 def _through_neutral(once: _Once, folder: str, known: tuple[str, ...]) -> str:
     """Return the folder of the classes, or images: `train/images` or `train/train` where `train` holds no others."""
     while True:
         names, files = once.peek(folder)
-        if files or not any(map(_says_nothing, names)):
+        if files or not any(_says_nothing(name, folder) for name in names):
             return folder
         holding = list(islice((name for name in names if once.holds_images(_below(folder, name))), 2))
-        if len(holding) != 1 or not _says_nothing(holding[0]) or holding[0] in known:
+        if len(holding) != 1 or not _says_nothing(holding[0], folder) or holding[0] in known:
             return folder
         folder = _below(folder, holding[0])
 
 
-def _says_nothing(name: str) -> bool:
-    return is_neutral(name) or bool(split_of(name, whole=True))
+def _says_nothing(name: str, above: str) -> bool:
+    return is_neutral(name) or bool(split_of(name, whole=True)) or name == os.path.basename(above)
 
 
 def _no_images_beside(samples: Iterable[Sample], files: list[Sample], where: Path) -> Iterator[Sample]:

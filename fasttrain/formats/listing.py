@@ -14,6 +14,9 @@ from fasttrain.system.errors import DataError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
+_OTHER_FORMATS = (
+    ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".ppm", ".pgm", ".tga", ".dng", ".cr2", ".nef", ".arw",
+)  # fmt: skip
 _ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".rar", ".7z")
 
 # A larger file is no photograph: it is reported and never read.
@@ -63,8 +66,12 @@ class Unused:
 
 
 def other_file(name: str) -> str:
-    """Return why a file whose name is no image's is not used, by its extension."""
+    """Return why a file is not used that is not among the images of a source, by its extension."""
     extension = os.path.splitext(name)[1].lower()
+    if extension in IMAGE_EXTENSIONS:
+        return f"images beside what is read ({extension})"
+    if extension in _OTHER_FORMATS:
+        return f"pictures of a format that is not read ({extension})"
     if extension in _ARCHIVES:
         return f"archives inside ({extension})"
     return f"files that are no images ({extension[:16] or 'no extension'})"
@@ -90,7 +97,7 @@ class Listing(Sequence[Sample]):
         """Take samples one by one; all have places of the same length."""
         names, ends, labels, places = bytearray(), array("q", [0]), array("i"), array("q")
         for sample in samples:
-            names += os.fsencode(sample.path)
+            names += sample.path.encode("utf-8", "surrogatepass")  # of any text, whatever the locale
             ends.append(len(names))
             labels.append(sample.label)
             places.extend(sample.place)
@@ -137,7 +144,7 @@ class Listing(Sequence[Sample]):
         return self._sample(int(self._rows[index]))
 
     def _sample(self, row: int) -> Sample:
-        name = os.fsdecode(bytes(self._names[self._ends[row] : self._ends[row + 1]]))
+        name = self._names[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogatepass")
         first = row * self._per_place
         return Sample(name, self._labels[row], tuple(self._places[first : first + self._per_place]))
 
@@ -164,13 +171,13 @@ def listing_digest(
 
     files: several may have one name.
     """
-    digest = hashlib.sha256("\0".join(classes).encode("utf-8", "surrogateescape"))
+    digest = hashlib.sha256("\0".join(classes).encode("utf-8", "surrogatepass"))
     for name, file in files:
-        digest.update(f"{name}\0{file}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{name}\0{file}\n".encode("utf-8", "surrogatepass"))
     for split, samples in splits.items():
         for sample in samples:
             line = f"{split}\0{sample.path}\0{sample.label} {state(sample)}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
+            digest.update(line.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from fasttrain.formats.checked import (
 )
 from fasttrain.system.durable import read_json, write_json
 from fasttrain.system.errors import DataError
+from fasttrain.system.regular import open_regular
 
 FILE_NAME = "manifest.json"
 STATE_FILE = "conversion.json"  # lies there until the manifest does
@@ -198,9 +200,18 @@ _MANIFEST = fields(
 )
 
 
+def check_finished(folder: Path) -> None:
+    """Raise ManifestError for what a conversion has left that has not ended: without its manifest it is but a part."""
+    if (folder / STATE_FILE).exists() and not (folder / FILE_NAME).exists():
+        raise ManifestError(f"{folder}: an unfinished conversion: run the same dataprep/convert.py again")
+
+
 def glimpses(path: Path) -> tuple[str, ...]:
-    """Return digests of a few short parts of a file, by which a shard is told from another of the same size."""
-    with open(path, "rb") as file:
+    """Return digests of a few short parts of a file, by which a shard is told from another of the same size.
+
+    Raises OSError, also for what is no regular file.
+    """
+    with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
         found = []
         for part in range(1, _GLIMPSES + 1):
@@ -218,11 +229,13 @@ def wrong_label(label_N: np.ndarray, num_classes: int) -> str:
 
 def _check_size(path: Path, expected: int) -> None:
     try:
-        num_bytes = path.stat().st_size
+        status = path.stat()
     except OSError as error:
         raise ManifestError(f"{path}: {error.strerror}") from None
-    if num_bytes != expected:
-        raise ManifestError(f"{path}: {num_bytes} bytes, but the manifest says {expected}")
+    if not stat.S_ISREG(status.st_mode):
+        raise ManifestError(f"{path}: not a regular file")
+    if status.st_size != expected:
+        raise ManifestError(f"{path}: {status.st_size} bytes, but the manifest says {expected}")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 # How chunks begin in which writers put EXIF, or XMP.
 _EXIF, _XMP = b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"
 _ORIENTATION = (b"eXIf", b"tEXt" + _EXIF, b"zTXt" + _EXIF, b"iTXt" + _XMP)
+_MOST_CHUNKS = 1 << 18  # writers fill 8 KiB and more; a file of empty ones alone would take minutes and gigabytes
 _AROUND = 12  # bytes of a chunk beside its content: length and kind before it, a checksum behind
 
 
@@ -34,7 +35,7 @@ class Chunk(NamedTuple):
 
 
 def _chunks(data: bytes) -> Iterator[Chunk]:
-    at, kind = len(SIGNATURE), b""
+    at, kind, count = len(SIGNATURE), b"", 0
     while kind != b"IEND":
         end = at + _AROUND + int.from_bytes(data[at : at + 4], "big")
         kind = data[at + 4 : at + 8]
@@ -42,6 +43,9 @@ def _chunks(data: bytes) -> Iterator[Chunk]:
             raise PngError("truncated")
         if not kind.isalpha():
             raise PngError("damaged: a chunk without a name")
+        count += 1
+        if count > _MOST_CHUNKS:
+            raise PngError(f"more than {_MOST_CHUNKS} chunks")
         yield Chunk(kind, at, end)
         at = end
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,9 +48,38 @@ def split_of(name: str, whole: bool = False) -> str:
     return splits[0] if splits else ""
 
 
+def splits_of(names: Iterable[str]) -> dict[str, str]:
+    """Return the split of each of some folders that lie side by side, "" for none.
+
+    Beside words of other kinds, a split's word makes a class, as `bullet_train`; but not if the other words are those
+    of one pair, as in `DIV2K_train_HR` and `DIV2K_valid_HR`.
+    """
+    found = {name: split_of(name, whole=True) for name in names}
+    picked = pick(list(found.values()))
+    if not (picked.train and picked.val):
+        by_rest: dict[tuple[str, ...], dict[str, str]] = {}
+        for name in found:
+            if split := split_of(name):
+                by_rest.setdefault(_other_words(name), {})[name] = split
+        pairs = [group for group in by_rest.values() if all(pick(list(group.values())))]
+        if len(pairs) == 1:
+            return {name: pairs[0].get(name, "") for name in found}
+    return found
+
+
+def _other_words(name: str) -> tuple[str, ...]:
+    words = (word.lower() for word in _WORD.findall(name))
+    return tuple(word for word in words if word not in _NEUTRAL and not _spelled(word))
+
+
 def _spelled(word: str) -> str:
     glued = _GLUED.fullmatch(word)
     return _SPELLINGS.get(word) or (_SPELLINGS.get(glued[1], "") if glued else "")
+
+
+def is_of_images(name: str) -> bool:
+    """Whether the name of a folder says that it holds images of every class: `images`, `JPEGImages`."""
+    return is_neutral(name) and any(word in name.lower() for word in ("image", "img", "photo", "picture", "jp"))
 
 
 def is_neutral(name: str) -> bool:

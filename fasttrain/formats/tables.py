@@ -1,7 +1,8 @@
 """Whether a JPEG defines the tables that its scans use, found by walking over its segments as libjpeg does.
 
 A decompressor keeps the tables of the image before: a stream without its own would be decoded with those of a stranger.
-Imported late, because numba takes a while.
+And it passes over the whole image for every scan of a few bytes: a small stream of many would take it hours. Imported
+late, because numba takes a while.
 """
 
 from __future__ import annotations
@@ -14,8 +15,14 @@ import numba
 import numpy as np
 from numba import types
 
-_ALL_DEFINED, _NO_QUANTISATION, _NO_HUFFMAN, _SEVERAL_SCANS = range(4)
-_KINDS = ("", "quantisation", "Huffman")
+MOST_SCANS = 100  # encoders write 10 to 20
+_ALL_DEFINED, _NO_QUANTISATION, _NO_HUFFMAN, _TOO_MANY_SCANS, _SEVERAL_SCANS = range(5)
+_REASONS = (
+    "",
+    "it uses a quantisation table that it does not define",
+    "it uses a Huffman table that it does not define",
+    f"more than {MOST_SCANS} scans",
+)
 
 _Number = Any  # in compiled code
 _CACHE = os.environ.get("NUMBA_CACHE_DIR") != ""  # empty: no folder can be written
@@ -96,7 +103,7 @@ def _of_scan(data: np.ndarray, frame: int, scan: int, quantised: int, huffman: i
 @numba.cfunc(types.int64(types.voidptr, types.int64, types.int64), cache=_CACHE, error_model="numpy")
 def _walk(address: _Number, size: int, every_scan: int) -> int:
     data = numba.carray(address, (size,), np.uint8)
-    quantised = huffman = frame = 0
+    quantised = huffman = frame = scans = 0
     at = _next_marker(data, 2, size)
     # Whatever is odd ends the walk: the decoder meets the same, and has its own words for it.
     while at + 2 < size and _byte(data, at) != _EOI and _byte(data, at) != _SOI:
@@ -120,6 +127,9 @@ def _walk(address: _Number, size: int, every_scan: int) -> int:
                 return lacks
             if not every_scan:
                 return _SEVERAL_SCANS
+            scans += 1
+            if scans > MOST_SCANS:
+                return _TOO_MANY_SCANS
         at = _next_marker(data, end, size)
     return _ALL_DEFINED
 
@@ -131,10 +141,10 @@ _address: _Number = _walk.address
 first_scan, _all_scans = ctypes.PYFUNCTYPE(*_arguments)(_address), ctypes.CFUNCTYPE(*_arguments)(_address)
 
 
-def undefined_table(address: int, size: int) -> str:
-    """What kind of table a JPEG at an address uses and does not define: "quantisation", "Huffman" or none, "".
+def objection(address: int, size: int) -> str:
+    """Why a JPEG at an address is not decoded: it uses a table that it does not define, or has more than MOST_SCANS.
 
-    None also where the stream is no sound JPEG: every decoder refuses that by itself.
+    "" also where the stream is no sound JPEG: every decoder refuses that by itself.
     """
     found: int = first_scan(address, size, 0)
-    return _KINDS[_all_scans(address, size, 1) if found == _SEVERAL_SCANS else found]
+    return _REASONS[_all_scans(address, size, 1) if found == _SEVERAL_SCANS else found]

@@ -22,6 +22,8 @@ _ASIDE_TYPES = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK, b"V", b"D")  # global
 _WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 _TYPE = 156  # where a header says of what kind a member is
 _SPARSE_FLAG, _SPARSE_BLOCK_FLAG = 482, 504  # where an old sparse header, and a further block of it, says "one more"
+_SPARSE, _SPARSE_NAME = b"GNU.sparse.", b"GNU.sparse.name"
+_READ = (b"path", b"size", _SPARSE_NAME)  # keys of pax records
 _RECORD = re.compile(rb"(\d{1,10}) ([^=\n]+)=")
 
 
@@ -87,28 +89,31 @@ def _padded(size: int) -> int:
 
 
 def _records(content: bytes, at: int) -> dict[bytes, bytes]:
-    """Return pax records, `LENGTH KEY=VALUE\\n` each."""
+    """Return those pax records, `LENGTH KEY=VALUE\\n` each, that say where a member lies and what it is called."""
     records, start = {}, 0
     while start < len(content) and content[start]:
         found = _RECORD.match(content, start)
         stop = start + int(found[1]) if found else 0
         if not found or not found.end() < stop <= len(content):
             raise TarDamage("damaged archive: a pax header without records: what follows is lost", at)
-        records[found[2]] = content[found.end() : stop - 1]
+        if found[2] in _READ:  # all others could fill the memory, header by header
+            records[found[2]] = content[found.end() : stop - 1]
+        elif found[2].startswith(_SPARSE):
+            records[_SPARSE] = b""
         start = stop
     return records
 
 
 def _apply(member: tarfile.TarInfo, extended: dict[bytes, bytes]) -> None:
     """Give a member the name and the size that extended headers state."""
-    name = extended.get(b"GNU.sparse.name", extended.get(b"path"))
+    name = extended.get(_SPARSE_NAME, extended.get(b"path"))
     if name is not None:
         member.name = name.decode("utf-8", "surrogateescape").rstrip("/")
     if (size := extended.get(b"size")) is not None:
         if not re.fullmatch(rb"\d{1,18}", size):
             raise TarDamage("damaged archive: a size that is no number: what follows is lost", member.offset)
         member.size = int(size)
-    if any(key.startswith(b"GNU.sparse.") for key in extended):
+    if _SPARSE in extended or _SPARSE_NAME in extended:
         member.type = tarfile.GNUTYPE_SPARSE
 
 

@@ -7,7 +7,7 @@ import pathlib
 import torch
 
 from fasttrain.formats.beton_set import beton_files, open_betons
-from fasttrain.formats.manifest import FILE_NAME, STATE_FILE, Manifest, ManifestError
+from fasttrain.formats.manifest import FILE_NAME, Manifest, ManifestError, check_finished
 from fasttrain.input.batch import Batch
 from fasttrain.input.folder_store import FolderStore
 from fasttrain.input.loader import MAX_FAILED_FRACTION, Loader, LoaderError, ThreadLoader
@@ -59,8 +59,7 @@ def _kind(path: pathlib.Path, loader: str) -> str:
         return "folder"
     if (path / FILE_NAME).exists():
         return "manifest"
-    if (path / STATE_FILE).exists():
-        raise ManifestError(f"{path}: an unfinished conversion: run the same dataprep/convert.py again")
+    check_finished(path)
     if beton_files(path):
         return "betons"
     if not path.is_dir():

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import pathlib
+import pickle
 import re
 import shutil
 import sys
@@ -18,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 
 from fasttrain.system.durable import publish, reason, replace_file, temporary_path
-from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.errors import RunError, UserError, printable
 from fasttrain.system.memory import is_full_memory
 from fasttrain.system.regular import open_regular
 
@@ -150,6 +151,8 @@ def load_checkpoint(path: pathlib.Path) -> Checkpoint:
                 f"checkpoint {path} could not be read: {error.strerror or error}; if it never can, move it away"
             ) from error
         said = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, pickle.UnpicklingError):  # torch goes on to say how to run what is in it
+            said = "it holds other things than tensors, numbers and text"
         raise CheckpointError(f"checkpoint {path} can't be read: {said}") from error
     version = state.get("format") if isinstance(state, dict) else None
     if type(version) is not int:
@@ -193,7 +196,8 @@ def load_newest(folder: pathlib.Path) -> Checkpoint | None:
         try:
             return load_checkpoint(path)
         except CheckpointError as error:
-            print(f"warning: {' '.join(str(error).split())[:300]}; trying the one before", file=sys.stderr, flush=True)
+            said = printable(" ".join(str(error).split())[:300])  # a stranger's may quote itself
+            print(f"warning: {said}; trying the one before", file=sys.stderr, flush=True)
     if paths:
         raise CheckpointError(f"none of the {len(paths)} checkpoints in {folder} can be read; --fresh starts over")
     return None

@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -107,6 +108,33 @@ def test_a_compressed_array_may_not_promise_more_than_its_stream_can_hold(
     data, size = path.read_bytes(), len(IMAGES)
     path.write_bytes(data.replace(struct.pack("<I", size), struct.pack("<I", size << 14)))
     assert "another size than its header says" in refusal(path, capfd)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_listing_small_images_takes_little_more_than_their_names(tmp_path: Path, joined: bool) -> None:
+    count = 20_000
+    pixels = np.zeros(count, np.uint8)
+    if joined:
+        np.savez(tmp_path / "a.npz", train_jpeg=pixels, train_offsets=np.arange(count + 1))
+    else:
+        np.savez(tmp_path / "a.npz", images=pixels.reshape(count, 1, 1))
+    tracemalloc.start()
+    source = open_source(tmp_path / "a.npz")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(source.splits["train"]) == count
+    assert most < 200 * count
+
+
+def test_an_array_whose_name_would_fill_the_memory_with_names_of_its_images(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for length, refused in ((255, False), (256, True)):
+        path = write_npz(tmp_path / f"{length}.npz", **{f"train{'_' * (length - 11)}images": IMAGES})
+        if refused:
+            assert "a name of more than 255 characters" in refusal(path, capfd)
+        else:
+            assert len(open_source(path).splits["train"]) == 2
 
 
 def test_labels_of_bytes_that_are_no_utf_8(tmp_path: Path) -> None:
@@ -302,6 +330,17 @@ def test_a_label_of_json_that_is_nested_too_deeply_costs_no_other_sample(tmp_pat
     source = open_source(tmp_path / "a.tar")
     assert "a.tar/2.jpg" in [sample.path for sample in source.splits["train"]]
     assert source.splits["train"][-1].label >= 0
+
+
+def test_a_name_without_end_in_a_zip_is_skipped(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("a/1.jpg", f"a/{'x' * 5000}.jpg"):
+            archive.writestr(name, picture())
+    source = open_source(tmp_path / "a.zip")
+    assert [sample.path for sample in source.splits["train"]] == ["a/1.jpg"]
+    (skip,) = source.skipped
+    assert skip["reason"] == "a name of more than 4096 characters"
+    assert len(skip["path"]) == 4096
 
 
 def test_a_name_without_end_is_skipped(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.commands import ROOT
 
 from fasttrain.dataprep import convert
 from fasttrain.dataprep.sources import labels
@@ -18,6 +22,7 @@ from fasttrain.dataprep.sources.source import Source
 from fasttrain.dataprep.sources.webdataset import split_key
 from fasttrain.formats.listing import SourceError, Unused
 from fasttrain.formats.manifest import Manifest
+from fasttrain.system.errors import DataError
 
 
 def picture(number: int, kind: str = "JPEG") -> bytes:
@@ -61,6 +66,20 @@ def test_splits_of_tars_follow_their_folders(tmp_path: Path, pattern: str) -> No
     source = open_source(tmp_path / pattern)
     assert labelled(source) == {"train": [0, 1, 0, 1], "val": [0, 1, 0, 1]}
     assert source.splits["val"][2].path == "val/00001.tar/6.jpg"
+
+
+@pytest.mark.parametrize("name", ["set[1].tar", "set{1,2}.tar", "set*.tar", "set{0..1}.tar"])
+def test_the_name_of_a_file_that_is_there_is_no_pattern(tmp_path: Path, name: str) -> None:
+    tar(tmp_path / "set1.tar", samples(1))
+    assert labelled(open_source(tar(tmp_path / name, samples(3)))) == {"train": [0, 1, 0]}
+
+
+@pytest.mark.parametrize("pattern", ["*.jpg", "{0,1}.jpg", "*"])
+def test_a_pattern_of_other_files_is_refused(tmp_path: Path, pattern: str) -> None:
+    for name in ("0.jpg", "1.jpg"):
+        (tmp_path / name).write_bytes(picture(0))
+    with pytest.raises(SourceError, match=r"names .*0\.jpg, but a pattern is for \.tar files"):
+        open_source(tmp_path / pattern)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +168,46 @@ def test_equal_names_one_after_the_other_are_samples_of_their_own(tmp_path: Path
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     assert labelled(open_source(tmp_path / "a.tar")) == {"train": [1, 1]}
+
+
+@pytest.mark.parametrize("damage", ["none", "a shard is missing", "unfinished", "another manifest"])
+def test_converted_tars_keep_their_classes_and_are_read_as_a_whole(tmp_path: Path, damage: str) -> None:
+    shards = tmp_path / "shards"
+    for name in ("apple", "pear"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "0.jpg").write_bytes(picture(1))
+    options = ["--format", "webdataset", "--shard-size", "1", "--workers", "1"]
+    assert convert.main([str(tmp_path / "photos"), str(shards), *options]) == 0
+    if damage == "a shard is missing":
+        (shards / "train-00001.tar").unlink()
+    elif damage == "unfinished":
+        (shards / "manifest.json").rename(shards / "conversion.json")
+    elif damage == "another manifest":
+        (shards / "manifest.json").write_text("{}")
+    if damage in ("a shard is missing", "unfinished"):
+        with pytest.raises(DataError, match="No such file" if damage == "a shard is missing" else "unfinished"):
+            open_source(shards)
+        return
+    source = open_source(shards)
+    assert sorted(labelled(source)["train"]) == [0, 1]
+    assert source.classes == (("apple", "pear") if damage == "none" else ("0", "1"))
+    assert len(source.notes) == (damage == "another manifest")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_label(tmp_path: Path) -> None:
+    labels_of = {"0.cls": "\ufeffapple", "1.cls": "apple", "2.json": '\ufeff{"label": "pear"}'}
+    members = {f"{i}.jpg": picture(i) for i in range(3)} | {name: text.encode() for name, text in labels_of.items()}
+    source = open_source(tar(tmp_path / "a.tar", dict(sorted(members.items()))))
+    assert source.classes == ("apple", "pear")
+    assert labelled(source) == {"train": [0, 0, 1]}
+
+
+def test_labels_in_a_member_that_is_asked_for_make_a_tar_a_webdataset(tmp_path: Path) -> None:
+    file = tar(tmp_path / "a.tar", {"0.jpg": picture(0), "0.txt": b"pear", "1.jpg": picture(1), "1.txt": b"apple"})
+    assert open_source(file).classes == ()
+    source = open_source(file, labels="txt")
+    assert source.classes == ("apple", "pear")
+    assert labelled(source) == {"train": [1, 0]}
 
 
 @pytest.mark.parametrize("count", [6, 100])  # more than are looked at to tell the kind
@@ -255,6 +314,23 @@ def test_image_folders_beside_their_archives_are_read_as_folders(tmp_path: Path)
     assert reasons(source) == {"archives inside (.tar)": ["train.tar"]}
 
 
+@pytest.mark.parametrize("names", [["images"], ["ant", "bee"]])
+def test_folders_of_the_names_of_all_archives_beside_them_are_what_lies_in_these(
+    tmp_path: Path, names: list[str]
+) -> None:
+    for name in names:
+        tar(tmp_path / f"{name}.tar", {"1.jpg": picture(1)})
+        (tmp_path / name / "below").mkdir(parents=True)
+        (tmp_path / name / "below" / "1.jpg").write_bytes(picture(1))
+    assert recognise(tmp_path) == "folder"
+    assert reasons(open_source(tmp_path)) == {"archives inside (.tar)": [f"{name}.tar" for name in names]}
+    tar(tmp_path / "other.tar", {"1.jpg": picture(1)})
+    assert recognise(tmp_path) == "tar"  # a part may be unpacked
+    assert reasons(open_source(tmp_path)) == {
+        "images beside what is read (.jpg)": [f"{name}/below/1.jpg" for name in names]
+    }
+
+
 @pytest.mark.parametrize(("images", "tars", "kind"), [(3, 1, "folder"), (1, 2, "webdataset")])
 def test_of_images_and_tars_side_by_side_the_more_are_read_and_the_others_counted(
     tmp_path: Path, images: int, tars: int, kind: str
@@ -354,6 +430,69 @@ def test_labels_of_a_column(tmp_path: Path) -> None:
         open_source(tmp_path / "a.parquet", labels="colour")
 
 
+@pytest.mark.parametrize("kind", ["npz", "npz of one split", "parquet", "webdataset"])
+def test_a_split_without_images_is_refused_in_one_line(
+    tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    pixels, empty = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)
+    if kind.startswith("npz"):
+        source /= "a.npz"
+        np.savez(source, **({"x_train": pixels, "x_test": empty} if kind == "npz" else {"images": empty}))
+    elif kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet")
+        table = pyarrow.table({"image": [picture(0), picture(1)], "label": [0, 1]})
+        pyarrow.parquet.write_table(table, source / "train.parquet")
+        pyarrow.parquet.write_table(table.slice(0, 0), source / "test.parquet")
+    else:
+        tar(source / "train.tar", samples(2))
+        tar(source / "val.tar", {"0.cls": b"0"})
+    assert convert.main([str(source), str(tmp_path / "out")]) == 2
+    split = "train" if kind == "npz of one split" else "val"
+    assert capfd.readouterr().err.endswith(f"error: {source}: no images in the {split} split\n")
+
+
+def test_a_key_of_a_json_that_holds_nothing_does_not_hide_another(tmp_path: Path) -> None:
+    texts = [b'{"label": null, "class": "x"}', b'{"label": null}', b'{"label": "y", "class": "x"}']
+    members = {name: data for i, text in enumerate(texts) for name, data in
+               ((f"{i}.jpg", picture(i)), (f"{i}.json", text))}  # fmt: skip
+    source = open_source(tar(tmp_path / "a.tar", members))
+    assert source.classes == ("x", "y")
+    assert labelled(source) == {"train": [0, -1, 1]}
+
+
+@pytest.mark.parametrize(("values", "classes"), [([1, 0], ("0", "1")), (["b", "a"], ("a", "b"))])
+@pytest.mark.parametrize("lacking", ["no column", "nulls"])
+def test_tables_without_labels_do_not_cost_those_of_others(
+    tmp_path: Path, values: list[int | str], classes: tuple[str, ...], lacking: str
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    images = {"image": [picture(0), picture(1)]}
+    # Sorted by name, the one without labels comes first.
+    unlabelled = images if lacking == "no column" else {**images, "label": pyarrow.nulls(2)}
+    pyarrow.parquet.write_table(pyarrow.table(unlabelled), tmp_path / "test.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({**images, "label": values}), tmp_path / "train.parquet")
+    source = open_source(tmp_path)
+    assert source.classes == classes
+    assert labelled(source) == {"train": [1, 0], "val": [-1, -1]}
+    assert source.notes == ["1 of 2 tables have no column 'label', so their images have no labels"]
+
+
+def test_a_column_of_numbers_here_and_text_there_holds_no_classes(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    for i, value in enumerate((0, "a")):
+        pyarrow.parquet.write_table(pyarrow.table({"image": [picture(i)], "label": [value]}), tmp_path / f"{i}.parquet")
+    source = open_source(tmp_path)
+    assert source.notes == ["no labels: column 'label' holds text in some tables, and something else in others"]
+    assert labelled(source) == {"train": [-1, -1]}
+    with pytest.raises(SourceError, match="something else in others"):
+        open_source(tmp_path, labels="label")
+
+
 @pytest.mark.parametrize("name", ["Label", "category", "class_id", "y", "TARGET"])
 def test_columns_that_are_customary_for_labels(tmp_path: Path, name: str) -> None:
     pa = pytest.importorskip("pyarrow")
@@ -411,3 +550,21 @@ def test_text_that_names_no_classes_is_left_out_and_noted(tmp_path: Path, monkey
     source = open_source(tar(tmp_path / "a.tar", members))
     assert labelled(source) == {"train": [-1] * 9}
     assert source.notes == ["no labels: the labels hold more than 20 bytes of different texts"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_names_that_the_locale_cannot_spell_are_those_of_the_source(tmp_path: Path, kind: str) -> None:
+    names, source = ("\u65e5\u672c/0.jpg", "\xe9/0.jpg"), tmp_path / "photos"
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for i, name in enumerate(names):
+            archive.writestr(name, picture(i))
+        archive.extractall(source)
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "fasttrain.dataprep.convert", source.with_suffix(".zip" if kind == "zip" else "")]
+    done = subprocess.run(
+        [*map(str, command), str(tmp_path / "out")], env=ascii_only, cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert Manifest.load(tmp_path / "out").num_samples("train") == 2
+    for name in names if kind == "zip" else ():
+        assert f"{name}\n" in (tmp_path / "out" / "train-00000.names").read_text("utf-8")

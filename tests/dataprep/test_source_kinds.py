@@ -29,7 +29,7 @@ from fasttrain.dataprep.sources.kinds import (
 from fasttrain.dataprep.sources.source import Source
 from fasttrain.formats import jpeg
 from fasttrain.formats.beton import BetonReader
-from fasttrain.formats.listing import Listing, Sample, SourceError
+from fasttrain.formats.listing import Listing, Sample, SourceError, listing_digest
 from fasttrain.formats.manifest import Manifest
 
 
@@ -498,6 +498,12 @@ def test_pickled_arrays(tmp_path: Path, protocol: int) -> None:
     assert loaded["offsets"].tolist() == [0, 1, 2]
 
 
+def test_pickled_names_that_are_no_text_stay_apart(tmp_path: Path) -> None:
+    content = {"data": np.concatenate([ROWS[:1]] * 3), "labels": [b"\xfe", b"\xff", b"a"]}
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps(content, protocol=2))
+    assert open_source(tmp_path).classes == ("\\xfe", "\\xff", "a")
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz(tmp_path: Path, save: Callable[..., None]) -> None:
     label = np.array([[0], [1], [2], [0], [1], [2]])
@@ -519,6 +525,9 @@ def test_npz(tmp_path: Path, save: Callable[..., None]) -> None:
     assert [source.reader.read(sample) for sample in source.splits["train"]] == streams
     save(tmp_path / "plain.npz", images=PIXELS)
     assert open_source(tmp_path / "plain.npz").classes == ()
+    save(tmp_path / "gray.npz", images=PIXELS[..., :1])
+    gray = open_source(tmp_path / "gray.npz")
+    np.testing.assert_array_equal(gray.reader.read(gray.splits["train"][1]), np.repeat(PIXELS[1, :, :, :1], 3, 2))
     save(tmp_path / "keras.npz", x_train=PIXELS, y_train=label, x_test=PIXELS, y_test=label)
     assert set(open_source(tmp_path / "keras.npz").splits) == {"train", "val"}
 
@@ -585,6 +594,14 @@ def test_files_of_one_name_all_count_in_the_fingerprint(tmp_path: Path) -> None:
     with open(tmp_path / "a" / "train-0.tar", "ab") as file:
         file.write(bytes(10_240))
     assert not fingerprint(open_source(pattern)).startswith("88bb110efa0ddc9b")
+
+
+def test_a_listing_and_its_digest_hold_names_of_any_text() -> None:
+    names = ["\xe9", "\u65e5", "\udcc3\udca9", "\ud800", "\U0001f600", "a\nb"]
+    listing = Listing(Sample(name, -1) for name in names)
+    assert [sample.path for sample in listing] == names
+    digests = {listing_digest((name,), {"train": Listing([Sample(name, -1)])}, lambda _: 0) for name in names}
+    assert len(digests) == len(names)
 
 
 def test_listing() -> None:

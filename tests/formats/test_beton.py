@@ -174,6 +174,19 @@ def test_damage_is_found(tmp_path: Path, offset: int, value: np.generic, message
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_what_was_checked_stays_when_the_file_changes(tmp_path: Path, num_samples: int) -> None:
+    """A place that leads out of the file, written after the check, would be read."""
+    path = write(tmp_path / "shard.beton", num_samples)
+    reader = BetonReader(path)
+    columns = "mode_N", "height_N", "width_N", "pointer_N", "size_N", "label_N"
+    before = {name: getattr(reader, name).tolist() for name in columns}
+    with open(path, "r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+    assert reader.data[-1] == 0xFF
+    assert {name: getattr(reader, name).tolist() for name in columns} == before
+
+
 def test_cut_files_are_found(tmp_path: Path) -> None:
     content = write(tmp_path / "a.beton", 10).read_bytes()
     for length in (

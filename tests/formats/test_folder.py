@@ -114,6 +114,28 @@ def test_a_class_folder_of_nothing_but_folders_of_images_is_noted(tmp_path: Path
     assert note.startswith("1 of 2 class folders hold nothing but folders of images, the first is bottle:")
 
 
+def test_folders_below_the_only_one_of_a_class_folder_are_noted_too(tmp_path: Path) -> None:
+    layout = list_folder(make(tmp_path, *(f"{top}/in/{name}/1.jpg" for top in ("one", "two") for name in "ab")))
+    assert layout.classes == ("one", "two")
+    assert layout.notes[0].startswith("2 of 2 class folders hold nothing but folders of images, the first is one:")
+
+
+@pytest.mark.parametrize("name", ["images", "JPEGImages", "img"])
+def test_a_class_that_is_called_like_all_images_is_noted(tmp_path: Path, name: str) -> None:
+    layout = list_folder(make(tmp_path, f"{name}/1.jpg", "masks/1.png"))
+    assert layout.classes == tuple(sorted((name, "masks")))
+    assert layout.notes == [f"one of 2 classes is called {name!r}: if that folder holds all images, name it"]
+    assert list_folder(make(tmp_path / "letters", "x/1.jpg", "v/1.jpg")).notes == []
+
+
+def test_a_pair_of_folders_that_are_called_alike_are_splits(tmp_path: Path) -> None:
+    make(tmp_path, *(f"seg_{split}/seg_{split}/{name}/1.jpg" for split in ("train", "test") for name in ("ice", "sea")))
+    layout = list_folder(make(tmp_path, "seg_pred/1.jpg"))
+    assert layout.classes == ("ice", "sea")
+    assert counts(layout) == {"train": 2, "val": 2}
+    assert unused(layout) == {"images beside the splits": ["seg_pred"]}
+
+
 @pytest.mark.parametrize("kind", HEADS)
 def test_images_are_told_by_their_extension_or_else_by_their_first_bytes(tmp_path: Path, kind: str) -> None:
     assert is_image(HEADS[kind].ljust(HEAD_BYTES, b"\0"))
@@ -194,6 +216,55 @@ class DeepTree:
 
 def test_deep_folders_are_listed() -> None:
     assert counts(arrange(DeepTree())) == {"train": 1}
+
+
+def test_a_training_split_without_images_is_what_is_wrong_and_not_the_classes_of_the_other(tmp_path: Path) -> None:
+    (tmp_path / "train" / "ant").mkdir(parents=True)
+    with pytest.raises(SourceError, match=r"train: no images \(.*folders without images: 1, first train/ant"):
+        list_folder(make(tmp_path, "val/ant/1.jpg"))
+
+
+def test_pictures_of_other_formats_are_not_called_other_files(tmp_path: Path) -> None:
+    layout = list_folder(make(tmp_path, "1.jpg", "2.HEIC", "3.avif", "4.txt"))
+    assert unused(layout) == {
+        "pictures of a format that is not read (.heic)": ["2.HEIC"],
+        "pictures of a format that is not read (.avif)": ["3.avif"],
+        "files that are no images (.txt)": ["4.txt"],
+    }
+
+
+class CountedName(str):
+    """A name that counts how often any is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        CountedName.compared += 1
+        return str.__eq__(self, other)
+
+
+class WideTree:
+    """Two splits of 300 classes, of an image each."""
+
+    root = ""
+
+    def __init__(self) -> None:
+        self.skipped: Skipped = []
+        self.unused = Unused()
+
+    def entries(self, folder: str) -> tuple[list[str], list[Sample]]:
+        names = {"": ["train", "val"], "train": 300, "val": 300}.get(folder, [])
+        if isinstance(names, int):
+            names = [CountedName(f"{number:03d}") for number in range(names)]
+        return names, [Sample(f"{folder}/1.jpg", -1)] if "/" in folder else []
+
+
+def test_the_classes_of_a_validation_split_are_not_looked_for_one_by_one() -> None:
+    CountedName.compared = 0
+    layout = arrange(WideTree())
+    assert layout.splits["val"].label_N.tolist() == list(range(300))
+    assert CountedName.compared < 10 * 300
 
 
 def test_an_error_of_no_images_says_what_is_there(tmp_path: Path) -> None:

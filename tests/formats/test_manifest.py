@@ -1,12 +1,13 @@
 """A manifest from anywhere is checked value by value, and older ones are read as they were."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fasttrain.formats.manifest import Manifest, ManifestError, Shard
+from fasttrain.formats.manifest import Manifest, ManifestError, Shard, glimpses
 
 SHARD = {"name": "train-00000.beton", "num_samples": 2, "num_bytes": 9, "sha256": "00", "index": None, "glimpses": []}
 VALID = {
@@ -102,3 +103,14 @@ def test_what_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ManifestError, match="malformed"):
         Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder"])
+def test_what_is_no_file_in_the_place_of_a_shard_is_refused_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "train-00000.beton"
+    os.mkfifo(path) if kind == "FIFO" else path.mkdir()
+    manifest = loaded(tmp_path, {**VALID, **shard(num_bytes=path.stat().st_size, glimpses=["00"] * 3)})
+    with pytest.raises(ManifestError, match="not a regular file"):
+        manifest.check_shards(tmp_path)
+    with pytest.raises(OSError, match="not a regular file"):
+        glimpses(path)

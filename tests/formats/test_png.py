@@ -156,3 +156,14 @@ def test_only_what_makes_pixels_is_kept() -> None:
         png.pixels_alone(png.SIGNATURE + chunk(b"IEND", b""))
     with pytest.raises(png.PngError, match="without a name"):
         png.pixels_alone(png.SIGNATURE + chunk(b"1234", b"") + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize("kind", [b"IDAT", b"abCd"])
+def test_a_file_of_very_many_chunks_is_refused(kind: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a hundred times its bytes in memory, beside those that hold the pixels."""
+    monkeypatch.setattr(png, "_MOST_CHUNKS", 103)  # IHDR, IDAT, IEND and 100 more
+    added = chunk(kind, b"")
+    assert read_rgb(with_chunk(added * 100, b"IEND")).shape == PIXELS.shape
+    for attempt in (read_rgb, lambda data: encode_image(data, Encoding())):
+        with pytest.raises(ImageError, match="more than 103 chunks"):
+            attempt(with_chunk(added * 101, b"IEND"))

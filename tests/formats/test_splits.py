@@ -2,7 +2,7 @@
 
 import pytest
 
-from fasttrain.formats.splits import is_neutral, pick, split_of
+from fasttrain.formats.splits import is_neutral, pick, split_of, splits_of
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,18 @@ def test_of_several_validation_splits_the_usual_one_is_picked() -> None:
 def test_a_neutral_name_is_that_of_no_class() -> None:
     assert all(map(is_neutral, ("images", "JPEGImages", "img", "data2")))
     assert not any(map(is_neutral, ("apple", "0", "", "image_of_apples")))
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["DIV2K_train_HR", "DIV2K_valid_HR"], ["train", "valid"]),
+        (["seg_pred", "seg_test", "seg_train"], ["", "test", "train"]),
+        (["bullet_train", "train_station"], ["", ""]),
+        (["bullet_train", "driving_test"], ["", ""]),
+        (["cat_train", "cat_val", "dog_train", "dog_val"], ["", "", "", ""]),  # two pairs
+        (["train", "val", "seg_train", "seg_val"], ["train", "val", "", ""]),
+    ],
+)
+def test_names_of_a_pair_are_splits_whatever_else_they_hold(names: list[str], splits: list[str]) -> None:
+    assert splits_of(names) == dict(zip(names, splits, strict=True))

@@ -1,17 +1,23 @@
 """A JPEG is decoded with its own tables or not at all; the walk over its segments agrees with a decoder without any."""
 
+import ctypes
 import io
+import mmap
+import pathlib
+import random
 import re
+import signal
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.forks import finished
 
 from fasttrain.dataprep.encode import Encoding, encode_image
 from fasttrain.formats import jpeg
 from fasttrain.formats.image import ImageError, jpeg_header, read_rgb
-from fasttrain.formats.tables import undefined_table
+from fasttrain.formats.tables import MOST_SCANS, first_scan, objection
 
 DQT, DHT, SOF, SOS = (b"\xff" + bytes([second]) for second in (0xDB, 0xC4, 0xC0, 0xDA))
 MARKERS = rb"\xff[\xdb\xc4\xc0\xda]\0"  # of these, with the first byte of a length
@@ -31,7 +37,7 @@ def as_jpeg(image: Image.Image, **options: object) -> bytes:
 
 def undefined(data: bytes) -> str:
     source = np.frombuffer(data, np.uint8)
-    return undefined_table(source.ctypes.data, source.size)
+    return objection(source.ctypes.data, source.size).removeprefix("it uses a ").partition(" table")[0]
 
 
 def segments(data: bytes, marker: bytes) -> list[tuple[int, int]]:
@@ -190,3 +196,62 @@ def test_the_walk_ends_in_any_bytes() -> None:
         changed = data.copy()
         changed[generator.integers(2, len(data), 4)] = generator.integers(0, 256, 4)
         assert undefined(changed.tobytes()) in ("", "quantisation", "Huffman")
+
+
+def many_scans(count: int) -> bytes:
+    """A gray progressive JPEG: DC, then the same scan of some AC again and again, which no decoder warns of."""
+    data = as_jpeg(picture().convert("L"), progressive=True)
+    (_, dc_end), (ac, ac_end) = segments(data, SOS)[:2]
+    (tables,) = (place for place in segments(data, DHT) if dc_end < place[0] < ac)
+    head = data[: dc_end - 1] + b"\0" + data[dc_end : tables[0]]
+    pixels = data[ac_end : next(start for start, _ in segments(data, DHT) if start > ac)]
+    scan = data[ac : ac_end - 1] + b"\0" + pixels  # all bits at once, as in the head's: none are left to refine
+    return head + data[slice(*tables)] + scan * count + b"\xff\xd9"
+
+
+def test_a_stream_of_very_many_scans_is_refused_before_a_decoder_passes_over_the_image_for_each() -> None:
+    assert read_rgb(many_scans(MOST_SCANS - 1)).shape == (*SIZE, 3)
+    data = many_scans(MOST_SCANS)
+    source, pixels = np.frombuffer(data, np.uint8), np.empty((*SIZE, 3), np.uint8)
+    header = jpeg_header(data)
+    assert header is not None
+    ways: list[Callable[[], object]] = [
+        lambda: jpeg.decode(data),
+        lambda: jpeg.decode_planes(data, header),
+        lambda: jpeg.decode_into(source.ctypes.data, source.size, *SIZE, pixels.ctypes.data),
+        lambda: read_rgb(data),
+    ]
+    for way in ways:
+        with pytest.raises((jpeg.JpegError, ImageError), match=f"more than {MOST_SCANS} scans"):
+            way()
+
+
+def damaged_streams(count: int) -> list[bytes]:
+    """Sound streams cut anywhere, with some bytes replaced, mostly by those of markers."""
+    generator, kinds = random.Random(0), list(SOUND.values())
+    sound = [kind(picture(seed)) for seed, kind in enumerate(kinds)]
+    streams = []
+    for _ in range(count):
+        stream = bytearray(generator.choice(sound))
+        for _ in range(generator.randrange(6)):
+            stream[generator.randrange(len(stream))] = generator.choice((0, 0xC0, 0xC2, 0xC4, 0xDA, 0xDB, 0xFF))
+        streams.append(bytes(stream[: generator.randrange(1, len(stream) + 1)]))
+    return streams
+
+
+def walk_before_a_guard(streams: list[bytes], beyond: int = 0) -> None:
+    """Walk over streams, each of which ends, but for some bytes, where memory ends that may be read."""
+    room = -(-max(map(len, streams)) // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, room + mmap.PAGESIZE)
+    guard = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + room
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    for stream in streams:
+        ctypes.memmove(guard - len(stream), stream, len(stream))
+        for every_scan in (0, 1):
+            first_scan(guard - len(stream), len(stream) + beyond, every_scan)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_no_byte_beyond_a_stream_is_read(tmp_path: pathlib.Path, beyond: int) -> None:
+    done = finished(tmp_path, walk_before_a_guard, damaged_streams(5000), beyond)  # a byte too many ends a process
+    assert done.returncode == (-signal.SIGSEGV if beyond else 0), done.stderr

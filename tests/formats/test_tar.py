@@ -67,7 +67,7 @@ def test_files_and_manifest(converted: Path) -> None:
 
 def test_reads_back_as_a_source(converted: Path, tmp_path: Path) -> None:
     source = open_source(converted)
-    assert source.classes == ("0", "1")
+    assert source.classes == ("class0", "class1")
     seen = [numbers(jpeg.decode(source.reader.read(s)), s.label) for s in source.splits["train"]]
     assert sorted(seen) == EVERY != seen
 

@@ -1,7 +1,9 @@
 """The walk of a tar's headers: what Python's tarfile finds, and an end to everything that would keep it for ever."""
 
 import io
+import itertools
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,20 @@ def test_a_long_name_of_many_headers_is_no_recursion(tmp_path: Path) -> None:
     records = 5000 * pax(record(b"path", b"a/3.jpg"))
     (tmp_path / "a.tar").write_bytes(names + PICTURE + records + PICTURE + END)
     assert [name for name, *_ in walk(tmp_path / "a.tar")] == ["a/2.jpg", "a/3.jpg"]
+
+
+def test_records_that_nobody_reads_are_not_kept(tmp_path: Path) -> None:
+    """Header after header of them could fill the memory before a member comes."""
+    names = (b"%sk%06d" % (prefix, i) for i in range(10_000) for prefix in (b"", b"GNU.sparse."))
+    headers = b"".join(pax(*(record(name, b"") for name in itertools.islice(names, 1000))) for _ in range(20))
+    (tmp_path / "a.tar").write_bytes(headers + PICTURE + PICTURE + END)
+    with open(tmp_path / "a.tar", "rb") as file:
+        tracemalloc.start()
+        found = [member.type for member in tar_headers(file)]
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert found == [tarfile.GNUTYPE_SPARSE, tarfile.REGTYPE]
+    assert most < 10 * len(headers) / 20
 
 
 NEGATIVE = b"\xff" * 10 + b"\xfc\x00"  # in base 256: -1024, by which a walk comes back to this header

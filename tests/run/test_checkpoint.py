@@ -150,7 +150,7 @@ def test_foreign_file_and_code_are_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(CheckpointError, match="this program did not write it"):
         load_checkpoint(tmp_path / "step-000000001.pt")
     path = save_checkpoint(tmp_path, {**state(1), "code": os.system}, 0)
-    with pytest.raises(CheckpointError, match="can't be read: UnpicklingError"):
+    with pytest.raises(CheckpointError, match="can't be read: it holds other things than tensors"):
         load_checkpoint(path)
 
 

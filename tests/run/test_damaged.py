@@ -1,10 +1,13 @@
 """A run's own files when they are damaged: one line from whoever reads them, and the rest is kept."""
 
+import hashlib
+import io
 import json
 import math
 import os
 import pathlib
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -183,6 +186,30 @@ def test_a_checkpoint_with_a_value_of_another_kind_is_damaged(tmp_path: pathlib.
         write_sealed(path, {"format": checkpoint.FORMAT, "step": 1, name: value})
         with pytest.raises(CheckpointError):
             load_checkpoint(path)
+
+
+def archive(*names: str) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        for name in names:
+            file.writestr(name, b"x")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content", [archive("a/b", "\x1b]0;me\x07"), b"c\x1b]0;me\x07\nname\n."], ids=["names", "module"]
+)
+def test_a_checkpoint_that_quotes_escape_sequences_sends_none_to_the_terminal(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    path = tmp_path / "step-000000001.pt"
+    path.write_bytes(content + f"sha256 {hashlib.sha256(content).hexdigest()}\n".encode())
+    with pytest.raises(CheckpointError):
+        checkpoint.load_newest(tmp_path)
+    errors = capsys.readouterr().err.rstrip("\n")
+    assert f"{path} can't be read" in errors
+    assert errors.isprintable()
+    assert "trust" not in errors  # torch says how to run what is in it
 
 
 @pytest.mark.parametrize("name", ["mean", "std", "method", "optimizer", "skips", "loader"])

@@ -19,10 +19,13 @@ def _count_faults(keep: bool) -> None:
         for _ in range(3):
             torch.ones(16 << 20)  # 64 MiB
 
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        use()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
     use()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    use()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    print(min(faults() for _ in range(5)))  # the system may take pages back meanwhile
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
