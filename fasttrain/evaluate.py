@@ -63,7 +63,7 @@ class EvaluateConfig(Options):
     linear: bool = False
     """Linear classifier on the frozen features."""
     k: NotNegative[int] = 0
-    """Neighbours of kNN. 0: half the mean number of a class's images, 200 at most."""
+    """Neighbours of kNN. 0: a sixth of the mean number of a class's images, as 200 is of ImageNet's."""
     temperature: Positive[float] = TEMPERATURE
     """Temperature of the neighbours' votes, exp(similarity / temperature)."""
     features: Literal["encoder", "projection"] = "encoder"

@@ -9,16 +9,19 @@ from torch.nn import functional as F
 from fasttrain.evaluation.features import Features
 
 NEIGHBOURS, TEMPERATURE = 200, 0.1  # of Wu et al., for ImageNet
+LEAST = 5  # neighbours: fewer follow single images
 QUERY_ROWS, MEMORY_ROWS = 2048, 16384  # similarities held at once: 128 MiB, whatever the size of the sets
 
 
 def neighbours(label_N: Tensor, k: int = 0) -> int:
-    """How many neighbours vote: k, or for 0 half the mean number of a class's images; NEIGHBOURS, or all, at most.
+    """How many neighbours vote: k, or for 0 a sixth of the mean number of a class's images, as 200 is of ImageNet's.
 
-    With more than a class has, the neighbours of any image are all there are, and the most frequent class wins.
+    For 0 at least LEAST, if that is no more than half of that number, and at most NEIGHBOURS. With more than a class
+    has, the neighbours of any image are all there are, and the most frequent class wins.
     """
     if not k:
-        k = min(NEIGHBOURS, len(label_N) // len(label_N.unique()) // 2)
+        images = len(label_N) // len(label_N.unique())
+        k = min(NEIGHBOURS, max(images // 6, min(LEAST, images // 2)))
     return min(max(k, 1), len(label_N))
 
 

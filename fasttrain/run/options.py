@@ -46,4 +46,4 @@ class LoggingOptions(Options):
     knn_every: Free[NotNegative[int]] = 0
     """Epochs between evaluations by kNN on the val split; the best is kept as checkpoints/best.pt. 0: never."""
     knn_k: Free[NotNegative[int]] = 0
-    """Neighbours in these. 0: half the mean number of a class's images, 200 at most."""
+    """Neighbours in these. 0: a sixth of the mean number of a class's images, as 200 is of ImageNet's."""

@@ -25,8 +25,8 @@ def test_the_majoritys_share_and_the_balanced_form_stand_beside_top1() -> None:
 @pytest.mark.parametrize(
     ("counts", "k", "expected"),
     [
-        ((100, 60), 0, 40), ((1000, 1000), 0, 200), ((1, 1), 0, 1), ((3, 0, 5), 0, 2), ((100, 60), 7, 7),
-        ((4, 4), 200, 8),
+        ((100, 60), 0, 13), ((1000, 1400), 0, 200), ((1281,), 0, 200), ((1, 1), 0, 1), ((3, 0, 5), 0, 2),
+        ((12, 12), 0, 5), ((100, 60), 7, 7), ((4, 4), 200, 8),
     ],
 )  # fmt: skip
 def test_neighbours_follow_from_the_set_unless_they_are_given(counts: tuple[int, ...], k: int, expected: int) -> None:
