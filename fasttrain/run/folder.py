@@ -153,7 +153,7 @@ def _same_job(path: pathlib.Path) -> bool:
 
     Both are asked: torchrun does not count a start because a machine joined, and not every job has a name of its own.
     """
-    if any(int(os.environ.get(name) or 0) for name in RESTARTS):
+    if any(os.environ.get(name, "") not in ("", "0") for name in RESTARTS):
         return True
     with contextlib.suppress(UserError):  # no folder yet, or a damaged one: moved aside
         return job() != "" and read_record(path).get("job") == job()

@@ -214,6 +214,8 @@ def test_fresh_is_honoured_once_in_a_job(
 ) -> None:
     monkeypatch.setenv(name, "1")
     assert train(shards, run, "--fresh", "--max-steps", 10) == 0
+    monkeypatch.setenv(name, "once")
+    assert train(shards, run, "--fresh", "--max-steps", 10) == 0
     assert not run.with_name("run.previous-1").exists()
     monkeypatch.setenv(name, "0")
     assert train(shards, run, "--fresh", "--max-steps", 2) == 0
