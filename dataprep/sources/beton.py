@@ -52,10 +52,7 @@ def beton_source(root: Path) -> Source:
         listings[split], values[split] = _listed(parts)
     classes, labels = number_labels(values)
     splits = {split: listing.labelled(labels[split]) for split, listing in listings.items()}
-    unused = Unused()
-    for left in found.unused:
-        unused.add(f".beton files: {left['reason']}", left["path"])
-    return _source(root, classes, splits, files, unused)
+    return _source(root, classes, splits, files, found.unused)
 
 
 def _converted_source(root: Path) -> Source:

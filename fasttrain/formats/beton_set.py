@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fasttrain.formats.beton import BetonError, BetonReader
+from fasttrain.formats.listing import Unused, other_file
 from fasttrain.formats.manifest import check_finished, glimpses
 from fasttrain.formats.splits import pick, split_of
 
@@ -25,14 +26,14 @@ class BetonSet(NamedTuple):
     """Open files by split ("train", perhaps "val"), and the names of classes.
 
     label_S: by split, the labels of each of its files, int64; -1 for none, others below the number of classes.
-    unused: files of no split, as objects with `path` and `reason`.
+    unused: files of no split, and what else lies in the folder.
     notes: what else a person should know, a line each.
     """
 
     splits: dict[str, list[BetonReader]]
     classes: tuple[str, ...]
     label_S: dict[str, list[np.ndarray]]
-    unused: list[dict[str, str]]
+    unused: Unused
     notes: list[str]
 
     def fingerprint(self, split: str) -> str:
@@ -66,7 +67,7 @@ def open_betons(path: Path) -> BetonSet:
         raise BetonError(f"{path}: no .beton files")
     by_split = _by_split(files)
     used = {file for found in by_split.values() for file in found}
-    unused = [{"path": file.name, "reason": "its name is of no split"} for file in files if file not in used]
+    unused = _beside(path, used) if path.is_dir() else Unused()
     splits = {split: [BetonReader(file) for file in found] for split, found in by_split.items()}
     readers = [reader for found in splits.values() for reader in found]
     top = max(int(reader.label_N.max()) for reader in readers)
@@ -77,6 +78,18 @@ def open_betons(path: Path) -> BetonSet:
         for split, found in splits.items()
     }
     return BetonSet(splits, tuple(map(str, range(num_classes))), label_S, unused, [odd] if top >= MAX_CLASSES else [])
+
+
+def _beside(folder: Path, used: set[Path]) -> Unused:
+    unused = Unused()
+    for path in sorted(folder.iterdir()):
+        if path in used or path.name.startswith("."):
+            continue
+        if path.suffix.lower() in EXTENSIONS:
+            unused.add("files whose names are of no split", path.name)
+        else:
+            unused.add("folders beside .beton files" if path.is_dir() else other_file(path.name), path.name)
+    return unused
 
 
 def _by_split(files: Sequence[Path]) -> dict[str, list[Path]]:

@@ -71,8 +71,7 @@ def _open_betons(path: pathlib.Path, split: str) -> Store:
     found = open_betons(path)
     if split not in found.splits:
         raise ManifestError(f"{path} has no {split!r} split: it takes a folder with train.beton and val.beton")
-    left_out = (f"{path / left['path']} is left out: {left['reason']}" for left in found.unused)
-    tell_once(str(path), (*left_out, *found.notes))
+    tell_once(str(path), (*([str(found.unused)] if found.unused.count else []), *found.notes))
     files, label_S = found.splits[split], found.label_S[split]
     return ShardStore(files, found.classes, found.fingerprint(split), label_S, [None] * len(files))
 

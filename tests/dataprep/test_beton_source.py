@@ -56,7 +56,7 @@ def test_identifiers_are_numbered_and_a_file_of_no_split_is_named(tmp_path: Path
     source = open_source(tmp_path)
     assert source.classes == ("1000000", "1000001")
     assert sorted(sample.label for sample in source.splits["train"]) == [0, 0, 0, 1, 1, 1]
-    assert source.unused.reasons == {".beton files: its name is of no split": (1, ["more.beton"])}
+    assert source.unused.reasons == {"files whose names are of no split": (1, ["more.beton"])}
     assert not source.notes
 
 

@@ -165,9 +165,16 @@ def test_splits_follow_the_names_and_what_is_of_none_is_named(tmp_path: Path) ->
     (folder / "val.beton").rename(folder / "cifar_test_8.ffcv")
     (folder / "train.beton").rename(folder / "cifar_train_8.FFCV")
     (folder / "more.beton").write_bytes((folder / "cifar_train_8.FFCV").read_bytes())
+    (folder / "ant").mkdir()
+    (folder / "1.jpg").write_bytes(b"")
     found = open_betons(folder)
     assert [r.path.name for r in found.splits["val"]] == ["cifar_test_8.ffcv"]
-    assert found.unused == [{"path": "more.beton", "reason": "its name is of no split"}]
+    assert found.unused.reasons == {
+        "files whose names are of no split": (1, ["more.beton"]),
+        "folders beside .beton files": (1, ["ant"]),
+        "images beside what is read (.jpg)": (1, ["1.jpg"]),
+    }
+    assert not open_betons(folder / "more.beton").unused.count
     assert list(open_betons(folder / "more.beton").splits) == ["train"]
 
 
