@@ -14,10 +14,17 @@ import torch
 import triton
 from torch import Tensor
 
-from fasttrain.kernels.similarity.gpu_kernels import backward_kernel, combine_kernel, part_kernel
+from fasttrain.kernels.similarity.gpu_kernels import (
+    backward_kernel,
+    combine_kernel,
+    keys_backward_kernel,
+    nearest_kernel,
+    part_kernel,
+)
 
 INTERPRETED = triton.knobs.runtime.interpret  # kernels run in Python, on CPU tensors too
 _MOST_PARTS = 128
+_SHIFT = 15
 
 
 @dataclass(frozen=True)
@@ -67,19 +74,25 @@ def _products(dtype: torch.dtype) -> str:
 
 
 def _even(queue_KD: Tensor, tiles: Tiles) -> bool:
-    """Whether tiles fill the queue exactly, so that nothing needs a mask."""
+    """Whether tiles fill what is read in parts exactly, so that nothing of it needs a mask."""
     keys, dim = queue_KD.shape
     return keys % tiles.keys == 0 and dim >= 16 and dim == triton.next_power_of_2(dim)
 
 
-def readout(x_RD: Tensor, queue_KD: Tensor, temperature_R: Tensor, own: int) -> tuple[Tensor, Tensor]:
-    """Arguments as of kernels.similarity.readout.readout, checked and contiguous; own: -1 for none."""
+def readout(
+    x_RD: Tensor, queue_KD: Tensor, temperature_R: Tensor, own: int, average: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Arguments as of kernels.similarity.readout.readout, checked and contiguous; own: -1 for none.
+
+    Without `average` O has no rows.
+    """
     rows, dim = x_RD.shape
     tiles = tiles_for(rows, dim, x_RD.element_size())
     parts, tiles_per_part = _split(rows, queue_KD.shape[0], tiles, x_RD.device)
-    lse_R, out_RD = (torch.empty(shape, device=x_RD.device) for shape in ((rows,), (rows, dim)))
+    averaged = rows if average else 0
+    lse_R, out_RD = (torch.empty(shape, device=x_RD.device) for shape in ((rows,), (averaged, dim)))
     top_PR, total_PR = (torch.empty((parts, rows), device=x_RD.device) for _ in range(2))
-    sum_PRD = torch.empty((parts, rows, dim), device=x_RD.device)
+    sum_PRD = torch.empty((parts, averaged, dim), device=x_RD.device)
     if not rows:
         return lse_R, out_RD
     with torch.cuda.device_of(x_RD):  # Triton launches on the current device
@@ -87,12 +100,13 @@ def readout(x_RD: Tensor, queue_KD: Tensor, temperature_R: Tensor, own: int) -> 
             x_RD, queue_KD, temperature_R, top_PR, total_PR, sum_PRD,
             rows, queue_KD.shape[0], own, temperature_R.stride(0), tiles_per_part,
             D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=tiles.rows, BLOCK_K=tiles.keys,
-            OWN=own >= 0, EVEN=_even(queue_KD, tiles), PRODUCTS=_products(x_RD.dtype),
+            AVERAGE=average, OWN=own >= 0, EVEN=_even(queue_KD, tiles), PRODUCTS=_products(x_RD.dtype),
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
         combine_kernel[(rows,)](
             top_PR, total_PR, sum_PRD, lse_R, out_RD, rows, parts,
-            D=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_P=triton.next_power_of_2(parts), num_warps=4,
+            D=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_P=triton.next_power_of_2(parts), AVERAGE=average,
+            num_warps=4,
         )  # fmt: skip
     return lse_R, out_RD
 
@@ -118,3 +132,45 @@ def readout_backward(
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
     return sum_PRD.sum(0) / temperature_R[:, None]
+
+
+def keys_backward(
+    x_RD: Tensor, keys_KD: Tensor, temperature_R: Tensor, own: int, lse_R: Tensor, weight_R: Tensor
+) -> Tensor:
+    """Σ_i weight_i p_ij x_i: a block of keys is held, and the rows are read in parts."""
+    (rows, dim), keys = x_RD.shape, keys_KD.shape[0]
+    if not rows:
+        return torch.zeros_like(keys_KD, dtype=torch.float32)
+    tiles = tiles_for(keys, dim, x_RD.element_size())
+    parts, tiles_per_part = _split(keys, rows, tiles, x_RD.device)
+    sum_PKD = torch.empty((parts, keys, dim), device=x_RD.device)
+    # What is rounded to 16 bits is p·weight, as small as 1/(R·K). With 2^15 p and weights up to 1 fp16's range is used.
+    most = weight_R.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+    with torch.cuda.device_of(x_RD):
+        keys_backward_kernel[(triton.cdiv(keys, tiles.rows), parts)](
+            x_RD, keys_KD, temperature_R, lse_R, weight_R / most, sum_PKD,
+            rows, keys, own, temperature_R.stride(0), tiles_per_part,
+            D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_K=tiles.rows, BLOCK_R=tiles.keys,
+            SHIFT=_SHIFT, OWN=own >= 0, EVEN=_even(x_RD, tiles), PRODUCTS=_products(x_RD.dtype),
+            num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
+    return sum_PKD.sum(0) * (most / 2**_SHIFT)
+
+
+def nearest(x_RD: Tensor, queue_KD: Tensor) -> Tensor:
+    """Arguments as of kernels.similarity.nearest.nearest, checked and contiguous."""
+    rows, dim = x_RD.shape
+    if not rows:
+        return torch.empty((0,), dtype=torch.int64, device=x_RD.device)
+    tiles = tiles_for(rows, dim, x_RD.element_size())
+    parts, tiles_per_part = _split(rows, queue_KD.shape[0], tiles, x_RD.device)
+    top_PR = torch.empty((parts, rows), device=x_RD.device)
+    index_PR = torch.empty((parts, rows), dtype=torch.int32, device=x_RD.device)
+    with torch.cuda.device_of(x_RD):
+        nearest_kernel[(triton.cdiv(rows, tiles.rows), parts)](
+            x_RD, queue_KD, top_PR, index_PR, rows, queue_KD.shape[0], tiles_per_part,
+            D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_R=tiles.rows, BLOCK_K=tiles.keys,
+            EVEN=_even(queue_KD, tiles), PRODUCTS=_products(x_RD.dtype),
+            num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
+    return index_PR.gather(0, top_PR.argmax(0, keepdim=True))[0].long()  # of equal parts the first

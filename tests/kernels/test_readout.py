@@ -207,7 +207,7 @@ def test_the_cpu_version_holds_one_tile() -> None:
 def test_operators_are_registered_correctly() -> None:
     x, queue = rows(4, 16, 1).requires_grad_(), rows(9, 16, 2)
     t = torch.full((4,), 0.2, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(torch.ops.fasttrain.readout.default, (x, queue, t, -1, "cpu"))
+    torch.library.opcheck(torch.ops.fasttrain.readout.default, (x, queue, t, -1, True, "cpu"))
 
 
 def test_unavailable_versions_and_wrong_shapes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
