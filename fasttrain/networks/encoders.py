@@ -60,6 +60,11 @@ class Small(nn.Sequential):
         super().__init__(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+def is_vision_transformer(arch: str) -> bool:
+    """Whether an architecture of that name is one, for what a method's paper sets differently there."""
+    return arch.startswith("vit")
+
+
 def make_encoder(arch: str, size: int, cifar_stem: bool = False) -> tuple[nn.Module, int]:
     """An encoder (N, 3, size, size) → (N, F) with fresh weights, and F.
 
