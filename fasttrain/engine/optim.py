@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fasttrain.engine.options import OptimisationOptions
 from fasttrain.system.errors import UserError
 
+TINY = 1e-30  # a learning rate of 0 at the very end
 MOMENTUM = 0.9  # of SGD and LARS, in every recipe that the presets follow
-TRUST = 1e-3  # LARS: step length relative to the weights' norm
 
 
 def make_optimizer(
@@ -34,7 +34,7 @@ def make_optimizer(
     if options.optimizer == "lamb":
         return _apex_lamb(groups, options.peak_lr)
     if options.optimizer == "lars":
-        optimizer: torch.optim.Optimizer = LARS(groups, options.peak_lr)
+        optimizer: torch.optim.Optimizer = LARS(groups, options.peak_lr, options.trust, options.trust_clip)
     else:
         optimizer = torch.optim.SGD(groups, lr=options.peak_lr, momentum=MOMENTUM, fused=True)
     for p in (p for group in groups for p in group["params"]):
@@ -64,12 +64,14 @@ def _groups(options: OptimisationOptions, module: nn.Module, steady: Sequence[st
 class LARS(torch.optim.SGD):
     """Layer-wise adaptive rate scaling (You et al., arXiv 1708.03888, algorithm 1), as MoCo v3 uses it.
 
-    g ← (g + β·w) · TRUST·‖w‖ / ‖g + β·w‖  for every matrix or kernel w of weight decay β; then SGD with momentum.
+    g ← (g + β·w) · η·‖w‖ / ‖g + β·w‖  for every matrix or kernel w of weight decay β; then SGD with momentum.
     Parameters of one dimension are not scaled. Where a norm is 0 the factor is 1. Here β is a group's "decay".
+    Clipped (LARC, as in NVIDIA's apex), the factor is divided by the learning rate and at most 1.
     """
 
-    def __init__(self, groups: list[dict], lr: float) -> None:
-        """groups: parameters with their "weight_decay". Gradients are scaled in place by step()."""
+    def __init__(self, groups: list[dict], lr: float, trust: float, clipped: bool) -> None:
+        """groups: parameters with their "weight_decay"; trust: η. Gradients are scaled in place by step()."""
+        self._trust, self._clipped = trust, clipped
         renamed = [{"decay" if name == "weight_decay" else name: group[name] for name in group} for group in groups]
         super().__init__(renamed, lr=lr, momentum=MOMENTUM, weight_decay=0.0, fused=True)
 
@@ -81,14 +83,18 @@ class LARS(torch.optim.SGD):
                 torch._foreach_add_([p.grad for p in weights], weights, alpha=group["decay"])
             matrices = [p for p in weights if p.dim() > 1]
             if matrices:
-                _scale_by_trust([p.grad for p in matrices], matrices)
+                _scale_by_trust(
+                    [p.grad for p in matrices], matrices, self._trust, group["lr"] if self._clipped else None
+                )
         super().step()
 
 
-def _scale_by_trust(gradients: list[Tensor], weights: list[Tensor]) -> None:
+def _scale_by_trust(gradients: list[Tensor], weights: list[Tensor], trust: float, clip_at: float | None) -> None:
     weight_norm_P = torch.stack(torch._foreach_norm(weights))
     gradient_norm_P = torch.stack(torch._foreach_norm(gradients))
-    ratio_P = TRUST * weight_norm_P / gradient_norm_P
+    ratio_P = trust * weight_norm_P / gradient_norm_P
+    if clip_at is not None:
+        ratio_P = (ratio_P / max(clip_at, TINY)).clamp(max=1)
     ratio_P = torch.where((weight_norm_P > 0) & (gradient_norm_P > 0), ratio_P, 1.0)
     torch._foreach_mul_(gradients, list(ratio_P.unbind()))
 

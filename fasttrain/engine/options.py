@@ -41,6 +41,10 @@ class OptimisationOptions(Options):
     """What weight decay is for: all parameters, or matrices and kernels alone. auto: all with sgd, else matrices."""
     weight_decay_end: NotNegative[float | None] = None
     """Weight decay at the end, which it reaches along a cosine. None: the same throughout."""
+    trust: Positive[float] = 1e-3
+    """Of lars: length of a step of learning rate 1, relative to the norm of the weights."""
+    trust_clip: bool = False
+    """Of lars: let --trust only lower the learning rate (LARC)."""
     vector_lr: Positive[float] = 1.0
     """Learning rate of biases and norms, as a multiple of --lr."""
     final_lr: Fraction[float] = 0.0

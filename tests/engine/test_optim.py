@@ -1,6 +1,7 @@
 """Optimizers against plain loops, steps that must change nothing, and the learning-rate schedule."""
 
 import copy
+import math
 import sys
 import types
 from typing import Any
@@ -12,7 +13,6 @@ from torch import nn
 from fasttrain.engine.optim import (
     LARS,
     MOMENTUM,
-    TRUST,
     Rates,
     Schedule,
     learning_rate,
@@ -43,29 +43,36 @@ def give_gradients(module: nn.Module, seed: int) -> None:
 
 
 def lars_by_loop(
-    weights: list[torch.Tensor], gradients: list[torch.Tensor], velocities: list[torch.Tensor], lr: float, decay: float
+    weights: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+    velocities: list[torch.Tensor],
+    lr: float,
+    decay: float,
+    trust: float,
+    clip: bool,
 ) -> None:
     """You et al., algorithm 1, one parameter after the other, as MoCo v3 applies it."""
     for w, g, v in zip(weights, gradients, velocities, strict=True):
         if w.dim() > 1:
             g = g + decay * w
             if w.norm() > 0 and g.norm() > 0:
-                g = g * (TRUST * w.norm() / g.norm())
+                g = g * min(trust * w.norm() / g.norm() / (lr if clip else 1), 1 if clip else math.inf)
         v.mul_(MOMENTUM).add_(g)
         w.sub_(lr * v)
 
 
-def test_lars_is_the_papers() -> None:
+@pytest.mark.parametrize(("trust", "clip"), [(1e-3, False), (0.02, True), (5.0, True)])
+def test_lars_is_the_papers(trust: float, clip: bool) -> None:
     module = network()
     with torch.no_grad():
         module[4].weight.zero_()  # a norm of 0: not scaled
-    optimizer = make_optimizer(options("lars", 0.5, 0.1), module)
+    optimizer = make_optimizer(options("lars", 0.5, 0.1, trust=trust, trust_clip=clip), module)
     assert isinstance(optimizer, LARS)
     weights = [p.detach().clone() for p in module.parameters()]
     velocities = [torch.zeros_like(w) for w in weights]
     for step in range(4):
         give_gradients(module, step)
-        lars_by_loop(weights, [p.grad.clone() for p in module.parameters()], velocities, 0.5, 0.1)
+        lars_by_loop(weights, [p.grad.clone() for p in module.parameters()], velocities, 0.5, 0.1, trust, clip)
         take_step(optimizer, GOOD)
         for p, w in zip(module.parameters(), weights, strict=True):
             torch.testing.assert_close(p.detach(), w, rtol=1e-12, atol=1e-14)
