@@ -26,7 +26,7 @@ def make_method(method: MethodOptions, encoder: EncoderOptions, size: int, seed:
     Raises UserError for an encoder that can't be.
     """
     torch.manual_seed(seed)
-    network, width = make_encoder(encoder.arch, size, encoder.cifar_stem)
+    network, width = make_encoder(encoder.arch, size, encoder.cifar_stem, encoder.vit)
     return method.build(convert_batch_norm(network, encoder.batch_norm, encoder.batch_norm_groups), width)
 
 
