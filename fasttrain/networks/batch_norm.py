@@ -98,7 +98,7 @@ class _NormaliseGroups(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         out = torch.empty_like(x)
         ctx.groups, ctx.eps = groups, eps
-        saved = x.new_empty((2, groups, x.shape[1]), dtype=torch.promote_types(x.dtype, torch.float32))
+        saved = _wide(x.new_empty(2, groups, x.shape[1]))
         moved = torch.zeros_like(saved)  # running statistics, which a momentum of 1 moves all the way
         for group, place, *statistics in zip(x.chunk(groups), out.chunk(groups), *saved, *moved, strict=True):
             torch.ops.aten.native_batch_norm.out(
@@ -130,7 +130,7 @@ class _NormaliseGroups(torch.autograd.Function):
 class _NormaliseFusibly(torch.autograd.Function):
     """The same for a compiler: two kernels forward, two backward, as of plain batch norm.
 
-    Statistics are fp32. Backward is written out because autograd of the
+    Backward is written out because autograd of the
     forward takes four passes over the images where two do: a fifth of what a compiled ResNet-50 reads and writes.
     """
 
@@ -140,7 +140,7 @@ class _NormaliseFusibly(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         var_GC, mean_GC = torch.var_mean(_grouped(x, groups), _own_dims(x), correction=0)
         inverse_std_GC = (var_GC + eps).rsqrt()
-        out = (x.float() - _of_each(mean_GC, x)) * _of_each(_scaled(inverse_std_GC, weight), x)
+        out = (_wide(x) - _of_each(mean_GC, x)) * _of_each(_scaled(inverse_std_GC, weight), x)
         if bias is not None:
             out = out + bias.view(1, -1, *[1] * (x.dim() - 2))
         ctx.save_for_backward(x, weight, mean_GC, inverse_std_GC)
@@ -154,7 +154,7 @@ class _NormaliseFusibly(torch.autograd.Function):
         x, weight, mean_GC, inverse_std_GC = ctx.saved_tensors
         groups = len(mean_GC)
         rows = x.numel() // mean_GC.numel()
-        grad, centred = grad.float(), x.float() - _of_each(mean_GC, x)
+        grad, centred = _wide(grad), _wide(x) - _of_each(mean_GC, x)
         grad_bias_GC = _grouped(grad, groups).sum(_own_dims(x))
         grad_weight_GC = _grouped(grad * centred, groups).sum(_own_dims(x)) * inverse_std_GC
         along_GC = grad_weight_GC * inverse_std_GC / rows
@@ -170,8 +170,13 @@ def _scaled(inverse_std: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
-    """(N, C, …) → (G, N/G, C, …), fp32."""
-    return x.unflatten(0, (groups, -1)).float()
+    """(N, C, …) → (G, N/G, C, …), fp32 at least."""
+    return _wide(x.unflatten(0, (groups, -1)))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """fp32 at least, as all statistics are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _own_dims(x: Tensor) -> list[int]:
@@ -187,7 +192,7 @@ def _of_each(value_GC: Tensor, x: Tensor) -> Tensor:
 
 
 class _NormaliseTogether(torch.autograd.Function):
-    """Batch norm over the rows of all ranks (Ioffe & Szegedy, arXiv 1502.03167, section 3), statistics in fp32."""
+    """Batch norm over the rows of all ranks (Ioffe & Szegedy, arXiv 1502.03167, section 3)."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -195,7 +200,7 @@ class _NormaliseTogether(torch.autograd.Function):
         momentum: float, eps: float,
     ) -> Tensor:  # fmt: skip
         dims = [0, *range(2, x.dim())]
-        own_2C = torch.stack(torch.var_mean(x.float(), dims, correction=0))
+        own_2C = torch.stack(torch.var_mean(_wide(x), dims, correction=0))
         var_WC, mean_WC = gather_rows(own_2C[None].flatten(1)).unflatten(1, own_2C.shape).unbind(1)
         mean_C = mean_WC.mean(0)
         var_C = (var_WC + (mean_WC - mean_C).square()).mean(0)
@@ -211,7 +216,7 @@ class _NormaliseTogether(torch.autograd.Function):
         x, weight, mean_C, inverse_std_C = ctx.saved_tensors
         shape = [1, -1] + [1] * (x.dim() - 2)
         dims = [0, *range(2, x.dim())]
-        grad_32, normed = grad.float(), (x.float() - mean_C.view(shape)) * inverse_std_C.view(shape)
+        grad_32, normed = _wide(grad), (_wide(x) - mean_C.view(shape)) * inverse_std_C.view(shape)
         own_2C = torch.stack([grad_32.sum(dims), (grad_32 * normed).sum(dims)])
         # The statistics are every rank's, so each loss has a part in every row's gradient; DDP takes the mean of the
         # parameters' own gradients.
