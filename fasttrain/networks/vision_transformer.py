@@ -172,7 +172,7 @@ class _LastBlock(_Block):
 
 
 def freeze_patches(encoder: nn.Module) -> None:
-    """Keep a vision transformer's patch projection as it was drawn, for stable training (MoCo v3, section 4.2).
+    """Keep a vision transformer's patch projection as it was drawn, for stable training (MoCo v3).
 
     Before its optimizer and its momentum copy are made. Other encoders have none, and stay as they are.
     """
