@@ -23,11 +23,13 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of --precision
 def make_method(method: MethodOptions, encoder: EncoderOptions, size: int, seed: int) -> Method:
     """The method around its encoder, for views of a size, with the weights that the seed gives.
 
+    Batch norm is of the kind that is asked for everywhere, in the method's heads, too.
     Raises UserError for an encoder that can't be.
     """
     torch.manual_seed(seed)
     network, width = make_encoder(encoder.arch, size, encoder.cifar_stem, encoder.vit)
-    return method.build(convert_batch_norm(network, encoder.batch_norm, encoder.batch_norm_groups), width)
+    kind = encoder.batch_norm, encoder.batch_norm_groups
+    return convert_batch_norm(method.build(convert_batch_norm(network, *kind), width), *kind)  # type: ignore[return-value]
 
 
 def make_networks(

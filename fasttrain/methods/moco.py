@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fasttrain.losses.queue import Decoupled, InfoNCE
 from fasttrain.losses.regularisers import Regularisers, regularised
-from fasttrain.methods.base import Method, MethodOptions, Output, Sample
+from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
 from fasttrain.networks.batch_norm import is_split
 from fasttrain.networks.heads import linear_head, mlp_head
 from fasttrain.networks.momentum import ema_update, momentum_copy
@@ -98,7 +98,7 @@ class MoCo(Method):
         return F.normalize(out_ND.float(), dim=1)
 
     @torch.no_grad()
-    def update(self, good: Tensor, part: float, carry: tuple[Tensor, ...]) -> None:
+    def update(self, good: Tensor, progress: Progress, carry: tuple[Tensor, ...]) -> None:
         """Move the key encoder and take the step's keys (M, D) into the queue."""
         (k_MD,) = carry
         ema_update(self.key_encoder, self.encoder, self._options.ema, good)

@@ -259,6 +259,11 @@ def is_split(module: nn.Module) -> bool:
     return any(isinstance(child, _SplitBatchNorm) for child in module.modules())
 
 
+def has_batch_norm(module: nn.Module) -> bool:
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm | _BatchNorm
+    return any(isinstance(child, kinds) for child in module.modules())
+
+
 class RunningStatistics:
     """The running statistics of every batch norm in a module, so that a step that is skipped can take its own back."""
 

@@ -17,7 +17,7 @@ from fasttrain.config import make_config, parse_config
 from fasttrain.engine.ranks import Ranks
 from fasttrain.losses.batch import batch_consistency, batch_uniformity
 from fasttrain.losses.queue import Decoupled, InfoNCE, QueueConsistency, QueueUniformity, queue_terms
-from fasttrain.methods import Method, MethodOptions, Output, Sample, method_options
+from fasttrain.methods import Method, MethodOptions, Output, Progress, Sample, method_options
 from fasttrain.system.collectives import gather_rows, sum_over_ranks
 from fasttrain.system.errors import UserError
 from fasttrain.views.spec import RECIPES
@@ -36,7 +36,7 @@ def test_a_step_moves_query_then_key_encoder_and_queue(method: str) -> None:
     with torch.no_grad():
         for p in model.encoder.parameters():
             p.add_(1.0)
-    model.update(GOOD, 0.0, carry)
+    model.update(GOOD, Progress(), carry)
     weight = "encoder.0.0.weight"
     moved = model.state_dict()["key_" + weight]
     assert torch.allclose(moved, 0.5 * start["key_" + weight] + 0.5 * model.state_dict()[weight])
@@ -98,8 +98,8 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(method: str, cross: str, unif
 
 
 def test_unknown_method_names_the_choices() -> None:
-    with pytest.raises(UserError, match=r"choose from: moco, xmoco, or package\.module:Class"):
-        make_config("simclr")
+    with pytest.raises(UserError, match=r"choose from: moco, xmoco, .*or package\.module:Class"):
+        make_config("mocko")
 
 
 class Pull(Method):
