@@ -55,8 +55,8 @@ def augment(
     much as the views.
 
     Table, offsets and sizes of images lie together on the CPU, whatever the pixels' device, or on the pixels' device.
-    "triton" never waits for the GPU: from the CPU they are copied in one pinned piece for each side of views; on the
-    device a call may be captured in a CUDA graph (once it has run outside one, which compiles its kernels).
+    "triton" never waits for the GPU: from the CPU they are copied in one pinned piece; on the device a call may
+    be captured in a CUDA graph (once it has run outside one, which compiles its kernels).
 
     Returns float32, bfloat16 or float16, as `dtype` says: a tensor for each different side in the order in which the
     sides first appear, holding the views of that side in their order. Sizes (224, 224, 96, 96, 96) give two tensors,

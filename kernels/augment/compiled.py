@@ -256,6 +256,22 @@ def _pointer(_: Context, address: Type) -> Emitter:
     return types.voidptr(address), generate
 
 
+@_operation
+def _prefetch(_: Context, array: Type, index: Type) -> Emitter:
+    """Asks for the cache line of an array's element, without waiting for it."""
+
+    def generate(context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: list[Value]) -> Value:
+        array, index = arguments
+        address = builder.gep(context.make_array(signature.args[0])(context, builder, array).data, [index])
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, word, word, word])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(prefetch, [address, word(0), word(2), word(1)])  # data, to be read, into the second-level cache
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
 # ---- the views
 
 
@@ -284,10 +300,9 @@ def make_views(
         pitch = -(-size // LANES) * LANES
         plane, values = size * pitch, 3 * size * size
         weights = weights_X[: 2 * size * taps].reshape(2, size, taps)
-        stride = 3 * width_B[b]
-        at = offset_B[b] + crop_BV4[b, v, 0] * stride + 3 * crop_BV4[b, v, 1]
-        height, width = crop_BV4[b, v, 2], crop_BV4[b, v, 3]
-        _resize(pixels, at, stride, height, width, flip_BV[b, v], weights, spans, strip, band, pitch, view)
+        crop = _crop(item, offset_B, width_B, crop_BV4)
+        ahead = _crop(min(item + 1, last - 1), offset_B, width_B, crop_BV4)
+        _resize(pixels, crop, ahead, flip_BV[b, v], weights, spans, strip, band, pitch, view)
         _recolour(order_BV4[b, v], strength_BV4[b, v], gray_BV[b, v], size, pitch, view)
         colours = 1 if gray_BV[b, v] else 3  # one plane stands for all of a gray view
         spare = 3 * plane
@@ -304,6 +319,24 @@ def make_views(
         streamed = size % LANES == 0 and address % LINE == 0
         out = numba.carray(_pointer(address), values, like.dtype)
         _write(view, at_C, size, pitch, rows, scale, streamed, out)
+
+
+@_compiled
+def _crop(item: int, offset_B: Array, width_B: Array, crop_BV4: Array) -> tuple[int, int, int, int]:
+    """Where the crop of a numbered view starts in pixels, the bytes of an image's row, and the crop's two sides."""
+    b, v = item // crop_BV4.shape[1], item % crop_BV4.shape[1]
+    stride = 3 * width_B[b]
+    top, left, height, width = crop_BV4[b, v]
+    return offset_B[b] + top * stride + 3 * left, stride, height, width
+
+
+@_compiled
+def _read_ahead(pixels: Array, crop: tuple[int, int, int, int], part: int, parts: int) -> None:
+    """Asks for one of some equal parts of the next crop, which comes from memory while this view is made."""
+    at, stride, height, width = crop
+    for y in range(height * part // parts, height * (part + 1) // parts):
+        for x in range(np.uint64(0), np.uint64(3 * width), np.uint64(LINE)):
+            _prefetch(pixels, np.uint64(at + y * stride) + x)
 
 
 @_compiled
@@ -330,16 +363,17 @@ def _triangle(length: int, size: int, whole: float, weight: Array, span: Array) 
 
 @_compiled
 def _resize(
-    pixels: Array, at: int, stride: int, height: int, width: int, flip: bool, weights: Array, spans: Array,
-    strip: Array, band: Array, pitch: int, view: Array,
+    pixels: Array, crop: tuple[int, int, int, int], ahead: tuple[int, int, int, int], flip: bool, weights: Array,
+    spans: Array, strip: Array, band: Array, pitch: int, view: Array,
 ) -> None:  # fmt: skip
-    """Resizes the crop that starts at pixels[at] into the planes of view, in 0…1, column after column.
+    """Resizes a crop into the planes of view, in 0…1, column after column; ahead: the crop to be resized next.
 
     A band of rows at a time: first across rows, which reads bytes in order; then, turned, along the rows, where the
     same pixel of all rows of the band is one vector (measured: a quarter of the time of pixel after pixel).
     Offsets are unsigned here and in the blur: numba checks a signed index for wrapping, which hinders vectorising, and
     slices instead would count references, which costs more than the arithmetic of a row.
     """
+    at, stride, height, width = crop
     size, most = weights.shape[1:]
     plane = np.uint64(size * pitch)
     flat = weights.reshape(2 * size * most)
@@ -349,6 +383,8 @@ def _resize(
         for left in range(0, 3 * width, TILE):
             length = min(3 * width - left, TILE)
             for y in range(top, top + LANES):
+                if left == 0:
+                    _read_ahead(pixels, ahead, y, pitch)
                 to = np.uint64((y - top) * TILE)
                 if y < size:
                     start, taps = at + spans[0, 0, y] * stride + left, spans[0, 1, y]
