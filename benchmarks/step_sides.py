@@ -160,6 +160,7 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
     from benchmarks.repeated import Repeated
     from fasttrain.config import make_config
     from fasttrain.engine.networks import AUTOCAST, make_networks
+    from fasttrain.engine.optim import Schedule
     from fasttrain.engine.ranks import Ranks
     from fasttrain.engine.step import TrainStep
     from fasttrain.input import Order, open_dataset, open_loader, pixel_statistics
@@ -185,7 +186,7 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
     trainer = TrainStep(method, config.optimisation, device)
     trainer.forward_backward = parts.wrap("forward and backward", trainer.forward_backward)  # type: ignore[method-assign]
     trainer.optimizer.step = parts.wrap("optimizer", trainer.optimizer.step)  # type: ignore[method-assign]
-    dtype, count, lr = AUTOCAST["bf16"], 0, config.optimisation.peak_lr
+    dtype, count, rates = AUTOCAST["bf16"], 0, Schedule(config.optimisation, 1)(0)
     recipe = config.views.recipe_for(config.method.views)
     size_V = sides(recipe, case.size)
 
@@ -197,7 +198,7 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
         def synthetic(steps: int) -> None:
             for _ in range(steps):
                 trainer.forward_backward(Sample(made, None, index_B))
-                trainer.update(0, lr, 0.0)
+                trainer.update(0, rates)
 
         return synthetic
 
@@ -227,7 +228,7 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
                     batch.pixels, batch.offset_B, *size_2B, table, size_V, mean, std, dtype=dtype, out=views
                 )  # fmt: skip
             trainer.forward_backward(Sample(views, None, batch.index_B))
-            trainer.update(count, lr, 0.0)
+            trainer.update(count, rates)
             count += 1
 
     return loaded

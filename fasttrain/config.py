@@ -1,11 +1,13 @@
 """What a training run is: every group of options, their defaults, and how a command line or a file becomes them.
 
-Defaults: the method's paper ← the preset ← a --config file ← another optimizer, where one is typed ← what is typed.
+Defaults: the method's paper ← the preset ← the paper's for vision transformers, where --arch is one ← a --config file ←
+another optimizer, where one is typed ← what is typed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 from fasttrain.engine.options import OPTIMIZERS, MachineOptions, OptimisationOptions
 from fasttrain.input.options import DataOptions
 from fasttrain.methods import METHODS, MethodOptions, method_options
-from fasttrain.networks.encoders import EncoderOptions
+from fasttrain.networks.encoders import EncoderOptions, is_vision_transformer
 from fasttrain.presets import PRESETS
 from fasttrain.run.folder import config_of, read_settings
 from fasttrain.run.options import LoggingOptions, RunOptions
@@ -21,12 +23,12 @@ from fasttrain.system.errors import UserError
 from fasttrain.system.options import Options, Settings, flag, flat, replaced
 from fasttrain.views.options import ViewOptions, resolution_sides
 
-SELECTORS = ("method", "preset", "config", "optimizer", "resolution")  # on which other defaults depend
+SELECTORS = ("method", "preset", "config", "arch", "optimizer", "resolution")  # on which other defaults depend
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Options):
-    """Pre-train an image encoder with MoCo, XMoCo or a method of your own.
+    """Pre-train an image encoder with XMoCo, one of the methods it is compared with, or one of your own.
 
     The same command on an existing run folder continues from its newest good checkpoint. Exit status: 0 done; stopped
     by a signal after writing a checkpoint: 143 SIGTERM, 138 SIGUSR1, 130 SIGINT, 129 SIGHUP; 2 bad input; 1 anything
@@ -53,6 +55,12 @@ class TrainConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.views.recipe_for(self.method.views)
+        if self.optimisation.accumulate > 1 and self.method.over_batch:
+            raise UserError(
+                f"--accumulate {self.optimisation.accumulate}: the loss of --method {self.run.method} compares the "
+                "images of a batch with one another, which micro-batches would part; use --checkpoint-activations, or "
+                "more processes"
+            )
 
 
 def make_config(method: str = "xmoco", preset: str = "imagenet", **values: Any) -> TrainConfig:  # noqa: ANN401
@@ -60,12 +68,13 @@ def make_config(method: str = "xmoco", preset: str = "imagenet", **values: Any) 
 
     Raises UserError for a name that this method does not have, and for values no run could use.
     """
-    known = set(flat(_defaults(method, preset, {})))
+    arch = values.get("arch", "")
+    known = set(flat(_defaults(method, preset, {}, arch)))
     if unknown := sorted(set(values) - known):
         raise UserError(_foreign(unknown[0], method) or f"{method} has no option {flag(unknown[0])}")
     if values.get("resolution"):
         values = {"size": resolution_sides(values["resolution"])[1], **values}
-    config = _with_optimizer(_defaults(method, preset, {}), values.get("optimizer", ""))
+    config = _with_optimizer(_defaults(method, preset, {}, arch), values.get("optimizer", ""))
     return replaced(config, values)
 
 
@@ -88,16 +97,16 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
         given["size"] = resolution_sides(typed["resolution"])[1]
     # what belongs to the folder of the saved run is not for another
     given |= {"run": "", "fresh": False, "config": "", "method": method, "preset": preset}
-    defaults = _with_optimizer(_defaults(method, preset, given), typed.get("optimizer", ""))
+    defaults = _with_optimizer(_defaults(method, preset, given, typed.get("arch", "")), typed.get("optimizer", ""))
     own = {flag(name) for name in flat(defaults)}
     for word in (word.partition("=")[0] for word in argv if word.startswith("--")):
         if word not in own and (whose := _foreign(word.removeprefix("--").replace("-", "_"), method)):
             raise UserError(whose)
-    return parse(TrainConfig, with_place("run", TrainConfig, argv, defaults), defaults)
+    return parse(TrainConfig, with_place("run", TrainConfig, argv, defaults), defaults, about=_about(defaults))
 
 
-def _defaults(method: str, preset: str, given: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of a method and a preset before anything else is typed."""
+def _defaults(method: str, preset: str, given: Mapping[str, Any], arch: str = "") -> TrainConfig:
+    """The configuration of a method and a preset before anything else is typed. arch: as typed, "" for none."""
     if preset not in PRESETS:
         raise UserError(f"unknown --preset {preset!r}; choose from: {', '.join(PRESETS)}")
     options = method_options(method)
@@ -114,7 +123,10 @@ def _defaults(method: str, preset: str, given: Mapping[str, Any]) -> TrainConfig
     }
     if twice := sorted(shared & set(flat(config.method))):
         raise UserError(f"--method {method}: {flag(twice[0])} is an option of all methods: give its own another name")
-    return replaced(config, {**options.paper, **PRESETS[preset], **options.presets.get(preset, {}), **given})
+    values = {**options.paper, **PRESETS[preset], **options.presets.get(preset, {})}
+    if is_vision_transformer(arch or given.get("arch") or values.get("arch") or EncoderOptions.arch):
+        values |= options.paper_vit
+    return replaced(config, {**values, **given})
 
 
 def _kept(saved: Mapping[str, Any], method: str, preset: str) -> dict[str, Any]:
@@ -123,13 +135,20 @@ def _kept(saved: Mapping[str, Any], method: str, preset: str) -> dict[str, Any]:
     before = saved.get("method", method), saved.get("preset", preset)
     if before == (method, preset):
         return dict(saved)
-    usual = Settings.of(_defaults(*before, {})).values
+    usual = Settings.of(_defaults(*before, {}, saved.get("arch", ""))).values
     return {name: value for name, value in saved.items() if name not in usual or usual[name] != value}
 
 
 def _with_optimizer(config: TrainConfig, name: str) -> TrainConfig:
     """Where another optimizer than the configuration's is asked for, with that one's learning rate and weight decay."""
     return config if name == config.optimisation.optimizer else replaced(config, OPTIMIZERS.get(name, {}))
+
+
+def _about(config: TrainConfig) -> str:
+    """What --help says first: the command, and the method that was chosen."""
+    own = inspect.cleandoc(type(config.method).__doc__ or "")
+    others = f"--method is one of {', '.join(METHODS)}; --help with another one explains that one."
+    return f"{inspect.cleandoc(TrainConfig.__doc__ or '')}\n\n--method {config.run.method}: {own}\n\n{others}"
 
 
 def _with_dashes(word: str) -> str:

@@ -142,7 +142,8 @@ def evaluate(options: EvaluateConfig) -> int:
     ranks = Ranks(options.device)
     device, classes = ranks.device, len(train.classes)
     method = make_method(config.method, config.encoder, size, config.run.seed)
-    network = method.encoder if options.features == "encoder" else nn.Sequential(method.encoder, method.projector)
+    encoder, projector = method.evaluated
+    network = encoder if options.features == "encoder" else nn.Sequential(encoder, projector)
 
     protocols = [name for name in ("knn", "linear") if getattr(options, name)] or ["knn", "linear"]
     found: list[Evaluation] = []

@@ -27,17 +27,18 @@ from torch import Tensor
 
 from fasttrain.config import TrainConfig, parse_config
 from fasttrain.engine.networks import AUTOCAST, is_compiled, make_networks
-from fasttrain.engine.optim import learning_rate
+from fasttrain.engine.optim import Schedule
 from fasttrain.engine.options import BASE_BATCH
 from fasttrain.engine.ranks import Ranks
 from fasttrain.engine.skips import Skips
 from fasttrain.engine.step import TrainStep
+from fasttrain.evaluation.features import seems_labelled
 from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
 from fasttrain.input import FolderStore, Loader, Order, Store, open_dataset, open_loader, pixel_statistics
 from fasttrain.kernels.augment import Views, augment
-from fasttrain.methods import Method, Sample
-from fasttrain.networks.batch_norm import is_split
-from fasttrain.networks.groups import MAX_SHARE, Groups, check_groups
+from fasttrain.methods import Method, Progress, Sample
+from fasttrain.networks.batch_norm import has_batch_norm, is_split
+from fasttrain.networks.groups import MAX_SHARE, Groups, check_groups, check_rows
 from fasttrain.report import write_report
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.display import Display
@@ -89,7 +90,7 @@ class StopSignal:
 
 
 def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
-    """The samples in their seeded order. Raises UserError for a batch that can't be."""
+    """The samples in their seeded order. Raises UserError for a batch that can't be and for missing labels."""
     batch_size, accumulate = config.optimisation.batch_size, config.optimisation.accumulate
     if batch_size > store.num_samples:
         raise UserError(f"--batch-size {batch_size} is larger than the data set ({store.num_samples} images)")
@@ -100,6 +101,8 @@ def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
         )
     if batch_size // ranks.world_size % accumulate or batch_size < 2 * parts:
         raise UserError(f"--batch-size {batch_size} can't be cut into {parts} equal parts (--accumulate) of 2 or more")
+    if config.method.needs_labels and not (store.classes and seems_labelled(store)):
+        raise UserError(f"--method {config.run.method} needs labels, and {config.data.data} has images without")
     order = Order(store.num_samples, batch_size, config.run.seed, True, ranks.rank, ranks.world_size)
     workers = ranks.threads(config.machine.workers)
     return open_loader(
@@ -108,10 +111,14 @@ def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
     )  # fmt: skip
 
 
-def make_groups(config: TrainConfig, ranks: Ranks) -> Groups:
-    """How batch norm cuts each micro-batch. Raises UserError where a query could tell its key by the cut."""
-    optimisation, number = config.optimisation, config.encoder.batch_norm_groups
-    return check_groups(optimisation.batch_size, ranks.world_size, optimisation.accumulate, number)
+def make_groups(config: TrainConfig, method: Method, ranks: Ranks) -> Groups | None:
+    """How batch norm cuts each micro-batch; None: not at all. Raises UserError where a query could tell its key by the
+    cut, and where a head has too few rows."""
+    optimisation, kind, number = config.optimisation, config.encoder.batch_norm, config.encoder.batch_norm_groups
+    cut = optimisation.batch_size, ranks.world_size, optimisation.accumulate
+    if any(has_batch_norm(network) for name, network in method.named_children() if "encoder" not in name):
+        check_rows(*cut, kind, number)
+    return check_groups(*cut, number) if is_split(method.encoder) else None
 
 
 def not_finite(run: pathlib.Path, store: Store, order: Order, skips: Skips, step: int) -> RunError:
@@ -170,7 +177,7 @@ def train(config: TrainConfig) -> int:
     path = pathlib.Path(config.data.data)
     store = open_dataset(path, "train", config.data.loader, config.views.size, config.data.val_fraction)
     loader = make_loader(store, config, ranks)
-    groups = make_groups(config, ranks) if is_split(method.encoder) else None
+    groups = make_groups(config, method, ranks)
     data = DataRecord(os.path.realpath(path), store.fingerprint, *pixel_statistics(path, config.data.loader))
     workers, knn = ranks.threads(config.machine.workers), None
     if config.logging.knn_every:
@@ -202,9 +209,8 @@ def train(config: TrainConfig) -> int:
     # The schedule is a function of the step; --max-steps does not change it.
     optimisation, batch_size = config.optimisation, config.optimisation.batch_size
     steps_per_epoch = loader.steps_per_epoch
-    total_steps = optimisation.epochs * steps_per_epoch
-    warmup_steps = int(optimisation.warmup_epochs * steps_per_epoch)
-    last_step = min(total_steps, config.run.max_steps or total_steps)
+    schedule = Schedule(optimisation, steps_per_epoch)
+    last_step = min(schedule.total_steps, config.run.max_steps or schedule.total_steps)
     epoch, lr, stopped = max(0, step - 1) // steps_per_epoch, 0.0, 0
 
     # Last, as they truncate metrics.jsonl to the step that was resumed, and take over the terminal.
@@ -250,9 +256,10 @@ def train(config: TrainConfig) -> int:
                 if ranks.is_main and step == 0:
                     write_samples(run / "samples.png", batch, views, mean, std)
                 seed_step(config.run.seed, step, ranks.rank)
-                lr = learning_rate(step, total_steps, warmup_steps, optimisation.peak_lr)
-                terms = trainer.forward_backward(Sample(views, on_device(batch.label_B, ranks.device), batch.index_B))
-                trainer.update(step, lr, step / total_steps)
+                lr, progress = schedule(step).lr, Progress(step / steps_per_epoch, optimisation.epochs)
+                label_B = on_device(batch.label_B, ranks.device)
+                terms = trainer.forward_backward(Sample(views, label_B, batch.index_B, progress))
+                trainer.update(step, schedule(step))
                 step += 1
 
                 metrics.step(step, epoch, lr, ranks.mean(terms), trainer.skips_3)

@@ -77,8 +77,8 @@ VALUES = [
     (["--max-failed-fraction", "2"], "--max-failed-fraction must be at least 0 and at most 1"),
     (["--resolution", "256:224"], "--resolution '256:224' is not two sides of views such as 128:224"),
     (["--resolution", "128:224", "--size", "160"], "ends with views of 224 px, --size 160 is another"),
-    (["--preset", "huge"], "unknown --preset 'huge'; choose from: imagenet, cifar10, demo"),
-    (["--method", "simclr"], "unknown --method 'simclr'; choose from: moco, xmoco"),
+    (["--preset", "huge"], "unknown --preset 'huge'; choose from: imagenet, imagenet100, stl10, cifar10, demo"),
+    (["--method", "mocko"], "unknown --method 'mocko'; choose from: moco, xmoco"),
     (
         ["--recipe", "swav"],
         "--recipe swav gives 2 views of full size and 6 views of 43 %; this method needs 2",

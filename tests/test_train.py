@@ -212,7 +212,7 @@ def test_bad_input_is_one_line_and_status_2(
     (tmp_path / "other" / "file").write_text("mine")
     cases = [
         (["--data", tmp_path / "nowhere"], "no such folder"),
-        (["--data", shards, "--method", "simclr"], "choose from: moco, xmoco"),
+        (["--data", shards, "--method", "mocko"], "choose from: moco, xmoco"),
         (["--data", shards, "--batch-size", 1000], "larger than the data set"),
         (["--data", shards, "--batch-size", 16, "--run", tmp_path / "other"], "not a run folder"),
         (["--data", shards, "--gpu", 1], "Unrecognized options: --gpu"),

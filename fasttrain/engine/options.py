@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import Bounds, Free, NotNegative, Options, Positive
+from fasttrain.system.options import Bounds, Fraction, Free, NotNegative, Options, Positive
 
 BASE_BATCH = 256  # images, for which --lr is given
 # Peak learning rate at BASE_BATCH and weight decay: MoCo's, MoCo v3's for its ResNet and its ViT, apex's own.
@@ -27,16 +27,28 @@ class OptimisationOptions(Options):
     batch_size: Positive[int] = 256
     """Images a step, over all processes."""
     accumulate: Positive[int] = 1
-    """Micro-batches a process's share of the batch is cut into, for memory. Batch norm and the loss's batch terms then
-    see one micro-batch; the queue takes the keys of all after the step."""
+    """Micro-batches a process's share of the batch is cut into, for memory. Batch norm and regularisers over the batch
+    then see one micro-batch, a queue takes the keys of all after the step. Not for losses over the batch."""
     optimizer: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
     """lars for batches of thousands, adamw for vision transformers, lamb by NVIDIA's apex. Another one than the
     method's sets --lr and --weight-decay: sgd 0.03 and 1e-4, lars 0.6 and 1e-6, adamw 1.5e-4 and 0.1, lamb 1e-3 and
     0.01."""
     lr: Positive[float] = 0.03
-    """Peak learning rate per 256 images: it is scaled in proportion to --batch-size, and falls to 0 along a cosine."""
+    """Peak learning rate per 256 images: it is scaled in proportion to --batch-size, and falls along a cosine."""
     weight_decay: NotNegative[float] = 1e-4
-    """Weight decay; all optimizers but sgd leave biases and norms without."""
+    """Weight decay; --decay says of what."""
+    decay: Literal["auto", "all", "matrices"] = "auto"
+    """What weight decay is for: all parameters, or matrices and kernels alone. auto: all with sgd, else matrices."""
+    weight_decay_end: NotNegative[float | None] = None
+    """Weight decay at the end, which it reaches along a cosine. None: the same throughout."""
+    trust: Positive[float] = 1e-3
+    """Of lars: length of a step of learning rate 1, relative to the norm of the weights."""
+    trust_clip: bool = False
+    """Of lars: let --trust only lower the learning rate (LARC)."""
+    vector_lr: Positive[float] = 1.0
+    """Learning rate of biases and norms, as a multiple of --lr."""
+    final_lr: Fraction[float] = 0.0
+    """What the learning rate falls to, as a part of its peak."""
     warmup_epochs: NotNegative[float] = 0.0
     """Epochs of linear learning-rate warm-up."""
     clip_norm: NotNegative[float] = 0.0

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fasttrain.engine.networks import AUTOCAST
-from fasttrain.engine.optim import make_optimizer, set_learning_rate, take_step
+from fasttrain.engine.optim import Rates, make_optimizer, set_rates, take_step
 from fasttrain.engine.options import OptimisationOptions
 from fasttrain.engine.ranks import data_parallel
 from fasttrain.engine.skips import Skips
-from fasttrain.methods import Method, Output, Sample
+from fasttrain.methods import Method, Output, Progress, Sample
 from fasttrain.networks.batch_norm import RunningStatistics
 
 
@@ -29,14 +29,15 @@ class TrainStep:
         self, method: Method, options: OptimisationOptions, device: torch.device, cuda_graph: bool = False
     ) -> None:
         """method: on the device. Raises UserError for a missing optimizer package."""
-        self.optimizer = make_optimizer(options.optimizer, method, options.peak_lr, options.weight_decay)
+        self.optimizer = make_optimizer(options, method, method.steady)
         self.skips_3 = torch.tensor(Skips(), device=device)  # never read by the host here
         self._method, self._model = method, data_parallel(method, static_graph=options.accumulate == 1)
         self._scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self._autocast = device.type, AUTOCAST.get(options.precision)
         self._accumulate, self._clip_norm, self._cuda_graph = options.accumulate, options.clip_norm, cuda_graph
         self._statistics = RunningStatistics(method)
-        self._carry: tuple[Tensor, ...] = ()  # between forward_backward and update
+        self._carry: tuple[Tensor, ...] = ()  # between forward_backward and update, as is _progress
+        self._progress = Progress()
 
     def forward_backward(self, sample: Sample) -> dict[str, Tensor]:
         """The gradients of this rank's share of the batch, a micro-batch after the other, summed over the ranks.
@@ -47,7 +48,7 @@ class TrainStep:
             torch.compiler.cudagraph_mark_step_begin()
         self._statistics.save()
         outputs = [self._micro_batch(part, last) for part, last in _micro_batches(sample, self._accumulate)]
-        self._carry = outputs[0].carry
+        self._carry, self._progress = outputs[0].carry, sample.progress
         if len(outputs) > 1:
             self._carry = tuple(map(torch.cat, zip(*(output.carry for output in outputs), strict=True)))
         all_terms = [{"loss": output.loss.detach(), **output.terms} for output in outputs]
@@ -65,24 +66,24 @@ class TrainStep:
             self._scaler.scale(output.loss / self._accumulate).backward()
         return output
 
-    def update(self, step: int, lr: float, part: float) -> None:
+    def update(self, step: int, rates: Rates) -> None:
         """Move weights, momentum encoder and queue by what forward_backward left; nothing where it is not finite.
 
-        step: its number, from 0, by which it is named if it is skipped. part: of the run that is done, 0…1.
+        step: its number, from 0, by which it is named if it is skipped.
         """
         self._scaler.unscale_(self.optimizer)
-        self._method.after_backward()
+        self._method.after_backward(self._progress)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         good = norm.isfinite()
         if self._clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
-        set_learning_rate(self.optimizer, lr)
+        set_rates(self.optimizer, rates)
         take_step(self.optimizer, good)
         self._scaler.update()
         self.optimizer.zero_grad()
         self._statistics.keep_if(good)
-        self._method.update(good, part, self._carry)
+        self._method.update(good, self._progress, self._carry)
         self._carry = ()
 
         total, in_a_row, last = self.skips_3.unbind()
@@ -93,7 +94,10 @@ class TrainStep:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict(), "skips": self.skips_3}
 
     def load_state_dict(self, state: dict) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        # What groups are set to follows from the options and the step; a version before may have known less of it.
+        own, saved = self.optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
+        groups = [{**group, "params": before["params"]} for group, before in zip(own, saved, strict=True)]
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         self._scaler.load_state_dict(state["scaler"])
         self.skips_3 = state["skips"].to(self.skips_3).view(3)
 
@@ -109,4 +113,4 @@ def _micro_batches(sample: Sample, count: int) -> Iterator[tuple[Sample, bool]]:
     labels = [None] * count if sample.label_B is None else sample.label_B.chunk(count)
     parts = zip(views, labels, sample.index_B.chunk(count), strict=True)
     for number, part in enumerate(parts):
-        yield Sample(tuple(part[0]), *part[1:]), number == count - 1
+        yield Sample(tuple(part[0]), *part[1:], sample.progress), number == count - 1

@@ -72,12 +72,13 @@ def open_labelled(
     train, val = (
         EvenSubset(open_dataset(path, split, loader, view_size, val_fraction), most) for split in ("train", "val")
     )
-    if not train.classes or not all(_seems_labelled(subset) for subset in (train, val)):
+    if not train.classes or not all(seems_labelled(subset) for subset in (train, val)):
         raise UserError(f"{path} has {_UNLABELLED}")
     return train, val
 
 
-def _seems_labelled(store: Store) -> bool:
+def seems_labelled(store: Store) -> bool:
+    """Whether a few of its images have a label."""
     few = EvenSubset(store, LABELS_TRIED)
     for index in range(few.num_samples):
         with contextlib.suppress(DataError, OSError):  # damage says nothing about the others

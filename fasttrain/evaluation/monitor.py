@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.accuracy import Accuracy, accuracy
@@ -41,21 +42,21 @@ class KnnMonitor:
 
         mean, std: by which views are normalised. each_batch is called before each batch and may raise to end it.
         """
-        method.encoder.eval()
+        encoder, _ = method.evaluated
+        encoder.eval()
         try:
-            return self._accuracy(method, mean, std, folder, each_batch)
+            return self._accuracy(encoder, mean, std, folder, each_batch)
         finally:
-            method.encoder.train()
+            encoder.train()
 
     def _accuracy(
-        self, method: Method, mean: tuple, std: tuple, folder: pathlib.Path, each_batch: Callable[[], None]
+        self, encoder: nn.Module, mean: tuple, std: tuple, folder: pathlib.Path, each_batch: Callable[[], None]
     ) -> Accuracy:
         with torch.compiler.set_stance("force_eager"):  # else every size of batch is compiled again
             memory, queries = (
                 extract(
-                    method.encoder, subset, folder, self._device, size=self._size, mean=mean,
-                    std=std, batch_size=BATCH_SIZE, workers=self._workers, max_failed_fraction=self._max_failed,
-                    each_batch=each_batch,
+                    encoder, subset, folder, self._device, size=self._size, mean=mean, std=std, batch_size=BATCH_SIZE,
+                    workers=self._workers, max_failed_fraction=self._max_failed, each_batch=each_batch,
                 )
                 for subset in self._splits
             )  # fmt: skip

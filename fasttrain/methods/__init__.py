@@ -6,14 +6,21 @@ import importlib
 import os
 import sys
 
-from fasttrain.methods.base import Method, MethodOptions, Output, Sample
+from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
 from fasttrain.methods.moco import MoCoOptions
+from fasttrain.methods.simclr import SimCLROptions
+from fasttrain.methods.supcon import SupConOptions
 from fasttrain.methods.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
 
-__all__ = ["METHODS", "Method", "MethodOptions", "Output", "Sample", "method_options"]
+__all__ = ["METHODS", "Method", "MethodOptions", "Output", "Progress", "Sample", "method_options"]
 
-METHODS: dict[str, type[MethodOptions]] = {"moco": MoCoOptions, "xmoco": XMoCoOptions}
+METHODS: dict[str, type[MethodOptions]] = {
+    "moco": MoCoOptions,
+    "xmoco": XMoCoOptions,
+    "simclr": SimCLROptions,
+    "supcon": SupConOptions,
+}
 
 
 def method_options(name: str) -> type[MethodOptions]:

@@ -16,17 +16,30 @@ from fasttrain.system.options import Options
 from fasttrain.views.spec import Recipe
 
 
+class Progress(NamedTuple):
+    """How far a run is, for schedules: the passes over the data that are done, with fractions, and that will be."""
+
+    epoch: float = 0.0
+    epochs: float = 1.0
+
+    @property
+    def part(self) -> float:
+        """0 at the first step, 1 after the last."""
+        return min(1.0, self.epoch / self.epochs)
+
+
 class Sample(NamedTuple):
     """What a method sees of a micro-batch.
 
     views: a tensor (V, B, 3, S, S) for each size, as the method's recipe has them; `views[0][v]` and
     `views[0].flatten(0, 1)` are channels-last without a copy. label_B: int64, beside the views,
-    only where `needs_labels`. index_B: int64, place in the data set, on the CPU.
+    only where `needs_labels`. index_B: int64, place in the data set, on the CPU. progress: before this step.
     """
 
     views: Views
     label_B: Tensor | None
     index_B: Tensor
+    progress: Progress = Progress()
 
 
 class Output(NamedTuple):
@@ -42,23 +55,30 @@ class Output(NamedTuple):
 
 
 class Method(nn.Module):
-    """Networks and a loss. `encoder` and `projector` are what is evaluated and exported."""
+    """Networks and a loss. `encoder` and `projector` are what is trained."""
 
     encoder: nn.Module
     projector: nn.Module
+    steady: ClassVar[tuple[str, ...]] = ()
+    """Names of networks whose learning rate stays at its peak."""
+
+    @property
+    def evaluated(self) -> tuple[nn.Module, nn.Module]:
+        """The encoder and the projector that are evaluated and exported: what is trained, or an average of it."""
+        return self.encoder, self.projector
 
     def forward(self, sample: Sample) -> Output:
         """Loss and terms of one micro-batch. "Batch" in a loss is the global batch, whatever the number of ranks."""
         raise NotImplementedError
 
-    def after_backward(self) -> None:
+    def after_backward(self, progress: Progress) -> None:
         """Before the optimizer, once gradients are complete: what changes them, such as frozen prototypes."""
 
-    def update(self, good: Tensor, part: float, carry: tuple[Tensor, ...]) -> None:
+    def update(self, good: Tensor, progress: Progress, carry: tuple[Tensor, ...]) -> None:
         """After the optimizer, once a step: momentum encoder, queue, centres.
 
-        good: 0-dim bool on the device; where it is false nothing may change, and the host must not look. part: of the
-        run that is done, 0…1. carry: see Output.
+        good: 0-dim bool on the device; where it is false nothing may change, and the host must not look. progress:
+        before this step. carry: see Output.
         """
 
 
@@ -69,8 +89,12 @@ class MethodOptions(Options):
     views: ClassVar[Recipe]
     """The views it needs: how many of each size, and how they are drawn where no other recipe is asked for."""
     needs_labels: ClassVar[bool] = False
+    over_batch: ClassVar[bool] = False
+    """Whether its loss compares the images of a batch, which then can't be cut into micro-batches."""
     paper: ClassVar[Mapping[str, Any]] = {}
     """Its paper's values of options that all methods have."""
+    paper_vit: ClassVar[Mapping[str, Any]] = {}
+    """Its paper's other values, of any option, where the encoder is a vision transformer; after those of a preset."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """By preset: other values, of its own options and of those that all methods have."""
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasttrain.losses.queue import Decoupled, InfoNCE
+from fasttrain.losses.queue import Decoupled, DecoupledWeighted, InfoNCE
 from fasttrain.losses.regularisers import Regularisers, regularised
-from fasttrain.methods.base import Method, MethodOptions, Output, Sample
+from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
 from fasttrain.networks.batch_norm import is_split
 from fasttrain.networks.heads import linear_head, mlp_head
 from fasttrain.networks.momentum import ema_update, momentum_copy
@@ -24,7 +24,8 @@ from fasttrain.views.spec import RECIPES, Recipe
 
 @dataclass(frozen=True)
 class MoCoOptions(MethodOptions):
-    """MoCo v2; v1 with --head linear, --temperature 0.07 and --recipe mocov1."""
+    """MoCo v2 (arXiv 2003.04297): an image's query has to find the momentum encoder's key of its other view among a
+    queue of other images' keys. MoCo v1 (arXiv 1911.05722) is --head linear, --temperature 0.07 and --recipe mocov1."""
 
     views: ClassVar[Recipe] = RECIPES["mocov2"]
     paper: ClassVar = {"optimizer": "sgd", "lr": 0.03, "weight_decay": 1e-4, "batch_norm": "split"}
@@ -49,6 +50,8 @@ class MoCoOptions(MethodOptions):
     """Temperature of InfoNCE."""
     decoupled: bool = False
     """Leave a query's own key out of InfoNCE's denominator: the decoupled contrastive loss (arXiv 2110.06848)."""
+    decoupled_weighted: bool = False
+    """The same paper's DCLW: decoupled, and pairs that are far apart weigh more."""
     regularisers: Regularisers = field(default_factory=Regularisers)
     """XMoCo's regularisers, which go with any method of queries and keys"""
 
@@ -69,7 +72,8 @@ class MoCo(Method):
         self.key_projector = momentum_copy(self.projector)
         self.queue = Queue(options.queue_size, options.dim)
         self._options, self._shuffles = options, is_split(encoder)
-        self._contrast = (Decoupled if options.decoupled else InfoNCE)(options.temperature)
+        contrast = Decoupled if options.decoupled else InfoNCE
+        self._contrast = (DecoupledWeighted if options.decoupled_weighted else contrast)(options.temperature)
 
     def forward(self, sample: Sample) -> Output:
         query, key = sample.views[0]
@@ -98,7 +102,7 @@ class MoCo(Method):
         return F.normalize(out_ND.float(), dim=1)
 
     @torch.no_grad()
-    def update(self, good: Tensor, part: float, carry: tuple[Tensor, ...]) -> None:
+    def update(self, good: Tensor, progress: Progress, carry: tuple[Tensor, ...]) -> None:
         """Move the key encoder and take the step's keys (M, D) into the queue."""
         (k_MD,) = carry
         ema_update(self.key_encoder, self.encoder, self._options.ema, good)

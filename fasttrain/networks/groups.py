@@ -63,6 +63,20 @@ def check_groups(batch_size: int, world_size: int, accumulate: int, groups: int 
     )
 
 
+def check_rows(batch_size: int, world_size: int, accumulate: int, kind: str, groups: int = GROUPS) -> None:
+    """Raises UserError where a head's batch norm would take its statistics over less than LEAST_IMAGES rows.
+
+    Arguments as of check_groups; kind: of batch norm, "split", "sync" or "plain".
+    """
+    share = batch_size // (world_size * accumulate)
+    rows = {"split": share // groups_of_rank(share, groups, world_size), "sync": share * world_size, "plain": share}
+    if rows[kind] < LEAST_IMAGES:
+        raise UserError(
+            f"--batch-size {batch_size}: the head's batch norm would normalise {rows[kind]} rows together, too few for "
+            f"a variance; it needs {LEAST_IMAGES}: a larger batch, or --batch-norm sync on several processes"
+        )
+
+
 def _cut(batch_size: int, world_size: int, accumulate: int, groups: int) -> Groups:
     images = batch_size // (world_size * accumulate)
     number = groups_of_rank(images, groups, world_size)

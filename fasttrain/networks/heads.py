@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
 from torch import nn
 
 
@@ -10,6 +14,25 @@ def linear_head(width: int, dim: int) -> nn.Module:
     return nn.Linear(width, dim)
 
 
-def mlp_head(width: int, dim: int) -> nn.Module:
-    """(N, width) → (N, dim), one hidden layer as wide as the features (MoCo v2, after SimCLR, arXiv 2002.05709)."""
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, dim))
+def mlp_head(width: int, dim: int, hidden: int | None = None) -> nn.Module:
+    """(N, width) → (N, dim), one hidden layer, as wide as the features where nothing else is said (MoCo v2, after
+    SimCLR, arXiv 2002.05709)."""
+    hidden = hidden or width
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
+
+
+def batch_norm_mlp(
+    width: int, hidden: Sequence[int], dim: int, end: Literal["linear", "bias", "norm", "affine"] = "linear"
+) -> nn.Sequential:
+    """(N, width) → (N, dim): linear layers, each hidden one followed by batch norm and ReLU.
+
+    end: the output layer is linear alone, with a bias, or followed by a batch norm: without a scale and a shift, or
+    with them. A layer that a batch norm follows has no bias, as it would be taken off again.
+    """
+    layers: list[nn.Module] = []
+    for before, after in pairwise((width, *hidden)):
+        layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+    layers.append(nn.Linear((width, *hidden)[-1], dim, bias=end == "bias"))
+    if end in ("norm", "affine"):
+        layers.append(nn.BatchNorm1d(dim, affine=end == "affine"))
+    return nn.Sequential(*layers)

@@ -1,8 +1,9 @@
-"""The momentum (key) encoder and the queue of keys (MoCo, arXiv 1911.05722)."""
+"""The momentum encoder (MoCo, arXiv 1911.05722): a slowly moving average of the network that is trained."""
 
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,14 @@ from torch import Tensor, nn
 def momentum_copy(module: nn.Module) -> nn.Module:
     """A copy that takes no gradient."""
     return copy.deepcopy(module).requires_grad_(False)
+
+
+def cosine_momentum(start: float, part: float) -> float:
+    """Momentum that rises from `start` to 1 along half a cosine (BYOL, arXiv 2006.07733, section 3.3).
+
+    part: of the run that is done, 0…1.
+    """
+    return 1 - (1 - start) * (1 + math.cos(math.pi * part)) / 2
 
 
 @torch.no_grad()

@@ -16,11 +16,10 @@ class RunOptions(Options):
     """Run folder for checkpoints, metrics and report, also given by place; a job that may be started again needs it.
     Empty: runs/<method>-<time>."""
     method: str = "xmoco"
-    """moco (v2), xmoco (moco plus cross-similarity consistency and uniform-similarity regularisation), or
-    package.module:Class of your own. --help with it lists its options."""
-    preset: Free[Literal["imagenet", "cifar10", "demo"]] = "imagenet"
-    """Defaults for all other options: the method's own on ImageNet, its CIFAR-10 recipe, or a few minutes on a
-    laptop."""
+    """What is trained; --help with it explains it and lists its options. package.module:Class is one of your own."""
+    preset: Free[Literal["imagenet", "imagenet100", "stl10", "cifar10", "demo"]] = "imagenet"
+    """Defaults for all other options: the method's paper's on ImageNet, recipes for smaller sets of images, or a few
+    minutes on a laptop."""
     config: Free[str] = ""
     """Start from the settings of a RUN/config.json; what is typed counts more."""
     seed: NotNegative[int] = 0

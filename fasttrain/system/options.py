@@ -136,19 +136,35 @@ def free(options: Options) -> frozenset[str]:
 
 
 class Settings(NamedTuple):
-    """A run's options as they are kept in files: values of JSON by name, and which of them do not bind the run."""
+    """A run's options as they are kept in files: values of JSON by name, which of them do not bind the run, and what
+    an option counts as in a file from before there was one: its field's default."""
 
     values: dict[str, Any]
     free: frozenset[str]
+    before: dict[str, Any]
 
     @classmethod
     def of(cls, options: Options) -> Settings:
-        return cls(json.loads(json.dumps(flat(options))), free(options))
+        values, before = (json.loads(json.dumps(each)) for each in (flat(options), _defaults(options)))
+        return cls(values, free(options), before)
 
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
         """'--name was X, now Y' for every option that binds a run and had another value."""
+        saved = {**{name: self.before[name] for name in self.before if name not in saved}, **saved}
         return [
             f"{flag(name)} was {saved.get(name)!r}, now {self.values.get(name)!r}"
             for name in {**self.values, **saved}
             if name not in self.free and saved.get(name) != self.values.get(name)
         ]
+
+
+def _defaults(options: Options) -> dict[str, Any]:
+    """The default of every field that has one, in a group and in the groups in it."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, Options):
+            values |= _defaults(value)
+        elif field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+    return values

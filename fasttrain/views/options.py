@@ -17,7 +17,10 @@ GROWING = 0.75  # part of the epochs in which views grow to their final size
 class ViewOptions(Options):
     """How an image's views are drawn."""
 
-    recipe: Literal["method", "mocov1", "mocov2", "mocov3", "cifar", "swav"] = "method"
+    recipe: Literal[
+        "method", "mocov1", "mocov2", "mocov3", "byol", "simclr", "weak-key", "cifar", "cifar-asymmetric", "swav",
+        "dino", "dino-vit",
+    ] = "method"  # fmt: skip
     """Augmentation recipe; method: the method's own. Another one must give as many views of each size."""
     size: Positive[int] = 224
     """Side of a view in pixels, in training and evaluation; of a recipe with several sizes, the largest."""

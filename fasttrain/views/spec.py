@@ -34,24 +34,44 @@ class ViewSpec:
 
 Recipe = tuple[ViewSpec, ...]
 
-# MoCo v1 and v2: He et al. 2020, Chen et al. 2020; v3: Chen et al. 2021; SwAV: Caron et al. 2020 (two views and six
-# small crops, which it blurs by as many of their own pixels). As in each one's published code.
+# MoCo v1 and v2: He et al. 2020, Chen et al. 2020; v3: Chen et al. 2021, whose views are BYOL's (Grill et al. 2020) but
+# for the crops; SimCLR: Chen et al. 2020; SwAV: Caron et al. 2020 (two views and six small crops, which it
+# blurs by as many of their own pixels); DINO: Caron et al. 2021 (two views and eight small crops, parted at 0.14 of the
+# area with ResNets, at 0.4 with vision transformers); ReSSL: Zheng et al. 2021 (a strong view for the query, a weak one
+# for the key). As in each one's published code.
 _V1 = ViewSpec(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_first=True, blur_p=0.0)
 _V2 = ViewSpec()
 _V3_FIRST = ViewSpec(jitter=(0.4, 0.4, 0.2, 0.1), blur_p=1.0)
 _V3_SECOND = ViewSpec(jitter=(0.4, 0.4, 0.2, 0.1), blur_p=0.1, solarize_p=0.2)
 _CIFAR = ViewSpec(scale=(0.08, 1.0), blur_p=0.0)  # MoCo's CIFAR-10 notebook
+_BYOL_FIRST, _BYOL_SECOND = (replace(spec, scale=(0.08, 1.0)) for spec in (_V3_FIRST, _V3_SECOND))
+_SIMCLR = ViewSpec(scale=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2))
+_WEAK = ViewSpec(jitter_p=0.0, gray_p=0.0, blur_p=0.0)
+_ASYMMETRIC = ViewSpec(scale=(0.08, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), blur_p=0.0)  # solo-learn's for CIFAR-10
 _SWAV = ViewSpec(scale=(0.14, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), count=2)
 _SWAV_SMALL = replace(
     _SWAV, scale=(0.05, 0.14), blur_sigma=(0.1 * BLUR_SIDE / 96, 2.0 * BLUR_SIDE / 96), size=96 / 224, count=6
 )
 
+
+def _dino(parted: float) -> Recipe:
+    """Two views of the areas above `parted`, eight small crops of those below."""
+    first, second = (replace(spec, scale=(parted, 1.0)) for spec in (_V3_FIRST, _V3_SECOND))
+    return first, second, replace(first, scale=(0.05, parted), blur_p=0.5, size=96 / 224, count=8)
+
+
 RECIPES: dict[str, Recipe] = {
     "mocov1": (_V1, _V1),
     "mocov2": (_V2, _V2),
     "mocov3": (_V3_FIRST, _V3_SECOND),
+    "byol": (_BYOL_FIRST, _BYOL_SECOND),
+    "simclr": (_SIMCLR, _SIMCLR),
+    "weak-key": (_V2, _WEAK),
     "cifar": (_CIFAR, _CIFAR),
+    "cifar-asymmetric": (_ASYMMETRIC, replace(_ASYMMETRIC, solarize_p=0.2)),
     "swav": (_SWAV, _SWAV_SMALL),
+    "dino": _dino(0.14),
+    "dino-vit": _dino(0.4),
 }
 
 

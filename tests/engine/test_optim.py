@@ -1,6 +1,7 @@
 """Optimizers against plain loops, steps that must change nothing, and the learning-rate schedule."""
 
 import copy
+import math
 import sys
 import types
 from typing import Any
@@ -9,10 +10,25 @@ import pytest
 import torch
 from torch import nn
 
-from fasttrain.engine.optim import LARS, MOMENTUM, TRUST, learning_rate, make_optimizer, take_step
+from fasttrain.engine.optim import (
+    LARS,
+    MOMENTUM,
+    Rates,
+    Schedule,
+    learning_rate,
+    make_optimizer,
+    set_rates,
+    take_step,
+)
+from fasttrain.engine.options import OptimisationOptions
 from fasttrain.system.errors import UserError
 
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
+
+
+def options(name: str, lr: float, weight_decay: float, **changes: Any) -> OptimisationOptions:
+    """lr: the peak itself."""
+    return OptimisationOptions(optimizer=name, batch_size=256, lr=lr, weight_decay=weight_decay, **changes)
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -27,29 +43,36 @@ def give_gradients(module: nn.Module, seed: int) -> None:
 
 
 def lars_by_loop(
-    weights: list[torch.Tensor], gradients: list[torch.Tensor], velocities: list[torch.Tensor], lr: float, decay: float
+    weights: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+    velocities: list[torch.Tensor],
+    lr: float,
+    decay: float,
+    trust: float,
+    clip: bool,
 ) -> None:
     """You et al., algorithm 1, one parameter after the other, as MoCo v3 applies it."""
     for w, g, v in zip(weights, gradients, velocities, strict=True):
         if w.dim() > 1:
             g = g + decay * w
             if w.norm() > 0 and g.norm() > 0:
-                g = g * (TRUST * w.norm() / g.norm())
+                g = g * min(trust * w.norm() / g.norm() / (lr if clip else 1), 1 if clip else math.inf)
         v.mul_(MOMENTUM).add_(g)
         w.sub_(lr * v)
 
 
-def test_lars_is_the_papers() -> None:
+@pytest.mark.parametrize(("trust", "clip"), [(1e-3, False), (0.02, True), (5.0, True)])
+def test_lars_is_the_papers(trust: float, clip: bool) -> None:
     module = network()
     with torch.no_grad():
         module[4].weight.zero_()  # a norm of 0: not scaled
-    optimizer = make_optimizer("lars", module, lr=0.5, weight_decay=0.1)
+    optimizer = make_optimizer(options("lars", 0.5, 0.1, trust=trust, trust_clip=clip), module)
     assert isinstance(optimizer, LARS)
     weights = [p.detach().clone() for p in module.parameters()]
     velocities = [torch.zeros_like(w) for w in weights]
     for step in range(4):
         give_gradients(module, step)
-        lars_by_loop(weights, [p.grad.clone() for p in module.parameters()], velocities, 0.5, 0.1)
+        lars_by_loop(weights, [p.grad.clone() for p in module.parameters()], velocities, 0.5, 0.1, trust, clip)
         take_step(optimizer, GOOD)
         for p, w in zip(module.parameters(), weights, strict=True):
             torch.testing.assert_close(p.detach(), w, rtol=1e-12, atol=1e-14)
@@ -60,7 +83,7 @@ def test_weight_decay_of_vectors(name: str, shrinks: bool) -> None:
     """Without a gradient, a weight moves by its decay alone; vectors have one in SGD only."""
     module = network()
     before = copy.deepcopy(module)
-    optimizer = make_optimizer(name, module, lr=0.1, weight_decay=0.5)
+    optimizer = make_optimizer(options(name, 0.1, 0.5), module)
     for p in module.parameters():
         p.grad = torch.zeros_like(p)
     take_step(optimizer, GOOD)
@@ -76,7 +99,7 @@ def test_weight_decay_of_vectors(name: str, shrinks: bool) -> None:
 def test_a_bad_step_changes_nothing_and_leaves_no_trace(name: str, good_before: int) -> None:
     """Also when it is the first: torch's fused SGD would take up uninitialised momentum there."""
     module, other = network(), network()
-    optimizer, untouched = (make_optimizer(name, m, lr=0.1, weight_decay=0.1) for m in (module, other))
+    optimizer, untouched = (make_optimizer(options(name, 0.1, 0.1), m) for m in (module, other))
     for step in range(good_before):
         for m, o in ((module, optimizer), (other, untouched)):
             give_gradients(m, step)
@@ -115,7 +138,7 @@ def apex(monkeypatch: pytest.MonkeyPatch) -> type[torch.optim.SGD]:
 def test_lamb_is_apex_s(apex: type[torch.optim.SGD]) -> None:
     module = network()
     before = copy.deepcopy(module)
-    optimizer = make_optimizer("lamb", module, lr=0.1, weight_decay=0.1)
+    optimizer = make_optimizer(options("lamb", 0.1, 0.1), module)
     assert type(optimizer) is apex
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     give_gradients(module, 0)
@@ -128,7 +151,7 @@ def test_lamb_is_apex_s(apex: type[torch.optim.SGD]) -> None:
 def test_lamb_without_apex_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "apex", None)
     with pytest.raises(UserError, match=r"needs NVIDIA's apex.*github.com/NVIDIA/apex"):
-        make_optimizer("lamb", network(), 0.1, 0.1)
+        make_optimizer(options("lamb", 0.1, 0.1), network())
 
 
 def test_cosine_from_peak_to_zero() -> None:
@@ -140,3 +163,41 @@ def test_cosine_from_peak_to_zero() -> None:
 
 def test_warm_up_is_linear_and_meets_the_cosine_at_its_peak() -> None:
     assert [learning_rate(step, 100, 4, 1.0) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+
+
+def test_a_learning_rate_falls_to_a_part_of_its_peak() -> None:
+    assert learning_rate(100, 100, 0, 2.0, 0.1) == pytest.approx(0.2)
+    assert learning_rate(50, 100, 0, 2.0, 0.1) == pytest.approx(1.1)
+
+
+def test_weight_decay_follows_a_cosine_where_it_has_an_end() -> None:
+    schedule = Schedule(options("adamw", 0.1, 0.04, weight_decay_end=0.4, epochs=10, warmup_epochs=1), 10)
+    assert [schedule(step).weight_decay for step in (0, 50, 100)] == pytest.approx([0.04, 0.22, 0.4])
+    assert [schedule(step).steady_lr for step in (0, 9, 10, 99)] == pytest.approx([0.01, 0.1, 0.1, 0.1])
+    assert schedule.total_steps == 100
+    assert Schedule(options("sgd", 0.1, 0.3, epochs=10), 10)(77).weight_decay == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+@pytest.mark.parametrize("decay", ["all", "matrices"])
+def test_rates_reach_every_group(name: str, decay: str) -> None:
+    """Networks that stay at the peak, vectors with a rate of their own, and weight decay where it is for."""
+    module = nn.ModuleDict({"encoder": network(), "predictor": nn.Linear(3, 2, dtype=torch.float64)})
+    optimizer = make_optimizer(options(name, 0.1, 0.5, decay=decay, vector_lr=0.25), module, ("predictor",))
+    set_rates(optimizer, Rates(0.02, 0.1, 0.4))
+    rates = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            rates[p] = group["lr"], group.get("decay", group["weight_decay"])
+    for place, p in module.named_parameters():
+        expected = (0.1 if place.startswith("predictor") else 0.02) * (0.25 if p.dim() == 1 else 1)
+        assert rates[p] == pytest.approx((expected, 0.4 if decay == "all" or p.dim() > 1 else 0.0)), place
+
+
+def test_lars_decays_vectors_where_asked_to_without_scaling_them() -> None:
+    module = nn.BatchNorm1d(3, dtype=torch.float64)
+    optimizer = make_optimizer(options("lars", 0.5, 0.1, decay="all"), module)
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    take_step(optimizer, GOOD)
+    assert torch.allclose(module.weight, torch.full((3,), 1 - 0.5 * 0.1, dtype=torch.float64))

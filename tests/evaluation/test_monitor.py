@@ -85,9 +85,7 @@ def test_a_signal_around_an_evaluation_finds_the_step_saved_and_the_evaluation_i
 
     if moment == "before":
         real = TrainStep.update
-        monkeypatch.setattr(
-            TrainStep, "update", lambda self, step, lr, part: (at(7, step), real(self, step, lr, part))[1]
-        )
+        monkeypatch.setattr(TrainStep, "update", lambda self, step, rates: (at(7, step), real(self, step, rates))[1])
     else:
         extracted = iter(range(100))  # twice in each evaluation
         real = features.center

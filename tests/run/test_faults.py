@@ -30,6 +30,7 @@ from support.launch import (
 
 from fasttrain import evaluate
 from fasttrain.config import make_config
+from fasttrain.engine.optim import Rates
 from fasttrain.engine.step import TrainStep
 from fasttrain.methods.moco import MoCo
 from fasttrain.run import folder
@@ -72,10 +73,10 @@ def _killed_in(at: int, words: list[str]) -> int:
     """Train, but die in the middle of a step."""
     update = TrainStep.update
 
-    def step(self: TrainStep, number: int, lr: float, part: float) -> None:
+    def step(self: TrainStep, number: int, rates: Rates) -> None:
         if number == at:
             os.kill(os.getpid(), signal.SIGKILL)
-        update(self, number, lr, part)
+        update(self, number, rates)
 
     TrainStep.update = step
     return main(words)

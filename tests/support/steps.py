@@ -7,22 +7,38 @@ from torch import Tensor, nn
 
 from fasttrain.config import TrainConfig, make_config
 from fasttrain.engine.networks import make_method
+from fasttrain.engine.optim import Rates
 from fasttrain.engine.step import TrainStep
 from fasttrain.methods import Method, Sample
 from fasttrain.methods.moco import MoCo
+from fasttrain.system.options import flat
+from fasttrain.views.spec import sides
 
-SMALL = {"arch": "small", "size": 16, "queue_size": 40, "dim": 8, "batch_size": 8, "precision": "fp32"}
+SMALL = {
+    "arch": "small", "size": 16, "queue_size": 40, "dim": 8, "hidden": 16, "predictor_hidden": 16, "prototypes": 12,
+    "batch_size": 8, "precision": "fp32",
+}  # fmt: skip
 
 
 def small(method: str = "moco", **changes: Any) -> TrainConfig:
-    """A configuration whose networks take milliseconds."""
-    return make_config(method, **{**SMALL, **changes})
+    """A configuration whose networks take milliseconds; of SMALL, what the method has."""
+    known = flat(make_config(method))
+    return make_config(method, **{name: value for name, value in SMALL.items() if name in known} | changes)
 
 
-def sample(count: int = 8, seed: int = 0) -> Sample:
-    """Two views of 16 px of every image, of random numbers."""
-    values = torch.randn(count, 2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
-    return Sample((values.permute(1, 0, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3),), None, torch.arange(count))
+def sample(count: int = 8, seed: int = 0, config: TrainConfig | None = None) -> Sample:
+    """Views of random numbers of every image: two of 16 px, or those of a configuration, with labels of four classes
+    where it needs them."""
+    size_V, labels = (16, 16), None
+    if config:
+        size_V = sides(config.views.recipe_for(config.method.views), config.views.size)
+        labels = torch.arange(count) % 4 if config.method.needs_labels else None
+    generator = torch.Generator().manual_seed(seed)
+    groups = []
+    for side in dict.fromkeys(size_V):
+        values = torch.randn(count, size_V.count(side), 3, side, side, generator=generator)
+        groups.append(values.permute(1, 0, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3))
+    return Sample(tuple(groups), labels, torch.arange(count))
 
 
 def build(config: TrainConfig) -> Method:
@@ -50,5 +66,5 @@ def make_without_norm(**changes: Any) -> tuple[Any, TrainStep]:
 def take(trainer: TrainStep, batch: Sample, number: int, lr: float) -> dict[str, Tensor]:
     """A whole step; returns its terms."""
     terms = trainer.forward_backward(batch)
-    trainer.update(number, lr, 0.0)
+    trainer.update(number, Rates(lr, lr, trainer.optimizer.param_groups[0].get("weight_decay", 0.0)))
     return terms
