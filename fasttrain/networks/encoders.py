@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fasttrain.networks.groups import GROUPS
 from fasttrain.networks.vision_transformer import WIDTHS, VisionTransformerOptions, make_vision_transformer
@@ -103,6 +104,20 @@ def _torchvision_encoder(arch: str) -> nn.Module:
             setattr(model, name, nn.Identity())
             return model
     raise UserError(f"--arch {arch!r}: its classifier can't be told from its features")
+
+
+@torch.no_grad()
+def zero_init_residual(encoder: nn.Module) -> None:
+    """Have every residual block of a ResNet begin as its shortcut: the scale of its last batch norm is 0 (Goyal et al.,
+    arXiv 1706.02677, section 5.1).
+
+    Before its momentum copy is made. Other encoders stay as they are.
+    """
+    for block in encoder.modules():
+        if isinstance(block, Bottleneck):
+            block.bn3.weight.zero_()
+        elif isinstance(block, BasicBlock | _Block):
+            block.bn2.weight.zero_()
 
 
 @torch.no_grad()
