@@ -11,6 +11,8 @@ from fasttrain.methods.byol import BYOLOptions
 from fasttrain.methods.moco import MoCoOptions
 from fasttrain.methods.mocov3 import MoCoV3Options
 from fasttrain.methods.simsiam import SimSiamOptions
+from fasttrain.methods.simclr import SimCLROptions
+from fasttrain.methods.supcon import SupConOptions
 from fasttrain.methods.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
 
@@ -22,6 +24,8 @@ METHODS: dict[str, type[MethodOptions]] = {
     "mocov3": MoCoV3Options,
     "byol": BYOLOptions,
     "simsiam": SimSiamOptions,
+    "simclr": SimCLROptions,
+    "supcon": SupConOptions,
 }
 
 
