@@ -10,8 +10,8 @@ from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Samp
 from fasttrain.methods.byol import BYOLOptions
 from fasttrain.methods.moco import MoCoOptions
 from fasttrain.methods.mocov3 import MoCoV3Options
-from fasttrain.methods.simsiam import SimSiamOptions
 from fasttrain.methods.simclr import SimCLROptions
+from fasttrain.methods.simsiam import SimSiamOptions
 from fasttrain.methods.supcon import SupConOptions
 from fasttrain.methods.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
