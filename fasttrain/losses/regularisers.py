@@ -8,13 +8,16 @@ shares the contrast's pass over it. Under data parallelism "batch" is the global
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from fasttrain.losses.batch import batch_consistency, batch_uniformity
 from fasttrain.losses.queue import QueueConsistency, QueueTerm, QueueUniformity, queue_terms
+from fasttrain.system.collectives import gather_rows
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import NotNegative, Options, Positive
 
@@ -37,16 +40,22 @@ class Regularisers(Options):
     uniform_temperature: Positive[float] = 0.2
     """Temperature of the distribution that should be uniform."""
 
+    def check_without_queue(self) -> None:
+        """Raises UserError where a term is to be read over the queue, of which the method has none."""
+        for name, value in (("cross", self.cross), ("uniform", self.uniform)):
+            if value == "queue":
+                raise UserError(f"--{name} queue is for methods that have a queue, as this one has not; use batch")
+
 
 def regularised(
-    contrast: QueueTerm | Tensor, options: Regularisers, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor,
+    contrast: QueueTerm | Tensor, options: Regularisers, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor | None,
     queue_KD: Tensor | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The contrast with the regularisers that are on: the loss, and every term's detached value by name.
 
     contrast: a term over the queue, or the value of a loss that needs none. q_ND, k_ND (N, D): this rank's queries and
-    keys; k_MD (M, D): the keys of all ranks; queue_KD (K, D), None for a method that has no queue. Raises UserError
-    where one is needed.
+    keys; k_MD (M, D): the keys of all ranks, None to gather them only for a term that needs them; queue_KD (K, D), None
+    for a method that has no queue. Raises UserError where one is needed.
     """
     over_queue: dict[str, QueueTerm] = {}
     values: dict[str, Tensor] = {}
@@ -65,6 +74,8 @@ def regularised(
     if options.cross == "batch":
         values["cross"] = batch_consistency(q_ND, k_ND)
     if options.uniform == "batch":
+        with torch.no_grad():
+            k_MD = gather_rows(k_ND) if k_MD is None else k_MD
         narrow_MD = k_MD if queue_KD is None else k_MD.to(queue_KD.dtype)
         values["uniform"] = batch_uniformity(q_ND, narrow_MD, options.uniform_temperature)
 
@@ -73,3 +84,10 @@ def regularised(
         if name in values:
             loss = loss + weight * values[name]
     return loss, {name: value.detach() for name, value in values.items()}
+
+
+def averaged(directions: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and the terms of a method that has queries in both views: means over its directions."""
+    losses, terms = zip(*directions, strict=True)
+    means = {name: torch.stack([each[name] for each in terms]).mean() for name in terms[0]}
+    return torch.stack(losses).mean(), means

@@ -7,13 +7,22 @@ import os
 import sys
 
 from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
+from fasttrain.methods.byol import BYOLOptions
 from fasttrain.methods.moco import MoCoOptions
+from fasttrain.methods.mocov3 import MoCoV3Options
+from fasttrain.methods.simsiam import SimSiamOptions
 from fasttrain.methods.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
 
 __all__ = ["METHODS", "Method", "MethodOptions", "Output", "Progress", "Sample", "method_options"]
 
-METHODS: dict[str, type[MethodOptions]] = {"moco": MoCoOptions, "xmoco": XMoCoOptions}
+METHODS: dict[str, type[MethodOptions]] = {
+    "moco": MoCoOptions,
+    "xmoco": XMoCoOptions,
+    "mocov3": MoCoV3Options,
+    "byol": BYOLOptions,
+    "simsiam": SimSiamOptions,
+}
 
 
 def method_options(name: str) -> type[MethodOptions]:
