@@ -6,11 +6,13 @@ import importlib
 import os
 import sys
 
+from fasttrain.methods.barlow import BarlowOptions
 from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
 from fasttrain.methods.byol import BYOLOptions
 from fasttrain.methods.moco import MoCoOptions
 from fasttrain.methods.mocov3 import MoCoV3Options
 from fasttrain.methods.simsiam import SimSiamOptions
+from fasttrain.methods.vicreg import VICRegOptions
 from fasttrain.methods.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
 
@@ -22,6 +24,8 @@ METHODS: dict[str, type[MethodOptions]] = {
     "mocov3": MoCoV3Options,
     "byol": BYOLOptions,
     "simsiam": SimSiamOptions,
+    "barlow": BarlowOptions,
+    "vicreg": VICRegOptions,
 }
 
 
