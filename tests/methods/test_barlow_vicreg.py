@@ -21,7 +21,8 @@ def test_the_projector_is_that_of_the_paper(method: str) -> None:
         projector = make_config(method).method.build(nn.Flatten(), 2048).projector
     kinds = [type(layer).__name__ for layer in projector]
     assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Linear"]
-    assert [tuple(p.shape) for p in projector.parameters() if p.dim() == 2] == [(8192, 2048), (8192, 8192), (8192, 8192)]
+    widths = [(layer.in_features, layer.out_features) for layer in projector if isinstance(layer, nn.Linear)]
+    assert widths == [(2048, 8192), (8192, 8192), (8192, 8192)]
     assert all(layer.bias is None for layer in projector if isinstance(layer, nn.Linear))
     assert sum(p.numel() for p in projector.parameters()) == 8192 * 2048 + 2 * 8192**2 + 2 * 2 * 8192
 
