@@ -11,7 +11,9 @@ from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Samp
 from fasttrain.methods.byol import BYOLOptions
 from fasttrain.methods.moco import MoCoOptions
 from fasttrain.methods.mocov3 import MoCoV3Options
+from fasttrain.methods.simclr import SimCLROptions
 from fasttrain.methods.simsiam import SimSiamOptions
+from fasttrain.methods.supcon import SupConOptions
 from fasttrain.methods.vicreg import VICRegOptions
 from fasttrain.methods.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
@@ -21,6 +23,8 @@ __all__ = ["METHODS", "Method", "MethodOptions", "Output", "Progress", "Sample",
 METHODS: dict[str, type[MethodOptions]] = {
     "moco": MoCoOptions,
     "xmoco": XMoCoOptions,
+    "simclr": SimCLROptions,
+    "supcon": SupConOptions,
     "mocov3": MoCoV3Options,
     "byol": BYOLOptions,
     "simsiam": SimSiamOptions,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasttrain.losses.queue import Decoupled, InfoNCE
+from fasttrain.losses.queue import Decoupled, DecoupledWeighted, InfoNCE
 from fasttrain.losses.regularisers import Regularisers, regularised
 from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
 from fasttrain.networks.batch_norm import is_split
@@ -50,6 +50,8 @@ class MoCoOptions(MethodOptions):
     """Temperature of InfoNCE."""
     decoupled: bool = False
     """Leave a query's own key out of InfoNCE's denominator: the decoupled contrastive loss (arXiv 2110.06848)."""
+    decoupled_weighted: bool = False
+    """The same paper's DCLW: decoupled, and pairs that are far apart weigh more."""
     regularisers: Regularisers = field(default_factory=Regularisers)
     """XMoCo's regularisers, which go with any method of queries and keys"""
 
@@ -70,7 +72,8 @@ class MoCo(Method):
         self.key_projector = momentum_copy(self.projector)
         self.queue = Queue(options.queue_size, options.dim)
         self._options, self._shuffles = options, is_split(encoder)
-        self._contrast = (Decoupled if options.decoupled else InfoNCE)(options.temperature)
+        contrast = Decoupled if options.decoupled else InfoNCE
+        self._contrast = (DecoupledWeighted if options.decoupled_weighted else contrast)(options.temperature)
 
     def forward(self, sample: Sample) -> Output:
         query, key = sample.views[0]
