@@ -3,7 +3,7 @@
 N batch, M ≥ N rows of the global batch, R rows of all views, D feature width, K queue length. All rows L2-normalised;
 queries carry the gradient. Sources: InfoNCE as in MoCo (arXiv 1911.05722, eq. 1); the cross-similarity consistency and
 uniform-similarity regularisers are this project's reading of XMoCo's abstract (arXiv 2206.04676), see
-docs/objective.md.
+docs/objective.md. Barlow Twins and VICReg: x_MD, y_MD the embeddings of two views, rows not normalised.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from torch import Tensor
 
 SIGMA = 0.5  # temperature of DCLW's weights, as in its code
 BASE_TEMPERATURE = 0.07  # of SupCon's factor τ/τ_base, as in its code
+BATCH_NORM_EPS = 1e-5  # of Barlow Twins' batch norm without scale and shift
+VARIANCE_EPS = 1e-4  # of VICReg's standard deviations, whose gradient would be infinite at 0
 
 
 def info_nce(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
@@ -110,3 +112,20 @@ def batch_uniformity(q_ND: Tensor, k_MD: Tensor, first: int, temperature: float)
     lse_N = s_NM.masked_fill(own_NM, -math.inf).logsumexp(1)
     mean_N = s_NM.masked_fill(own_NM, 0).sum(1) / negatives
     return (lse_N - mean_N - math.log(negatives)).mean()
+
+
+def barlow(x_MD: Tensor, y_MD: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_i (C_ii − 1)² and Σ_{i≠j} C_ij²,  C = x̂ᵀŷ/M, x̂ = (x − mean)/√(var + ε) (Barlow Twins, arXiv 2103.03230)."""
+    x, y = ((z - z.mean(0)) / (z.var(0, correction=0) + BATCH_NORM_EPS).sqrt() for z in (x_MD, y_MD))
+    c_DD = x.T @ y / len(x)
+    on_DD = torch.eye(len(c_DD), dtype=torch.bool, device=c_DD.device)
+    return (c_DD.diagonal() - 1).square().sum(), c_DD.masked_fill(on_DD, 0).square().sum()
+
+
+def vicreg(x_MD: Tensor, y_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """mean (x − y)²,  ½ Σ_views mean_d max(0, 1 − √(var_d + ε)),  Σ_views Σ_{a≠b} cov_ab² / D (arXiv 2105.04906)."""
+    variance, covariance = x_MD.new_zeros(()), x_MD.new_zeros(())
+    for z in (x_MD, y_MD):
+        variance = variance + (1 - (z.var(0) + VARIANCE_EPS).sqrt()).clamp(min=0).mean() / 2
+        covariance = covariance + z.T.cov().fill_diagonal_(0).square().sum() / z.shape[1]
+    return (x_MD - y_MD).square().mean(), variance, covariance

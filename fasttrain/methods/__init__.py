@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 
+from fasttrain.methods.barlow import BarlowOptions
 from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
 from fasttrain.methods.byol import BYOLOptions
 from fasttrain.methods.moco import MoCoOptions
@@ -13,18 +14,21 @@ from fasttrain.methods.mocov3 import MoCoV3Options
 from fasttrain.methods.simclr import SimCLROptions
 from fasttrain.methods.simsiam import SimSiamOptions
 from fasttrain.methods.supcon import SupConOptions
+from fasttrain.methods.vicreg import VICRegOptions
 from fasttrain.methods.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
 
 __all__ = ["METHODS", "Method", "MethodOptions", "Output", "Progress", "Sample", "method_options"]
 
 METHODS: dict[str, type[MethodOptions]] = {
-    "moco": MoCoOptions,
     "xmoco": XMoCoOptions,
+    "moco": MoCoOptions,
     "mocov3": MoCoV3Options,
+    "simclr": SimCLROptions,
     "byol": BYOLOptions,
     "simsiam": SimSiamOptions,
-    "simclr": SimCLROptions,
+    "barlow": BarlowOptions,
+    "vicreg": VICRegOptions,
     "supcon": SupConOptions,
 }
 
