@@ -1,21 +1,18 @@
-"""The one primitive of every loss over a queue: each row's log-sum-exp over the queue, and its softmax average of it.
+"""Each row's log-sum-exp of its similarities to keys, and its softmax average of the keys.
 
-It is attention with the queue as keys and as values. Since the queue takes no gradient, a loss that depends on its rows
-through the log-sum-exp alone needs no second pass over the queue in its backward: d lse_i / d x_i = O_i / τ.
+It is attention with the queue as keys and as values. A loss that depends on its rows through the log-sum-exp alone
+needs no second pass over the keys for their gradient: d lse_i / d x_i = O_i / τ. The keys' own gradient is one more
+pass: d lse_i / d y_j = p_ij x_i / τ, where p_ij = exp(x_i·y_j/τ − lse_i) needs the lse of the first.
 """
 
 from __future__ import annotations
-
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from fasttrain.kernels.autograd import Context
-from fasttrain.kernels.similarity import cpu, reference
-
-IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
-MAX_WIDTH = 256  # of the Triton version: a row of queries and one of accumulators must fit into registers
+from fasttrain.kernels.similarity import reference
+from fasttrain.kernels.similarity.versions import check, implementation, version
 
 
 def readout(
@@ -33,11 +30,31 @@ def readout(
     torch.get_float32_matmul_precision() is "highest", else three products in tf32.
 
     Returns lse (R,) and O (R, D) in fp32 (fp64 for fp64), differentiable in x and in a temperature tensor, not in the
-    queue. A gradient of O costs a second pass over the queue, a gradient of lse none. The result is the same from run
-    to run. Raises ValueError for shapes, dtypes and an impl that do not fit.
+    queue (`log_sum_exp` is). A gradient of O costs a second pass over the queue, a gradient of lse none. The result is
+    the same from run to run. Raises ValueError for shapes, dtypes and an impl that do not fit.
     """
-    chosen = _implementation(impl, x_RD, queue_KD)
-    _check(x_RD, queue_KD, own)
+    return _read(x_RD, queue_KD.detach(), temperature, own, True, impl)
+
+
+def log_sum_exp(
+    x_RD: Tensor, keys_KD: Tensor, temperature: float | Tensor, *, own: int | None = None, impl: str = "auto"
+) -> Tensor:
+    """lse_i = log Σ_j exp(x_i·y_j/τ_i) as of `readout`, which says more of the arguments, differentiable in the keys y.
+
+    Returns lse (R,). Both sides may be one tensor. The gradient of x (and of a temperature tensor) is from O, which the
+    forward then makes beside lse; where neither takes one O is not made. The gradient of the keys costs one more pass
+    in the backward.
+    """
+    takes_gradient = x_RD.requires_grad or (isinstance(temperature, Tensor) and temperature.requires_grad)
+    return _read(x_RD, keys_KD, temperature, own, torch.is_grad_enabled() and takes_gradient, impl)[0]
+
+
+def _read(
+    x_RD: Tensor, keys_KD: Tensor, temperature: float | Tensor, own: int | None, average: bool, impl: str
+) -> tuple[Tensor, Tensor]:
+    """Without `average` O may have no rows."""
+    chosen = implementation(impl, x_RD)
+    check(x_RD, keys_KD, own)
     accumulate = torch.promote_types(x_RD.dtype, torch.float32)
     if isinstance(temperature, (int, float)):  # filled on the device: a copy from the host would wait for it
         temperature = torch.full((), temperature, dtype=accumulate, device=x_RD.device)
@@ -45,58 +62,24 @@ def readout(
         raise ValueError(f"temperature has shape {tuple(temperature.shape)}; it must be () or ({x_RD.shape[0]},)")
     temperature_R = temperature.to(accumulate).expand(x_RD.shape[0])
     if chosen == "reference":
-        return reference.readout(x_RD.to(accumulate), queue_KD.detach().to(accumulate), temperature_R, own)
-    return _readout(x_RD, queue_KD.detach(), temperature_R, -1 if own is None else own, chosen)
-
-
-def _implementation(impl: str, x_RD: Tensor, queue_KD: Tensor) -> str:
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"unknown impl {impl!r}; choose from: {', '.join(IMPLEMENTATIONS)}")
-    on_cpu = x_RD.device.type == "cpu"
-    fits = x_RD.shape[-1] <= MAX_WIDTH and x_RD.dtype != torch.float64
-    if impl == "auto":
-        return "cpu" if on_cpu else "triton" if fits and x_RD.device.type == "cuda" else "reference"
-    if impl == "cpu" and not on_cpu:
-        raise ValueError(
-            f"impl 'cpu' is unavailable for tensors on {x_RD.device}; choose from: auto, reference, triton"
-        )
-    if impl == "triton":
-        from fasttrain.kernels.similarity import gpu
-
-        if not fits or (on_cpu and not gpu.INTERPRETED):
-            what = f"{x_RD.dtype} tensors of width {x_RD.shape[-1]} on {x_RD.device}"
-            raise ValueError(f"impl 'triton' is unavailable for {what}; choose from: auto, reference, cpu")
-    return impl
-
-
-def _check(x_RD: Tensor, queue_KD: Tensor, own: int | None) -> None:
-    if x_RD.dim() != 2 or queue_KD.dim() != 2 or x_RD.shape[1] != queue_KD.shape[1] or x_RD.dtype != queue_KD.dtype:
-        shapes = f"{tuple(x_RD.shape)} {x_RD.dtype} and {tuple(queue_KD.shape)} {queue_KD.dtype}"
-        raise ValueError(f"rows and queue must be (R, D) and (K, D) of one dtype, not {shapes}")
-    if queue_KD.shape[0] < (1 if own is None else 2):
-        raise ValueError(f"a queue of {queue_KD.shape[0]} rows leaves none to compare with")
-    if own is not None and not 0 <= own <= queue_KD.shape[0] - x_RD.shape[0]:
-        raise ValueError(f"own {own} puts a row's own key outside the queue's {queue_KD.shape[0]} rows")
-
-
-def _version(impl: str) -> ModuleType:
-    """The module behind an impl's name. Triton is imported on demand: it is slow to import and not always there."""
-    if impl == "cpu":
-        return cpu
-    from fasttrain.kernels.similarity import gpu
-
-    return gpu
+        return reference.readout(x_RD.to(accumulate), keys_KD.to(accumulate), temperature_R, own)
+    return _readout(x_RD, keys_KD, temperature_R, -1 if own is None else own, average, chosen)
 
 
 @torch.library.custom_op("fasttrain::readout", mutates_args=())
-def _readout(x_RD: Tensor, queue_KD: Tensor, temperature_R: Tensor, own: int, impl: str) -> tuple[Tensor, Tensor]:
-    """own: -1 for none."""
-    return _version(impl).readout(x_RD.contiguous(), queue_KD.contiguous(), temperature_R, own)
+def _readout(
+    x_RD: Tensor, keys_KD: Tensor, temperature_R: Tensor, own: int, average: bool, impl: str
+) -> tuple[Tensor, Tensor]:
+    """own: -1 for none. Without `average` O has no rows, and neither x nor temperature may need a gradient."""
+    return version(impl).readout(x_RD.contiguous(), keys_KD.contiguous(), temperature_R, own, average)
 
 
 @_readout.register_fake
-def _(x_RD: Tensor, queue_KD: Tensor, temperature_R: Tensor, own: int, impl: str) -> tuple[Tensor, Tensor]:
-    return temperature_R.new_empty(x_RD.shape[0]), temperature_R.new_empty(x_RD.shape)
+def _(
+    x_RD: Tensor, keys_KD: Tensor, temperature_R: Tensor, own: int, average: bool, impl: str
+) -> tuple[Tensor, Tensor]:
+    rows, dim = x_RD.shape
+    return temperature_R.new_empty(rows), temperature_R.new_empty((rows if average else 0, dim))
 
 
 @torch.library.custom_op("fasttrain::readout_backward", mutates_args=())
@@ -106,7 +89,7 @@ def _readout_backward(
 ) -> Tensor:  # fmt: skip
     """Σ_j p_ij (g_i·Q_j − g_i·O_i) Q_j / τ_i: what the gradient g of O adds to x's."""
     contiguous = x_RD.contiguous(), queue_KD.contiguous(), temperature_R, own
-    return _version(impl).readout_backward(*contiguous, lse_R, out_RD, grad_out_RD.contiguous())
+    return version(impl).readout_backward(*contiguous, lse_R, out_RD, grad_out_RD.contiguous())
 
 
 @_readout_backward.register_fake
@@ -117,26 +100,45 @@ def _(
     return torch.empty_like(out_RD)
 
 
+@torch.library.custom_op("fasttrain::keys_backward", mutates_args=())
+def _keys_backward(
+    x_RD: Tensor, keys_KD: Tensor, temperature_R: Tensor, own: int, impl: str, lse_R: Tensor, weight_R: Tensor
+) -> Tensor:
+    """Σ_i weight_i p_ij x_i: the gradient of the keys, where weight_i is lse_i's over τ_i."""
+    contiguous = x_RD.contiguous(), keys_KD.contiguous(), temperature_R, own
+    return version(impl).keys_backward(*contiguous, lse_R, weight_R.contiguous())
+
+
+@_keys_backward.register_fake
+def _(
+    x_RD: Tensor, keys_KD: Tensor, temperature_R: Tensor, own: int, impl: str, lse_R: Tensor, weight_R: Tensor
+) -> Tensor:
+    return temperature_R.new_empty(keys_KD.shape)
+
+
 def _setup(ctx: Context, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    x_RD, queue_KD, temperature_R, ctx.own, ctx.impl = inputs
-    ctx.save_for_backward(x_RD, queue_KD, temperature_R, *output)
+    x_RD, keys_KD, temperature_R, ctx.own, _, ctx.impl = inputs
+    ctx.save_for_backward(x_RD, keys_KD, temperature_R, *output)
     ctx.set_materialize_grads(False)  # so that an unused O is seen as such
 
 
 def _backward(ctx: Context, grad_lse_R: Tensor | None, grad_out_RD: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Everything is a function of x_i/τ_i, so the gradient of τ_i is −x_i·(gradient of x_i)/τ_i."""
-    x_RD, queue_KD, temperature_R, lse_R, out_RD = ctx.saved_tensors
-    grad_RD = torch.zeros_like(out_RD)
-    if grad_lse_R is not None:
-        grad_RD = (grad_lse_R / temperature_R)[:, None] * out_RD
-    if grad_out_RD is not None:
-        grad_RD = grad_RD + _readout_backward(
-            x_RD, queue_KD, temperature_R, ctx.own, ctx.impl, lse_R, out_RD, grad_out_RD
-        )
-    grad_temperature_R = None
-    if ctx.needs_input_grad[2]:
-        grad_temperature_R = -(x_RD.to(grad_RD.dtype) * grad_RD).sum(1) / temperature_R
-    return grad_RD.to(x_RD.dtype), None, grad_temperature_R, None, None
+    x_RD, keys_KD, temperature_R, lse_R, out_RD = ctx.saved_tensors
+    tiles = x_RD, keys_KD, temperature_R, ctx.own, ctx.impl, lse_R
+    grad_x_RD = grad_keys_KD = grad_temperature_R = None
+    if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
+        grad_RD = torch.zeros_like(out_RD)
+        if grad_lse_R is not None:
+            grad_RD = (grad_lse_R / temperature_R)[:, None] * out_RD
+        if grad_out_RD is not None:
+            grad_RD = grad_RD + _readout_backward(*tiles, out_RD, grad_out_RD)
+        grad_x_RD = grad_RD.to(x_RD.dtype)
+        # Everything is a function of x_i/τ_i, so the gradient of τ_i is −x_i·(gradient of x_i)/τ_i.
+        if ctx.needs_input_grad[2]:
+            grad_temperature_R = -(x_RD.to(grad_RD.dtype) * grad_RD).sum(1) / temperature_R
+    if ctx.needs_input_grad[1] and grad_lse_R is not None:
+        grad_keys_KD = _keys_backward(*tiles, grad_lse_R / temperature_R).to(keys_KD.dtype)
+    return grad_x_RD, grad_keys_KD, grad_temperature_R, None, None, None
 
 
 _readout.register_autograd(_backward, setup_context=_setup)

@@ -1,4 +1,4 @@
-"""The readout in plain torch, as short as its formula."""
+"""The readout and the look-up in plain torch, as short as their formulas."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def readout(x_RD: Tensor, queue_KD: Tensor, temperature_R: Tensor, own: int | No
     if own is not None:
         s_RK = s_RK.masked_fill(_own(len(x_RD), len(queue_KD), own, s_RK.device), -math.inf)
     return s_RK.logsumexp(1), s_RK.softmax(1) @ queue_KD
+
+
+def nearest(x_RD: Tensor, queue_KD: Tensor) -> Tensor:
+    """argmax_j x_i·Q_j"""
+    return (x_RD @ queue_KD.T).argmax(1)
 
 
 def _own(rows: int, keys: int, first: int, device: torch.device) -> Tensor:

@@ -207,7 +207,7 @@ def test_the_cpu_version_holds_one_tile() -> None:
 def test_operators_are_registered_correctly() -> None:
     x, queue = rows(4, 16, 1).requires_grad_(), rows(9, 16, 2)
     t = torch.full((4,), 0.2, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(torch.ops.fasttrain.readout.default, (x, queue, t, -1, "cpu"))
+    torch.library.opcheck(torch.ops.fasttrain.readout.default, (x, queue, t, -1, True, "cpu"))
 
 
 def test_unavailable_versions_and_wrong_shapes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +275,7 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest
             return self.kernel[grid]
 
     monkeypatch.setattr(torch.cuda, "device_of", on_device_of)
-    for name in ("_part_kernel", "_combine_kernel", "_backward_kernel"):
+    for name in ("part_kernel", "combine_kernel", "backward_kernel"):
         monkeypatch.setattr(gpu, name, Launched(getattr(gpu, name)))
     x, queue = (rows(count, 16, count, torch.float32, device_of("triton")) for count in (3, 9))
     x.requires_grad_()
@@ -287,13 +287,13 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest
 def test_kernels_compile_for_hopper(tmp_path: pathlib.Path) -> None:
     """What tiles_for promises; in fp32, masks may spill a little."""
     kernels = compiled_for_hopper("similarity", tmp_path)
-    assert {name for name, _ in kernels} == {"_part_kernel", "_combine_kernel", "_backward_kernel"}
+    assert {name for name, _ in kernels} == {"part_kernel", "combine_kernel", "backward_kernel"}
     assert len(kernels) == 63
     for (name, label), (registers, stack, shared) in kernels.items():
         masked_fp32 = "float32" in label and label.endswith("keys 65535")
         assert stack <= (256 if masked_fp32 else 0), (name, label)
         if "bfloat16" in label and "dim 256" not in label:
-            threads = 256 if name == "_part_kernel" and "rows 4096" in label else 128
+            threads = 256 if name == "part_kernel" and "rows 4096" in label else 128
             assert 2 * threads * registers <= 65536, (name, label)
             assert 2 * shared <= 227 * 1024, (name, label)
 
@@ -321,4 +321,4 @@ raise SystemExit(compile_hopper.main([]))
     )  # fmt: skip
     assert done.returncode == 1, done.stderr[-2000:]
     assert "serialized due to insufficient register resources" in done.stderr
-    assert "_part_kernel" in done.stderr
+    assert "part_kernel" in done.stderr
