@@ -7,13 +7,24 @@ import os
 import sys
 
 from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
+from fasttrain.methods.co2 import CO2Options
 from fasttrain.methods.moco import MoCoOptions
+from fasttrain.methods.nnclr import NNCLROptions
+from fasttrain.methods.ressl import ReSSLOptions
+from fasttrain.methods.sce import SCEOptions
 from fasttrain.methods.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
 
 __all__ = ["METHODS", "Method", "MethodOptions", "Output", "Progress", "Sample", "method_options"]
 
-METHODS: dict[str, type[MethodOptions]] = {"moco": MoCoOptions, "xmoco": XMoCoOptions}
+METHODS: dict[str, type[MethodOptions]] = {
+    "moco": MoCoOptions,
+    "xmoco": XMoCoOptions,
+    "nnclr": NNCLROptions,
+    "ressl": ReSSLOptions,
+    "sce": SCEOptions,
+    "co2": CO2Options,
+}
 
 
 def method_options(name: str) -> type[MethodOptions]:

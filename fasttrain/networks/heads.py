@@ -14,9 +14,13 @@ def linear_head(width: int, dim: int) -> nn.Module:
     return nn.Linear(width, dim)
 
 
-def mlp_head(width: int, dim: int) -> nn.Module:
-    """(N, width) → (N, dim), one hidden layer as wide as the features (MoCo v2, after SimCLR, arXiv 2002.05709)."""
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, dim))
+def mlp_head(width: int, dim: int, hidden: int | None = None) -> nn.Module:
+    """(N, width) → (N, dim), one hidden layer without batch norm (MoCo v2, after SimCLR, arXiv 2002.05709).
+
+    hidden: its width, as wide as the features by default.
+    """
+    hidden = width if hidden is None else hidden
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
 
 
 def batch_norm_mlp(

@@ -1,0 +1,26 @@
+"""CO2 (arXiv 2010.02217): MoCo with consistency of similarities to the queue, both ways.
+
+L = L_InfoNCE + α · ½ [KL(P‖R) + KL(R‖P)], P and R the softmax over the queue of the key and of the query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fasttrain.losses.regularisers import Regularisers
+from fasttrain.methods.moco import MoCoOptions
+
+# Weight and temperature are the defaults of lightly's CO2Regularizer. The paper's own were not at hand, and are not
+# confirmed to be these.
+_BOTH = Regularisers(cross="queue-both", cross_weight=1.0, cross_temperature=0.05)
+
+
+@dataclass(frozen=True)
+class CO2Options(MoCoOptions):
+    """CO2: MoCo v2 whose queries and keys are to agree on how similar they are to the queue (arXiv 2010.02217).
+
+    It is moco with --cross queue-both; the weight and the temperature of that are lightly's, not the paper's.
+    """
+
+    regularisers: Regularisers = field(default_factory=lambda: _BOTH)
+    """CO2's consistency, as one of XMoCo's regularisers"""
