@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from fasttrain.kernels.similarity import readout
 from fasttrain.losses import reference
+from fasttrain.system.collectives import sum_over_ranks, world_size
 
 
 class Side(NamedTuple):
@@ -117,6 +118,17 @@ class Decoupled(QueueTerm):
 
     def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
         return reference.decoupled(q_ND, k_ND, queue_KD, self.temperature)
+
+
+class DecoupledWeighted(Decoupled):
+    """DCLW, of the same paper: decoupled, with a positive that weighs more where it is hard."""
+
+    def _rows(self, q_ND: Tensor, k_ND: Tensor, read: Mapping[Side, Read]) -> Tensor:
+        positive_N = positive_weights(q_ND, k_ND) * _dot(q_ND, k_ND) / self.temperature
+        return read[self.sides[0]].lse_N - positive_N
+
+    def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
+        return reference.decoupled_weighted(q_ND, k_ND, queue_KD, self.temperature)
 
 
 class InfoNCE(Decoupled):
@@ -220,6 +232,13 @@ class QueueUniformity(QueueTerm):
 def uniformity(lse_N: Tensor, q_ND: Tensor, mean: Tensor, negatives: int, temperature: float) -> Tensor:
     """mean_i [ lse_i − q_i·mean/τ − log M ], the mean of the M negatives being (D,) or (N, D)."""
     return (lse_N - (q_ND.to(mean.dtype) * mean).sum(1) / temperature - math.log(negatives)).mean()
+
+
+@torch.no_grad()
+def positive_weights(q_ND: Tensor, k_ND: Tensor) -> Tensor:
+    """DCLW's 2 − M · softmax_i(q_i·k_i/σ) over the M pairs of all ranks: (N,), without gradient, their mean 1."""
+    exp_N = (_dot(q_ND, k_ND) / reference.SIGMA).exp()  # within e^±2: no maximum need be taken off
+    return 2 - exp_N * world_size() / sum_over_ranks(exp_N.mean())
 
 
 def _dot(a_ND: Tensor, b_ND: Tensor) -> Tensor:

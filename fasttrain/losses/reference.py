@@ -1,8 +1,9 @@
 """The similarity losses in plain torch, each as short as its formula; the terms are held to them.
 
-N batch, M ≥ N rows of the global batch, D feature width, K queue length. All rows L2-normalised; queries carry the
-gradient. Sources: InfoNCE as in MoCo (arXiv 1911.05722, eq. 1); the cross-similarity consistency and uniform-similarity
-regularisers are this project's reading of XMoCo's abstract (arXiv 2206.04676), see docs/objective.md.
+N batch, M ≥ N rows of the global batch, R rows of all views, D feature width, K queue length. All rows L2-normalised;
+queries carry the gradient. Sources: InfoNCE as in MoCo (arXiv 1911.05722, eq. 1); the cross-similarity consistency and
+uniform-similarity regularisers are this project's reading of XMoCo's abstract (arXiv 2206.04676), see
+docs/objective.md.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import math
 
 import torch
 from torch import Tensor
+
+SIGMA = 0.5  # temperature of DCLW's weights, as in its code
+BASE_TEMPERATURE = 0.07  # of SupCon's factor τ/τ_base, as in its code
 
 
 def info_nce(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
@@ -49,6 +53,51 @@ def mutual_consistency(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature
     return (forward + queue_consistency(k_ND, q_ND, queue_KD, temperature)) / 2
 
 
+def decoupled_weighted(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
+    """mean_i [ log Σ_j exp s_ij − w_i s⁺_i ]: DCLW, whose hard positives weigh more (arXiv 2110.06848)."""
+    positive_N = (q_ND * k_ND).sum(1) / temperature
+    lse_N = torch.logsumexp(q_ND @ queue_KD.T / temperature, dim=1)
+    return (lse_N - positive_weights(q_ND, k_ND) * positive_N).mean()
+
+
+def positive_weights(q_ND: Tensor, k_ND: Tensor) -> Tensor:
+    """w_i = 2 − N · softmax_i(q_i·k_i/σ), (N,), their mean 1, without gradient."""
+    return (2 - len(q_ND) * ((q_ND * k_ND).sum(1) / SIGMA).softmax(0)).detach()
+
+
+def nt_xent(a_ND: Tensor, b_ND: Tensor, temperature: float) -> Tensor:
+    """mean_i [ log Σ_{j≠i} exp s_ij − s_i,pos(i) ],  s = z zᵀ/τ over the 2N rows z of both views (arXiv 2002.05709,
+    eq. 1). pos(i), the same image's row in the other view, stands in the sum."""
+    s_RR = _among_others(torch.cat([a_ND, b_ND]), temperature)
+    return (s_RR.logsumexp(1) - s_RR.diagonal(len(a_ND)).repeat(2)).mean()
+
+
+def in_batch_decoupled(a_ND: Tensor, b_ND: Tensor, temperature: float, weighted: bool = False) -> Tensor:
+    """NT-Xent without the positive in its sum: DCL; weighted: DCLW, its s_i,pos(i) times w_i (arXiv 2110.06848)."""
+    s_RR = _among_others(torch.cat([a_ND, b_ND]), temperature)
+    weight_N = positive_weights(a_ND, b_ND) if weighted else torch.ones_like(a_ND[:, 0])
+    positive_N = weight_N * s_RR.diagonal(len(a_ND))
+    pairs_RR = torch.eye(len(a_ND), dtype=torch.bool, device=a_ND.device).repeat(2, 2)
+    return (s_RR.masked_fill(pairs_RR, -math.inf).logsumexp(1) - positive_N.repeat(2)).mean()
+
+
+def sup_con(z_RD: Tensor, label_R: Tensor, temperature: float) -> Tensor:
+    """τ/τ_base · mean_i [ log Σ_{j≠i} exp s_ij − mean_{p∈P(i)} s_ip ] over the rows whose P(i), the other rows of i's
+    label, is not empty (arXiv 2004.11362, eq. 2, L_out)."""
+    s_RR = _among_others(z_RD, temperature)
+    same_RR = (label_R[:, None] == label_R).fill_diagonal_(False)
+    count_R = same_RR.sum(1)
+    positive_R = s_RR.where(same_RR, 0).sum(1) / count_R.clamp_min(1)
+    loss_R = (s_RR.logsumexp(1) - positive_R).where(count_R > 0, 0)
+    return temperature / BASE_TEMPERATURE * loss_R.sum() / (count_R > 0).sum().clamp_min(1)
+
+
+def _among_others(z_RD: Tensor, temperature: float) -> Tensor:
+    """s_ij = z_i·z_j/τ, −inf on the diagonal."""
+    own_RR = torch.eye(len(z_RD), dtype=torch.bool, device=z_RD.device)
+    return (z_RD @ z_RD.T / temperature).masked_fill(own_RR, -math.inf)
+
+
 def queue_consistency(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
     """mean_i KL( softmax(k_i Qᵀ/τ) ‖ softmax(q_i Qᵀ/τ) ): the key's similarities are the target of the query's."""
     log_p_NK = torch.log_softmax(k_ND @ queue_KD.T / temperature, dim=1)
@@ -63,16 +112,15 @@ def queue_uniformity(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: 
 
 
 def neighbour_contrast(
-    neighbour_ND: Tensor, p_MD: Tensor, first: int, temperature: float, decoupled: bool = False
+    neighbour_ND: Tensor, p_ND: Tensor, temperature: float, decoupled: bool = False, weighted: bool = False
 ) -> Tensor:
-    """mean_i −log softmax_j(n_i·p_j/τ) at j = first+i (NNCLR, arXiv 2104.14548); decoupled: j itself left out of
-    the denominator."""
-    s_NM = neighbour_ND @ p_MD.T / temperature
-    rows_N = torch.arange(len(s_NM), device=s_NM.device)
-    positive_N = s_NM[rows_N, first + rows_N]
-    if decoupled:
-        s_NM = s_NM.scatter(1, (first + rows_N)[:, None], -math.inf)
-    return (s_NM.logsumexp(1) - positive_N).mean()
+    """mean_i −log softmax_j(n_i·p_j/τ) at j = i (NNCLR, arXiv 2104.14548); decoupled, and weighted: i itself left out
+    of the denominator, and the positive times w_i (arXiv 2110.06848)."""
+    s_NN = neighbour_ND @ p_ND.T / temperature
+    weight_N = positive_weights(neighbour_ND, p_ND) if weighted else torch.ones_like(p_ND[:, 0])
+    own_NN = torch.eye(len(s_NN), dtype=torch.bool, device=s_NN.device)
+    others_NN = s_NN.masked_fill(own_NN, -math.inf) if decoupled or weighted else s_NN
+    return (others_NN.logsumexp(1) - weight_N * s_NN.diagonal()).mean()
 
 
 def batch_consistency(q_ND: Tensor, k_ND: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from fasttrain.methods.moco import MoCoOptions
 from fasttrain.methods.nnclr import NNCLROptions
 from fasttrain.methods.ressl import ReSSLOptions
 from fasttrain.methods.sce import SCEOptions
+from fasttrain.methods.simclr import SimCLROptions
+from fasttrain.methods.supcon import SupConOptions
 from fasttrain.methods.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
 
@@ -24,6 +26,8 @@ METHODS: dict[str, type[MethodOptions]] = {
     "ressl": ReSSLOptions,
     "sce": SCEOptions,
     "co2": CO2Options,
+    "simclr": SimCLROptions,
+    "supcon": SupConOptions,
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasttrain.losses.queue import Decoupled, InfoNCE, QueueTerm
+from fasttrain.losses.queue import Decoupled, DecoupledWeighted, InfoNCE, QueueTerm
 from fasttrain.losses.regularisers import Regularisers, regularised
 from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
 from fasttrain.networks.batch_norm import is_split
@@ -72,6 +72,8 @@ class MoCoOptions(KeyOptions):
     """Temperature of InfoNCE."""
     decoupled: bool = False
     """Leave a query's own key out of InfoNCE's denominator: the decoupled contrastive loss (arXiv 2110.06848)."""
+    decoupled_weighted: bool = False
+    """The same paper's DCLW: decoupled, and pairs that are far apart weigh more."""
     symmetric: bool = False
     """Each view is query and key in turn (MoCo v2+), at twice the cost of a step: the mean of both directions, against
     one queue, which then takes the keys of both. Where published code sums them (MoCo's CIFAR-10 notebook), the same
@@ -79,8 +81,8 @@ class MoCoOptions(KeyOptions):
 
     def build(self, encoder: nn.Module, width: int) -> MoCo:
         projector = {"mlp": mlp_head, "linear": linear_head}[self.head](width, self.dim)
-        contrast = (Decoupled if self.decoupled else InfoNCE)(self.temperature)
-        return MoCo(encoder, projector, contrast, self, self.symmetric)
+        contrast = DecoupledWeighted if self.decoupled_weighted else Decoupled if self.decoupled else InfoNCE
+        return MoCo(encoder, projector, contrast(self.temperature), self, self.symmetric)
 
 
 class MoCo(Method):

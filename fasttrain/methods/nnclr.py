@@ -58,6 +58,8 @@ class NNCLROptions(MethodOptions):
     """Temperature of the contrast."""
     decoupled: bool = False
     """Leave the own term out of the denominator: the decoupled contrastive loss (arXiv 2110.06848)."""
+    decoupled_weighted: bool = False
+    """The same paper's DCLW: decoupled, and pairs that are far apart weigh more."""
     regularisers: Regularisers = field(default_factory=Regularisers)
     """XMoCo's regularisers, of predictions with the other view's embeddings as keys"""
 
@@ -94,7 +96,7 @@ class NNCLR(Method):
         """
         options, neighbour_RD = self._options, self._neighbours(z_RD)
         contrast = [
-            neighbour_contrast(n_ND, p_ND, options.temperature, options.decoupled)
+            neighbour_contrast(n_ND, p_ND, options.temperature, options.decoupled, options.decoupled_weighted)
             for n_ND, p_ND in zip(neighbour_RD.chunk(2), p_RD.chunk(2), strict=True)
         ]
         mean = torch.stack(contrast).mean()

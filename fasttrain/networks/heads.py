@@ -15,11 +15,9 @@ def linear_head(width: int, dim: int) -> nn.Module:
 
 
 def mlp_head(width: int, dim: int, hidden: int | None = None) -> nn.Module:
-    """(N, width) → (N, dim), one hidden layer without batch norm (MoCo v2, after SimCLR, arXiv 2002.05709).
-
-    hidden: its width, as wide as the features by default.
-    """
-    hidden = width if hidden is None else hidden
+    """(N, width) → (N, dim), one hidden layer, as wide as the features where nothing else is said (MoCo v2, after
+    SimCLR, arXiv 2002.05709)."""
+    hidden = hidden or width
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
 
 

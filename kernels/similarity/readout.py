@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fasttrain.kernels.autograd import Context
-from fasttrain.kernels.similarity import reference
+from fasttrain.kernels.similarity import cpu, reference
 from fasttrain.kernels.similarity.versions import check, implementation, version
 
 
@@ -33,7 +33,11 @@ def readout(
     queue (`log_sum_exp` is). A gradient of O costs a second pass over the queue, a gradient of lse none. The result is
     the same from run to run. Raises ValueError for shapes, dtypes and an impl that do not fit.
     """
-    return _read(x_RD, queue_KD.detach(), temperature, own, True, impl)
+    temperature, chosen = _checked(x_RD, queue_KD, temperature, own, impl)
+    if chosen == "reference":
+        return _reference(x_RD, queue_KD.detach(), temperature, own)
+    temperature_R = temperature.expand(x_RD.shape[0])
+    return _readout(x_RD, queue_KD.detach(), temperature_R, -1 if own is None else own, True, chosen)
 
 
 def log_sum_exp(
@@ -41,18 +45,24 @@ def log_sum_exp(
 ) -> Tensor:
     """lse_i = log Σ_j exp(x_i·y_j/τ_i) as of `readout`, which says more of the arguments, differentiable in the keys y.
 
-    Returns lse (R,). Both sides may be one tensor. The gradient of x (and of a temperature tensor) is from O, which the
-    forward then makes beside lse; where neither takes one O is not made. The gradient of the keys costs one more pass
-    in the backward.
+    Returns lse (R,). The gradient of x (and of a temperature tensor) is from O, which the forward makes where one of
+    them takes a gradient. The gradient of the keys costs one more pass, in the backward. Where both sides are one
+    tensor, with one temperature and own 0 or None, the "cpu" version computes half of the similarities, for both.
     """
-    takes_gradient = x_RD.requires_grad or (isinstance(temperature, Tensor) and temperature.requires_grad)
-    return _read(x_RD, keys_KD, temperature, own, torch.is_grad_enabled() and takes_gradient, impl)[0]
+    temperature, chosen = _checked(x_RD, keys_KD, temperature, own, impl)
+    if chosen == "reference":
+        return _reference(x_RD, keys_KD, temperature, own)[0]
+    if chosen == "cpu" and keys_KD is x_RD and not own and temperature.dim() == 0:
+        return _symmetric(x_RD, temperature, own == 0)
+    temperature_R = temperature.expand(x_RD.shape[0])
+    average = torch.is_grad_enabled() and (x_RD.requires_grad or temperature_R.requires_grad)
+    return _readout(x_RD, keys_KD, temperature_R, -1 if own is None else own, average, chosen)[0]
 
 
-def _read(
-    x_RD: Tensor, keys_KD: Tensor, temperature: float | Tensor, own: int | None, average: bool, impl: str
-) -> tuple[Tensor, Tensor]:
-    """Without `average` O may have no rows."""
+def _checked(
+    x_RD: Tensor, keys_KD: Tensor, temperature: float | Tensor, own: int | None, impl: str
+) -> tuple[Tensor, str]:
+    """The temperature as a tensor of the dtype that sums have, and the version that is chosen."""
     chosen = implementation(impl, x_RD)
     check(x_RD, keys_KD, own)
     accumulate = torch.promote_types(x_RD.dtype, torch.float32)
@@ -60,10 +70,12 @@ def _read(
         temperature = torch.full((), temperature, dtype=accumulate, device=x_RD.device)
     if temperature.shape not in ((), x_RD.shape[:1]):
         raise ValueError(f"temperature has shape {tuple(temperature.shape)}; it must be () or ({x_RD.shape[0]},)")
-    temperature_R = temperature.to(accumulate).expand(x_RD.shape[0])
-    if chosen == "reference":
-        return reference.readout(x_RD.to(accumulate), keys_KD.to(accumulate), temperature_R, own)
-    return _readout(x_RD, keys_KD, temperature_R, -1 if own is None else own, average, chosen)
+    return temperature.to(accumulate), chosen
+
+
+def _reference(x_RD: Tensor, keys_KD: Tensor, temperature: Tensor, own: int | None) -> tuple[Tensor, Tensor]:
+    accumulate = temperature.dtype
+    return reference.readout(x_RD.to(accumulate), keys_KD.to(accumulate), temperature.expand(x_RD.shape[0]), own)
 
 
 @torch.library.custom_op("fasttrain::readout", mutates_args=())
@@ -142,3 +154,42 @@ def _backward(ctx: Context, grad_lse_R: Tensor | None, grad_out_RD: Tensor | Non
 
 
 _readout.register_autograd(_backward, setup_context=_setup)
+
+
+@torch.library.custom_op("fasttrain::symmetric_log_sum_exp", mutates_args=())
+def _symmetric(x_RD: Tensor, temperature: Tensor, own: bool) -> Tensor:
+    """lse of the rows among themselves, on a CPU; if `own`, each leaves itself out."""
+    return cpu.symmetric(x_RD, temperature, own)
+
+
+@_symmetric.register_fake
+def _(x_RD: Tensor, temperature: Tensor, own: bool) -> Tensor:
+    return temperature.new_empty(x_RD.shape[0])
+
+
+@torch.library.custom_op("fasttrain::symmetric_log_sum_exp_backward", mutates_args=())
+def _symmetric_backward(x_RD: Tensor, temperature: Tensor, own: bool, lse_R: Tensor, weight_R: Tensor) -> Tensor:
+    """Σ_j (weight_i p_ij + weight_j p_ji) x_j: the gradient of x, where weight_i is lse_i's over τ."""
+    return cpu.symmetric_backward(x_RD, temperature, own, lse_R, weight_R)
+
+
+@_symmetric_backward.register_fake
+def _(x_RD: Tensor, temperature: Tensor, own: bool, lse_R: Tensor, weight_R: Tensor) -> Tensor:
+    return temperature.new_empty(x_RD.shape)
+
+
+def _setup_symmetric(ctx: Context, inputs: tuple, output: Tensor) -> None:
+    x_RD, temperature, ctx.own = inputs
+    ctx.save_for_backward(x_RD, temperature, output)
+
+
+def _backward_symmetric(ctx: Context, grad_lse_R: Tensor) -> tuple[Tensor | None, ...]:
+    x_RD, temperature, lse_R = ctx.saved_tensors
+    grad_RD = _symmetric_backward(x_RD, temperature, ctx.own, lse_R, grad_lse_R / temperature)
+    grad_temperature = None
+    if ctx.needs_input_grad[1]:  # everything is a function of x xᵀ/τ, in which x stands twice
+        grad_temperature = -(x_RD.to(grad_RD.dtype) * grad_RD).sum() / (2 * temperature)
+    return grad_RD.to(x_RD.dtype), grad_temperature, None
+
+
+_symmetric.register_autograd(_backward_symmetric, setup_context=_setup_symmetric)

@@ -13,20 +13,14 @@ import pytest
 import torch
 from support.commands import ROOT
 from support.hopper import compiled_for_hopper
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.similarity import SLACK, VERSIONS, Largest, device_of, plain, rows
 
-from fasttrain.kernels.similarity import cpu, readout, reference
+from fasttrain.kernels.similarity import cpu, log_sum_exp, nearest, readout
 
-ON_GPU = torch.cuda.is_available()
-# Triton's interpreter multiplies bf16 wrongly, so that dtype is left to a GPU.
-VERSIONS = [("cpu", torch.float32), ("cpu", torch.bfloat16), ("triton", torch.float32), ("triton", torch.float16)]
-VERSIONS += [("triton", torch.bfloat16)] if ON_GPU else []
 SIZES = [(1, 1, 8), (3, 7, 16), (17, 63, 100), (33, 257, 128), (20, 1023, 64), (5, 130, 256)]  # R, K, D
 # All of them where tiles are full and cut; one each elsewhere.
 TEMPERATURES = {size: (t,) for size, t in zip(SIZES, (0.2, 10.0, 0.01, 0.2, 0.01, 10.0), strict=True)}
 TEMPERATURES[33, 257, 128] = (0.01, 0.2, 10.0)
-SLACK = 4  # times the error that plain operations of the same dtype make
 
 
 @pytest.fixture(autouse=True)
@@ -35,26 +29,6 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def device_of(impl: str) -> str:
-    return "cuda" if impl == "triton" and ON_GPU else "cpu"
-
-
-def rows(count: int, dim: int, seed: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    x = F.normalize(torch.randn(count, dim, generator=generator, dtype=torch.float64), dim=1)
-    return x.to(device=device, dtype=dtype)
-
-
-def plain(
-    x: torch.Tensor, queue: torch.Tensor, temperature: torch.Tensor, own: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As eager torch computes it in the dtype given."""
-    s = x @ queue.T / temperature.to(x.dtype)[:, None]
-    if own is not None:
-        s = s.masked_fill(reference._own(len(x), len(queue), own, x.device), -math.inf)
-    return s.logsumexp(1), s.softmax(1) @ queue
 
 
 def everything(
@@ -185,17 +159,6 @@ def test_a_gradient_of_lse_alone_reads_the_queue_once(monkeypatch: pytest.Monkey
 
 
 def test_the_cpu_version_holds_one_tile() -> None:
-    class Largest(TorchDispatchMode):
-        numbers = 0
-
-        def __torch_dispatch__(
-            self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor):
-                self.numbers = max(self.numbers, out.numel())
-            return out
-
     x, queue, t = rows(600, 16, 1), rows(20000, 16, 2), torch.full((600,), 0.1, dtype=torch.float64)
     with Largest() as largest:
         lse, out = cpu.readout(x, queue, t, -1)
@@ -275,12 +238,14 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest
             return self.kernel[grid]
 
     monkeypatch.setattr(torch.cuda, "device_of", on_device_of)
-    for name in ("part_kernel", "combine_kernel", "backward_kernel"):
+    for name in ("part_kernel", "combine_kernel", "backward_kernel", "keys_backward_kernel", "nearest_kernel"):
         monkeypatch.setattr(gpu, name, Launched(getattr(gpu, name)))
     x, queue = (rows(count, 16, count, torch.float32, device_of("triton")) for count in (3, 9))
     x.requires_grad_()
     readout(x, queue, 0.2, impl="triton")[1].sum().backward()
-    assert launched == [[x.device]] * 3
+    log_sum_exp(x.detach(), queue.requires_grad_(), 0.2, impl="triton").sum().backward()
+    nearest(x, queue, impl="triton")
+    assert launched == [[x.device]] * 7
 
 
 @pytest.mark.slow
