@@ -27,7 +27,7 @@ def make_method(method: MethodOptions, encoder: EncoderOptions, size: int, seed:
     Raises UserError for an encoder that can't be.
     """
     torch.manual_seed(seed)
-    network, width = make_encoder(encoder.arch, size, encoder.cifar_stem)
+    network, width = make_encoder(encoder.arch, size, encoder.cifar_stem, encoder.vit)
     kind = encoder.batch_norm, encoder.batch_norm_groups
     return convert_batch_norm(method.build(convert_batch_norm(network, *kind), width), *kind)  # type: ignore[return-value]
 
@@ -39,7 +39,8 @@ def make_networks(
     """The method for training: on its device, its networks as the options have them run. Raises UserError."""
     built = make_method(method, encoder, views.size, seed)
     recipe = views.recipe_for(method.views)
-    for side in {*sides(recipe, views.start_size), *sides(recipe, views.size)} - {views.size}:
+    sizes = {views.size_at(epoch, optimisation.epochs) for epoch in range(optimisation.epochs)}
+    for side in sorted({side for size in sizes for side in sides(recipe, size)} - {views.size}):
         feature_width(built.encoder, encoder.arch, side)
     if machine.checkpoint_activations:
         checkpoint_activations(built.encoder)

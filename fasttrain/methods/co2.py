@@ -17,10 +17,8 @@ _BOTH = Regularisers(cross="queue-both", cross_weight=1.0, cross_temperature=0.0
 
 @dataclass(frozen=True)
 class CO2Options(MoCoOptions):
-    """CO2: MoCo v2 whose queries and keys are to agree on how similar they are to the queue (arXiv 2010.02217).
-
-    It is moco with --cross queue-both; the weight and the temperature of that are lightly's, not the paper's.
-    """
+    """CO2 (arXiv 2010.02217): MoCo v2 whose queries and keys are to agree on how similar they are to the queue. It is
+    moco with --cross queue-both; that weight and temperature are lightly's, the paper's own are not confirmed."""
 
     regularisers: Regularisers = field(default_factory=lambda: _BOTH)
     """CO2's consistency, as one of XMoCo's regularisers"""

@@ -27,8 +27,8 @@ _IMAGENET100 = {
 
 @dataclass(frozen=True)
 class NNCLROptions(MethodOptions):
-    """NNCLR: SimCLR with a predictor, whose positives are nearest neighbours out of a queue of earlier images
-    (arXiv 2104.14548)."""
+    """NNCLR (arXiv 2104.14548): a view's prediction has to be told from those of other images by the nearest neighbour of
+    its image's other view. Neighbours are looked up in a queue of earlier images."""
 
     views: ClassVar[Recipe] = RECIPES["byol"]
     over_batch: ClassVar[bool] = True

@@ -22,8 +22,9 @@ _IMAGENET100 = {
 
 @dataclass(frozen=True)
 class ReSSLOptions(KeyOptions):
-    """ReSSL: the query's similarities to the queue, of a strongly augmented view, are to be those of a weakly augmented
-    view's key, which are sharper (arXiv 2107.09282)."""
+    """ReSSL (arXiv 2107.09282): a strongly augmented view is to be as similar to a queue of other images as a weakly
+    augmented one is by the momentum encoder. There is no positive; what keeps features apart is that the latter's
+    similarities are sharpened."""
 
     views: ClassVar[Recipe] = RECIPES["weak-key"]
     # the authors' repository, mingkai-zheng/ReSSL: ressl.py, network/ressl.py, network/head.py

@@ -23,8 +23,8 @@ _IMAGENET100 = {"trust": 0.02, "trust_clip": True}
 
 @dataclass(frozen=True)
 class SCEOptions(KeyOptions):
-    """SCE: InfoNCE whose target is the positive and, by how similar its key is to them, the negatives
-    (arXiv 2111.14585)."""
+    """SCE (arXiv 2111.14585): MoCo's contrast, but that negatives share in the target by how similar the key is to
+    them. It is InfoNCE for the one part, ReSSL for the other."""
 
     views: ClassVar[Recipe] = RECIPES["mocov3"]
     # CEA-LIST/SCE: sce/configs/run/pretrain/sce/resnet50/resnet50_imagenet.yaml

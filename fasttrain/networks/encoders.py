@@ -1,9 +1,9 @@
-"""Image encoders: torchvision's by name, and one small network of our own for a CPU."""
+"""Image encoders: torchvision's by name, vision transformers, and one small network of our own for a CPU."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fasttrain.networks.groups import GROUPS
+from fasttrain.networks.vision_transformer import WIDTHS, VisionTransformerOptions, check_own, make_vision_transformer
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import Options, Positive
 
@@ -20,7 +21,8 @@ class EncoderOptions(Options):
     """The network that is trained."""
 
     arch: str = "resnet50"
-    """'small' (ours, trains well on two CPU cores) or any torchvision classification model's name."""
+    """'small' (ours, trains well on two CPU cores), vit_tiny, vit_small or vit_base (MoCo v3's and DINO's vision
+    transformers), or any torchvision classification model's name."""
     cifar_stem: bool = False
     """For torchvision ResNets: 3x3 stride-1 first convolution and no max-pool, for images of about 32 px."""
     batch_norm: Literal["split", "sync", "plain"] = "split"
@@ -29,6 +31,8 @@ class EncoderOptions(Options):
     batch_norm_groups: Positive[int] = GROUPS
     """Groups of --batch-norm split that each micro-batch is cut into, over all processes: as many as the GPUs of MoCo's
     recipes."""
+    vit: VisionTransformerOptions = field(default_factory=VisionTransformerOptions)
+    """Vision transformers"""
 
 
 class _Block(nn.Module):
@@ -62,19 +66,23 @@ class Small(nn.Sequential):
 
 def is_vision_transformer(arch: str) -> bool:
     """Whether an architecture of that name is one, for what a method's paper sets differently there."""
-    return arch.startswith("vit")
+    return arch.startswith("vit_")
 
 
-def make_encoder(arch: str, size: int, cifar_stem: bool = False) -> tuple[nn.Module, int]:
+def make_encoder(
+    arch: str, size: int, cifar_stem: bool = False, vit: VisionTransformerOptions | None = None
+) -> tuple[nn.Module, int]:
     """An encoder (N, 3, size, size) → (N, F) with fresh weights, and F.
 
-    arch: "small" or any torchvision classification model's name; its classifier is left out.
-    Raises UserError for an unknown name, for a stem the model lacks, and for a size the model can't take.
+    arch: "small", one of WIDTHS, or any torchvision classification model's name; its classifier is left out.
+    Raises UserError for an unknown name, for a stem, patches or heads the model lacks, and for a size it can't take.
     """
-    if arch == "small":
-        encoder: nn.Module = Small()
+    vit = vit or VisionTransformerOptions()
+    if arch in WIDTHS:
+        encoder = make_vision_transformer(arch, size, vit)
     else:
-        encoder = _torchvision_encoder(arch)
+        encoder = Small() if arch == "small" else _torchvision_encoder(arch)
+        check_own(encoder, arch, vit)
     if cifar_stem:
         if not isinstance(encoder, torchvision.models.ResNet):
             raise UserError(f"--cifar-stem is for torchvision ResNets, not {arch!r}")
@@ -86,8 +94,10 @@ def make_encoder(arch: str, size: int, cifar_stem: bool = False) -> tuple[nn.Mod
 def _torchvision_encoder(arch: str) -> nn.Module:
     names = torchvision.models.list_models(module=torchvision.models)
     if arch not in names:
-        near = difflib.get_close_matches(arch, names, 3) or ["resnet18", "resnet50"]
-        raise UserError(f"unknown --arch {arch!r}: 'small' or a torchvision model, such as {', '.join(near)}")
+        near = difflib.get_close_matches(arch, [*WIDTHS, *names], 3) or ["resnet18", "resnet50"]
+        raise UserError(
+            f"unknown --arch {arch!r}: 'small', {', '.join(WIDTHS)} or a torchvision model, such as {', '.join(near)}"
+        )
     options = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(arch, weights=None, **options)
     for name in ("fc", "classifier", "heads", "head"):  # what torchvision calls the classifier
