@@ -27,8 +27,8 @@ _IMAGENET100 = {
 
 @dataclass(frozen=True)
 class NNCLROptions(MethodOptions):
-    """NNCLR (arXiv 2104.14548): a view's prediction has to be told from those of other images by the nearest neighbour of
-    its image's other view. Neighbours are looked up in a queue of earlier images."""
+    """NNCLR (arXiv 2104.14548): the nearest neighbour of an image's one view has to tell the prediction of its other
+    view from those of other images. Neighbours are looked up in a queue of earlier images."""
 
     views: ClassVar[Recipe] = RECIPES["byol"]
     over_batch: ClassVar[bool] = True
