@@ -123,6 +123,12 @@ def neighbour_contrast(
     return (others_NN.logsumexp(1) - weight_N * s_NN.diagonal()).mean()
 
 
+def batch_info_nce(q_ND: Tensor, k_MD: Tensor, first: int, temperature: float) -> Tensor:
+    """Cross-entropy of softmax_j(q_i·k_j/τ) against query i's own key, row first+i (arXiv 2104.02057, eq. 1)."""
+    own_N = torch.arange(len(q_ND), device=q_ND.device) + first
+    return torch.nn.functional.cross_entropy(q_ND @ k_MD.detach().T / temperature, own_N)
+
+
 def batch_consistency(q_ND: Tensor, k_ND: Tensor) -> Tensor:
     """Σ_{i≠j} (A_ij − A_ji)² / (N(N−1)),  A = q kᵀ: a pair keeps its similarity when the two views are exchanged."""
     a_NN = q_ND @ k_ND.T

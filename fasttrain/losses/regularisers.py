@@ -8,7 +8,7 @@ shares the contrast's pass over it. Under data parallelism "batch" is the global
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fasttrain.losses.batch import batch_consistency, batch_uniformity
 from fasttrain.losses.queue import MutualConsistency, QueueConsistency, QueueTerm, QueueUniformity, queue_terms
+from fasttrain.system.collectives import gather_rows
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import NotNegative, Options, Positive
 
@@ -41,17 +42,24 @@ class Regularisers(Options):
     uniform_temperature: Positive[float] = 0.2
     """Temperature of the distribution that should be uniform."""
 
+    def check_without_queue(self) -> None:
+        """Raises UserError where a term is to be read over the queue, of which the method has none."""
+        for name, value in (("cross", self.cross), ("uniform", self.uniform)):
+            if value.startswith("queue"):
+                raise UserError(f"--{name} {value} is for methods that have a queue, as this one has not; use batch")
+
 
 def regularised(
-    contrast: QueueTerm | Tensor, options: Regularisers, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor,
+    contrast: QueueTerm | Tensor, options: Regularisers, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor | None,
     queue_KD: Tensor | None, directions: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The contrast with the regularisers that are on: the loss, and every term's detached value by name.
 
     contrast: a term over the queue, or the value of a loss that needs none. q_ND, k_ND (N, D): this rank's queries and
-    keys; k_MD (M, D): the keys of all ranks; queue_KD (K, D), None for a method that has no queue. directions: of a
-    symmetric loss, such as first view to second and back; q_ND, k_ND and k_MD are then those of one direction after the
-    other, and every term is the mean over them. Raises UserError where a queue is needed.
+    keys; k_MD (M, D): the keys of all ranks, None to gather them only for a term that needs them; queue_KD (K, D), None
+    for a method that has no queue. directions: of a symmetric loss, such as first view to second and back; q_ND, k_ND
+    and k_MD are then those of one direction after the other, and every term is the mean over them. Raises UserError
+    where a queue is needed.
     """
     over_queue: dict[str, QueueTerm] = {}
     values: dict[str, Tensor] = {}
@@ -67,12 +75,18 @@ def regularised(
         if queue_KD is None:
             raise UserError("--cross queue and --uniform queue are for methods that have a queue; use batch")
         values |= zip(over_queue, queue_terms(list(over_queue.values()), q_ND, k_ND, queue_KD), strict=True)
-    parts = list(zip(*(rows.chunk(directions) for rows in (q_ND, k_ND, k_MD)), strict=True))
+    parts = list(zip(q_ND.chunk(directions), k_ND.chunk(directions), strict=True))
     if options.cross == "batch":
-        values["cross"] = _mean(batch_consistency(q, k) for q, k, _ in parts)
+        values["cross"] = _mean(batch_consistency(q, k) for q, k in parts)
     if options.uniform == "batch":
-        dtype = k_MD.dtype if queue_KD is None else queue_KD.dtype
-        values["uniform"] = _mean(batch_uniformity(q, k.to(dtype), options.uniform_temperature) for q, _, k in parts)
+        if k_MD is None:
+            with torch.no_grad():
+                k_MD = torch.cat([gather_rows(k) for _, k in parts])
+        narrow_MD = k_MD if queue_KD is None else k_MD.to(queue_KD.dtype)
+        all_keys = narrow_MD.chunk(directions)
+        values["uniform"] = _mean(
+            batch_uniformity(q, keys, options.uniform_temperature) for (q, _), keys in zip(parts, all_keys, strict=True)
+        )
 
     loss = values["contrast"]
     for name, weight in (("cross", options.cross_weight), ("uniform", options.uniform_weight)):
@@ -83,3 +97,10 @@ def regularised(
 
 def _mean(values: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(values)).mean()
+
+
+def averaged(directions: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and the terms of a method that has queries in both views: means over its directions."""
+    losses, terms = zip(*directions, strict=True)
+    means = {name: _mean(each[name] for each in terms) for name in terms[0]}
+    return _mean(losses), means

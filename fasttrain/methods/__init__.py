@@ -7,12 +7,15 @@ import os
 import sys
 
 from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
+from fasttrain.methods.byol import BYOLOptions
 from fasttrain.methods.co2 import CO2Options
 from fasttrain.methods.moco import MoCoOptions
+from fasttrain.methods.mocov3 import MoCoV3Options
 from fasttrain.methods.nnclr import NNCLROptions
 from fasttrain.methods.ressl import ReSSLOptions
 from fasttrain.methods.sce import SCEOptions
 from fasttrain.methods.simclr import SimCLROptions
+from fasttrain.methods.simsiam import SimSiamOptions
 from fasttrain.methods.supcon import SupConOptions
 from fasttrain.methods.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
@@ -22,12 +25,15 @@ __all__ = ["METHODS", "Method", "MethodOptions", "Output", "Progress", "Sample",
 METHODS: dict[str, type[MethodOptions]] = {
     "moco": MoCoOptions,
     "xmoco": XMoCoOptions,
+    "mocov3": MoCoV3Options,
+    "simclr": SimCLROptions,
+    "byol": BYOLOptions,
+    "simsiam": SimSiamOptions,
     "nnclr": NNCLROptions,
+    "supcon": SupConOptions,
     "ressl": ReSSLOptions,
     "sce": SCEOptions,
     "co2": CO2Options,
-    "simclr": SimCLROptions,
-    "supcon": SupConOptions,
 }
 
 
