@@ -89,7 +89,8 @@ class MoCoOptions(KeyOptions):
 class MoCo(Method):
     """A contrast of view 0's query with view 1's key and the queue, and the regularisers that are on.
 
-    Symmetric: view 1's query with view 0's key, too, against the same queue, and the mean of both directions.
+    Symmetric: view 1's query with view 0's key, too, against the same queue, and the mean of both directions. DCLW
+    weighs the pairs of both together.
     """
 
     def __init__(
