@@ -42,7 +42,8 @@ class NNCLROptions(MethodOptions):
         "stl10": _IMAGENET100,  # no public ones are known
         "cifar10": {**_IMAGENET100, "recipe": "cifar-asymmetric", "batch_size": 256},  # …/cifar/nnclr.yaml
         "demo": {
-            **_IMAGENET100, "warmup_epochs": 1, "hidden": 512, "predictor_hidden": 512, "dim": 128, "queue_size": 2048,
+            **_IMAGENET100, "epochs": 12, "warmup_epochs": 1, "hidden": 512, "predictor_hidden": 512, "dim": 128,
+            "queue_size": 2048,
         },
     }  # fmt: skip
 
