@@ -297,6 +297,17 @@ def test_similarity_benchmark_checks_the_gradient_of_every_row(few_inputs: None)
         similarity.check(similarity.eager, (q, k, queue), (loss, gradient))
 
 
+def test_similarity_benchmark_times_nt_xent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda side, **_: lambda z: side(z[1:]))  # wrong
+    monkeypatch.setattr(similarity.nt_xent, "_AT_ONCE", 50)
+    figures = similarity.measure_nt_xent(64, torch.float32, ONE_PASS)
+    assert list(figures["nt_xent_ms_64"]) == ["ours", "eager"]
+    assert figures["nt_xent_vs_eager_64"] > 0
+    assert "compile, N 128: left out, ArithmeticError" in capsys.readouterr().out
+
+
 def test_similarity_benchmark_goes_on_without_ours(
     few_inputs: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,7 +331,9 @@ def test_similarity_benchmark_prints_its_figures_whatever_happens_to_one_size_or
 
     monkeypatch.setattr(similarity, "speeds", lambda *_: (1e12, 1e11))
     monkeypatch.setattr(similarity, "measure_batch", measured)
-    monkeypatch.setattr(similarity, "memory_on_cpu", lambda: {f"memory_of_eager_{similarity.MEMORY_ROWS}": 0.5})
+    monkeypatch.setattr(similarity, "measure_nt_xent", measured)
+    memory = {f"{case}memory_of_eager_{similarity.MEMORY_ROWS}": 0.5 for case in ("", "nt_xent_")}
+    monkeypatch.setattr(similarity, "memory_on_cpu", lambda: memory)
     monkeypatch.setattr(record, "append", full)
     with pytest.raises(OSError, match="No space"):
         similarity.measure(ONE_PASS)

@@ -40,6 +40,10 @@ class SimCLROptions(MethodOptions):
         "cifar10": {
             "recipe": "cifar", "epochs": 1000, "lr": 1.0, "weight_decay": 1e-4, "hidden": 512, "temperature": 0.5,
         },
+        "demo": {
+            "epochs": 12, "warmup_epochs": 0.0, "optimizer": "sgd", "lr": 0.12, "weight_decay": 5e-4, "hidden": 512,
+            "temperature": 0.2,
+        },
     }  # fmt: skip
 
     dim: Positive[int] = 128

@@ -74,9 +74,13 @@ def _products(dtype: torch.dtype) -> str:
 
 
 def _even(queue_KD: Tensor, tiles: Tiles) -> bool:
-    """Whether tiles fill what is read in parts exactly, so that nothing of it needs a mask."""
-    keys, dim = queue_KD.shape
-    return keys % tiles.keys == 0 and dim >= 16 and dim == triton.next_power_of_2(dim)
+    """Whether tiles fill the queue exactly, so that nothing needs a mask."""
+    return queue_KD.shape[0] % tiles.keys == 0 and _full(queue_KD.shape[1])
+
+
+def _full(dim: int) -> bool:
+    """Whether rows fill those of a tile."""
+    return dim >= 16 and dim == triton.next_power_of_2(dim)
 
 
 def readout(
@@ -149,9 +153,9 @@ def keys_backward(
     with torch.cuda.device_of(x_RD):
         keys_backward_kernel[(triton.cdiv(keys, tiles.rows), parts)](
             x_RD, keys_KD, temperature_R, lse_R, weight_R / most, sum_PKD,
-            rows, keys, own, temperature_R.stride(0), tiles_per_part,
+            rows, keys, own, tiles_per_part, temperature_R.stride(0),
             D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_K=tiles.rows, BLOCK_R=tiles.keys,
-            SHIFT=_SHIFT, OWN=own >= 0, EVEN=_even(x_RD, tiles), PRODUCTS=_products(x_RD.dtype),
+            SHIFT=_SHIFT, OWN=own >= 0, EVEN=_full(dim), PRODUCTS=_products(x_RD.dtype),
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
     return sum_PKD.sum(0) * (most / 2**_SHIFT)

@@ -2,7 +2,8 @@
 # mypy: disallow-untyped-defs = false
 """The Triton kernels over tiles of similarities; gpu.py launches them.
 
-What Triton compiles has no Python types.
+What Triton compiles has no Python types. For parts of one tile it would compile a kernel anew, without its loop, and
+ptxas serialise the products or spill: hence do_not_specialize.
 """
 
 import triton
@@ -17,7 +18,7 @@ def _load(matrix_ptr, row_R, rows, d_D, D: tl.constexpr, EVEN: tl.constexpr):
     return tl.load(at_RD, mask=in_matrix_RD, other=None if EVEN else 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles_per_part"])
 def part_kernel(
     x_ptr, queue_ptr, temperature_ptr, top_ptr, total_ptr, sum_ptr, rows, keys, own, temperature_stride, tiles_per_part,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, AVERAGE: tl.constexpr,
@@ -85,7 +86,7 @@ def combine_kernel(
         tl.store(out_ptr + row * D + d_D, tl.sum(weight_P[:, None] * sum_PD, 0) / total, mask=d_D < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles_per_part"])
 def backward_kernel(
     x_ptr, queue_ptr, temperature_ptr, lse_ptr, grad_ptr, mean_ptr, sum_ptr, rows, keys, own, temperature_stride,
     tiles_per_part, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -121,13 +122,16 @@ def backward_kernel(
     tl.store(sum_ptr + (part * rows + row_R).to(tl.int64)[:, None] * D + d_D[None, :], sum_RD, mask=in_x_RD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles_per_part"])
 def keys_backward_kernel(
-    x_ptr, keys_ptr, temperature_ptr, lse_ptr, weight_ptr, sum_ptr, rows, keys, own, temperature_stride,
-    tiles_per_part, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
-    SHIFT: tl.constexpr, OWN: tl.constexpr, EVEN: tl.constexpr, PRODUCTS: tl.constexpr,
+    x_ptr, keys_ptr, temperature_ptr, lse_ptr, weight_ptr, sum_ptr, rows, keys, own, tiles_per_part,
+    temperature_stride: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr, SHIFT: tl.constexpr, OWN: tl.constexpr, EVEN: tl.constexpr, PRODUCTS: tl.constexpr,
 ):  # fmt: skip
-    """One block of keys against one part of the rows: Σ_i 2^SHIFT p_ij weight_i x_i over the part."""
+    """One block of keys against one part of the rows: Σ_i 2^SHIFT p_ij weight_i x_i over the part.
+
+    What keys beyond the end get may overflow, and is not stored.
+    """
     part = tl.program_id(1)
     key_K = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     d_D = tl.arange(0, BLOCK_D)
@@ -138,16 +142,16 @@ def keys_backward_kernel(
     last = tl.minimum(first + tiles_per_part * BLOCK_R, rows)
     for start in range(first, last, BLOCK_R):
         row_R = start + tl.arange(0, BLOCK_R)
-        in_rows_R = None if EVEN else row_R < rows
-        x_RD = _load(x_ptr, row_R, rows, d_D, D, EVEN)
-        temperature_R = tl.load(
-            temperature_ptr + row_R * temperature_stride, mask=in_rows_R, other=None if EVEN else 1.0
-        )
-        lse_R = tl.load(lse_ptr + row_R, mask=in_rows_R, other=None if EVEN else 0.0)
-        weight_R = tl.load(weight_ptr + row_R, mask=in_rows_R, other=None if EVEN else 0.0)  # no row, no weight
+        at_R = tl.minimum(row_R, rows - 1)  # instead of masks, which take registers
+        x_RD = _load(x_ptr, at_R, rows, d_D, D, EVEN)
+        if temperature_stride == 0:  # one for all: a number takes fewer registers than a row of a tile
+            scale = 1.4426950408889634 / tl.load(temperature_ptr)
+        else:
+            scale = (1.4426950408889634 / tl.load(temperature_ptr + at_R * temperature_stride))[None, :]
+        offset_R = tl.load(lse_ptr + at_R) * 1.4426950408889634 - SHIFT
+        weight_R = tl.where(row_R < rows, tl.load(weight_ptr + at_R), 0.0)
         s_KR = tl.dot(keys_KD, tl.trans(x_RD), input_precision=PRODUCTS)
-        p_KR = tl.exp2(s_KR * (1.4426950408889634 / temperature_R) - (lse_R * 1.4426950408889634 - SHIFT))
-        p_KR *= weight_R
+        p_KR = tl.exp2(s_KR * scale - offset_R[None, :]) * weight_R[None, :]
         if OWN:
             p_KR = tl.where((row_R + own)[None, :] == key_K[:, None], 0.0, p_KR)
         sum_KD = tl.dot(p_KR.to(x_RD.dtype), x_RD, sum_KD, input_precision=PRODUCTS)
@@ -156,7 +160,7 @@ def keys_backward_kernel(
     tl.store(sum_ptr + (part * keys + key_K).to(tl.int64)[:, None] * D + d_D[None, :], sum_KD, mask=in_keys_KD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles_per_part"])
 def nearest_kernel(
     x_ptr, queue_ptr, top_ptr, index_ptr, rows, keys, tiles_per_part, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, EVEN: tl.constexpr, PRODUCTS: tl.constexpr,

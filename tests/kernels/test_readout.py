@@ -252,13 +252,19 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest
 def test_kernels_compile_for_hopper(tmp_path: pathlib.Path) -> None:
     """What tiles_for promises; in fp32, masks may spill a little."""
     kernels = compiled_for_hopper("similarity", tmp_path)
-    assert {name for name, _ in kernels} == {"part_kernel", "combine_kernel", "backward_kernel"}
-    assert len(kernels) == 63
+    large = {
+        "part_kernel",
+        "keys_backward_kernel",
+        "nearest_kernel",
+    }  # that have large blocks where there are many rows
+    assert {name for name, _ in kernels} == large | {"combine_kernel", "backward_kernel"}
+    assert len(kernels) == 147
     for (name, label), (registers, stack, shared) in kernels.items():
         masked_fp32 = "float32" in label and label.endswith("keys 65535")
         assert stack <= (256 if masked_fp32 else 0), (name, label)
         if "bfloat16" in label and "dim 256" not in label:
-            threads = 256 if name == "part_kernel" and "rows 4096" in label else 128
+            many = any(f"rows {rows} " in label for rows in (4096, 8191, 8192))
+            threads = 256 if name in large and many else 128
             assert 2 * threads * registers <= 65536, (name, label)
             assert 2 * shared <= 227 * 1024, (name, label)
 

@@ -9,8 +9,6 @@ from torch.nn import functional as F
 from fasttrain.config import make_config
 from fasttrain.losses.contrast import decoupled, nt_xent, sup_con
 from fasttrain.methods import method_options
-from fasttrain.presets import PRESETS
-from fasttrain.system.errors import UserError
 from fasttrain.views.spec import expanded
 
 
@@ -73,20 +71,6 @@ def test_supcon_gives_both_views_their_image_s_label() -> None:
     expected = sup_con(rows, torch.cat([given.label_B, given.label_B]), 0.3)
     assert torch.allclose(model(given).loss, expected, atol=1e-6)
     assert not torch.allclose(model(given._replace(label_B=given.label_B.flip(0) * given.index_B)).loss, expected)
-
-
-def test_losses_over_the_batch_can_t_be_cut() -> None:
-    for method in ("simclr", "supcon"):
-        with pytest.raises(UserError, match=f"the loss of --method {method} compares the images of a batch"):
-            make_config(method, accumulate=2)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("method", ["simclr", "supcon"])
-def test_presets_build(method: str, preset: str) -> None:
-    config = make_config(method, preset)
-    model = build(config)
-    assert model.projector[-2 if method == "simclr" else -1].out_features == config.method.dim
 
 
 def test_settings_are_those_of_the_papers_code() -> None:
