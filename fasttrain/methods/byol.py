@@ -45,8 +45,8 @@ class BYOLOptions(MethodOptions):
             "ema": 0.99, "recipe": "cifar-asymmetric",
         },
         "demo": {
-            "optimizer": "sgd", "lr": 0.12, "weight_decay": 5e-4, "epochs": 12, "warmup_epochs": 1, "ema": 0.99,
-            "hidden": 512, "predictor_hidden": 512,
+            "optimizer": "sgd", "lr": 0.5, "weight_decay": 5e-4, "epochs": 12, "warmup_epochs": 1, "ema": 0.9,
+            "hidden": 512, "predictor_hidden": 512, "recipe": "mocov2",
         },
     }  # fmt: skip
 

@@ -48,8 +48,8 @@ class MoCoV3Options(MethodOptions):
         # vturrisi/solo-learn: scripts/pretrain/cifar/mocov3.yaml
         "cifar10": {**IMAGENET100, "batch_size": 256, "epochs": 1000, "recipe": "cifar-asymmetric"},
         "demo": {
-            "optimizer": "sgd", "lr": 0.12, "weight_decay": 5e-4, "epochs": 12, "warmup_epochs": 1, "temperature": 0.2,
-            "hidden": 512, "predictor_hidden": 512,
+            "optimizer": "sgd", "lr": 0.25, "weight_decay": 5e-4, "epochs": 12, "warmup_epochs": 1, "temperature": 0.2,
+            "ema": 0.9, "hidden": 512, "predictor_hidden": 512,
         },
     }  # fmt: skip
 

@@ -39,7 +39,7 @@ class SimSiamOptions(MethodOptions):
             "batch_size": 512, "epochs": 800, "lr": 0.03, "weight_decay": 5e-4, "projector_layers": 2, "blur": (0.0,),
         },
         "demo": {
-            "lr": 0.12, "weight_decay": 5e-4, "epochs": 16, "hidden": 512, "dim": 512, "predictor_hidden": 128,
+            "lr": 0.25, "weight_decay": 5e-4, "epochs": 12, "hidden": 512, "dim": 512, "predictor_hidden": 128,
         },
     }  # fmt: skip
 
