@@ -32,6 +32,29 @@ def decoupled(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) 
     return (torch.logsumexp(q_ND @ queue_KD.T / temperature, dim=1) - positive_N).mean()
 
 
+def sce(
+    q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, key_temperature: float, weight: float
+) -> Tensor:
+    """mean_i −Σ_j w_ij log p_ij,  p_i = softmax([s⁺_i, s_i]),  w_i = [λ, (1 − λ) softmax(k_i Qᵀ/τ_k)] (arXiv
+    2111.14585)."""
+    logits_NK1 = torch.cat([(q_ND * k_ND).sum(1, keepdim=True), q_ND @ queue_KD.T], dim=1) / temperature
+    similar_NK = torch.softmax(k_ND @ queue_KD.T / key_temperature, dim=1)
+    target_NK1 = torch.cat([torch.full_like(similar_NK[:, :1], weight), (1 - weight) * similar_NK], dim=1)
+    return -(target_NK1 * torch.log_softmax(logits_NK1, dim=1)).sum(1).mean()
+
+
+def ressl(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, key_temperature: float) -> Tensor:
+    """mean_i −Σ_j softmax_j(k_i Qᵀ/τ_k) log softmax_j(q_i Qᵀ/τ) (arXiv 2107.09282)."""
+    target_NK = torch.softmax(k_ND @ queue_KD.T / key_temperature, dim=1)
+    return -(target_NK * torch.log_softmax(q_ND @ queue_KD.T / temperature, dim=1)).sum(1).mean()
+
+
+def mutual_consistency(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
+    """mean_i ½ [KL(P_i‖R_i) + KL(R_i‖P_i)],  P_i = softmax(k_i Qᵀ/τ),  R_i = softmax(q_i Qᵀ/τ) (arXiv 2010.02217)."""
+    forward = queue_consistency(q_ND, k_ND, queue_KD, temperature)
+    return (forward + queue_consistency(k_ND, q_ND, queue_KD, temperature)) / 2
+
+
 def decoupled_weighted(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
     """mean_i [ log Σ_j exp s_ij − w_i s⁺_i ]: DCLW, whose hard positives weigh more (arXiv 2110.06848)."""
     positive_N = (q_ND * k_ND).sum(1) / temperature
@@ -88,6 +111,18 @@ def queue_uniformity(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: 
     """mean_i KL( U ‖ softmax_j(q_i·Q_j/τ) ) = mean_i [ logsumexp_j s_ij − mean_j s_ij − log K ]."""
     s_NK = q_ND @ queue_KD.T / temperature
     return (s_NK.logsumexp(1) - s_NK.mean(1) - math.log(len(queue_KD))).mean()
+
+
+def neighbour_contrast(
+    neighbour_ND: Tensor, p_ND: Tensor, temperature: float, decoupled: bool = False, weighted: bool = False
+) -> Tensor:
+    """mean_i −log softmax_j(n_i·p_j/τ) at j = i (NNCLR, arXiv 2104.14548); decoupled, and weighted: i itself left out
+    of the denominator, and the positive times w_i (arXiv 2110.06848)."""
+    s_NN = neighbour_ND @ p_ND.T / temperature
+    weight_N = positive_weights(neighbour_ND, p_ND) if weighted else torch.ones_like(p_ND[:, 0])
+    own_NN = torch.eye(len(s_NN), dtype=torch.bool, device=s_NN.device)
+    others_NN = s_NN.masked_fill(own_NN, -math.inf) if decoupled or weighted else s_NN
+    return (others_NN.logsumexp(1) - weight_N * s_NN.diagonal()).mean()
 
 
 def batch_info_nce(q_ND: Tensor, k_MD: Tensor, first: int, temperature: float) -> Tensor:

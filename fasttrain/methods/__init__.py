@@ -9,8 +9,12 @@ import sys
 from fasttrain.methods.barlow import BarlowOptions
 from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
 from fasttrain.methods.byol import BYOLOptions
+from fasttrain.methods.co2 import CO2Options
 from fasttrain.methods.moco import MoCoOptions
 from fasttrain.methods.mocov3 import MoCoV3Options
+from fasttrain.methods.nnclr import NNCLROptions
+from fasttrain.methods.ressl import ReSSLOptions
+from fasttrain.methods.sce import SCEOptions
 from fasttrain.methods.simclr import SimCLROptions
 from fasttrain.methods.simsiam import SimSiamOptions
 from fasttrain.methods.supcon import SupConOptions
@@ -23,13 +27,17 @@ __all__ = ["METHODS", "Method", "MethodOptions", "Output", "Progress", "Sample",
 METHODS: dict[str, type[MethodOptions]] = {
     "moco": MoCoOptions,
     "xmoco": XMoCoOptions,
-    "simclr": SimCLROptions,
-    "supcon": SupConOptions,
     "mocov3": MoCoV3Options,
+    "co2": CO2Options,
+    "ressl": ReSSLOptions,
+    "sce": SCEOptions,
+    "simclr": SimCLROptions,
+    "nnclr": NNCLROptions,
     "byol": BYOLOptions,
     "simsiam": SimSiamOptions,
     "barlow": BarlowOptions,
     "vicreg": VICRegOptions,
+    "supcon": SupConOptions,
 }
 
 

@@ -110,15 +110,15 @@ def _torchvision_encoder(arch: str) -> nn.Module:
 
 @torch.no_grad()
 def zero_init_residual(encoder: nn.Module) -> None:
-    """Have every residual block of a ResNet begin as its shortcut: the scale of its last batch norm is 0 (Goyal et al.,
-    arXiv 1706.02677, section 5.1).
+    """Have every residual block of a torchvision ResNet begin as its shortcut: the scale of its last batch norm is 0
+    (Goyal et al., arXiv 1706.02677, section 5.1).
 
-    Before its momentum copy is made. Other encoders stay as they are.
+    Before its momentum copy is made. Other encoders stay as they are, Small among them: it is too shallow to need it.
     """
     for block in encoder.modules():
         if isinstance(block, Bottleneck):
             block.bn3.weight.zero_()
-        elif isinstance(block, BasicBlock | _Block):
+        elif isinstance(block, BasicBlock):
             block.bn2.weight.zero_()
 
 

@@ -40,21 +40,21 @@ def test_what_can_not_be_is_a_clear_error(arguments: tuple[Any, ...], message: s
         make_encoder(*arguments)
 
 
-@pytest.mark.parametrize(("arch", "blocks"), [("small", 4), ("resnet18", 8), ("resnet50", 16)])
-def test_zero_init_residual_makes_every_block_of_a_resnet_its_shortcut(arch: str, blocks: int) -> None:
+@pytest.mark.parametrize(("arch", "last", "blocks"), [("resnet18", "bn2", 8), ("resnet50", "bn3", 16)])
+def test_zero_init_residual_makes_every_block_of_a_resnet_its_shortcut(arch: str, last: str, blocks: int) -> None:
     encoder, _ = make_encoder(arch, 32)
     zero_init_residual(encoder.eval())
-    last = {"small": "bn2", "resnet18": "bn2", "resnet50": "bn3"}[arch]
     found = [block for block in encoder.modules() if hasattr(block, last)]
     assert len(found) == blocks
     for block in found:
         x = torch.randn(2, block.conv1.in_channels, 4, 4)
-        shortcut = block.shortcut if arch == "small" else block.downsample
-        assert torch.allclose(block(x.clone()), (x if shortcut is None else shortcut(x)).relu(), atol=1e-6)
+        shortcut = x if block.downsample is None else block.downsample(x)
+        assert torch.allclose(block(x.clone()), shortcut.relu(), atol=1e-6)
 
 
-def test_zero_init_residual_leaves_other_encoders_as_they_are() -> None:
-    encoder, _ = make_encoder("mobilenet_v3_small", 32)
+@pytest.mark.parametrize("arch", ["small", "mobilenet_v3_small", "vit_tiny"])
+def test_zero_init_residual_leaves_other_encoders_as_they_are(arch: str) -> None:
+    encoder, _ = make_encoder(arch, 32)
     start = {name: value.clone() for name, value in encoder.state_dict().items()}
     zero_init_residual(encoder)
     assert all(torch.equal(value, start[name]) for name, value in encoder.state_dict().items())
