@@ -27,7 +27,7 @@ def make_method(method: MethodOptions, encoder: EncoderOptions, size: int, seed:
     Raises UserError for an encoder that can't be.
     """
     torch.manual_seed(seed)
-    network, width = make_encoder(encoder.arch, size, encoder.cifar_stem)
+    network, width = make_encoder(encoder.arch, size, encoder.cifar_stem, encoder.vit)
     kind = encoder.batch_norm, encoder.batch_norm_groups
     return convert_batch_norm(method.build(convert_batch_norm(network, *kind), width), *kind)  # type: ignore[return-value]
 

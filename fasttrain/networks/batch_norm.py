@@ -28,7 +28,8 @@ class _BatchNorm(nn.Module):
         super().__init__()
         if plain.momentum is None or not plain.track_running_stats:
             raise ValueError("batch norm needs running statistics with a fixed momentum here")
-        self.weight, self.bias = plain.weight, plain.bias
+        self.weight: Tensor | None = plain.weight  # None, as is the bias, without affine parameters
+        self.bias: Tensor | None = plain.bias
         self.running_mean: Tensor
         self.running_var: Tensor
         self.register_buffer("running_mean", plain.running_mean)
@@ -85,7 +86,7 @@ class _SyncBatchNorm(_BatchNorm):
 
 class _NormaliseGroups(torch.autograd.Function):
     """torch's batch norm of each group, written into its place of the whole; also the groups' means and unbiased
-    variances (G, C), in the dtype of the weights.
+    variances (G, C), fp32 at least.
 
     Autograd of the groups one by one would concatenate what comes out, and in backward pad every group's gradient with
     zeros and add them up: a quarter of a small encoder's step on a CPU.
@@ -93,12 +94,12 @@ class _NormaliseGroups(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+        ctx: Context, x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         out = torch.empty_like(x)
         ctx.groups, ctx.eps = groups, eps
-        saved = weight.new_empty((2, groups, x.shape[1]), dtype=torch.promote_types(x.dtype, torch.float32))
-        moved = weight.new_zeros((2, groups, x.shape[1]))  # running statistics, which a momentum of 1 moves all the way
+        saved = _wide(x.new_empty(2, groups, x.shape[1]))
+        moved = torch.zeros_like(saved)  # running statistics, which a momentum of 1 moves all the way
         for group, place, *statistics in zip(x.chunk(groups), out.chunk(groups), *saved, *moved, strict=True):
             torch.ops.aten.native_batch_norm.out(
                 group, weight, bias, *statistics[2:], True, 1.0, eps,
@@ -113,32 +114,35 @@ class _NormaliseGroups(torch.autograd.Function):
     def backward(ctx: Context, grad: Tensor, *_of_statistics: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, saved = ctx.saved_tensors
         grad_x, sums = torch.empty_like(x), []
+        wanted = [True, weight is not None, weight is not None]
         parts = zip(*(tensor.chunk(ctx.groups) for tensor in (grad, x, grad_x)), *saved, strict=True)
         for grad_group, group, place, mean, inverse_std in parts:
             part, *both = torch.ops.aten.native_batch_norm_backward(
-                grad_group, group, weight, None, None, mean, inverse_std, True, ctx.eps, [True, True, True]
+                grad_group, group, weight, None, None, mean, inverse_std, True, ctx.eps, wanted
             )
             place.copy_(part)
-            sums.append(torch.stack(both))
-        grad_weight, grad_bias = torch.stack(sums).sum(0)
+            if weight is not None:
+                sums.append(torch.stack(both))
+        grad_weight, grad_bias = torch.stack(sums).sum(0) if sums else (None, None)
         return grad_x, grad_weight, grad_bias, None, None
 
 
 class _NormaliseFusibly(torch.autograd.Function):
     """The same for a compiler: two kernels forward, two backward, as of plain batch norm.
 
-    Statistics are fp32. Backward is written out because autograd of the
+    Backward is written out because autograd of the
     forward takes four passes over the images where two do: a fifth of what a compiled ResNet-50 reads and writes.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+        ctx: Context, x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         var_GC, mean_GC = torch.var_mean(_grouped(x, groups), _own_dims(x), correction=0)
         inverse_std_GC = (var_GC + eps).rsqrt()
-        out = (x.float() - _of_each(mean_GC, x)) * _of_each(weight * inverse_std_GC, x)
-        out = out + bias.view(1, -1, *[1] * (x.dim() - 2))
+        out = (_wide(x) - _of_each(mean_GC, x)) * _of_each(_scaled(inverse_std_GC, weight), x)
+        if bias is not None:
+            out = out + bias.view(1, -1, *[1] * (x.dim() - 2))
         ctx.save_for_backward(x, weight, mean_GC, inverse_std_GC)
         rows = x.numel() // mean_GC.numel()
         unbiased_GC = var_GC * (rows / (rows - 1))
@@ -150,18 +154,29 @@ class _NormaliseFusibly(torch.autograd.Function):
         x, weight, mean_GC, inverse_std_GC = ctx.saved_tensors
         groups = len(mean_GC)
         rows = x.numel() // mean_GC.numel()
-        grad, centred = grad.float(), x.float() - _of_each(mean_GC, x)
+        grad, centred = _wide(grad), _wide(x) - _of_each(mean_GC, x)
         grad_bias_GC = _grouped(grad, groups).sum(_own_dims(x))
         grad_weight_GC = _grouped(grad * centred, groups).sum(_own_dims(x)) * inverse_std_GC
         along_GC = grad_weight_GC * inverse_std_GC / rows
         grad_x = grad - _of_each(grad_bias_GC / rows, x) - centred * _of_each(along_GC, x)
-        grad_x = grad_x * _of_each(weight * inverse_std_GC, x)
+        grad_x = grad_x * _of_each(_scaled(inverse_std_GC, weight), x)
+        if weight is None:
+            return grad_x.to(x.dtype), None, None, None, None
         return grad_x.to(x.dtype), grad_weight_GC.sum(0), grad_bias_GC.sum(0), None, None
 
 
+def _scaled(inverse_std: Tensor, weight: Tensor | None) -> Tensor:
+    return inverse_std if weight is None else weight * inverse_std
+
+
 def _grouped(x: Tensor, groups: int) -> Tensor:
-    """(N, C, …) → (G, N/G, C, …), fp32."""
-    return x.unflatten(0, (groups, -1)).float()
+    """(N, C, …) → (G, N/G, C, …), fp32 at least."""
+    return _wide(x.unflatten(0, (groups, -1)))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """fp32 at least, as all statistics are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _own_dims(x: Tensor) -> list[int]:
@@ -177,15 +192,15 @@ def _of_each(value_GC: Tensor, x: Tensor) -> Tensor:
 
 
 class _NormaliseTogether(torch.autograd.Function):
-    """Batch norm over the rows of all ranks (Ioffe & Szegedy, arXiv 1502.03167, section 3), statistics in fp32."""
+    """Batch norm over the rows of all ranks (Ioffe & Szegedy, arXiv 1502.03167, section 3)."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, momentum: float,
-        eps: float,
+        ctx: Context, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor,
+        momentum: float, eps: float,
     ) -> Tensor:  # fmt: skip
         dims = [0, *range(2, x.dim())]
-        own_2C = torch.stack(torch.var_mean(x.float(), dims, correction=0))
+        own_2C = torch.stack(torch.var_mean(_wide(x), dims, correction=0))
         var_WC, mean_WC = gather_rows(own_2C[None].flatten(1)).unflatten(1, own_2C.shape).unbind(1)
         mean_C = mean_WC.mean(0)
         var_C = (var_WC + (mean_WC - mean_C).square()).mean(0)
@@ -201,15 +216,16 @@ class _NormaliseTogether(torch.autograd.Function):
         x, weight, mean_C, inverse_std_C = ctx.saved_tensors
         shape = [1, -1] + [1] * (x.dim() - 2)
         dims = [0, *range(2, x.dim())]
-        grad_32, normed = grad.float(), (x.float() - mean_C.view(shape)) * inverse_std_C.view(shape)
+        grad_32, normed = _wide(grad), (_wide(x) - mean_C.view(shape)) * inverse_std_C.view(shape)
         own_2C = torch.stack([grad_32.sum(dims), (grad_32 * normed).sum(dims)])
         # The statistics are every rank's, so each loss has a part in every row's gradient; DDP takes the mean of the
         # parameters' own gradients.
         all_2C = own_2C.clone()
         torch.distributed.all_reduce(all_2C)
         first, second = (all_2C / ctx.rows).view(2, *shape).unbind(0)
-        grad_x = (weight * inverse_std_C).view(shape) * (grad_32 - first - normed * second)
-        return grad_x.to(x.dtype), own_2C[1].to(weight.dtype), own_2C[0].to(weight.dtype), None, None, None, None
+        grad_x = _scaled(inverse_std_C, weight).view(shape) * (grad_32 - first - normed * second)
+        own = (None, None) if weight is None else own_2C.flip(0).to(weight.dtype).unbind()
+        return grad_x.to(x.dtype), *own, None, None, None, None
 
 
 def convert_batch_norm(module: nn.Module, kind: str, groups: int = GROUPS) -> nn.Module:
@@ -217,16 +233,20 @@ def convert_batch_norm(module: nn.Module, kind: str, groups: int = GROUPS) -> nn
     all processes (on a GPU by torch's SyncBatchNorm; one process keeps the plain kind).
 
     groups: of "split", over all ranks, which have joined before (check_groups tells whether a batch can have them).
+    Parameters stay the same objects, and what is converted already stays as it is.
     """
     if kind == "plain" or (kind == "sync" and world_size() == 1):
         return module
-    if kind == "sync" and torch.distributed.get_backend() != "gloo":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    _replace(module, _SyncBatchNorm if kind == "sync" else functools.partial(_SplitBatchNorm, groups=groups))
+    if kind == "split":
+        _replace(module, functools.partial(_SplitBatchNorm, groups=groups))
+    elif torch.distributed.get_backend() == "gloo":
+        _replace(module, _SyncBatchNorm)
+    else:
+        _replace(module, nn.SyncBatchNorm.convert_sync_batchnorm)
     return module
 
 
-def _replace(module: nn.Module, by: Callable[[nn.BatchNorm1d | nn.BatchNorm2d], _BatchNorm]) -> None:
+def _replace(module: nn.Module, by: Callable[[nn.BatchNorm1d | nn.BatchNorm2d], nn.Module]) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             setattr(module, name, by(child))

@@ -1,9 +1,9 @@
-"""Image encoders: torchvision's by name, and one small network of our own for a CPU."""
+"""Image encoders: torchvision's by name, vision transformers, and one small network of our own for a CPU."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fasttrain.networks.groups import GROUPS
+from fasttrain.networks.vision_transformer import WIDTHS, VisionTransformerOptions, make_vision_transformer
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import Options, Positive
 
@@ -20,7 +21,8 @@ class EncoderOptions(Options):
     """The network that is trained."""
 
     arch: str = "resnet50"
-    """'small' (ours, trains well on two CPU cores) or any torchvision classification model's name."""
+    """'small' (ours, trains well on two CPU cores), vit_tiny, vit_small or vit_base (MoCo v3's and DINO's vision
+    transformers), or any torchvision classification model's name."""
     cifar_stem: bool = False
     """For torchvision ResNets: 3x3 stride-1 first convolution and no max-pool, for images of about 32 px."""
     batch_norm: Literal["split", "sync", "plain"] = "split"
@@ -29,6 +31,8 @@ class EncoderOptions(Options):
     batch_norm_groups: Positive[int] = GROUPS
     """Groups of --batch-norm split that each micro-batch is cut into, over all processes: as many as the GPUs of MoCo's
     recipes."""
+    vit: VisionTransformerOptions = field(default_factory=VisionTransformerOptions)
+    """Vision transformers"""
 
 
 class _Block(nn.Module):
@@ -60,19 +64,21 @@ class Small(nn.Sequential):
         super().__init__(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def is_vision_transformer(arch: str) -> bool:
-    """Whether an architecture of that name is one, for what a method's paper sets differently there."""
-    return arch.startswith("vit")
-
-
-def make_encoder(arch: str, size: int, cifar_stem: bool = False) -> tuple[nn.Module, int]:
+def make_encoder(
+    arch: str, size: int, cifar_stem: bool = False, vit: VisionTransformerOptions | None = None
+) -> tuple[nn.Module, int]:
     """An encoder (N, 3, size, size) → (N, F) with fresh weights, and F.
 
-    arch: "small" or any torchvision classification model's name; its classifier is left out.
-    Raises UserError for an unknown name, for a stem the model lacks, and for a size the model can't take.
+    arch: "small", one of WIDTHS, or any torchvision classification model's name; its classifier is left out.
+    Raises UserError for an unknown name, for a stem, patches or heads the model lacks, and for a size it can't take.
     """
-    if arch == "small":
-        encoder: nn.Module = Small()
+    vit = vit or VisionTransformerOptions()
+    if arch in WIDTHS:
+        encoder = make_vision_transformer(arch, size, vit)
+    elif vit.vit_patch or vit.vit_heads:
+        raise UserError(f"--vit-patch and --vit-heads are for --arch {', '.join(WIDTHS)}, not {arch!r}")
+    elif arch == "small":
+        encoder = Small()
     else:
         encoder = _torchvision_encoder(arch)
     if cifar_stem:
@@ -86,8 +92,10 @@ def make_encoder(arch: str, size: int, cifar_stem: bool = False) -> tuple[nn.Mod
 def _torchvision_encoder(arch: str) -> nn.Module:
     names = torchvision.models.list_models(module=torchvision.models)
     if arch not in names:
-        near = difflib.get_close_matches(arch, names, 3) or ["resnet18", "resnet50"]
-        raise UserError(f"unknown --arch {arch!r}: 'small' or a torchvision model, such as {', '.join(near)}")
+        near = difflib.get_close_matches(arch, [*WIDTHS, *names], 3) or ["resnet18", "resnet50"]
+        raise UserError(
+            f"unknown --arch {arch!r}: 'small', {', '.join(WIDTHS)} or a torchvision model, such as {', '.join(near)}"
+        )
     options = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(arch, weights=None, **options)
     for name in ("fc", "classifier", "heads", "head"):  # what torchvision calls the classifier

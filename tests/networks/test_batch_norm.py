@@ -1,14 +1,19 @@
 """Split batch norm: each group by its own statistics in training, running ones in evaluation."""
 
+import copy
 import ctypes
+import pathlib
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from support.forks import on_ranks, succeed
 from torch import nn
 
+from fasttrain.engine.ranks import Ranks
+from fasttrain.networks import batch_norm
 from fasttrain.networks.batch_norm import convert_batch_norm
 
 
@@ -128,8 +133,10 @@ def poisoned() -> Iterator[None]:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
-@pytest.mark.parametrize("precision", [torch.float32, torch.float16])
-def test_a_compiled_network_computes_the_same(poisoned: None, precision: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("precision", "affine"), [(torch.float32, True), (torch.float16, True), (torch.float32, False)]
+)
+def test_a_compiled_network_computes_the_same(poisoned: None, precision: torch.dtype, affine: bool) -> None:
     """In one graph. Running statistics also where a variance is beyond fp16's range: autocast must not touch them."""
     torch.manual_seed(0)
     values = []
@@ -138,8 +145,9 @@ def test_a_compiled_network_computes_the_same(poisoned: None, precision: torch.d
     for compiled in (False, True):
         torch.manual_seed(1)
         network = convert_batch_norm(
-            nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True)), "split", 3
-        )
+            nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, affine=affine), nn.ReLU(inplace=True)),
+            "split", 3,
+        )  # fmt: skip
         if compiled:
             network.compile(dynamic=False, fullgraph=True)
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
@@ -152,3 +160,82 @@ def test_a_compiled_network_computes_the_same(poisoned: None, precision: torch.d
     for ours, expected in zip(*(value[-2:] for value in values), strict=True):
         assert torch.allclose(ours, expected, rtol=1e-4)
         assert expected.isfinite().all()
+
+
+@pytest.mark.parametrize("fusible", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(("rows", "groups"), [(2, 1), (8, 2), (15, 3)])
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float64, 1e-10), (torch.bfloat16, 0.02)])
+def test_few_rows_of_a_head_are_the_groups_one_by_one_with_and_without_affine_parameters(
+    monkeypatch: pytest.MonkeyPatch, rows: int, groups: int, affine: bool, fusible: bool, precision: torch.dtype,
+    tolerance: float,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: fusible)
+    torch.manual_seed(0)
+    module = nn.BatchNorm1d(5, affine=affine, dtype=torch.promote_types(precision, torch.float32))
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    plain = nn.ModuleList(copy.deepcopy(module) for _ in range(groups))
+    split: Any = convert_batch_norm(nn.Sequential(module), "split", 8)[0]
+    x, weights = (torch.randn(rows, 5) * 3 + 1).to(precision).requires_grad_(), torch.randn(rows, 5)
+    ours, expected = split(x), torch.cat([layer(part) for layer, part in zip(plain, x.chunk(groups), strict=True)])
+    of_x, *of_ours = torch.autograd.grad((ours * weights).sum(), (x, *split.parameters()))
+    of_x_expected, *of_each = torch.autograd.grad((expected * weights).sum(), (x, *plain.parameters()))
+    pairs = [(ours, expected), (of_x, of_x_expected)]
+    pairs += [(found, torch.stack(of_each[i::2]).sum(0)) for i, found in enumerate(of_ours)]
+    for name in ("running_mean", "running_var"):
+        pairs.append((getattr(split, name), torch.stack([getattr(layer, name) for layer in plain]).mean(0)))
+    for found, wanted in pairs:
+        assert found.dtype == wanted.dtype
+        assert (found - wanted).norm() <= tolerance * (1 + wanted.norm())
+    statistics = {"running_mean": split.running_mean, "running_var": split.running_var}
+    plain[0].load_state_dict(statistics, strict=False)
+    assert torch.equal(split.eval()(x), plain.eval()[0](x))
+
+
+def _without_affine_parameters(folder: pathlib.Path) -> None:
+    ranks = Ranks("cpu")
+    torch.manual_seed(0)
+    x, weights = torch.randn(2, 4, 5, dtype=torch.float64) * 3 + 1
+    network = convert_batch_norm(nn.Sequential(nn.BatchNorm1d(5, affine=False, dtype=torch.float64)), "sync")
+    own, own_weights = (rows.chunk(ranks.world_size)[ranks.rank] for rows in (x, weights))
+    own = own.clone().requires_grad_()
+    out = network(own)
+    (out * own_weights).sum().backward()
+    found = out.detach(), own.grad, network[0].running_mean, network[0].running_var
+    torch.save(found, folder / f"{ranks.world_size}-{ranks.rank}.pt")
+    ranks.close()
+
+
+def test_synchronised_statistics_without_affine_parameters_are_those_of_the_whole_batch(tmp_path: pathlib.Path) -> None:
+    """Two rows, then one, of a head on each rank: batch norm by itself refuses one."""
+    found = {}
+    for count in (1, 2, 4):
+        succeed(on_ranks(tmp_path, count, _without_affine_parameters, tmp_path))
+        ranks = [torch.load(tmp_path / f"{count}-{rank}.pt") for rank in range(count)]
+        out, grad, (mean, *_), (variance, *_) = zip(*ranks, strict=True)
+        found[count] = torch.cat(out), torch.cat(grad), mean, variance
+    for count in (2, 4):
+        assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(found[count], found[1], strict=True))
+
+
+@pytest.mark.parametrize(("kind", "backend"), [("split", "gloo"), ("sync", "gloo"), ("sync", "nccl")])
+def test_what_is_converted_stays_and_keeps_its_parameters(
+    monkeypatch: pytest.MonkeyPatch, kind: str, backend: str
+) -> None:
+    """A method is converted as a whole, after its encoder."""
+    monkeypatch.setattr(batch_norm, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    method = nn.Sequential(encoder, nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4, affine=False)))
+    parameters, plain = dict(method.named_parameters()), dict(method.named_modules())
+    convert_batch_norm(encoder, kind)
+    converted = encoder[1]
+    convert_batch_norm(method, kind)
+    convert_batch_norm(method, kind)
+    assert method[0][1] is converted
+    assert not any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in method.modules())
+    assert dict(method.named_modules()).keys() == plain.keys()
+    found = dict(method.named_parameters())
+    assert found.keys() == parameters.keys()
+    assert all(found[name] is parameter for name, parameter in parameters.items())

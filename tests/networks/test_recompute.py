@@ -63,7 +63,8 @@ def test_less_is_kept_for_backward() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "fewest"), [("small", 4), ("resnet50", 4), ("vit_b_16", 12), ("regnet_y_400mf", 4), ("swin_t", 4)]
+    ("arch", "fewest"),
+    [("small", 4), ("resnet50", 4), ("vit_b_16", 12), ("vit_tiny", 12), ("regnet_y_400mf", 4), ("swin_t", 4)],
 )
 def test_stages_cover_most_of_an_encoder(arch: str, fewest: int) -> None:
     with torch.device("cpu" if arch.startswith("regnet") else "meta"):  # names and shapes are all that counts here
