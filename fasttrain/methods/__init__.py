@@ -7,13 +7,17 @@ import os
 import sys
 
 from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
+from fasttrain.methods.dino import DINOOptions
 from fasttrain.methods.moco import MoCoOptions
+from fasttrain.methods.swav import SwAVOptions
 from fasttrain.methods.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
 
 __all__ = ["METHODS", "Method", "MethodOptions", "Output", "Progress", "Sample", "method_options"]
 
-METHODS: dict[str, type[MethodOptions]] = {"moco": MoCoOptions, "xmoco": XMoCoOptions}
+METHODS: dict[str, type[MethodOptions]] = {
+    "moco": MoCoOptions, "xmoco": XMoCoOptions, "swav": SwAVOptions, "dino": DINOOptions,
+}  # fmt: skip
 
 
 def method_options(name: str) -> type[MethodOptions]:
