@@ -7,25 +7,27 @@ from torch import Tensor
 
 from fasttrain.system.collectives import max_over_ranks, sum_over_ranks
 
-EPSILON = 0.05  # weight of the entropy
 ITERATIONS = 3
 TINY = 1e-30
 
 
 @torch.no_grad()
-def sinkhorn(scores_ANP: Tensor, others_AKP: Tensor | None = None, counted: Tensor | None = None) -> Tensor:
+def sinkhorn(
+    scores_ANP: Tensor, epsilon: float, others_AKP: Tensor | None = None, counted: Tensor | None = None
+) -> Tensor:
     """Assignments (A, N, P) of this rank's N images by their scores, for each of A views by itself: rows sum to 1, and
     over all ranks' images each prototype gets about as much.
 
-    others_AKP: scores of older images, of which every rank has some of its own, or none; they only help to fill the
+    epsilon: weight of the assignments' entropy. others_AKP: scores of older images, of which every rank has some of its own, or none; they only help to fill the
     prototypes. counted: 0-dim bool, whether they do. Without gradient; fp32 (fp64 for fp64).
 
-    The divisors P and M of the algorithm, and its first division by the sum of all, cancel in the divisions that
-    follow, and are left out.
+    A prototype's largest score is subtracted from all of its scores, so that nothing overflows and no prototype loses
+    all its images: as does the first division by the sum of all, and as do the divisors P and M of the algorithm,
+    that cancels in the divisions that follow.
     """
     rows = scores_ANP if others_AKP is None else torch.cat([scores_ANP, others_AKP], 1)
     images = scores_ANP.shape[1]
-    plan = ((rows - max_over_ranks(rows.amax())) / EPSILON).exp_()
+    plan = ((rows - max_over_ranks(rows.amax(1, keepdim=True))) / epsilon).exp_()
     if counted is not None:
         plan[:, images:] *= counted
     for _ in range(ITERATIONS):

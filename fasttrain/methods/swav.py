@@ -56,6 +56,9 @@ class SwAVOptions(MethodOptions):
     """Prototypes, a few for each kind of image that is expected."""
     temperature: Positive[float] = 0.1
     """Temperature of the predictions."""
+    epsilon: Positive[float] = 0.05
+    """Weight of the assignments' entropy: the smaller, the sharper they are. 0.03 where the loss stays at the logarithm
+    of --prototypes."""
     freeze_epochs: NotNegative[float] = 1.0
     """Epochs at first in which prototypes do not move."""
     queue_size: NotNegative[int] = 0
@@ -89,12 +92,12 @@ class SwAV(Method):
 
     @torch.no_grad()
     def _assigned(self, z_AND: Tensor, progress: Progress) -> Tensor:
-        scores_ANP = self.prototypes(z_AND)
+        scores_ANP, epsilon = self.prototypes(z_AND), self._options.epsilon
         if self.queue is None or progress.epoch < self._options.queue_epoch:
-            return sinkhorn(scores_ANP)
+            return sinkhorn(scores_ANP, epsilon)
         own_KD = self.queue.keys_KD[rank() :: world_size()]  # all ranks have the same rows, and each takes some of them
         own_AKD = own_KD.to(z_AND.dtype).unflatten(1, (VIEWS, -1)).transpose(0, 1)
-        return sinkhorn(scores_ANP, self.prototypes(own_AKD), self.queue.is_full)
+        return sinkhorn(scores_ANP, epsilon, self.prototypes(own_AKD), self.queue.is_full)
 
     def after_backward(self, progress: Progress) -> None:
         if progress.epoch < self._options.freeze_epochs:
