@@ -5,8 +5,9 @@
 
 First the version for this device is compared with the reference on the same parameters, each operation alone and whole
 recipes; where they differ too much the command says so and ends with status 1. Then every side makes MoCo-v2 pairs from
-the same batches, in turn, so that none finds its input in a cache: CUDA events on a GPU, a clock on a CPU. Prints
-tables and appends a line to benchmarks/results/augment.jsonl; the last line of the output is JSON.
+the same batches, in turn, so that none finds its input in a cache: CUDA events on a GPU, a clock on a CPU. Likewise
+SwAV's multi-crop, two views and six small ones, all in one call or in a call for each size. Prints tables and appends
+a line to benchmarks/results/augment.jsonl; the last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ from fasttrain.kernels.augment.table import BRIGHTNESS, CONTRAST, HUE, SATURATIO
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.options import NotNegative, Options, Positive
+from fasttrain.views import spec
 from fasttrain.views.draw import draw
-from fasttrain.views.spec import RECIPES, ViewSpec
+from fasttrain.views.spec import RECIPES, Recipe, ViewSpec
 
 LEVEL = 1 / 255  # a step of a byte
 MOST_MEAN, MOST_ANYWHERE = 1.0, 4.0  # levels a fast version may differ from the reference
@@ -44,6 +46,7 @@ COMPARED_AT_ONCE = 16  # images
 REFERENCE_IMAGES = 8  # of a round: it takes one view at a time
 COPY_BYTES = 2**28
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+PAIR, MULTI_CROP = RECIPES["mocov2"], RECIPES["swav"]
 _ALWAYS = ViewSpec(jitter_p=1, gray_p=1, blur_p=1, solarize_p=1)
 
 
@@ -164,25 +167,31 @@ def load(path: pathlib.Path, count: int, per_batch: int, device: torch.device) -
 
 
 class Side:
-    """One way to make pairs: `run` goes once through its images and returns the seconds for each."""
+    """One way to make a recipe's views: `run` goes once through its images and returns the seconds for each."""
 
     def __init__(
-        self, batches: list[Batch], size: int, mean: tuple, std: tuple, impl: str, dtype: torch.dtype, images: int = 0
+        self, batches: list[Batch], recipe: Recipe, size: int, make: Callable[..., Views], by_size: bool = False
     ) -> None:
-        """images: of each batch, the first so many; 0: all."""
-        self._batches = [_first(batch, images) if images else batch for batch in batches]
-        self._tables = [_pairs(batch, size) for batch in self._batches]
-        self._make = functools.partial(augment, sizes=(size, size), mean=mean, std=std, impl=impl, dtype=dtype)
-        self._views: Views | None = None
-        self.device = self._batches[0].pixels.device
+        """make: `augment`, with what else it needs. by_size: a call for each size of views."""
+        self._batches, self._make = batches, make
+        sizes = spec.sides(recipe, size)
+        calls = [[v for v, side in enumerate(sizes) if side == only] for only in dict.fromkeys(sizes)]
+        self._calls = calls if by_size else [list(range(len(sizes)))]
+        self._sizes = [tuple(sizes[v] for v in views) for views in self._calls]
+        self._tables = [[_part(_drawn(batch, recipe, size), views) for views in self._calls] for batch in batches]
+        self._views: list[Views | None] = [None for _ in self._calls]
+        self.device = batches[0].pixels.device
 
     def run(self) -> float:
         seconds = timed(self._through, self.device)
         return seconds / sum(len(batch) for batch in self._batches)
 
     def _through(self) -> None:
-        for b, table in zip(self._batches, self._tables, strict=True):
-            self._views = self._make(b.pixels, b.offset_B, b.height_B, b.width_B, table, out=self._views)
+        for b, tables in zip(self._batches, self._tables, strict=True):
+            self._views = [
+                self._make(b.pixels, b.offset_B, b.height_B, b.width_B, table, sizes, out=out)
+                for table, sizes, out in zip(tables, self._sizes, self._views, strict=True)
+            ]
 
 
 def _first(batch: Batch, count: int) -> Batch:
@@ -191,8 +200,12 @@ def _first(batch: Batch, count: int) -> Batch:
     return Batch(batch.pixels, **columns, label_B=None)
 
 
-def _pairs(batch: Batch, size: int) -> ViewTable:
-    return draw(RECIPES["mocov2"], batch.height_B, batch.width_B, batch.index_B, seed=0, epoch=1, size=size)
+def _drawn(batch: Batch, recipe: Recipe, size: int) -> ViewTable:
+    return draw(recipe, batch.height_B, batch.width_B, batch.index_B, seed=0, epoch=1, size=size)
+
+
+def _part(table: ViewTable, views: list[int]) -> ViewTable:
+    return ViewTable(**{name: column[:, views] for name, column in vars(table).items()})
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
@@ -211,22 +224,23 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     return start.elapsed_time(end) / 1000
 
 
-def floor(batches: list[Batch], size: int, itemsize: int) -> dict[str, float]:
-    """Bytes and multiply-adds of a pair at the least, and the seconds those bytes take in a plain copy on this device.
+def floor(batches: list[Batch], recipe: Recipe, size: int, itemsize: int) -> dict[str, float]:
+    """Bytes and multiply-adds of an image's views at the least, and the seconds those bytes take in a plain copy here.
 
     Bytes: each crop read once, each view written once. Multiply-adds: both passes of the resize and of the blur, each
     with the taps it has; the colours come on top.
     """
     read = adds = 0.0
+    size_V = torch.tensor(spec.sides(recipe, size)).double()
     for batch in batches:
-        table = _pairs(batch, size)
+        table = _drawn(batch, recipe, size)
         height, width = table.crop_BV4[..., 2:].double().unbind(-1)
-        taps_y, taps_x = (2 * torch.clamp(side / size, min=1) for side in (height, width))
+        taps_y, taps_x = (2 * torch.clamp(side / size_V, min=1) for side in (height, width))
         blur = 2 * (2 * torch.ceil(3 * table.sigma_BV.double()) + 1) * (table.sigma_BV > 0)
         read += float((3 * height * width).sum())
-        adds += float((3 * size * (width * taps_y + size * taps_x + size * blur)).sum())
+        adds += float((3 * size_V * (width * taps_y + size_V * taps_x + size_V * blur)).sum())
     images = sum(len(batch) for batch in batches)
-    moved = read / images + 2 * 3 * size * size * itemsize
+    moved = read / images + float((3 * size_V * size_V).sum()) * itemsize
     return {"bytes": moved, "multiply_adds": adds / images, "seconds": moved / copy_rate(batches[0].pixels.device)}
 
 
@@ -237,20 +251,26 @@ def copy_rate(device: torch.device) -> float:
     return 2 * COPY_BYTES / min(timed(lambda: target.copy_(source), device) for _ in range(5))
 
 
-def sides(batches: list[Batch], size: int, mean: tuple, std: tuple) -> dict[str, Side]:
-    """Name -> side. The reference makes few images, or it would take most of the time."""
-    images = min(REFERENCE_IMAGES, len(batches[0]))
+def sides(batches: list[Batch], size: int, mean: tuple, std: tuple) -> tuple[dict[str, Side], dict[str, Side]]:
+    """Name -> side, for pairs and for multi-crop. The reference makes few images, or it would take most of the time."""
     on_gpu = batches[0].pixels.is_cuda
     name = "triton" if on_gpu else "cpu"
-    made = {
-        f"{name}, fp32": Side(batches, size, mean, std, name, torch.float32),
-        f"{name}, bf16": Side(batches, size, mean, std, name, torch.bfloat16),
-        "reference": Side(batches[:1], size, mean, std, "reference", torch.float32, images),
+    plain = functools.partial(augment, mean=mean, std=std)
+    fp32, bf16 = (functools.partial(plain, impl=name, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    few = [_first(batches[0], REFERENCE_IMAGES)]
+    pairs = {
+        f"{name}, fp32": Side(batches, PAIR, size, fp32),
+        f"{name}, bf16": Side(batches, PAIR, size, bf16),
+        "reference": Side(few, PAIR, size, functools.partial(plain, impl="reference")),
     }
     if on_gpu:
         in_memory = [dataclasses.replace(batches[0], pixels=batches[0].pixels.cpu())]
-        made["cpu, fp32"] = Side(in_memory, size, mean, std, "cpu", torch.float32)
-    return made
+        pairs["cpu, fp32"] = Side(in_memory, PAIR, size, functools.partial(plain, impl="cpu"))
+    multi_crop = {
+        f"{name}, bf16, one call": Side(batches, MULTI_CROP, size, bf16),
+        f"{name}, bf16, a call for each size": Side(batches, MULTI_CROP, size, bf16, by_size=True),
+    }
+    return pairs, multi_crop
 
 
 def benchmark(options: AugmentBenchmark) -> int:
@@ -265,33 +285,50 @@ def benchmark(options: AugmentBenchmark) -> int:
     differences = compare(load(data, options.images, few, device), size, DTYPES)
     per_batch = min(options.batch or (256 if on_gpu else 32), available // options.batches)
     batches = load(data, per_batch * options.batches, per_batch, device)
-    made = sides(batches, size, *pixel_statistics(data, "auto"))
-    seconds: dict[str, list[float]] = {name: [] for name in made}
+    pairs, multi_crop = sides(batches, size, *pixel_statistics(data, "auto"))
+    made = pairs | multi_crop
+    taken: dict[str, list[float]] = {name: [] for name in made}
     for n in range(options.rounds + 1):
         for name, side in made.items():
-            taken = side.run()
+            took = side.run()
             if n:  # the first compiles and warms up
-                seconds[name].append(taken)
-    least = floor(batches, size, 2)
-    fast = next(iter(made))
+                taken[name].append(took)
+    seconds, crop_seconds = ({name: taken[name] for name in group} for group in (pairs, multi_crop))
+    least, crop_least = (floor(batches, recipe, size, 2) for recipe in (PAIR, MULTI_CROP))
+    fast, (together, apart) = next(iter(pairs)), crop_seconds.values()
     figures = {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "most_levels": {kind: round(max(d.most for d in found.values()), 4) for kind, found in differences.items()},
-        "us_per_pair": {name: round(statistics.median(values) * 1e6, 3) for name, values in seconds.items()},
+        "us_per_pair": medians(seconds),
         "floor_us_per_pair": round(least["seconds"] * 1e6, 3),
         "vs_reference": round(statistics.median(seconds["reference"]) / statistics.median(seconds[fast]), 2),
+        "us_per_multi_crop": medians(crop_seconds),
+        "floor_us_per_multi_crop": round(crop_least["seconds"] * 1e6, 3),
+        "one_call_vs_each_size": round(statistics.median(b / a for a, b in zip(together, apart, strict=True)), 3),
     }
     print(f"{options.batches} batches of {per_batch} images, views of {size} pixels")
-    show(seconds, least, per_batch)
+    show("pair", seconds, least, per_batch)
+    show(
+        "multi-crop of " + " + ".join(f"{s.count} × {spec.sides((s,), size)[0]}" for s in MULTI_CROP),
+        crop_seconds,
+        crop_least,
+        per_batch,
+    )
     compared = {kind: {n: dataclasses.asdict(d) for n, d in found.items()} for kind, found in differences.items()}
     settings = {"size": size, "images": options.images, "batch": per_batch, "batches": options.batches}
     print(json.dumps(figures), flush=True)
-    record.append("augment", {**settings, **figures, "floor": least, "seconds": seconds, "differences": compared})
+    floors = {"floor": least, "floor_multi_crop": crop_least}
+    record.append("augment", {**settings, **figures, **floors, "seconds": taken, "differences": compared})
     return 0
 
 
-def show(seconds: dict[str, list[float]], least: dict[str, float], per_batch: int) -> None:
-    print(f"{'µs for a pair':44}{'median':>9}{'least':>9}{'most':>9}{f'ms for {per_batch}':>12}")
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Microseconds by side."""
+    return {name: round(statistics.median(values) * 1e6, 3) for name, values in seconds.items()}
+
+
+def show(what: str, seconds: dict[str, list[float]], least: dict[str, float], per_batch: int) -> None:
+    print(f"{f'µs for a {what}':44}{'median':>9}{'least':>9}{'most':>9}{f'ms for {per_batch}':>12}")
     for name, values in seconds.items():
         middle = statistics.median(values)
         micro = (f"{x * 1e6:9.1f}" for x in (middle, min(values), max(values)))

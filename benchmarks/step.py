@@ -2,6 +2,7 @@
 """The training step beside the loops that people run today, on views that are there and on loaded ones.
 
     python benchmarks/step.py --data OUT
+    python benchmarks/step.py --methods all
 
 OUT: a converted data set (.beton), of photographs for ResNet-50 at 224 px, of small images for the cases at 32 px;
 without it only steps on ready-made views are timed. Every side has a process of its own, set up as its users have it;
@@ -10,6 +11,9 @@ has the machine to itself for all its rounds, as a DataLoader would go on decodi
 train the same network with MoCo: same batch, queue and view size. Prints a table and appends a line to
 benchmarks/results/step.jsonl for each case and kind of views; the last line of the output is JSON, its ratios the
 smallest over the cases.
+
+--methods times a step of each method instead, with its own heads, queue and number of views, beside the passes through
+the encoder that its paper asks for (step_methods.py).
 """
 
 from __future__ import annotations
@@ -30,12 +34,14 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import record
+from benchmarks import record, step_methods
 from benchmarks.loader_peers import extract
 from benchmarks.similarity import speeds
+from benchmarks.step_methods import PASSES
 from benchmarks.step_sides import Case, Round, Side
 from fasttrain.networks.encoders import make_encoder
 from fasttrain.system.cli import finish, parse
+from fasttrain.system.errors import UserError
 from fasttrain.system.options import Options, Positive
 
 PEERS = ("moco fp32", "moco amp", "channels-last amp")
@@ -63,6 +69,8 @@ class StepBenchmark(Options):
         "auto"
     )
     """auto: small and resnet18 on a CPU, resnet50 on a GPU."""
+    methods: tuple[str, ...] = ()
+    """Time these methods' steps beside their passes through the encoder instead; all: every method."""
     rounds: Positive[int] = 5
     """Rounds; each runs every side once. Medians over them count."""
 
@@ -130,7 +138,28 @@ def show(case: Case, kind: str, found: dict[str, list[Round]], peak: float) -> d
     }  # fmt: skip
 
 
+def of_methods(options: StepBenchmark) -> int:
+    """Times steps of methods beside their passes."""
+    names = list(PASSES) if options.methods == ("all",) else list(options.methods)
+    if unknown := sorted(set(names) - set(PASSES)):
+        raise UserError(f"--methods {unknown[0]}: choose from: all, {', '.join(PASSES)}")
+    automatic = "resnet50" if torch.cuda.is_available() else "resnet18"
+    case = CASES[automatic if options.case == "auto" else options.case]
+    found = {}
+    for name, cost in step_methods.measure(names, case, options.rounds):
+        found[name] = cost
+        print(f"{name}: {cost.step:.3f} s a step, {cost.passes:.3f} s of passes", file=sys.stderr, flush=True)
+    print(f"{case.name}, {case.size} px, batch {case.batch_size}, bf16")
+    figures = step_methods.show(found, case.batch_size)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    record.append("step_methods", {"case": case.name, "device": device, "methods": figures})
+    print(json.dumps(figures))
+    return 0
+
+
 def measure(options: StepBenchmark) -> int:
+    if options.methods:
+        return of_methods(options)
     on_gpu = torch.cuda.is_available()
     automatic = ("resnet50",) if on_gpu else ("small", "resnet18")
     names = automatic if options.case == "auto" else (options.case,)

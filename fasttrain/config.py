@@ -7,6 +7,7 @@ another optimizer, where one is typed ← what is typed.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +15,7 @@ from typing import Any
 from fasttrain.engine.options import OPTIMIZERS, MachineOptions, OptimisationOptions
 from fasttrain.input.options import DataOptions
 from fasttrain.methods import METHODS, MethodOptions, method_options
-from fasttrain.networks.encoders import EncoderOptions
-from fasttrain.networks.vision_transformer import is_vision_transformer
+from fasttrain.networks.encoders import EncoderOptions, is_vision_transformer
 from fasttrain.presets import PRESETS
 from fasttrain.run.folder import config_of, read_settings
 from fasttrain.run.options import LoggingOptions, RunOptions
@@ -28,7 +28,7 @@ SELECTORS = ("method", "preset", "config", "arch", "optimizer", "resolution")  #
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Options):
-    """Pre-train an image encoder with XMoCo, another method of METHODS, or one of your own.
+    """Pre-train an image encoder with XMoCo, one of the methods it is compared with, or one of your own.
 
     The same command on an existing run folder continues from its newest good checkpoint. Exit status: 0 done; stopped
     by a signal after writing a checkpoint: 143 SIGTERM, 138 SIGUSR1, 130 SIGINT, 129 SIGHUP; 2 bad input; 1 anything
@@ -102,7 +102,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     for word in (word.partition("=")[0] for word in argv if word.startswith("--")):
         if word not in own and (whose := _foreign(word.removeprefix("--").replace("-", "_"), method)):
             raise UserError(whose)
-    return parse(TrainConfig, with_place("run", TrainConfig, argv, defaults), defaults)
+    return parse(TrainConfig, with_place("run", TrainConfig, argv, defaults), defaults, about=_about(defaults))
 
 
 def _defaults(method: str, preset: str, given: Mapping[str, Any], arch: str = "") -> TrainConfig:
@@ -142,6 +142,13 @@ def _kept(saved: Mapping[str, Any], method: str, preset: str) -> dict[str, Any]:
 def _with_optimizer(config: TrainConfig, name: str) -> TrainConfig:
     """Where another optimizer than the configuration's is asked for, with that one's learning rate and weight decay."""
     return config if name == config.optimisation.optimizer else replaced(config, OPTIMIZERS.get(name, {}))
+
+
+def _about(config: TrainConfig) -> str:
+    """What --help says first: the command, and the method that was chosen."""
+    own = inspect.cleandoc(type(config.method).__doc__ or "")
+    others = f"--method is one of {', '.join(METHODS)}; --help with another one explains that one."
+    return f"{inspect.cleandoc(TrainConfig.__doc__ or '')}\n\n--method {config.run.method}: {own}\n\n{others}"
 
 
 def _with_dashes(word: str) -> str:

@@ -142,6 +142,9 @@ def test_augment_benchmark(
     assert augment.main(["--data", str(image_folder), *SMALL]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert 0 < figures["most_levels"]["float32"] < 0.1
+    assert len(figures["us_per_multi_crop"]) == 2
+    assert min(*figures["us_per_multi_crop"].values(), figures["floor_us_per_multi_crop"]) > 0
+    assert figures["one_call_vs_each_size"] > 0
     (line,) = (tmp_path / "augment.jsonl").read_text().splitlines()
     assert {"commit", "machine", "versions", "seconds", "floor", "differences"} <= set(json.loads(line))
 

@@ -18,12 +18,12 @@ def sinkhorn(
     """Assignments (A, N, P) of this rank's N images by their scores, for each of A views by itself: rows sum to 1, and
     over all ranks' images each prototype gets about as much.
 
-    epsilon: weight of the assignments' entropy. others_AKP: scores of older images, of which every rank has some of its own, or none; they only help to fill the
-    prototypes. counted: 0-dim bool, whether they do. Without gradient; fp32 (fp64 for fp64).
+    epsilon: weight of the assignments' entropy. others_AKP: scores of older images, of which each rank has some of its
+    own, or none; they only help to fill the prototypes. counted: 0-dim bool, whether they do. Without gradient; fp32
+    (fp64 for fp64).
 
-    A prototype's largest score is subtracted from all of its scores, so that nothing overflows and no prototype loses
-    all its images: as does the first division by the sum of all, and as do the divisors P and M of the algorithm,
-    that cancels in the divisions that follow.
+    A prototype's largest score is subtracted from its scores, so that nothing overflows and none loses all its images.
+    That cancels, as do the algorithm's first division by the sum of all and its divisors P and M, which are left out.
     """
     rows = scores_ANP if others_AKP is None else torch.cat([scores_ANP, others_AKP], 1)
     images = scores_ANP.shape[1]

@@ -24,7 +24,8 @@ from fasttrain.views.spec import RECIPES, Recipe
 
 @dataclass(frozen=True)
 class MoCoOptions(MethodOptions):
-    """MoCo v2; v1 with --head linear, --temperature 0.07 and --recipe mocov1."""
+    """MoCo v2 (arXiv 2003.04297): an image's query has to find the momentum encoder's key of its other view among a
+    queue of other images' keys. MoCo v1 (arXiv 1911.05722) is --head linear, --temperature 0.07 and --recipe mocov1."""
 
     views: ClassVar[Recipe] = RECIPES["mocov2"]
     paper: ClassVar = {"optimizer": "sgd", "lr": 0.03, "weight_decay": 1e-4, "batch_norm": "split"}

@@ -13,7 +13,8 @@ from fasttrain.methods.moco import MoCoOptions
 
 @dataclass(frozen=True)
 class XMoCoOptions(MoCoOptions):
-    """XMoCo: MoCo v2 with cross-similarity consistency and uniform-similarity regularisation."""
+    """XMoCo (arXiv 2206.04676), in this project's reading: MoCo v2 whose similarities between images shall stay the
+    same when their views are exchanged, and be uniform over negatives. See docs/objective.md for the equations."""
 
     regularisers: Regularisers = field(default_factory=lambda: Regularisers(cross="batch", uniform="batch"))
     """XMoCo's regularisers"""

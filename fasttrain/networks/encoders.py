@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fasttrain.networks.groups import GROUPS
-from fasttrain.networks.vision_transformer import WIDTHS, VisionTransformerOptions, make_vision_transformer
+from fasttrain.networks.vision_transformer import WIDTHS, VisionTransformerOptions, check_own, make_vision_transformer
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import Options, Positive
 
@@ -64,6 +64,11 @@ class Small(nn.Sequential):
         super().__init__(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+def is_vision_transformer(arch: str) -> bool:
+    """Whether an architecture of that name is one, for what a method's paper sets differently there."""
+    return arch.startswith("vit_")
+
+
 def make_encoder(
     arch: str, size: int, cifar_stem: bool = False, vit: VisionTransformerOptions | None = None
 ) -> tuple[nn.Module, int]:
@@ -75,12 +80,9 @@ def make_encoder(
     vit = vit or VisionTransformerOptions()
     if arch in WIDTHS:
         encoder = make_vision_transformer(arch, size, vit)
-    elif vit.vit_patch or vit.vit_heads:
-        raise UserError(f"--vit-patch and --vit-heads are for --arch {', '.join(WIDTHS)}, not {arch!r}")
-    elif arch == "small":
-        encoder = Small()
     else:
-        encoder = _torchvision_encoder(arch)
+        encoder = Small() if arch == "small" else _torchvision_encoder(arch)
+        check_own(encoder, arch, vit)
     if cifar_stem:
         if not isinstance(encoder, torchvision.models.ResNet):
             raise UserError(f"--cifar-stem is for torchvision ResNets, not {arch!r}")

@@ -17,7 +17,7 @@ from torchvision.models.vision_transformer import EncoderBlock
 from torchvision.ops import StochasticDepth
 
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import NotNegative, Options
+from fasttrain.system.options import NotNegative, Options, flag
 
 WIDTHS = {"vit_tiny": 192, "vit_small": 384, "vit_base": 768}  # by --arch
 DEPTH = 12
@@ -35,11 +35,6 @@ class VisionTransformerOptions(Options):
     """Attention heads. 0: one for 64 of the width; MoCo v3's vit_small has 12."""
     vit_positions: Literal["fixed", "learned"] = "fixed"
     """fixed: sines and cosines (MoCo v3); learned: parameters, interpolated for views of other sizes (DINO)."""
-
-
-def is_vision_transformer(arch: str) -> bool:
-    """Is a network of this name a vision transformer, one of ours or torchvision's?"""
-    return arch.startswith("vit_")
 
 
 class _Size(NamedTuple):
@@ -64,6 +59,16 @@ def make_vision_transformer(arch: str, size: int, options: VisionTransformerOpti
     if size % patch:
         raise UserError(f"--arch {arch} can't take views of {size} px: {_not_divided(patch)}")
     return _VisionTransformer(_Size(size, patch, heads, width), options.vit_positions == "learned")
+
+
+def check_own(encoder: nn.Module, arch: str, options: VisionTransformerOptions) -> None:
+    """Raises UserError for patches or heads that another network, with its own or with none, does not have."""
+    own = {}
+    if isinstance(encoder, torchvision.models.VisionTransformer):
+        own = {"vit_patch": encoder.patch_size, "vit_heads": encoder.encoder.layers[0].num_heads}
+    for name in ("vit_patch", "vit_heads"):
+        if getattr(options, name) not in (0, own.get(name)):
+            raise UserError(f"{flag(name)} is for --arch {', '.join(WIDTHS)}, not {arch!r}")
 
 
 def _not_divided(patch: int) -> str:
@@ -172,7 +177,7 @@ class _LastBlock(_Block):
 
 
 def freeze_patches(encoder: nn.Module) -> None:
-    """Keep a vision transformer's patch projection as it was drawn, for stable training (MoCo v3, section 4.2).
+    """Keep a vision transformer's patch projection as it was drawn, for stable training (MoCo v3).
 
     Before its optimizer and its momentum copy are made. Other encoders have none, and stay as they are.
     """

@@ -25,12 +25,14 @@ OWN_PACKAGES = "fasttrain", "benchmarks"
 
 
 def parse(
-    options: type[Parsed], argv: Sequence[str] | None = None, default: Parsed | None = None, positional: bool = False
-) -> Parsed:
+    options: type[Parsed], argv: Sequence[str] | None = None, default: Parsed | None = None, positional: bool = False,
+    about: str = "",
+) -> Parsed:  # fmt: skip
     """Turn the command line into `options`, a dataclass whose docstrings are the help texts.
 
     default: an instance whose values replace the class's defaults (a preset). positional: fields without a default
-    are given by place, or, as soon as one of them is, by flag.
+    are given by place, or, as soon as one of them is, by flag. about: what --help says
+    first, else the class's docstring.
     Raises SystemExit(2) after one line on stderr for a bad command line, SystemExit(0) after --help.
     """
     import tyro  # here, so that everything but the command line works without it
@@ -45,7 +47,7 @@ def parse(
             return tyro.cli(
                 options,
                 args=argv,
-                description=inspect.cleandoc(options.__doc__ or ""),
+                description=about or inspect.cleandoc(options.__doc__ or ""),
                 default=tyro.MISSING_NONPROP if default is None else default,
                 config=(tyro.conf.OmitArgPrefixes, *(places if by_place else ())),
             )

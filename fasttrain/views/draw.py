@@ -57,8 +57,8 @@ def draw(
     Raises ValueError for an epoch or an index out of range.
     """
     uniform_BVK = _uniforms(index_B.numpy(), num_views(recipe), seed, epoch)
-    names = ViewSpec.__dataclass_fields__
-    per_view = {name: np.array([getattr(spec, name) for spec in expanded(recipe)]) for name in names}
+    names, specs = ViewSpec.__dataclass_fields__, expanded(recipe)
+    per_view = {name: np.array([getattr(spec, name) for spec in specs]) for name in names}
     crop_BV4 = _crops(uniform_BVK, height_B.numpy(), width_B.numpy(), per_view["scale"], per_view["ratio"])
     order_BV4, strength_BV4 = _jitters(uniform_BVK, per_view["jitter"], per_view["jitter_p"])
     gray_BV = uniform_BVK[..., _GRAY] < per_view["gray_p"]

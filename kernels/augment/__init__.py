@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +17,9 @@ Views = tuple[Tensor, ...]
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+Groups = list[tuple[list[int], Tensor]]
+"""For each size, the numbers of its views and the memory (V, B, S, S, 3) that they are written to."""
+
 _CONTRAST = 1  # as numbered in a ViewTable
 
 
@@ -53,8 +55,8 @@ def augment(
     much as the views.
 
     Table, offsets and sizes of images lie together on the CPU, whatever the pixels' device, or on the pixels' device.
-    "triton" never waits for the GPU: from the CPU they are copied in one pinned piece for each side of views; on the
-    device a call may be captured in a CUDA graph (once it has run outside one, which compiles its kernels).
+    "triton" never waits for the GPU: from the CPU they are copied in one pinned piece; on the device a call may
+    be captured in a CUDA graph (once it has run outside one, which compiles its kernels).
 
     Returns float32, bfloat16 or float16, as `dtype` says: a tensor for each different side in the order in which the
     sides first appear, holding the views of that side in their order. Sizes (224, 224, 96, 96, 96) give two tensors,
@@ -73,26 +75,13 @@ def augment(
         raise ValueError(f"{len(sizes)} sizes for {views} views")
     if offset_B.device.type == "cpu":
         _check(pixels, offset_B, height_B, width_B, table, torch.tensor(sizes))
-    groups = _groups(table, sizes)
-    shapes = [(part.flip_BV.shape[1], images, side, side, 3) for side, part in groups.items()]
+    numbers = {side: [v for v, other in enumerate(sizes) if other == side] for side in dict.fromkeys(sizes)}
+    shapes = [(len(chosen), images, side, side, 3) for side, chosen in numbers.items()]
     made = _outputs(shapes, dtype, pixels.device, out)
+    groups = [(chosen, group.permute(0, 1, 3, 4, 2)) for chosen, group in zip(numbers.values(), made, strict=True)]
     statistics = tuple(torch.tensor(values, dtype=torch.float32) for values in (mean, std))
-    for part, group in zip(groups.values(), made, strict=True):
-        apply(pixels, offset_B, height_B, width_B, part, *statistics, group.permute(0, 1, 3, 4, 2))
+    apply(pixels, offset_B, height_B, width_B, table, *statistics, groups)
     return made
-
-
-def _groups(table: ViewTable, sizes: Sequence[int]) -> dict[int, ViewTable]:
-    """The different sides in the order in which they first appear, each with its views' part of the table."""
-    if len(set(sizes)) == 1:
-        return {sizes[0]: table}
-    groups = {}
-    for side in dict.fromkeys(sizes):
-        chosen = [v for v, other in enumerate(sizes) if other == side]
-        # Stacked, not indexed by a list: on a GPU that would copy the list there, and wait.
-        parts = {name: torch.stack([column[:, v] for v in chosen], 1) for name, column in vars(table).items()}
-        groups[side] = replace(table, **parts)
-    return groups
 
 
 def _outputs(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device, out: Views | None) -> Views:

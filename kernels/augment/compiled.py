@@ -41,6 +41,7 @@ _ZERO, _HALF, _ONE, _TWO, _THREE, _FOUR, _SIX = (np.float32(x) for x in (0, 0.5,
 _RED, _GREEN, _BLUE = (np.float32(x) for x in (0.2989, 0.587, 0.114))  # torchvision's weights of rgb_to_grayscale
 LANES = 16  # rows of a band, values of a vector: one register of AVX-512, a few of others
 TILE = 512  # columns of a band that are mixed and turned at once, so that they stay in the first-level cache
+LINE = 64  # bytes of a cache line, to which vectors are aligned
 _BLOCK = 2048  # about as many pixels go through all colour operations together, for the same reason
 
 
@@ -245,35 +246,63 @@ def _sum_pairs_of(vectors: int) -> Callable:
 _sum_pairs, _sum_pairs_4 = _sum_pairs_of(1), _sum_pairs_of(4)
 
 
+@_operation
+def _pointer(_: Context, address: Type) -> Emitter:
+    """An address as a pointer that numba.carray makes an array of."""
+
+    def generate(context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: list[Value]) -> Value:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+@_operation
+def _prefetch(_: Context, array: Type, index: Type) -> Emitter:
+    """Asks for the cache line of an array's element, without waiting for it."""
+
+    def generate(context: BaseContext, builder: ir.IRBuilder, signature: Signature, arguments: list[Value]) -> Value:
+        array, index = arguments
+        address = builder.gep(context.make_array(signature.args[0])(context, builder, array).data, [index])
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, word, word, word])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(prefetch, [address, word(0), word(2), word(1)])  # data, to be read, into the second-level cache
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
 # ---- the views
 
 
 @_compiled
 def make_views(
-    first: int, last: int, source: Arrays, table: Arrays, scale: Arrays, most: tuple[int, int, int], streamed: bool,
-    scratch: Arrays, out_VBX: Array,
+    first: int, last: int, source: Arrays, table: Arrays, scale: Arrays, most: tuple[int, int, int], scratch: Arrays,
+    size_V: Array, address_V: Array, like: Array,
 ) -> None:  # fmt: skip
-    """Makes the views numbered first…last-1, image by image.
+    """Makes the views numbered first…last-1, image by image: an image's bytes are read once for views of all sizes.
 
-    most: the side of a view, and the batch's most taps of a resize and largest radius of a blur.
+    most: the batch's largest side of a view, most taps of a resize and largest radius of a blur. address_V: where the
+    views numbered V of all images lie, one after the other. like: an array of the outputs' type.
     """
     pixels, offset_B, width_B = source
     crop_BV4, flip_BV, order_BV4, strength_BV4, gray_BV, sigma_BV, solarize_BV = table
-    size, taps, radius = most
-    view, weights, strip, band, padded, kernel = scratch
-    pitch = -(-size // LANES) * LANES
-    plane, views = size * pitch, flip_BV.shape[1]
-    weights = weights[: 2 * size * taps].reshape(2, size, taps)
-    spans = np.empty((2, 2, size), dtype=np.int64)
+    side, taps, radius = most
+    view, weights_X, strip, band, padded, kernel = scratch
+    views = flip_BV.shape[1]
+    spans = np.empty((2, 2, side), dtype=np.int64)
     at_C = np.empty(3, dtype=np.int64)  # where the plane of each colour starts
     starts = np.empty(2 * radius + 1, dtype=np.uint64)
-    rows = np.empty(3 * max(size, LANES), dtype=np.uint64)
+    rows = np.empty(3 * max(side, LANES), dtype=np.uint64)
     for item in range(first, last):
         b, v = item // views, item % views
-        stride = 3 * width_B[b]
-        at = offset_B[b] + crop_BV4[b, v, 0] * stride + 3 * crop_BV4[b, v, 1]
-        height, width = crop_BV4[b, v, 2], crop_BV4[b, v, 3]
-        _resize(pixels, at, stride, height, width, flip_BV[b, v], weights, spans, strip, band, pitch, view)
+        size = size_V[v]
+        pitch = -(-size // LANES) * LANES
+        plane, values = size * pitch, 3 * size * size
+        weights = weights_X[: 2 * size * taps].reshape(2, size, taps)
+        crop = _crop(item, offset_B, width_B, crop_BV4)
+        ahead = _crop(min(item + 1, last - 1), offset_B, width_B, crop_BV4)
+        _resize(pixels, crop, ahead, flip_BV[b, v], weights, spans, strip, band, pitch, view)
         _recolour(order_BV4[b, v], strength_BV4[b, v], gray_BV[b, v], size, pitch, view)
         colours = 1 if gray_BV[b, v] else 3  # one plane stands for all of a gray view
         spare = 3 * plane
@@ -286,7 +315,28 @@ def make_views(
             if solarize_BV[b, v]:
                 _solarize(view[at_C[c] : at_C[c] + plane])
         at_C[colours:] = at_C[0]
-        _write(view, at_C, size, pitch, rows, scale, streamed, out_VBX[v, b])
+        address = address_V[v] + b * values * like.itemsize
+        streamed = size % LANES == 0 and address % LINE == 0
+        out = numba.carray(_pointer(address), values, like.dtype)
+        _write(view, at_C, size, pitch, rows, scale, streamed, out)
+
+
+@_compiled
+def _crop(item: int, offset_B: Array, width_B: Array, crop_BV4: Array) -> tuple[int, int, int, int]:
+    """Where the crop of a numbered view starts in pixels, the bytes of an image's row, and the crop's two sides."""
+    b, v = item // crop_BV4.shape[1], item % crop_BV4.shape[1]
+    stride = 3 * width_B[b]
+    top, left, height, width = crop_BV4[b, v]
+    return offset_B[b] + top * stride + 3 * left, stride, height, width
+
+
+@_compiled
+def _read_ahead(pixels: Array, crop: tuple[int, int, int, int], part: int, parts: int) -> None:
+    """Asks for one of some equal parts of the next crop, which comes from memory while this view is made."""
+    at, stride, height, width = crop
+    for y in range(height * part // parts, height * (part + 1) // parts):
+        for x in range(np.uint64(0), np.uint64(3 * width), np.uint64(LINE)):
+            _prefetch(pixels, np.uint64(at + y * stride) + x)
 
 
 @_compiled
@@ -313,18 +363,18 @@ def _triangle(length: int, size: int, whole: float, weight: Array, span: Array) 
 
 @_compiled
 def _resize(
-    pixels: Array, at: int, stride: int, height: int, width: int, flip: bool, weights: Array, spans: Array,
-    strip: Array, band: Array, pitch: int, view: Array,
+    pixels: Array, crop: tuple[int, int, int, int], ahead: tuple[int, int, int, int], flip: bool, weights: Array,
+    spans: Array, strip: Array, band: Array, pitch: int, view: Array,
 ) -> None:  # fmt: skip
-    """Resizes the crop that starts at pixels[at] into the planes of view, in 0…1, column after column.
+    """Resizes a crop into the planes of view, in 0…1, column after column; ahead: the crop to be resized next.
 
     A band of rows at a time: first across rows, which reads bytes in order; then, turned, along the rows, where the
     same pixel of all rows of the band is one vector (measured: a quarter of the time of pixel after pixel).
     Offsets are unsigned here and in the blur: numba checks a signed index for wrapping, which hinders vectorising, and
     slices instead would count references, which costs more than the arithmetic of a row.
     """
-    size = spans.shape[2]
-    most = weights.shape[2]
+    at, stride, height, width = crop
+    size, most = weights.shape[1:]
     plane = np.uint64(size * pitch)
     flat = weights.reshape(2 * size * most)
     _triangle(height, size, 1 / 255, weights[0], spans[0])
@@ -333,6 +383,8 @@ def _resize(
         for left in range(0, 3 * width, TILE):
             length = min(3 * width - left, TILE)
             for y in range(top, top + LANES):
+                if left == 0:
+                    _read_ahead(pixels, ahead, y, pitch)
                 to = np.uint64((y - top) * TILE)
                 if y < size:
                     start, taps = at + spans[0, 0, y] * stride + left, spans[0, 1, y]

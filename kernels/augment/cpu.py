@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fasttrain.kernels.augment.compiled import LANES, TILE, Arrays, make_views
+from fasttrain.kernels.augment.compiled import LANES, LINE, TILE, Arrays, make_views
 
 if TYPE_CHECKING:
+    from fasttrain.kernels.augment import Groups
     from fasttrain.kernels.augment.table import ViewTable
 
-_LINE = 64  # bytes of a cache line, to which vectors are aligned
 _CHUNKS_PER_THREAD = 4  # evens out images of different sizes; a chunk is one call into compiled code
 _thread = threading.local()
 # How numba sees the output: it knows neither 16-bit float, so their bits are written (see compiled.py).
@@ -36,34 +36,41 @@ def augment(
     table: ViewTable,
     mean: Tensor,
     std: Tensor,
-    out_VBSS3: Tensor,
+    groups: Groups,
 ) -> None:
-    """Writes the normalised views into out_VBSS3, of float32, bfloat16 or float16 (rounded to nearest even).
+    """Writes the normalised views, of float32, bfloat16 or float16 (rounded to nearest even), into the groups' memory.
 
-    Arguments as for `kernels.augment.augment`, already checked.
+    Arguments as for `kernels.augment.augment`, already checked, and its groups. All sizes are made in one go, image by
+    image, so that an image's bytes come from memory once.
     """
-    views, images, size = out_VBSS3.shape[:3]
-    longest = int(table.crop_BV4[..., 2:].max()) if images else 1
-    taps = -(-(2 * math.ceil(max(longest / size, 1.0)) + 1) // 4) * 4  # four go at once
-    radius = math.ceil(3 * float(table.sigma_BV.max())) if images else 0
-    pitch = _rounded(size)
+    images, views = table.flip_BV.shape
+    if not images:
+        return
+    size_V, address_V = np.empty((2, views), dtype=np.int64)
+    for numbers, out_VBSS3 in groups:
+        for v, out in zip(numbers, out_VBSS3, strict=True):
+            size_V[v], address_V[v] = out.shape[1], out.data_ptr()
+    longest_V = table.crop_BV4[..., 2:].amax((0, 2)).numpy()
+    side, longest = int(size_V.max()), int(longest_V.max())
+    taps = -(-(2 * math.ceil(max(*(longest_V / size_V), 1.0)) + 1) // 4) * 4  # four go at once
+    radius = math.ceil(3 * float(table.sigma_BV.max()))
+    pitch = _rounded(side)
     sizes = {
-        "view": 4 * size * pitch, "weights": 2 * size * taps, "strip": LANES * TILE,
+        "view": 4 * side * pitch, "weights": 2 * side * taps, "strip": LANES * TILE,
         "band": LANES * (3 * longest + TILE), "padded": pitch + 2 * _rounded(radius), "kernel": radius + 1,
     }  # fmt: skip
     source = _arrays(pixels, offset_B, width_B)
-    scale = _arrays(mean.repeat(max(size, LANES)), (1 / std).repeat(max(size, LANES)))
+    scale = _arrays(mean.repeat(max(side, LANES)), (1 / std).repeat(max(side, LANES)))
     rows = _arrays(
         table.crop_BV4, table.flip_BV, table.order_BV4, table.strength_BV4, table.gray_BV, table.sigma_BV,
         table.solarize_BV,
     )  # fmt: skip
-    out = out_VBSS3.view(_STORED_AS[out_VBSS3.dtype]).numpy().reshape(views, images, size * size * 3)
-    streamed = size % LANES == 0 and out_VBSS3.data_ptr() % _LINE == 0
+    like = torch.empty(0, dtype=_STORED_AS[groups[0][1].dtype]).numpy()
     threads = _threads()
     bounds = np.linspace(0, images * views, min(images * views, threads * _CHUNKS_PER_THREAD) + 1).astype(np.int64)
 
     def run(chunk: tuple[int, int]) -> None:
-        make_views(*chunk, source, rows, scale, (size, taps, radius), streamed, _divided(sizes), out)
+        make_views(*chunk, source, rows, scale, (side, taps, radius), _divided(sizes), size_V, address_V, like)
 
     list(_pool(threads).map(run, zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)))
 
@@ -99,6 +106,6 @@ def _divided(sizes: dict[str, int]) -> Arrays:
 def _scratch(floats: int) -> np.ndarray:
     """This thread's float32 scratch, kept from call to call and made larger when needed."""
     if getattr(_thread, "scratch", np.empty(0)).size < floats:
-        unaligned = np.empty(floats + _LINE // 4, dtype=np.float32)
-        _thread.scratch = unaligned[-unaligned.ctypes.data % _LINE // 4 :]
+        unaligned = np.empty(floats + LINE // 4, dtype=np.float32)
+        _thread.scratch = unaligned[-unaligned.ctypes.data % LINE // 4 :]
     return _thread.scratch

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
 if TYPE_CHECKING:
+    from fasttrain.kernels.augment import Groups
     from fasttrain.kernels.augment.table import ViewTable
 
 _COLOUR = (T.adjust_brightness, T.adjust_contrast, T.adjust_saturation, T.adjust_hue)
@@ -23,17 +24,17 @@ def augment(
     table: ViewTable,
     mean: Tensor,
     std: Tensor,
-    out_VBSS3: Tensor,
+    groups: Groups,
 ) -> None:
-    """Writes the normalised views into out_VBSS3. Arguments as for `kernels.augment.augment`, already checked."""
-    views, images, size = out_VBSS3.shape[:3]
+    """Writes the normalised views. Arguments as for `kernels.augment.augment`, already checked, and its groups."""
     mean_311, std_311 = (values.to(pixels.device)[:, None, None] for values in (mean, std))
-    for b in range(images):
+    for b in range(len(offset_B)):
         offset, height, width = int(offset_B[b]), int(height_B[b]), int(width_B[b])
         image = pixels[offset : offset + height * width * 3].view(height, width, 3).permute(2, 0, 1).float() / 255
-        for v in range(views):
-            view = (_view(image, table, b, v, size) - mean_311) / std_311
-            out_VBSS3[v, b] = view.permute(1, 2, 0)
+        for numbers, out_VBSS3 in groups:
+            for v, out_BSS3 in zip(numbers, out_VBSS3, strict=True):
+                view = (_view(image, table, b, v, out_BSS3.shape[1]) - mean_311) / std_311
+                out_BSS3[b] = view.permute(1, 2, 0)
 
 
 def _view(image: Tensor, table: ViewTable, b: int, v: int, size: int) -> Tensor:

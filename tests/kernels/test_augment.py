@@ -234,6 +234,26 @@ def test_views_of_different_sizes(version: tuple[str, str, torch.dtype]) -> None
     assert torch.equal(again[0], before)
 
 
+@pytest.mark.parametrize("version", [*VERSIONS, *HALF_VERSIONS])
+def test_one_call_for_all_sizes_makes_the_bits_of_a_call_for_each(version: tuple[str, str, torch.dtype]) -> None:
+    """Whatever the sides: multiples of a vector or not, and smaller than one."""
+    impl, device, dtype = version
+    batch, sizes = ragged(3), (32, 20, 7, 32, 48, 7)
+    if slow(version):
+        batch, sizes = ragged(2), (20, 7, 20)
+    recipe = (RECIPES["mocov2"] + RECIPES["mocov3"] + RECIPES["swav"])[: len(sizes)]
+    recipe = tuple(replace(spec, count=1) for spec in recipe)
+    table = draw(recipe, *batch[2:], torch.arange(len(batch[1])), 0, 0, 224)
+    table = replace(table, sigma_BV=table.sigma_BV.clamp(max=2))  # a blur of 7 pixels reaches no further
+    inputs, options = (batch[0].to(device), *batch[1:]), {"impl": impl, "dtype": dtype}
+    made = augment(*inputs, table, sizes, MEAN, STD, **options)
+    for group, side in zip(made, dict.fromkeys(sizes), strict=True):
+        numbers = [v for v, other in enumerate(sizes) if other == side]
+        part = ViewTable(**{name: column[:, numbers] for name, column in vars(table).items()})
+        (alone,) = augment(*inputs, part, (side,) * len(numbers), MEAN, STD, **options)
+        assert torch.equal(group, alone)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_gray_before_the_jitter_is_torchvisions(version: tuple[str, str, torch.dtype]) -> None:
     """MoCo v1's order, in a table: gray is a saturation of 0 in the first place, which later operations find gray."""
@@ -331,7 +351,7 @@ def test_compiled_16_bit_output_is_the_nearest(size: int, dtype: torch.dtype) ->
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     full, half = (torch.full((2, len(SHAPES), size, size, 3), torch.nan, dtype=kind) for kind in (torch.float32, dtype))
     for out in (full, half):
-        cpu.augment(*batch, table, mean, std, out)
+        cpu.augment(*batch, table, mean, std, [([0, 1], out)])
     assert torch.equal(half, full.to(dtype))
 
 
@@ -344,7 +364,7 @@ def test_output_at_any_address() -> None:
     views = []
     for start in (aligned, aligned + 1):
         out_VBSS3 = memory[start : start + len(memory) - 32].view(2, len(SHAPES), 32, 32, 3)
-        cpu.augment(*batch, table, torch.tensor(MEAN), torch.tensor(STD), out_VBSS3)
+        cpu.augment(*batch, table, torch.tensor(MEAN), torch.tensor(STD), [([0, 1], out_VBSS3)])
         views.append(out_VBSS3.clone())
     assert torch.isfinite(views[0]).all()
     assert torch.equal(*views)

@@ -13,6 +13,8 @@ from fasttrain.config import make_config
 from fasttrain.engine.step import TrainStep
 from fasttrain.methods import Progress, Sample
 
+NETWORKS = ("encoder", "projector", "prototypes")
+
 
 def made(**changes: Any) -> tuple[Any, TrainStep, Sample]:
     """A method, its step, and views for it."""
@@ -44,7 +46,7 @@ def test_the_teacher_is_evaluated_takes_no_gradient_and_begins_as_the_student() 
     encoder, projector = model.evaluated
     assert encoder is model.momentum_encoder
     assert projector is model.momentum_projector
-    for name in ("encoder", "projector", "prototypes"):
+    for name in NETWORKS:
         pairs = zip(getattr(model, name).parameters(), getattr(model, f"momentum_{name}").parameters(), strict=True)
         for student, teacher in pairs:
             assert torch.equal(student, teacher)
@@ -70,9 +72,7 @@ def test_the_loss_is_the_paper_s_over_views_of_two_sizes() -> None:
     views = views._replace(progress=Progress(5, 20))
 
     def logits(name: str, view: Tensor) -> Tensor:
-        encoder, projector, prototypes = (
-            getattr(model, name + part) for part in ("encoder", "projector", "prototypes")
-        )
+        encoder, projector, prototypes = (getattr(model, name + part) for part in NETWORKS)
         weight = prototypes.weight / prototypes.weight.norm(dim=1, keepdim=True)
         return F.normalize(projector(encoder(view)), dim=1) @ weight.T
 

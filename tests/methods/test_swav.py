@@ -31,7 +31,8 @@ def made(**changes: Any) -> tuple[Any, TrainStep, Sample]:
 
 def test_networks_are_the_paper_s() -> None:
     model = make_config("swav").method.build(nn.Identity(), 2048)
-    assert [(m.in_features, m.out_features, m.bias is not None) for m in model.modules() if isinstance(m, nn.Linear)] == [
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features, m.bias is not None) for m in layers] == [
         (2048, 2048, False), (2048, 128, True), (128, 3000, False)
     ]  # fmt: skip
     assert sum(isinstance(m, nn.BatchNorm1d) for m in model.modules()) == 1
@@ -126,7 +127,7 @@ def test_the_queue_is_used_once_it_is_full_and_its_epoch_has_come() -> None:
 
 
 def test_the_queue_s_rows_are_scored_by_the_prototypes_as_they_are_now() -> None:
-    model, _, views = made(queue_size=12, queue_epoch=0.0)
+    model, *_ = made(queue_size=12, queue_epoch=0.0)
     model.queue.enqueue(F.normalize(torch.randn(12, 2, 8), dim=2).flatten(1))
     older = model.queue.keys_KD.unflatten(1, (2, 8))
     z = F.normalize(torch.randn(2, 8, 8), dim=2)

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from fasttrain.engine.optim import make_optimizer
-from fasttrain.networks.encoders import feature_width, make_encoder
+from fasttrain.engine.options import OptimisationOptions
+from fasttrain.networks.encoders import feature_width, is_vision_transformer, make_encoder
 from fasttrain.networks.momentum import ema_update, momentum_copy
 from fasttrain.networks.recompute import checkpoint_activations
 from fasttrain.networks.vision_transformer import (
@@ -19,7 +20,6 @@ from fasttrain.networks.vision_transformer import (
     drop_paths,
     fixed_positions,
     freeze_patches,
-    is_vision_transformer,
 )
 from fasttrain.system.errors import UserError
 
@@ -88,7 +88,8 @@ def test_views_of_other_sizes_give_features(positions: str) -> None:
         ("vit_tiny", 97, {}, "^--arch vit_tiny can't take views of 97 px: its patches of 16 px don't divide them$"),
         ("vit_tiny", 2, {}, "can't take views of 2 px"),
         ("vit_tiny", 32, {"vit_heads": 5}, "--vit-heads 5 does not divide the width of --arch vit_tiny, 192"),
-        ("resnet18", 32, {"vit_heads": 6}, "--vit-heads are for --arch vit_tiny, vit_small, vit_base, not 'resnet18'"),
+        ("resnet18", 32, {"vit_heads": 6}, "--vit-heads is for --arch vit_tiny, vit_small, vit_base, not 'resnet18'"),
+        ("vit_b_16", 224, {"vit_heads": 12, "vit_patch": 8}, "--vit-patch is for .*, not 'vit_b_16'"),
         ("vit_smal", 32, {}, "unknown --arch 'vit_smal': .*vit_small"),
     ],
 )
@@ -172,7 +173,7 @@ def test_frozen_patches_are_moved_neither_by_the_optimizer_nor_by_momentum() -> 
     average = momentum_copy(encoder)
     drawn = [p.clone() for p in encoder.conv_proj.parameters()]
     before = encoder.class_token.clone()
-    optimizer = make_optimizer("adamw", encoder, 0.1, 0.1)
+    optimizer = make_optimizer(OptimisationOptions(optimizer="adamw", lr=0.1, weight_decay=0.1, decay="all"), encoder)
     encoder(views()).square().sum().backward()
     optimizer.step()
     ema_update(average, encoder, 0.5)

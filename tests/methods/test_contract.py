@@ -1,0 +1,200 @@
+"""What every method promises: steps, skipped steps, resume, ranks, precisions, presets, help."""
+
+import copy
+import pathlib
+import re
+from typing import Any
+
+import pytest
+import torch
+from support.forks import on_ranks, succeed
+from support.launch import equal
+from support.steps import build, make, sample, small, take
+
+from fasttrain.config import make_config, parse_config
+from fasttrain.engine.optim import Rates
+from fasttrain.engine.ranks import Ranks
+from fasttrain.engine.step import TrainStep
+from fasttrain.methods import METHODS, Progress, Sample
+from fasttrain.networks.recompute import stages
+from fasttrain.presets import PRESETS
+from fasttrain.system.errors import UserError
+from fasttrain.system.options import flat
+from fasttrain.train import seed_step
+
+IMAGES = 16
+CHANCE = 0.02  # of a gradient: sums in another order put one in a million activations on the other side of a ReLU
+ALL = pytest.mark.parametrize("name", METHODS)
+
+
+def batch_of(config: Any, number: int, epoch: float = 5.0) -> Sample:
+    """Of the middle of a run, when nothing is frozen any more and every schedule moves."""
+    return sample(IMAGES, number, config)._replace(progress=Progress(epoch + number / 10, 10.0))
+
+
+def whole_state(method: Any, step: TrainStep) -> dict[str, Any]:
+    return copy.deepcopy({"method": method.state_dict(), **step.state_dict()})
+
+
+def steps_of(name: str, numbers: range, start: dict | None = None, **changes: Any) -> tuple[Any, TrainStep, list]:
+    """A method after steps of these numbers, from a state or from the start, and the losses of the steps."""
+    config = small(name, batch_size=IMAGES, **changes)
+    method, step = make(name, batch_size=IMAGES, **changes)
+    if start:
+        method.load_state_dict(start["method"])
+        step.load_state_dict(start)
+    losses = []
+    for number in numbers:
+        seed_step(0, number, 0)
+        losses.append(take(step, batch_of(config, number), number, 0.05)["loss"])
+    return method, step, losses
+
+
+@ALL
+def test_a_step_moves_all_that_is_trained_and_what_follows_it(name: str) -> None:
+    start = build(small(name, batch_size=IMAGES))
+    method, step, losses = steps_of(name, range(2))
+    assert torch.stack(losses).isfinite().all()
+    assert step.skips_3.tolist() == [0, 0, -1]
+    before = dict(start.named_parameters())
+    for place, p in method.named_parameters():  # what takes no gradient is an average of what does
+        assert not torch.equal(p, before[place]), place
+
+
+@ALL
+def test_terms_are_curves(name: str) -> None:
+    config = small(name, batch_size=IMAGES)
+    loss, terms, carry = build(config)(batch_of(config, 0))
+    assert loss.dim() == 0
+    assert loss.dtype == torch.float32
+    assert all(term.dim() == 0 and not term.requires_grad for term in terms.values())
+    assert not any(rows.requires_grad for rows in carry)
+    assert "loss" not in terms
+
+
+@ALL
+def test_a_step_that_is_not_finite_changes_nothing(name: str) -> None:
+    config = small(name, batch_size=IMAGES)
+    method, step, _ = steps_of(name, range(2))
+    before = whole_state(method, step)
+    bad = batch_of(config, 2)
+    bad.views[0][0, 0, 0, 0, 0] = torch.nan
+    take(step, bad, 2, 0.05)
+    after = whole_state(method, step)
+    assert after.pop("skips").tolist() == [1, 1, 2]
+    del before["skips"]
+    assert equal(before, after) == []
+
+
+@ALL
+def test_a_run_that_was_saved_goes_on_to_the_bit(name: str) -> None:
+    whole = steps_of(name, range(4))
+    half = steps_of(name, range(2))
+    again = steps_of(name, range(2, 4), whole_state(*half[:2]))
+    assert equal(whole_state(*whole[:2]), whole_state(*again[:2])) == []
+    assert torch.equal(torch.stack(whole[2][2:]), torch.stack(again[2]))
+
+
+@ALL
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_steps_in_less_precision_are_finite(name: str, precision: str) -> None:
+    _method, step, losses = steps_of(name, range(3), precision=precision)
+    assert torch.stack(losses).isfinite().all()
+    assert step.skips_3.tolist()[0] == 0
+
+
+def _steps_on_ranks(folder: pathlib.Path, name: str) -> None:
+    """Two steps of this rank's share of the images. Batch norm is over all ranks, which is what the method is held to;
+    the share of rank r are the images r·N/W and on."""
+    ranks = Ranks("cpu")
+    config = small(name, batch_size=IMAGES, batch_norm="sync")
+    method, step = make(name, batch_size=IMAGES, batch_norm="sync")
+    count = IMAGES // ranks.world_size
+    rows = slice(ranks.rank * count, (ranks.rank + 1) * count)
+    terms, gradients = [], {}
+    for number in range(2):
+        whole = batch_of(config, number)
+        views = tuple(_rows(group, rows) for group in whole.views)
+        label_B = None if whole.label_B is None else whole.label_B[rows]
+        seed_step(0, number, 0)
+        given = step.forward_backward(whole._replace(views=views, label_B=label_B, index_B=whole.index_B[rows]))
+        terms.append({key: float(value) for key, value in ranks.mean(given).items()})
+        if number == 0:
+            gradients = {place: p.grad.clone() for place, p in method.named_parameters() if p.grad is not None}
+        step.update(number, Rates(0.05, 0.05, config.optimisation.weight_decay))
+    torch.save((terms, gradients, method.state_dict()), folder / f"rank{ranks.rank}.pt")
+    ranks.close()
+
+
+def _rows(group: torch.Tensor, rows: slice) -> torch.Tensor:
+    return group.permute(0, 1, 3, 4, 2)[:, rows].contiguous().permute(0, 1, 4, 2, 3)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@ALL
+def test_on_several_ranks_a_step_is_that_of_one(tmp_path: pathlib.Path, name: str, world_size: int) -> None:
+    succeed(on_ranks(tmp_path, 1, _steps_on_ranks, tmp_path, name))
+    expected = torch.load(tmp_path / "rank0.pt")
+    succeed(on_ranks(tmp_path, world_size, _steps_on_ranks, tmp_path, name))
+    found = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(world_size)]
+    for terms, gradients, state in found:
+        for ours, theirs in zip(terms, expected[0], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+        assert gradients.keys() == expected[1].keys()
+        for place, gradient in expected[1].items():
+            assert float((gradients[place] - gradient).norm() / gradient.norm()) < CHANCE, place
+        for place, value in expected[2].items():
+            if not place.endswith("num_batches_tracked"):
+                torch.testing.assert_close(state[place].double(), value.double(), rtol=CHANCE, atol=1e-3)
+
+
+@ALL
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_a_run(name: str, preset: str) -> None:
+    config = make_config(name, preset)
+    assert config.optimisation.peak_lr < 20
+    assert config.optimisation.warmup_epochs < config.optimisation.epochs
+
+
+@ALL
+def test_settings_are_of_options_that_there_are(name: str) -> None:
+    """A preset's value under a name that nothing has would be passed over."""
+    options = METHODS[name]
+    for arch in ("", "vit_small"):
+        known = flat(make_config(name, **({"arch": arch} if arch else {})))
+        for values in (options.paper, options.paper_vit, *options.presets.values()):
+            assert set(values) <= set(known)
+    assert set(options.presets) <= set(PRESETS)
+    assert {"imagenet100", "stl10", "cifar10", "demo"} <= set(options.presets)
+
+
+@ALL
+def test_help_explains_the_method_with_its_paper(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_config(["--method", name, "--help"])
+    assert stop.value.code == 0
+    text = " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().out).split())
+    explained = " ".join((METHODS[name].__doc__ or "").split())
+    assert explained in text
+    assert re.search(r"arXiv \d{4}\.\d{5}", explained)
+    assert explained.count(". ") + 1 >= 2
+
+
+@ALL
+def test_micro_batches_are_refused_where_they_would_part_the_loss(name: str) -> None:
+    if METHODS[name].over_batch:
+        with pytest.raises(UserError, match=f"--accumulate 2: the loss of --method {name} compares the images"):
+            small(name, accumulate=2)
+    else:
+        _method, step, losses = steps_of(name, range(2), accumulate=2)
+        assert torch.stack(losses).isfinite().all()
+        assert step.skips_3.tolist()[0] == 0
+
+
+@ALL
+def test_networks_are_compiled_each_by_itself(name: str) -> None:
+    """What holds parameters is a direct child, and nothing is a parameter of the method itself."""
+    method = build(small(name))
+    assert dict(method.named_parameters(recurse=False)) == {}
+    assert stages(method.encoder)
+    assert all(isinstance(network, torch.nn.Module) for network in method.evaluated)
