@@ -45,8 +45,13 @@ class SwAVOptions(MethodOptions):
         "imagenet100": _solo,
         "stl10": _solo,
         "cifar10": {**_solo, "epochs": 1000, "blur": (0.0,)},
-        "demo": {},
-    }
+        # The uniform assignment, for which all embeddings have to be equal, is out of reach for fixed prototypes that are
+        # many more than the width. They take so many steps as the paper's.
+        "demo": {
+            "epochs": 16, "optimizer": "sgd", "lr": 0.12, "weight_decay": 5e-4, "warmup_epochs": 1.0, "dim": 32,
+            "hidden": 512, "prototypes": 300, "epsilon": 0.03, "freeze_epochs": 10.0,
+        },
+    }  # fmt: skip
 
     dim: Positive[int] = 128
     """Width of embeddings and prototypes."""
