@@ -11,31 +11,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 
 def crop_cross_entropy(x_VND: Tensor, weight_PD: Tensor, target_ANP: Tensor, temperature: float) -> Tensor:
     """L, with gradients to x and the weights.
 
-    A view's cross-entropies against several targets are one against their sum. One view comes after the other, and its
-    logits are made again in backward: of the N×P matrices of fp32 that autograd would keep for every view, only one
-    view's exist at a time. Under autocast the products are of its dtype, and nothing else is.
+    A view's cross-entropies against several targets are one against their sum; A views at a time are compared, which
+    bounds what is there for a moment. Under autocast the products are of its dtype, and nothing else is.
     """
-    views, images, _ = x_VND.shape
-    all_NP, sums = target_ANP.sum(0), []
-    for view, x_ND in enumerate(x_VND):
-        own = view < len(target_ANP)
-        target_NP = torch.cat([target_ANP[:view], target_ANP[view + 1 :]]).sum(0) if own else all_NP
-        arguments = x_ND, weight_PD, target_NP, len(target_ANP) - own, temperature
-        sums.append(checkpoint(_cross_entropy, *arguments, use_reentrant=False, preserve_rng_state=False))
-    return torch.stack(sums).sum() / (images * len(target_ANP) * (views - 1))
+    count = len(target_ANP)
+    all_1NP = target_ANP.sum(0, keepdim=True)
+    parts = [_cross_entropy(x_VND[:count], weight_PD, all_1NP - target_ANP, count - 1, temperature)]
+    if len(x_VND) > count:
+        parts += [_cross_entropy(x, weight_PD, all_1NP, count, temperature) for x in x_VND[count:].split(count)]
+    return torch.stack(parts).sum() / (x_VND.shape[1] * count * (len(x_VND) - 1))
 
 
-def _cross_entropy(x_ND: Tensor, weight_PD: Tensor, target_NP: Tensor, targets: int, temperature: float) -> Tensor:
-    """Sum over the images; each row of the target sums to `targets`."""
-    logits_NP = F.linear(x_ND / temperature, weight_PD)
-    logits_NP = logits_NP.to(torch.promote_types(logits_NP.dtype, torch.float32))
-    return targets * logits_NP.logsumexp(1).sum() - (target_NP * logits_NP).sum()
+def _cross_entropy(x_CND: Tensor, weight_PD: Tensor, target_CNP: Tensor, total: int, temperature: float) -> Tensor:
+    """Sum over views and images; each row of the target sums to `total`."""
+    logits_CNP = F.linear(x_CND / temperature, weight_PD)
+    logits_CNP = logits_CNP.to(torch.promote_types(logits_CNP.dtype, torch.float32))
+    return total * logits_CNP.logsumexp(2).sum() - (target_CNP * logits_CNP).sum()
 
 
 @torch.no_grad()
