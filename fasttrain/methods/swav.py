@@ -39,14 +39,13 @@ class SwAVOptions(MethodOptions):
     # scripts/pretrain/imagenet-100/swav.yaml and cifar/swav.yaml of vturrisi/solo-learn; it has none for STL-10
     _solo: ClassVar = {
         "recipe": "simclr", "batch_size": 256, "lr": 0.6, "final_lr": 0.0, "trust": 0.02, "trust_clip": True,
-        "queue_size": 3840, "queue_epoch": 50, "freeze_epochs": 2,
+        "queue_size": 3840, "queue_epoch": 50.0, "freeze_epochs": 2.0,
     }  # fmt: skip
     presets: ClassVar = {
         "imagenet100": _solo,
         "stl10": _solo,
         "cifar10": {**_solo, "epochs": 1000, "blur": (0.0,)},
-        # The uniform assignment, for which all embeddings have to be equal, is out of reach for fixed prototypes that are
-        # many more than the width. They take so many steps as the paper's.
+        # Prototypes that are frozen and many more than the width: embeddings and prototypes can't all become equal
         "demo": {
             "epochs": 16, "optimizer": "sgd", "lr": 0.12, "weight_decay": 5e-4, "warmup_epochs": 1.0, "dim": 32,
             "hidden": 512, "prototypes": 300, "epsilon": 0.03, "freeze_epochs": 10.0,
