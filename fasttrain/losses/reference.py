@@ -1,9 +1,10 @@
-"""The similarity losses in plain torch, each as short as its formula; the terms are held to them.
+"""The losses in plain torch, each as short as its formula; the terms are held to them.
 
 N batch, M ≥ N rows of the global batch, R rows of all views, D feature width, K queue length. All rows L2-normalised;
 queries carry the gradient. Sources: InfoNCE as in MoCo (arXiv 1911.05722, eq. 1); the cross-similarity consistency and
 uniform-similarity regularisers are this project's reading of XMoCo's abstract (arXiv 2206.04676), see
-docs/objective.md. Barlow Twins and VICReg: x_MD, y_MD the embeddings of two views, rows not normalised.
+docs/objective.md. Others are named where they stand. Barlow Twins and VICReg: x_MD, y_MD the embeddings of two views,
+rows not normalised.
 """
 
 from __future__ import annotations
@@ -164,3 +165,20 @@ def vicreg(x_MD: Tensor, y_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         variance = variance + (1 - (z.var(0) + VARIANCE_EPS).sqrt()).clamp(min=0).mean() / 2
         covariance = covariance + z.T.cov().fill_diagonal_(0).square().sum() / z.shape[1]
     return (x_MD - y_MD).square().mean(), variance, covariance
+
+
+def sinkhorn(scores_NP: Tensor, epsilon: float, iterations: int = 3) -> Tensor:
+    """Assignments of N images to P prototypes, rows summing to 1 (SwAV, arXiv 2006.09882, appendix A, algorithm 1)."""
+    plan_PN = (scores_NP / epsilon).exp().T
+    plan_PN = plan_PN / plan_PN.sum()
+    for _ in range(iterations):
+        plan_PN = plan_PN / plan_PN.sum(1, keepdim=True) / len(plan_PN)
+        plan_PN = plan_PN / plan_PN.sum(0, keepdim=True) / plan_PN.shape[1]
+    return (plan_PN * plan_PN.shape[1]).T
+
+
+def crop_cross_entropy(x_VND: Tensor, weight_PD: Tensor, target_ANP: Tensor, temperature: float) -> Tensor:
+    """mean over pairs (a, v ≠ a) and images of −Σ_p target_a[p]·log softmax_p(x_v·w/τ) (SwAV, eq. 6; DINO, eq. 3)."""
+    log_p_VNP = (x_VND @ weight_PD.T / temperature).log_softmax(2)
+    pairs = [(a, v) for a in range(len(target_ANP)) for v in range(len(x_VND)) if a != v]
+    return torch.stack([-(target_ANP[a] * log_p_VNP[v]).sum(1).mean() for a, v in pairs]).mean()

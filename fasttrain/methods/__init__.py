@@ -10,6 +10,7 @@ from fasttrain.methods.barlow import BarlowOptions
 from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
 from fasttrain.methods.byol import BYOLOptions
 from fasttrain.methods.co2 import CO2Options
+from fasttrain.methods.dino import DINOOptions
 from fasttrain.methods.moco import MoCoOptions
 from fasttrain.methods.mocov3 import MoCoV3Options
 from fasttrain.methods.nnclr import NNCLROptions
@@ -18,6 +19,7 @@ from fasttrain.methods.sce import SCEOptions
 from fasttrain.methods.simclr import SimCLROptions
 from fasttrain.methods.simsiam import SimSiamOptions
 from fasttrain.methods.supcon import SupConOptions
+from fasttrain.methods.swav import SwAVOptions
 from fasttrain.methods.vicreg import VICRegOptions
 from fasttrain.methods.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
@@ -37,6 +39,8 @@ METHODS: dict[str, type[MethodOptions]] = {
     "simsiam": SimSiamOptions,
     "barlow": BarlowOptions,
     "vicreg": VICRegOptions,
+    "swav": SwAVOptions,
+    "dino": DINOOptions,
     "supcon": SupConOptions,
 }
 

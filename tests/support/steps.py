@@ -50,7 +50,7 @@ def make(method: str = "moco", **changes: Any) -> tuple[Any, TrainStep]:
     built = build(config)
     trainer = TrainStep(built, config.optimisation, torch.device("cpu"))
     if config.optimisation.precision == "fp16":
-        trainer._scaler.load_state_dict({**trainer._scaler.state_dict(), "scale": 64.0})
+        trainer._scaler.load_state_dict({**trainer._scaler.state_dict(), "scale": 8.0})
     return built, trainer
 
 
