@@ -41,7 +41,7 @@ class VICRegOptions(MethodOptions):
         # vturrisi/solo-learn: scripts/pretrain/cifar/vicreg.yaml
         "cifar10": {**IMAGENET100, "batch_size": 256, "recipe": "cifar-asymmetric", "blur": (0.0,)},
         "demo": {
-            "batch_size": 64, "optimizer": "sgd", "lr": 1.0, "weight_decay": 5e-4, "epochs": 16, "warmup_epochs": 1,
+            "batch_size": 64, "optimizer": "sgd", "lr": 1.0, "weight_decay": 5e-4, "epochs": 8, "warmup_epochs": 1,
             "recipe": "mocov2", "hidden": 512, "dim": 512,
         },
     }  # fmt: skip
