@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import augment, loader_gpu, record, similarity, step
+from benchmarks import augment, loader_gpu, record, redundancy, similarity, step
 from benchmarks import convert as bench_convert
 from benchmarks.loader import LoaderBenchmark, main
 from benchmarks.repeated import LEAST_BATCHES, Repeated
@@ -55,6 +55,7 @@ def test_loader_benchmark_on_a_gpu(shards: pathlib.Path) -> None:
         lambda: LoaderBenchmark("x", rounds=0),
         lambda: bench_convert.ConvertBenchmark(pathlib.Path("x"), rounds=0),
         lambda: augment.AugmentBenchmark("x", rounds=0),
+        lambda: redundancy.RedundancyBenchmark(rounds=0),
         lambda: similarity.SimilarityBenchmark(rounds=0),
         lambda: step.StepBenchmark(rounds=0),
     ],
@@ -350,3 +351,16 @@ def test_similarity_benchmark_times_graphs_and_tiles(few_inputs: None, monkeypat
     assert {"ours", "eager"} <= figures["ms_512"].keys() == figures["ms_launched_512"].keys()
     assert len(figures["ms_tiles_512"]) == 4
     assert 0 < figures["memory_of_eager_512"] < 1
+
+
+def test_redundancy_benchmark(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(redundancy, "ON_CPU", [(8, 16)])
+    monkeypatch.setattr(redundancy, "ON_GPU", [(8, 16)])
+    assert redundancy.measure(redundancy.RedundancyBenchmark(rounds=2)) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(figures["8x16"]) == set(redundancy.LOSSES)
+    assert all(side["ms"] > 0 for side in figures["8x16"].values())
+    assert len((tmp_path / "redundancy.jsonl").read_text().splitlines()) == 1

@@ -7,15 +7,24 @@ from torch import Tensor, nn
 
 
 class Queue(nn.Module):
-    """The last K keys, L2-normalised rows (K, D); saved with the model, never read by the host."""
+    """The last K keys, L2-normalised rows (K, D); saved with the model, never read by the host.
+
+    At first they are random, or, of an empty queue, 0.
+    """
 
     keys_KD: Tensor
     pointer: Tensor
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: int, dim: int, empty: bool = False) -> None:
         super().__init__()
-        self.register_buffer("keys_KD", nn.functional.normalize(torch.randn(size, dim), dim=1))
+        keys_KD = torch.zeros(size, dim) if empty else nn.functional.normalize(torch.randn(size, dim), dim=1)
+        self.register_buffer("keys_KD", keys_KD)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def is_full(self) -> Tensor:
+        """0-dim bool on the device: is the oldest row a key? Of a queue that began empty."""
+        return self.keys_KD.index_select(0, self.pointer[None]).any()
 
     @torch.no_grad()
     def enqueue(self, new_ND: Tensor, good: Tensor | None = None) -> None:

@@ -79,6 +79,14 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _SumOverRanks.apply(x)
 
 
+def max_over_ranks(x: Tensor) -> Tensor:
+    """The largest of all ranks' x, element by element, without gradient."""
+    largest = x.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
+
+
 def first_row(count: int) -> int:
     """Where this rank's rows begin among the gathered rows of all ranks, each of which holds `count`."""
     return rank() * count

@@ -21,7 +21,8 @@ class ViewOptions(Options):
         "method", "mocov1", "mocov2", "mocov3", "byol", "simclr", "weak-key", "cifar", "cifar-asymmetric", "swav",
         "dino", "dino-vit",
     ] = "method"  # fmt: skip
-    """Augmentation recipe; method: the method's own. Another one must give as many views of each size."""
+    """Augmentation recipe; method: the method's own. Another one must give as many views of full size; a method whose
+    own has small crops takes any number of them, or none."""
     size: Positive[int] = 224
     """Side of a view in pixels, in training and evaluation; of a recipe with several sizes, the largest."""
     resolution: str = ""
@@ -63,9 +64,13 @@ class ViewOptions(Options):
 
     def recipe_for(self, own: Recipe) -> Recipe:
         """The recipe, with the changes asked for, of a method whose own is given. Raises UserError for one that gives
-        it other views, and for numbers out of range."""
+        it other views, and for numbers out of range.
+
+        Small crops are beside views of full size: a method that takes some takes any number, or none.
+        """
         recipe = own if self.recipe == "method" else RECIPES[self.recipe]
-        if sides(recipe, BASE) != sides(own, BASE):
+        given, wanted = sides(recipe, BASE), sides(own, BASE)
+        if given != wanted and (given.count(BASE) != wanted.count(BASE) or set(wanted) <= {BASE}):
             raise UserError(f"--recipe {self.recipe} gives {_described(recipe)}; this method needs {_described(own)}")
         return adjusted(
             recipe, self.crop_scale, self.jitter, self.jitter_p or None, self.blur or None, self.solarize or None

@@ -15,6 +15,11 @@ ROWS, KEYS = 512, 1024  # of a tile: 2 MiB of fp32, a core's own cache (measured
 SIDE = 256  # of a square tile: a matrix of few rows, too, must have tiles below its diagonal, which are left out
 
 
+def in_one_tile(x_RD: Tensor, keys_KD: Tensor) -> bool:
+    """Whether all similarities are no more than a tile's, which then is better kept than computed again."""
+    return x_RD.shape[0] * keys_KD.shape[0] <= ROWS * KEYS
+
+
 def readout(
     x_RD: Tensor, queue_KD: Tensor, temperature_R: Tensor, own: int, average: bool = True
 ) -> tuple[Tensor, Tensor]:

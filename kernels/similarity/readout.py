@@ -33,11 +33,12 @@ def readout(
     queue (`log_sum_exp` is). A gradient of O costs a second pass over the queue, a gradient of lse none. The result is
     the same from run to run. Raises ValueError for shapes, dtypes and an impl that do not fit.
     """
-    temperature, chosen = _checked(x_RD, queue_KD, temperature, own, impl)
+    temperature_R, chosen = _checked(x_RD, queue_KD, temperature, own, impl)
+    queue_KD = queue_KD.detach()
     if chosen == "reference":
-        return _reference(x_RD, queue_KD.detach(), temperature, own)
-    temperature_R = temperature.expand(x_RD.shape[0])
-    return _readout(x_RD, queue_KD.detach(), temperature_R, -1 if own is None else own, True, chosen)
+        dtype = temperature_R.dtype
+        return reference.readout(x_RD.to(dtype), queue_KD.to(dtype), temperature_R, own)
+    return _readout(x_RD, queue_KD, temperature_R, -1 if own is None else own, True, chosen)
 
 
 def log_sum_exp(
@@ -48,13 +49,15 @@ def log_sum_exp(
     Returns lse (R,). The gradient of x (and of a temperature tensor) is from O, which the forward makes where one of
     them takes a gradient. The gradient of the keys costs one more pass, in the backward. Where both sides are one
     tensor, with one temperature and own 0 or None, the "cpu" version computes half of the similarities, for both.
+    Elsewhere on a CPU "auto" is "reference" where R×K is no larger than the tile that "cpu" would hold.
     """
-    temperature, chosen = _checked(x_RD, keys_KD, temperature, own, impl)
-    if chosen == "reference":
-        return _reference(x_RD, keys_KD, temperature, own)[0]
-    if chosen == "cpu" and keys_KD is x_RD and not own and temperature.dim() == 0:
-        return _symmetric(x_RD, temperature, own == 0)
-    temperature_R = temperature.expand(x_RD.shape[0])
+    temperature_R, chosen = _checked(x_RD, keys_KD, temperature, own, impl)
+    one_temperature = not isinstance(temperature, Tensor) or temperature.dim() == 0
+    if chosen == "cpu" and keys_KD is x_RD and not own and one_temperature:
+        return _symmetric(x_RD, temperature_R[0], own == 0)
+    if chosen == "reference" or (impl == "auto" and chosen == "cpu" and cpu.in_one_tile(x_RD, keys_KD)):
+        dtype = temperature_R.dtype
+        return reference.log_sum_exp(x_RD.to(dtype), keys_KD.to(dtype), temperature_R, own)
     average = torch.is_grad_enabled() and (x_RD.requires_grad or temperature_R.requires_grad)
     return _readout(x_RD, keys_KD, temperature_R, -1 if own is None else own, average, chosen)[0]
 
@@ -62,7 +65,7 @@ def log_sum_exp(
 def _checked(
     x_RD: Tensor, keys_KD: Tensor, temperature: float | Tensor, own: int | None, impl: str
 ) -> tuple[Tensor, str]:
-    """The temperature as a tensor of the dtype that sums have, and the version that is chosen."""
+    """The rows' temperatures in the dtype that sums have, and the version that is chosen."""
     chosen = implementation(impl, x_RD)
     check(x_RD, keys_KD, own)
     accumulate = torch.promote_types(x_RD.dtype, torch.float32)
@@ -70,12 +73,7 @@ def _checked(
         temperature = torch.full((), temperature, dtype=accumulate, device=x_RD.device)
     if temperature.shape not in ((), x_RD.shape[:1]):
         raise ValueError(f"temperature has shape {tuple(temperature.shape)}; it must be () or ({x_RD.shape[0]},)")
-    return temperature.to(accumulate), chosen
-
-
-def _reference(x_RD: Tensor, keys_KD: Tensor, temperature: Tensor, own: int | None) -> tuple[Tensor, Tensor]:
-    accumulate = temperature.dtype
-    return reference.readout(x_RD.to(accumulate), keys_KD.to(accumulate), temperature.expand(x_RD.shape[0]), own)
+    return temperature.to(accumulate).expand(x_RD.shape[0]), chosen
 
 
 @torch.library.custom_op("fasttrain::readout", mutates_args=())

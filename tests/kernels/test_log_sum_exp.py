@@ -125,7 +125,16 @@ def test_half_of_the_similarities_serve_where_both_sides_are_one_tensor(monkeypa
     assert x.grad is not None
     for keys, own in ((x.detach(), 0), (rows(9, 16, 2), 0), (rows(9, 16, 2), 4)):
         with pytest.raises(AssertionError, match="all of them"):
-            log_sum_exp(x, keys, 0.2, own=own)
+            log_sum_exp(x, keys, 0.2, own=own, impl="cpu")
+
+
+def test_similarities_that_fill_no_tile_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, whole = [], cpu.readout
+    monkeypatch.setattr(cpu, "readout", lambda *a: passes.append(a) or whole(*a))
+    x = rows(cpu.ROWS, 16, 1)
+    for more in (0, 1):
+        log_sum_exp(x, rows(cpu.KEYS + more, 16, 2), 0.2)
+        assert len(passes) == more
 
 
 @pytest.mark.parametrize("impl", ["cpu", "triton"])
@@ -216,7 +225,9 @@ def test_bad_numbers_show_among_rows_that_are_both_sides(bad: float) -> None:
 def test_the_same_from_run_to_run(impl: str, one: bool) -> None:
     x = rows(300, 64, 1, torch.float32, device_of(impl))
     keys = x if one else rows(700, 64, 2, torch.float32, device_of(impl))
-    function = (lambda *a: log_sum_exp(a[0], a[0], a[2], own=0, impl=impl)) if one else log_sum_exp
+    function = (
+        (lambda *a: log_sum_exp(a[0], a[0], a[2], own=0, impl=impl)) if one else (lambda *a: log_sum_exp(*a, impl=impl))
+    )
     first, second = (everything(function, x, keys, torch.tensor(0.1, device=x.device), "x") for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     if not one:
@@ -289,7 +300,7 @@ def test_it_compiles_whole(needs: str, one: bool) -> None:
 
     def function(x: torch.Tensor, keys: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         keys = x if one and x.requires_grad else keys
-        return log_sum_exp(x, keys, t, own=0) + 0 * keys.sum()
+        return log_sum_exp(x, keys, t, own=0, impl="cpu") + 0 * keys.sum()
 
     if one and needs == "both":
         return

@@ -143,10 +143,11 @@ def test_on_several_ranks_a_step_is_that_of_one(tmp_path: pathlib.Path, name: st
             assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
         assert gradients.keys() == expected[1].keys()
         for place, gradient in expected[1].items():
-            assert (gradients[place] - gradient).norm() <= CHANCE * gradient.norm(), place
+            # what a batch norm takes off again has a gradient of 0, but for rounding
+            assert (gradients[place] - gradient).norm() <= CHANCE * gradient.norm() + 1e-6, place
         for place, value in expected[2].items():
             if not place.endswith("num_batches_tracked"):
-                torch.testing.assert_close(state[place].double(), value.double(), rtol=CHANCE, atol=1e-3)
+                assert (state[place] - value).double().norm() <= CHANCE * value.double().norm() + 1e-3, place
 
 
 @ALL

@@ -13,6 +13,7 @@ from torchvision.transforms import RandomResizedCrop
 from fasttrain.kernels.augment.table import HUE, SATURATION, ViewTable
 from fasttrain.system.errors import UserError
 from fasttrain.views.draw import center, draw, philox
+from fasttrain.views.options import ViewOptions
 from fasttrain.views.spec import RECIPES, ViewSpec, adjusted, expanded, num_views, sides
 
 KNOWN_ANSWERS = (  # of Philox4x32-10, published with Random123
@@ -284,3 +285,14 @@ def test_out_of_range_counters_are_refused() -> None:
     for index in (-1, 2**32):
         with pytest.raises(ValueError, match="sample indices"):
             draw(RECIPES["cifar"], height_B, width_B, index_B + index, seed=0, epoch=0, size=8)
+
+
+def test_a_method_with_small_crops_takes_any_number_of_them() -> None:
+    own = RECIPES["swav"]
+    for name in ("swav", "dino", "simclr"):
+        assert ViewOptions(recipe=name).recipe_for(own) == RECIPES[name]
+    single = replace(own[0], count=1), own[1]
+    with pytest.raises(UserError, match="gives 2 views of full size; this method needs 1 views of full size and 6"):
+        ViewOptions(recipe="simclr").recipe_for(single)
+    with pytest.raises(UserError, match="gives 2 views of full size and 6 views of 43 %; this method needs 2 views"):
+        ViewOptions(recipe="swav").recipe_for(RECIPES["simclr"])
