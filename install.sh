@@ -39,4 +39,7 @@ venv=() versions=(-c constraints.txt)
 [ -z "${BASE_PACKAGES:-}" ] || venv=(--system-site-packages) versions=()
 [ -x .venv/bin/python ] || "$python" -m venv "${venv[@]}" .venv
 .venv/bin/pip install -q --disable-pip-version-check "${versions[@]}" -e ".[$extras]"
+case ",$extras," in  # a peer, whose losses ours are compared with; they need nothing of what the rest of it needs
+  *,dev,*) .venv/bin/pip install -q --disable-pip-version-check --no-deps lightly==1.6.0 ;;
+esac
 touch .venv/ready

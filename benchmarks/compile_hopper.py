@@ -103,18 +103,26 @@ def _stand_in(gpu: ModuleType) -> None:
 
 
 def similarity() -> None:
-    from fasttrain.kernels.similarity import gpu, readout
+    from fasttrain.kernels.similarity import gpu, log_sum_exp, nearest, readout
 
     _stand_in(gpu)
     gpu._multiprocessors = lambda _device: 132  # type: ignore[assignment]
     calls = [(rows, 128, 65536) for rows in (16, 256, 4096)]  # rows, columns, keys
     calls += [(4096, 64, 65536), (4096, 256, 65536), (4096, 128, 65535), (4096, 256, 65535)]
+    sides = [(512, 128, "both sides"), (8192, 128, "both sides"), (8192, 64, "both sides"), (8192, 256, "both sides")]
+    sides += [(8191, 128, "both sides"), (8191, 256, "both sides"), (4096, 256, "keys")]
     for dtype in DTYPES:
         for rows, dim, keys in calls:
             _Compiled.label = f"{dtype} rows {rows} dim {dim} keys {keys}"
             x_RD = torch.zeros(rows, dim, dtype=dtype, requires_grad=True)
             _, out_RD = readout(x_RD, torch.zeros(keys, dim, dtype=dtype), 0.2, impl="triton")
             out_RD.sum().backward()  # of O: the gradient of lse needs no kernel
+            nearest(x_RD, torch.zeros(keys, dim, dtype=dtype), impl="triton")
+        for rows, dim, which in sides:
+            _Compiled.label = f"{dtype} rows {rows} dim {dim} keys {rows}, gradient of {which}"
+            x_RD, keys_KD = (torch.zeros(rows, dim, dtype=dtype, requires_grad=True) for _ in range(2))
+            x_RD.requires_grad_(which != "keys")
+            log_sum_exp(x_RD, keys_KD, 0.2, own=0, impl="triton").sum().backward()
 
 
 def augment() -> None:

@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""InfoNCE with both terms over the queue, forward and backward: ours beside what PyTorch offers for it.
+"""InfoNCE with both terms over the queue, and NT-Xent over the batch: ours beside what PyTorch offers for it.
 
     python benchmarks/similarity.py
 
-Correctness comes first: no figure is printed for a side whose loss or gradient is wrong; it is named, with the reason,
-and so is one that cannot run here. Then every round runs every side once, on inputs that rotate through more memory
-than a cache holds; medians over the rounds count. The floor is what the products and one read of the queue take at the
-speeds measured in the same run. On a GPU in bf16, times by CUDA events: those of CUDA graphs count, for launches from
-Python take longer than small batches, and stand beside them; our kernel is also timed with other tiles than it has. On
-a CPU in fp32 and smaller, by the clock. Prints tables, appends a line to benchmarks/results/similarity.jsonl; the last
-line of the output is JSON.
+All forward and backward. Correctness comes first: no figure is printed for a side whose loss or gradient is wrong; it
+is named, with the reason, and so is one that cannot run here. Then every round runs every side once, on inputs that
+rotate through more memory than a cache holds (a queue's; NT-Xent, which is in nt_xent.py, has its features from the
+network); medians over the rounds count. The floor is what the products and one read of the queue take at the speeds
+measured in the same run. On a GPU in bf16, times by CUDA events: those of CUDA graphs count, for launches from Python
+take longer than small batches, and stand beside them; our kernel is also timed with other tiles than it has. On a CPU
+in fp32 and smaller, by the clock. Prints tables, appends a line to benchmarks/results/similarity.jsonl; the last line
+of the output is JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import record
+from benchmarks import nt_xent, record
 from fasttrain.losses.queue import InfoNCE, QueueConsistency, QueueUniformity, queue_terms
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.options import NotNegative, Options, Positive
@@ -43,8 +44,9 @@ TAU = 0.2  # of all three terms, as in the presets
 DIM = 128
 CACHE = 100_000_000  # bytes, more than the caches have
 MEMORY_ROWS = 4096  # at which memory is compared, with a queue of 65,536
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-Inputs = tuple[Tensor, Tensor, Tensor]  # q, k, queue
+Loss = Callable[..., Tensor]
+Inputs = tuple[Tensor, ...]  # q, k, queue; or of NT-Xent z; the first takes the gradient
+Exact = Callable[..., tuple[float, Tensor]]  # loss and gradient
 Run = Callable[[], object]
 
 
@@ -185,10 +187,10 @@ def exact(q: Tensor, k: Tensor, queue: Tensor) -> tuple[float, Tensor]:
     return statistics.mean(losses), torch.cat(gradients) / len(few)
 
 
-def loss_and_gradient(side: Loss, q: Tensor, k: Tensor, queue: Tensor) -> tuple[float, Tensor]:
-    q = q.detach().clone().requires_grad_()
-    loss = side(q, k, queue)
-    return float(loss.detach()), torch.autograd.grad(loss, q)[0].double()
+def loss_and_gradient(side: Loss, first: Tensor, *others: Tensor) -> tuple[float, Tensor]:
+    first = first.detach().clone().requires_grad_()
+    loss = side(first, *others)
+    return float(loss.detach()), torch.autograd.grad(loss, first)[0].double()
 
 
 def check(side: Loss, one: Inputs, truth: tuple[float, Tensor]) -> None:
@@ -200,9 +202,8 @@ def check(side: Loss, one: Inputs, truth: tuple[float, Tensor]) -> None:
 
 
 def once(side: Loss, one: Inputs) -> None:
-    q, k, queue = one
-    q.grad = None
-    side(q, k, queue).backward()
+    one[0].grad = None
+    side(*one).backward()
 
 
 def launched(side: Loss, inputs: list[Inputs]) -> Run:
@@ -220,8 +221,8 @@ def captured(side: Loss, inputs: list[Inputs]) -> Run:
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph):
-            for q, k, queue in inputs:
-                torch.autograd.grad(side(q, k, queue), q)
+            for one in inputs:
+                torch.autograd.grad(side(*one), one[0])
     finally:
         torch.cuda.set_stream(stream)  # a capture that fails leaves its own one current
     return graph.replay
@@ -246,7 +247,9 @@ def seconds(run: Run, calls: int, on_gpu: bool) -> float:
     return first.elapsed_time(last) / calls / 1000
 
 
-def ready(sides: dict[str, Loss], inputs: list[Inputs], ways: Sequence[str]) -> dict[tuple[str, str], Run]:
+def ready(
+    sides: dict[str, Loss], inputs: list[Inputs], ways: Sequence[str], exact: Exact
+) -> dict[tuple[str, str], Run]:
     """(way, name) -> run of the sides that are right and run in all these ways; the others are named, and why."""
     truth = exact(*inputs[0])
     runs: dict[tuple[str, str], Run] = {}
@@ -267,11 +270,12 @@ def _reason(error: BaseException) -> str:
 
 
 def measure_sides(
-    sides: dict[str, Loss], inputs: list[Inputs], ways: Sequence[str], options: SimilarityBenchmark
-) -> dict[str, dict[str, list[float]]]:
+    sides: dict[str, Loss], inputs: list[Inputs], ways: Sequence[str], options: SimilarityBenchmark,
+    exact: Exact = exact,
+) -> dict[str, dict[str, list[float]]]:  # fmt: skip
     """way -> name -> seconds of a forward and backward in each round."""
     on_gpu = inputs[0][0].is_cuda
-    runs = ready(sides, inputs, ways)
+    runs = ready(sides, inputs, ways, exact)
     calls = {key: max(1, round(options.seconds / seconds(run, 1, on_gpu))) for key, run in runs.items()}
     times: dict[str, dict[str, list[float]]] = {way: {} for way in ways}
     for _ in range(options.rounds):
@@ -316,21 +320,30 @@ def _resident(name: str) -> int:
 
 
 def memory_alone(name: str) -> int:
-    """peak_memory of "ours" or "eager" at the largest size, for a process that has held nothing before."""
+    """peak_memory of a side at the largest size, for a process that has held nothing before."""
+    if name.startswith("nt_xent"):
+        side: Loss = {"nt_xent ours": nt_xent.ours, "nt_xent eager": nt_xent.eager}[name]
+        (z,), _ = nt_xent.make_inputs(MEMORY_ROWS, "cpu", torch.float32)
+        once(side, (z[:128].detach().requires_grad_(),))
+        return peak_memory(side, (z,))
     q, k, queue = make_inputs(MEMORY_ROWS, 65536, "cpu", torch.float32)[0]
-    side: Loss = {"ours": ours, "eager": eager}[name]
+    side = {"ours": ours, "eager": eager}[name]
     once(side, (q[:64].detach().requires_grad_(), k[:64], queue[:64]))
     return peak_memory(side, (q, k, queue))
 
 
 def memory_on_cpu() -> dict[str, float]:
-    """GiB of ours and of eager, each in a process of its own, and their ratio."""
-    figures = {}
-    for name in ("ours", "eager"):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            figures[f"gib_{name}_{MEMORY_ROWS}"] = pool.apply_async(memory_alone, (name,)).get(300) / 2**30
-    ratio = figures[f"gib_ours_{MEMORY_ROWS}"] / figures[f"gib_eager_{MEMORY_ROWS}"]
-    return {**figures, f"memory_of_eager_{MEMORY_ROWS}": ratio}
+    """GiB of ours and of eager, each in a process of its own, and their ratio; the queue has 65,536 keys."""
+    figures: dict[str, float] = {}
+    for case in ("", "nt_xent "):
+        gib = {}
+        for name in ("ours", "eager"):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                gib[name] = pool.apply_async(memory_alone, (case + name,)).get(300) / 2**30
+        prefix = case.replace(" ", "_")
+        figures |= {f"{prefix}gib_{name}_{MEMORY_ROWS}": value for name, value in gib.items()}
+        figures[f"{prefix}memory_of_eager_{MEMORY_ROWS}"] = gib["ours"] / gib["eager"]
+    return figures
 
 
 def measure_batch(
@@ -340,25 +353,44 @@ def measure_batch(
     on_gpu = torch.cuda.is_available()
     inputs = make_inputs(n, keys, "cuda" if on_gpu else "cpu", dtype)
     sides = make_sides(on_gpu)
-    times = measure_sides(sides, inputs, ("graph", "launched") if on_gpu else ("launched",), options)
     print(f"\nN {n}, K {keys}, D {DIM}, {dtype}; floor {floor * 1e3:.3f} ms")
-    ms = show(times, "ours")
-    counted = next(iter(ms.values()))  # of graphs, where there are
-    figures: dict[str, object] = {f"ms_{n}": counted}
-    if on_gpu:
-        figures[f"ms_launched_{n}"] = ms["launched"]
+    figures, counted = compare(sides, inputs, n, "", options)
     if "ours" in counted:
         figures[f"of_floor_{n}"] = 1e3 * floor / counted["ours"]
-        figures |= {f"vs_{name}_{n}": value / counted["ours"] for name, value in counted.items() if name != "ours"}
-    if on_gpu and {"ours", "eager"} <= counted.keys():
-        memory = peak_memory(ours, inputs[0]) / peak_memory(eager, inputs[0])
-        figures[f"memory_of_eager_{n}"] = memory
-        print(f"  memory beyond the inputs, of eager's: {memory:.4f}")
     if on_gpu and 2 * n > 512:  # rows, of q and k; fewer have other tiles
         print("  our kernel with other tiles")
         times = measure_sides(make_tile_sides(), inputs, ("graph",), options)
         figures[f"ms_tiles_{n}"] = show(times, next(iter(times["graph"]), ""))["graph"]
     return figures
+
+
+def measure_nt_xent(n: int, dtype: torch.dtype, options: SimilarityBenchmark) -> dict[str, object]:
+    """The figures of NT-Xent over 2n rows, printed as tables."""
+    on_gpu = torch.cuda.is_available()
+    inputs = nt_xent.make_inputs(n, "cuda" if on_gpu else "cpu", dtype)
+    sides = {"ours": nt_xent.ours, "eager": nt_xent.eager, "compile": torch.compile(nt_xent.eager, dynamic=False)}
+    print(f"\nNT-Xent, 2N {2 * n}, D {nt_xent.DIM}, {dtype}")
+    return compare(sides, inputs, n, "nt_xent_", options, nt_xent.exact)[0]
+
+
+def compare(
+    sides: dict[str, Loss], inputs: list[Inputs], n: int, prefix: str, options: SimilarityBenchmark,
+    exact: Exact = exact,
+) -> tuple[dict[str, object], dict[str, float]]:  # fmt: skip
+    """Figures of "ours" beside the other sides, by names with this prefix, and the milliseconds that count."""
+    on_gpu = inputs[0][0].is_cuda
+    ms = show(measure_sides(sides, inputs, ("graph", "launched") if on_gpu else ("launched",), options, exact), "ours")
+    counted = next(iter(ms.values()))  # of graphs, where there are
+    figures: dict[str, object] = {f"{prefix}ms_{n}": counted}
+    if on_gpu:
+        figures[f"{prefix}ms_launched_{n}"] = ms["launched"]
+    if "ours" in counted:
+        figures |= {f"{prefix}vs_{name}_{n}": x / counted["ours"] for name, x in counted.items() if name != "ours"}
+    if on_gpu and {"ours", "eager"} <= counted.keys():
+        memory = peak_memory(sides["ours"], inputs[0]) / peak_memory(sides["eager"], inputs[0])
+        figures[f"{prefix}memory_of_eager_{n}"] = memory
+        print(f"  memory beyond the inputs, of eager's: {memory:.4f}")
+    return figures, counted
 
 
 def show(times: dict[str, dict[str, list[float]]], base: str) -> dict[str, dict[str, float]]:
@@ -389,9 +421,16 @@ def measure(options: SimilarityBenchmark) -> int:
             figures |= measure_batch(n, keys, dtype, options, floor)
         except RuntimeError as error:  # of CUDA, or memory is full: the other sizes' figures are still worth having
             print(f"N {n}: left out, {_reason(error)}")
+    for n in (256, 1024, 4096):
+        try:
+            figures |= measure_nt_xent(n, dtype, options)
+        except RuntimeError as error:
+            print(f"NT-Xent, N {n}: left out, {_reason(error)}")
     if not on_gpu:
         figures |= memory_on_cpu()
-        print(f"memory at N {MEMORY_ROWS}, K 65536, of eager's: {figures[f'memory_of_eager_{MEMORY_ROWS}']:.4f}")
+        for case in ("", "nt_xent_"):
+            ratio = figures[f"{case}memory_of_eager_{MEMORY_ROWS}"]
+            print(f"{'NT-Xent, ' if case else ''}memory at N {MEMORY_ROWS}, of eager's: {ratio:.4f}")
     print(json.dumps(figures), flush=True)
     record.append("similarity", figures)
     return 0

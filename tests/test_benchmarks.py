@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import augment, loader_gpu, record, similarity, step
+from benchmarks import augment, loader_gpu, record, redundancy, similarity, step
 from benchmarks import convert as bench_convert
 from benchmarks.loader import LoaderBenchmark, main
 from benchmarks.repeated import LEAST_BATCHES, Repeated
@@ -55,6 +55,7 @@ def test_loader_benchmark_on_a_gpu(shards: pathlib.Path) -> None:
         lambda: LoaderBenchmark("x", rounds=0),
         lambda: bench_convert.ConvertBenchmark(pathlib.Path("x"), rounds=0),
         lambda: augment.AugmentBenchmark("x", rounds=0),
+        lambda: redundancy.RedundancyBenchmark(rounds=0),
         lambda: similarity.SimilarityBenchmark(rounds=0),
         lambda: step.StepBenchmark(rounds=0),
     ],
@@ -297,6 +298,17 @@ def test_similarity_benchmark_checks_the_gradient_of_every_row(few_inputs: None)
         similarity.check(similarity.eager, (q, k, queue), (loss, gradient))
 
 
+def test_similarity_benchmark_times_nt_xent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda side, **_: lambda z: side(z[1:]))  # wrong
+    monkeypatch.setattr(similarity.nt_xent, "_AT_ONCE", 50)
+    figures = similarity.measure_nt_xent(64, torch.float32, ONE_PASS)
+    assert list(figures["nt_xent_ms_64"]) == ["ours", "eager"]
+    assert figures["nt_xent_vs_eager_64"] > 0
+    assert "compile, N 128: left out, ArithmeticError" in capsys.readouterr().out
+
+
 def test_similarity_benchmark_goes_on_without_ours(
     few_inputs: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,7 +332,9 @@ def test_similarity_benchmark_prints_its_figures_whatever_happens_to_one_size_or
 
     monkeypatch.setattr(similarity, "speeds", lambda *_: (1e12, 1e11))
     monkeypatch.setattr(similarity, "measure_batch", measured)
-    monkeypatch.setattr(similarity, "memory_on_cpu", lambda: {f"memory_of_eager_{similarity.MEMORY_ROWS}": 0.5})
+    monkeypatch.setattr(similarity, "measure_nt_xent", measured)
+    memory = {f"{case}memory_of_eager_{similarity.MEMORY_ROWS}": 0.5 for case in ("", "nt_xent_")}
+    monkeypatch.setattr(similarity, "memory_on_cpu", lambda: memory)
     monkeypatch.setattr(record, "append", full)
     with pytest.raises(OSError, match="No space"):
         similarity.measure(ONE_PASS)
@@ -337,3 +351,16 @@ def test_similarity_benchmark_times_graphs_and_tiles(few_inputs: None, monkeypat
     assert {"ours", "eager"} <= figures["ms_512"].keys() == figures["ms_launched_512"].keys()
     assert len(figures["ms_tiles_512"]) == 4
     assert 0 < figures["memory_of_eager_512"] < 1
+
+
+def test_redundancy_benchmark(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(redundancy, "ON_CPU", [(8, 16)])
+    monkeypatch.setattr(redundancy, "ON_GPU", [(8, 16)])
+    assert redundancy.measure(redundancy.RedundancyBenchmark(rounds=2)) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(figures["8x16"]) == set(redundancy.LOSSES)
+    assert all(side["ms"] > 0 for side in figures["8x16"].values())
+    assert len((tmp_path / "redundancy.jsonl").read_text().splitlines()) == 1

@@ -104,7 +104,8 @@ def test_values_are_checked_from_python_too() -> None:
         make_config("moco", batchsize=3)
     for name, value, message in (
         ("optimizer", "adam", "can't be 'adam'; choose from: sgd, lars, adamw, lamb"), ("batch_size", 256.5, "256.5"),
-        ("batch_size", "256", "'256'"), ("lr", float("inf"), "not inf"), ("cross", "qeue", "batch, queue, none"),
+        ("batch_size", "256", "'256'"), ("lr", float("inf"), "not inf"),
+        ("cross", "qeue", "batch, queue, queue-both, none"),
         ("blur", 0.5, "--blur can't be 0.5"), ("cifar_stem", 1, "--cifar-stem can't be 1"), ("preset", "huge", "huge"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):

@@ -39,7 +39,8 @@ def make_networks(
     """The method for training: on its device, its networks as the options have them run. Raises UserError."""
     built = make_method(method, encoder, views.size, seed)
     recipe = views.recipe_for(method.views)
-    for side in {*sides(recipe, views.start_size), *sides(recipe, views.size)} - {views.size}:
+    sizes = {views.size_at(epoch, optimisation.epochs) for epoch in range(optimisation.epochs)}
+    for side in sorted({side for size in sizes for side in sides(recipe, size)} - {views.size}):
         feature_width(built.encoder, encoder.arch, side)
     if machine.checkpoint_activations:
         checkpoint_activations(built.encoder)

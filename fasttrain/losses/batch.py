@@ -45,6 +45,19 @@ def batch_uniformity(q_ND: Tensor, k_MD: Tensor, temperature: float, impl: str =
     return uniformity(lse_N, q_ND, mean_ND, len(k_MD) - 1, temperature)
 
 
+def batch_info_nce(q_ND: Tensor, k_MD: Tensor, temperature: float, impl: str = "auto") -> Tensor:
+    """InfoNCE whose negatives are the other images' keys: mean_i [ logsumexp_j s_ij − s_i,own ],  s_ij = q_i·k_j/τ.
+
+    One direction of MoCo v3 (arXiv 2104.02057, eq. 1), without its factor 2τ. Scalar, fp32 (fp64 for fp64).
+    """
+    first = first_row(len(q_ND))
+    if impl == "reference":
+        return reference.batch_info_nce(q_ND, k_MD, first, temperature)
+    lse_N, _ = readout(q_ND, k_MD, temperature, impl=impl)
+    own_ND = k_MD.detach()[first : first + len(q_ND)]
+    return (lse_N - (q_ND * own_ND).sum(1) / temperature).mean()
+
+
 class Gram(NamedTuple):
     """The three D×D sums over rows that batch consistency needs; those of all ranks may be added up. In fp64."""
 

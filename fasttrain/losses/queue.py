@@ -22,17 +22,25 @@ from torch.nn import functional as F
 
 from fasttrain.kernels.similarity import readout
 from fasttrain.losses import reference
+from fasttrain.system.collectives import sum_over_ranks, world_size
 
 
 class Side(NamedTuple):
-    """Rows that are read out at a temperature: of the queries "q", which take a gradient, or of the keys "k"."""
+    """Rows that are read out at a temperature: of the queries "q", which take a gradient, or of the keys "k".
+
+    through: the queries' softmax average takes a gradient, too, which is a second pass over the queue.
+    """
 
     rows: Literal["q", "k"]
     temperature: float
+    through: bool = False
 
 
 class Read(NamedTuple):
-    """A side's readout: log-sum-exp over the queue (N,), and the softmax average of it (N, D), without gradient."""
+    """A side's readout: log-sum-exp over the queue (N,), and the softmax average of it (N, D).
+
+    The average is without gradient, unless the side is `through`.
+    """
 
     lse_N: Tensor
     out_ND: Tensor
@@ -63,11 +71,18 @@ def queue_terms(
 ) -> list[Tensor]:
     """The value of every term, by one pass over the queue: equal sides are shared, the others stacked.
 
+    Sides whose average takes a gradient are read by a call of their own: its backward passes over the queue once more
+    for all the rows of the call.
+
     impl: "reference" is plain torch as the formulas read, in the dtype of q_ND; others are versions of `readout`.
     """
     if impl == "reference":
         return [term.reference(q_ND, k_ND, queue_KD) for term in terms]
-    read = _read(list(dict.fromkeys(side for term in terms for side in term.sides)), q_ND, k_ND, queue_KD, impl)
+    sides = dict.fromkeys(side for term in terms for side in term.sides)
+    read: dict[Side, Read] = {}
+    for through in (False, True):
+        if alike := [side for side in sides if side.through == through]:
+            read |= _read(alike, q_ND, k_ND, queue_KD, impl)
     return [term.value(q_ND, k_ND, queue_KD, read) for term in terms]
 
 
@@ -87,7 +102,8 @@ def _read(sides: list[Side], q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, impl:
     for place, side in enumerate(sides):
         at = slice(place * count, (place + 1) * count)
         # The keys' gradient would end at a detached tensor; cutting it here leaves their rows out of the backward.
-        read[side] = Read(lse_R[at] if side.rows == "q" else lse_R[at].detach(), out_RD[at].detach())
+        lse_N, out_ND = lse_R[at], out_RD[at]
+        read[side] = Read(lse_N if side.rows == "q" else lse_N.detach(), out_ND if side.through else out_ND.detach())
     return read
 
 
@@ -104,6 +120,17 @@ class Decoupled(QueueTerm):
         return reference.decoupled(q_ND, k_ND, queue_KD, self.temperature)
 
 
+class DecoupledWeighted(Decoupled):
+    """DCLW, of the same paper: decoupled, with a positive that weighs more where it is hard."""
+
+    def _rows(self, q_ND: Tensor, k_ND: Tensor, read: Mapping[Side, Read]) -> Tensor:
+        positive_N = positive_weights(q_ND, k_ND) * _dot(q_ND, k_ND) / self.temperature
+        return read[self.sides[0]].lse_N - positive_N
+
+    def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
+        return reference.decoupled_weighted(q_ND, k_ND, queue_KD, self.temperature)
+
+
 class InfoNCE(Decoupled):
     """InfoNCE of MoCo (arXiv 1911.05722, eq. 1)."""
 
@@ -113,6 +140,46 @@ class InfoNCE(Decoupled):
 
     def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
         return reference.info_nce(q_ND, k_ND, queue_KD, self.temperature)
+
+
+@dataclass(frozen=True)
+class SCE(InfoNCE):
+    """Similarity contrastive estimation (Denize et al., arXiv 2111.14585): InfoNCE whose target is the positive with
+    `weight` λ, and the key's softmax over the queue with 1 − λ."""
+
+    key_temperature: float
+    weight: float
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        return Side("q", self.temperature), Side("k", self.key_temperature)
+
+    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+        # logaddexp(s⁺, lse) − λ s⁺ − (1 − λ) q·O_k/τ is InfoNCE and this
+        moved_N = _dot(q_ND, k_ND - read[self.sides[1]].out_ND) / self.temperature
+        return super().value(q_ND, k_ND, queue_KD, read) + (1 - self.weight) * moved_N.mean()
+
+    def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
+        return reference.sce(q_ND, k_ND, queue_KD, self.temperature, self.key_temperature, self.weight)
+
+
+@dataclass(frozen=True)
+class ReSSL(QueueTerm):
+    """Relational self-supervised learning (Zheng et al., arXiv 2107.09282): mean cross-entropy of the query's softmax
+    over the queue under the key's. There is no positive in either."""
+
+    key_temperature: float
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        return Side("q", self.temperature), Side("k", self.key_temperature)
+
+    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+        query, key = (read[side] for side in self.sides)
+        return (query.lse_N - _dot(q_ND, key.out_ND) / self.temperature).mean()
+
+    def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
+        return reference.ressl(q_ND, k_ND, queue_KD, self.temperature, self.key_temperature)
 
 
 class QueueConsistency(QueueTerm):
@@ -131,6 +198,26 @@ class QueueConsistency(QueueTerm):
         return reference.queue_consistency(q_ND, k_ND, queue_KD, self.temperature)
 
 
+class MutualConsistency(QueueTerm):
+    """Consistency over the queue both ways, as CO2 has it (Wei et al., arXiv 2010.02217): ½ [KL(P‖R) + KL(R‖P)] of the
+    key's softmax P over the queue and the query's R.
+
+    The log-sum-exps cancel, which leaves ½ (k − q)·(O_P − O_R)/τ. The gradient passes through O_R, too: it is
+    ½ [(O_R − O_P)/τ + Cov_R(Q)(q − k)/τ²], whose covariance takes the second pass.
+    """
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        return Side("q", self.temperature, through=True), Side("k", self.temperature)
+
+    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+        query, key = (read[side] for side in self.sides)
+        return (_dot(k_ND - q_ND, key.out_ND - query.out_ND) / (2 * self.temperature)).mean()
+
+    def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
+        return reference.mutual_consistency(q_ND, k_ND, queue_KD, self.temperature)
+
+
 class QueueUniformity(QueueTerm):
     """Uniformity of a query's similarities to the queue; ≥ 0, and 0 only where all are equal."""
 
@@ -145,6 +232,13 @@ class QueueUniformity(QueueTerm):
 def uniformity(lse_N: Tensor, q_ND: Tensor, mean: Tensor, negatives: int, temperature: float) -> Tensor:
     """mean_i [ lse_i − q_i·mean/τ − log M ], the mean of the M negatives being (D,) or (N, D)."""
     return (lse_N - (q_ND.to(mean.dtype) * mean).sum(1) / temperature - math.log(negatives)).mean()
+
+
+@torch.no_grad()
+def positive_weights(q_ND: Tensor, k_ND: Tensor) -> Tensor:
+    """DCLW's 2 − M · softmax_i(q_i·k_i/σ) over the M pairs of all ranks: (N,), without gradient, their mean 1."""
+    exp_N = (_dot(q_ND, k_ND) / reference.SIGMA).exp()  # within e^±2: no maximum need be taken off
+    return 2 - exp_N * world_size() / sum_over_ranks(exp_N.mean())
 
 
 def _dot(a_ND: Tensor, b_ND: Tensor) -> Tensor:

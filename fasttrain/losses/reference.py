@@ -1,9 +1,10 @@
-"""The similarity losses in plain torch, each as short as its formula; the terms are held to them.
+"""The losses in plain torch, each as short as its formula; the terms are held to them.
 
-N batch, M ≥ N rows of the global batch, D feature width, K queue length. All rows L2-normalised; queries carry the
-gradient. Sources: InfoNCE as in MoCo (arXiv 1911.05722, eq. 1); the cross-similarity consistency and uniform-similarity
-regularisers are this project's reading of XMoCo's abstract (arXiv 2206.04676), see docs/objective.md. Others are named
-where they stand.
+N batch, M ≥ N rows of the global batch, R rows of all views, D feature width, K queue length. All rows L2-normalised;
+queries carry the gradient. Sources: InfoNCE as in MoCo (arXiv 1911.05722, eq. 1); the cross-similarity consistency and
+uniform-similarity regularisers are this project's reading of XMoCo's abstract (arXiv 2206.04676), see
+docs/objective.md. Others are named where they stand. Barlow Twins and VICReg: x_MD, y_MD the embeddings of two views,
+rows not normalised.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ import math
 
 import torch
 from torch import Tensor
+
+SIGMA = 0.5  # temperature of DCLW's weights, as in its code
+BASE_TEMPERATURE = 0.07  # of SupCon's factor τ/τ_base, as in its code
+BATCH_NORM_EPS = 1e-5  # of Barlow Twins' batch norm without scale and shift
+VARIANCE_EPS = 1e-4  # of VICReg's standard deviations, whose gradient would be infinite at 0
 
 
 def info_nce(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
@@ -27,6 +33,74 @@ def decoupled(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) 
     return (torch.logsumexp(q_ND @ queue_KD.T / temperature, dim=1) - positive_N).mean()
 
 
+def sce(
+    q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, key_temperature: float, weight: float
+) -> Tensor:
+    """mean_i −Σ_j w_ij log p_ij,  p_i = softmax([s⁺_i, s_i]),  w_i = [λ, (1 − λ) softmax(k_i Qᵀ/τ_k)] (arXiv
+    2111.14585)."""
+    logits_NK1 = torch.cat([(q_ND * k_ND).sum(1, keepdim=True), q_ND @ queue_KD.T], dim=1) / temperature
+    similar_NK = torch.softmax(k_ND @ queue_KD.T / key_temperature, dim=1)
+    target_NK1 = torch.cat([torch.full_like(similar_NK[:, :1], weight), (1 - weight) * similar_NK], dim=1)
+    return -(target_NK1 * torch.log_softmax(logits_NK1, dim=1)).sum(1).mean()
+
+
+def ressl(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, key_temperature: float) -> Tensor:
+    """mean_i −Σ_j softmax_j(k_i Qᵀ/τ_k) log softmax_j(q_i Qᵀ/τ) (arXiv 2107.09282)."""
+    target_NK = torch.softmax(k_ND @ queue_KD.T / key_temperature, dim=1)
+    return -(target_NK * torch.log_softmax(q_ND @ queue_KD.T / temperature, dim=1)).sum(1).mean()
+
+
+def mutual_consistency(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
+    """mean_i ½ [KL(P_i‖R_i) + KL(R_i‖P_i)],  P_i = softmax(k_i Qᵀ/τ),  R_i = softmax(q_i Qᵀ/τ) (arXiv 2010.02217)."""
+    forward = queue_consistency(q_ND, k_ND, queue_KD, temperature)
+    return (forward + queue_consistency(k_ND, q_ND, queue_KD, temperature)) / 2
+
+
+def decoupled_weighted(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
+    """mean_i [ log Σ_j exp s_ij − w_i s⁺_i ]: DCLW, whose hard positives weigh more (arXiv 2110.06848)."""
+    positive_N = (q_ND * k_ND).sum(1) / temperature
+    lse_N = torch.logsumexp(q_ND @ queue_KD.T / temperature, dim=1)
+    return (lse_N - positive_weights(q_ND, k_ND) * positive_N).mean()
+
+
+def positive_weights(q_ND: Tensor, k_ND: Tensor) -> Tensor:
+    """w_i = 2 − N · softmax_i(q_i·k_i/σ), (N,), their mean 1, without gradient."""
+    return (2 - len(q_ND) * ((q_ND * k_ND).sum(1) / SIGMA).softmax(0)).detach()
+
+
+def nt_xent(a_ND: Tensor, b_ND: Tensor, temperature: float) -> Tensor:
+    """mean_i [ log Σ_{j≠i} exp s_ij − s_i,pos(i) ],  s = z zᵀ/τ over the 2N rows z of both views (arXiv 2002.05709,
+    eq. 1). pos(i), the same image's row in the other view, stands in the sum."""
+    s_RR = _among_others(torch.cat([a_ND, b_ND]), temperature)
+    return (s_RR.logsumexp(1) - s_RR.diagonal(len(a_ND)).repeat(2)).mean()
+
+
+def in_batch_decoupled(a_ND: Tensor, b_ND: Tensor, temperature: float, weighted: bool = False) -> Tensor:
+    """NT-Xent without the positive in its sum: DCL; weighted: DCLW, its s_i,pos(i) times w_i (arXiv 2110.06848)."""
+    s_RR = _among_others(torch.cat([a_ND, b_ND]), temperature)
+    weight_N = positive_weights(a_ND, b_ND) if weighted else torch.ones_like(a_ND[:, 0])
+    positive_N = weight_N * s_RR.diagonal(len(a_ND))
+    pairs_RR = torch.eye(len(a_ND), dtype=torch.bool, device=a_ND.device).repeat(2, 2)
+    return (s_RR.masked_fill(pairs_RR, -math.inf).logsumexp(1) - positive_N.repeat(2)).mean()
+
+
+def sup_con(z_RD: Tensor, label_R: Tensor, temperature: float) -> Tensor:
+    """τ/τ_base · mean_i [ log Σ_{j≠i} exp s_ij − mean_{p∈P(i)} s_ip ] over the rows whose P(i), the other rows of i's
+    label, is not empty (arXiv 2004.11362, eq. 2, L_out)."""
+    s_RR = _among_others(z_RD, temperature)
+    same_RR = (label_R[:, None] == label_R).fill_diagonal_(False)
+    count_R = same_RR.sum(1)
+    positive_R = s_RR.where(same_RR, 0).sum(1) / count_R.clamp_min(1)
+    loss_R = (s_RR.logsumexp(1) - positive_R).where(count_R > 0, 0)
+    return temperature / BASE_TEMPERATURE * loss_R.sum() / (count_R > 0).sum().clamp_min(1)
+
+
+def _among_others(z_RD: Tensor, temperature: float) -> Tensor:
+    """s_ij = z_i·z_j/τ, −inf on the diagonal."""
+    own_RR = torch.eye(len(z_RD), dtype=torch.bool, device=z_RD.device)
+    return (z_RD @ z_RD.T / temperature).masked_fill(own_RR, -math.inf)
+
+
 def queue_consistency(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
     """mean_i KL( softmax(k_i Qᵀ/τ) ‖ softmax(q_i Qᵀ/τ) ): the key's similarities are the target of the query's."""
     log_p_NK = torch.log_softmax(k_ND @ queue_KD.T / temperature, dim=1)
@@ -38,6 +112,24 @@ def queue_uniformity(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: 
     """mean_i KL( U ‖ softmax_j(q_i·Q_j/τ) ) = mean_i [ logsumexp_j s_ij − mean_j s_ij − log K ]."""
     s_NK = q_ND @ queue_KD.T / temperature
     return (s_NK.logsumexp(1) - s_NK.mean(1) - math.log(len(queue_KD))).mean()
+
+
+def neighbour_contrast(
+    neighbour_ND: Tensor, p_ND: Tensor, temperature: float, decoupled: bool = False, weighted: bool = False
+) -> Tensor:
+    """mean_i −log softmax_j(n_i·p_j/τ) at j = i (NNCLR, arXiv 2104.14548); decoupled, and weighted: i itself left out
+    of the denominator, and the positive times w_i (arXiv 2110.06848)."""
+    s_NN = neighbour_ND @ p_ND.T / temperature
+    weight_N = positive_weights(neighbour_ND, p_ND) if weighted else torch.ones_like(p_ND[:, 0])
+    own_NN = torch.eye(len(s_NN), dtype=torch.bool, device=s_NN.device)
+    others_NN = s_NN.masked_fill(own_NN, -math.inf) if decoupled or weighted else s_NN
+    return (others_NN.logsumexp(1) - weight_N * s_NN.diagonal()).mean()
+
+
+def batch_info_nce(q_ND: Tensor, k_MD: Tensor, first: int, temperature: float) -> Tensor:
+    """Cross-entropy of softmax_j(q_i·k_j/τ) against query i's own key, row first+i (arXiv 2104.02057, eq. 1)."""
+    own_N = torch.arange(len(q_ND), device=q_ND.device) + first
+    return torch.nn.functional.cross_entropy(q_ND @ k_MD.detach().T / temperature, own_N)
 
 
 def batch_consistency(q_ND: Tensor, k_ND: Tensor) -> Tensor:
@@ -56,6 +148,23 @@ def batch_uniformity(q_ND: Tensor, k_MD: Tensor, first: int, temperature: float)
     lse_N = s_NM.masked_fill(own_NM, -math.inf).logsumexp(1)
     mean_N = s_NM.masked_fill(own_NM, 0).sum(1) / negatives
     return (lse_N - mean_N - math.log(negatives)).mean()
+
+
+def barlow(x_MD: Tensor, y_MD: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_i (C_ii − 1)² and Σ_{i≠j} C_ij²,  C = x̂ᵀŷ/M, x̂ = (x − mean)/√(var + ε) (Barlow Twins, arXiv 2103.03230)."""
+    x, y = ((z - z.mean(0)) / (z.var(0, correction=0) + BATCH_NORM_EPS).sqrt() for z in (x_MD, y_MD))
+    c_DD = x.T @ y / len(x)
+    on_DD = torch.eye(len(c_DD), dtype=torch.bool, device=c_DD.device)
+    return (c_DD.diagonal() - 1).square().sum(), c_DD.masked_fill(on_DD, 0).square().sum()
+
+
+def vicreg(x_MD: Tensor, y_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """mean (x − y)²,  ½ Σ_views mean_d max(0, 1 − √(var_d + ε)),  Σ_views Σ_{a≠b} cov_ab² / D (arXiv 2105.04906)."""
+    variance, covariance = x_MD.new_zeros(()), x_MD.new_zeros(())
+    for z in (x_MD, y_MD):
+        variance = variance + (1 - (z.var(0) + VARIANCE_EPS).sqrt()).clamp(min=0).mean() / 2
+        covariance = covariance + z.T.cov().fill_diagonal_(0).square().sum() / z.shape[1]
+    return (x_MD - y_MD).square().mean(), variance, covariance
 
 
 def sinkhorn(scores_NP: Tensor, epsilon: float, iterations: int = 3) -> Tensor:

@@ -6,18 +6,43 @@ import importlib
 import os
 import sys
 
+from fasttrain.methods.barlow import BarlowOptions
 from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
+from fasttrain.methods.byol import BYOLOptions
+from fasttrain.methods.co2 import CO2Options
 from fasttrain.methods.dino import DINOOptions
 from fasttrain.methods.moco import MoCoOptions
+from fasttrain.methods.mocov3 import MoCoV3Options
+from fasttrain.methods.nnclr import NNCLROptions
+from fasttrain.methods.ressl import ReSSLOptions
+from fasttrain.methods.sce import SCEOptions
+from fasttrain.methods.simclr import SimCLROptions
+from fasttrain.methods.simsiam import SimSiamOptions
+from fasttrain.methods.supcon import SupConOptions
 from fasttrain.methods.swav import SwAVOptions
+from fasttrain.methods.vicreg import VICRegOptions
 from fasttrain.methods.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
 
 __all__ = ["METHODS", "Method", "MethodOptions", "Output", "Progress", "Sample", "method_options"]
 
 METHODS: dict[str, type[MethodOptions]] = {
-    "moco": MoCoOptions, "xmoco": XMoCoOptions, "swav": SwAVOptions, "dino": DINOOptions,
-}  # fmt: skip
+    "moco": MoCoOptions,
+    "xmoco": XMoCoOptions,
+    "mocov3": MoCoV3Options,
+    "co2": CO2Options,
+    "ressl": ReSSLOptions,
+    "sce": SCEOptions,
+    "simclr": SimCLROptions,
+    "nnclr": NNCLROptions,
+    "byol": BYOLOptions,
+    "simsiam": SimSiamOptions,
+    "barlow": BarlowOptions,
+    "vicreg": VICRegOptions,
+    "swav": SwAVOptions,
+    "dino": DINOOptions,
+    "supcon": SupConOptions,
+}
 
 
 def method_options(name: str) -> type[MethodOptions]:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fasttrain.networks.groups import GROUPS
 from fasttrain.networks.vision_transformer import WIDTHS, VisionTransformerOptions, check_own, make_vision_transformer
@@ -105,6 +106,20 @@ def _torchvision_encoder(arch: str) -> nn.Module:
             setattr(model, name, nn.Identity())
             return model
     raise UserError(f"--arch {arch!r}: its classifier can't be told from its features")
+
+
+@torch.no_grad()
+def zero_init_residual(encoder: nn.Module) -> None:
+    """Have every residual block of a torchvision ResNet begin as its shortcut: the scale of its last batch norm is 0
+    (Goyal et al., arXiv 1706.02677, section 5.1).
+
+    Before its momentum copy is made. Other encoders stay as they are, Small among them: it is too shallow to need it.
+    """
+    for block in encoder.modules():
+        if isinstance(block, Bottleneck):
+            block.bn3.weight.zero_()
+        elif isinstance(block, BasicBlock):
+            block.bn2.weight.zero_()
 
 
 @torch.no_grad()

@@ -14,9 +14,11 @@ def linear_head(width: int, dim: int) -> nn.Module:
     return nn.Linear(width, dim)
 
 
-def mlp_head(width: int, dim: int) -> nn.Module:
-    """(N, width) → (N, dim), one hidden layer as wide as the features (MoCo v2, after SimCLR, arXiv 2002.05709)."""
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, dim))
+def mlp_head(width: int, dim: int, hidden: int | None = None) -> nn.Module:
+    """(N, width) → (N, dim), one hidden layer, as wide as the features where nothing else is said (MoCo v2, after
+    SimCLR, arXiv 2002.05709)."""
+    hidden = hidden or width
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
 
 
 def gelu_mlp(width: int, hidden: Sequence[int], dim: int, norm: bool = False) -> nn.Sequential:

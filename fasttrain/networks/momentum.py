@@ -14,12 +14,12 @@ def momentum_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).requires_grad_(False)
 
 
-def cosine_momentum(start: float, part: float) -> float:
-    """Momentum that rises from `start` to 1 along half a cosine (BYOL, arXiv 2006.07733, section 3.3).
+def cosine_momentum(start: float, part: float, end: float = 1.0) -> float:
+    """Momentum that rises from `start` to `end` along half a cosine (BYOL, arXiv 2006.07733, section 3.3).
 
     part: of the run that is done, 0…1.
     """
-    return 1 - (1 - start) * (1 + math.cos(math.pi * part)) / 2
+    return end - (end - start) * (1 + math.cos(math.pi * part)) / 2
 
 
 @torch.no_grad()

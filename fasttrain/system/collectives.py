@@ -20,8 +20,9 @@ def rank() -> int:
 common_generator = torch.Generator()
 
 
-# its name until torch 2.13
+# their names until torch 2.13
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def gather_rows(x_ND: Tensor) -> Tensor:
@@ -42,10 +43,9 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad_MD: Tensor) -> Tensor:  # type: ignore[override]
-        total_MD = grad_MD.contiguous().clone()
-        dist.all_reduce(total_MD)  # every rank's loss has a part in each row's gradient
-        count = len(total_MD) // world_size()
-        return total_MD[first_row(count) :][:count]
+        grad_ND = grad_MD.new_empty(len(grad_MD) // world_size(), grad_MD.shape[1])
+        _reduce_scatter(grad_ND, grad_MD.contiguous())  # every rank's loss has a part in each row's gradient
+        return grad_ND
 
 
 def exchange_rows(x: Tensor, send_W: list[int], receive_W: list[int]) -> Tensor:

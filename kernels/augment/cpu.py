@@ -52,7 +52,7 @@ def augment(
             size_V[v], address_V[v] = out.shape[1], out.data_ptr()
     longest_V = table.crop_BV4[..., 2:].amax((0, 2)).numpy()
     side, longest = int(size_V.max()), int(longest_V.max())
-    taps = -(-(2 * math.ceil(max(*(longest_V / size_V), 1.0)) + 1) // 4) * 4  # four go at once
+    taps = -(-(2 * math.ceil(max(float((longest_V / size_V).max()), 1.0)) + 1) // 4) * 4  # four go at once
     radius = math.ceil(3 * float(table.sigma_BV.max()))
     pitch = _rounded(side)
     sizes = {

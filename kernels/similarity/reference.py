@@ -1,4 +1,4 @@
-"""The readout in plain torch, as short as its formula."""
+"""The readout, the log-sum-exp and the look-up in plain torch, as short as their formulas."""
 
 from __future__ import annotations
 
@@ -10,10 +10,25 @@ from torch import Tensor
 
 def readout(x_RD: Tensor, queue_KD: Tensor, temperature_R: Tensor, own: int | None) -> tuple[Tensor, Tensor]:
     """lse_i = log Σ_j exp(x_i·Q_j/τ_i),  O_i = Σ_j softmax_j(x_i·Q_j/τ_i) Q_j; row i leaves out key own + i."""
-    s_RK = x_RD @ queue_KD.T / temperature_R[:, None]
-    if own is not None:
-        s_RK = s_RK.masked_fill(_own(len(x_RD), len(queue_KD), own, s_RK.device), -math.inf)
+    s_RK = _similarities(x_RD, queue_KD, temperature_R, own)
     return s_RK.logsumexp(1), s_RK.softmax(1) @ queue_KD
+
+
+def log_sum_exp(x_RD: Tensor, keys_KD: Tensor, temperature_R: Tensor, own: int | None) -> Tensor:
+    """log Σ_j exp(x_i·y_j/τ_i); row i leaves out key own + i."""
+    return _similarities(x_RD, keys_KD, temperature_R, own).logsumexp(1)
+
+
+def nearest(x_RD: Tensor, queue_KD: Tensor) -> Tensor:
+    """argmax_j x_i·Q_j"""
+    return (x_RD @ queue_KD.T).argmax(1)
+
+
+def _similarities(x_RD: Tensor, keys_KD: Tensor, temperature_R: Tensor, own: int | None) -> Tensor:
+    s_RK = x_RD @ keys_KD.T / temperature_R[:, None]
+    if own is not None:
+        s_RK = s_RK.masked_fill(_own(len(x_RD), len(keys_KD), own, s_RK.device), -math.inf)
+    return s_RK
 
 
 def _own(rows: int, keys: int, first: int, device: torch.device) -> Tensor:

@@ -13,20 +13,14 @@ import pytest
 import torch
 from support.commands import ROOT
 from support.hopper import compiled_for_hopper
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.similarity import SLACK, VERSIONS, Largest, device_of, plain, rows
 
-from fasttrain.kernels.similarity import cpu, readout, reference
+from fasttrain.kernels.similarity import cpu, log_sum_exp, nearest, readout
 
-ON_GPU = torch.cuda.is_available()
-# Triton's interpreter multiplies bf16 wrongly, so that dtype is left to a GPU.
-VERSIONS = [("cpu", torch.float32), ("cpu", torch.bfloat16), ("triton", torch.float32), ("triton", torch.float16)]
-VERSIONS += [("triton", torch.bfloat16)] if ON_GPU else []
 SIZES = [(1, 1, 8), (3, 7, 16), (17, 63, 100), (33, 257, 128), (20, 1023, 64), (5, 130, 256)]  # R, K, D
 # All of them where tiles are full and cut; one each elsewhere.
 TEMPERATURES = {size: (t,) for size, t in zip(SIZES, (0.2, 10.0, 0.01, 0.2, 0.01, 10.0), strict=True)}
 TEMPERATURES[33, 257, 128] = (0.01, 0.2, 10.0)
-SLACK = 4  # times the error that plain operations of the same dtype make
 
 
 @pytest.fixture(autouse=True)
@@ -35,26 +29,6 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def device_of(impl: str) -> str:
-    return "cuda" if impl == "triton" and ON_GPU else "cpu"
-
-
-def rows(count: int, dim: int, seed: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    x = F.normalize(torch.randn(count, dim, generator=generator, dtype=torch.float64), dim=1)
-    return x.to(device=device, dtype=dtype)
-
-
-def plain(
-    x: torch.Tensor, queue: torch.Tensor, temperature: torch.Tensor, own: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As eager torch computes it in the dtype given."""
-    s = x @ queue.T / temperature.to(x.dtype)[:, None]
-    if own is not None:
-        s = s.masked_fill(reference._own(len(x), len(queue), own, x.device), -math.inf)
-    return s.logsumexp(1), s.softmax(1) @ queue
 
 
 def everything(
@@ -185,17 +159,6 @@ def test_a_gradient_of_lse_alone_reads_the_queue_once(monkeypatch: pytest.Monkey
 
 
 def test_the_cpu_version_holds_one_tile() -> None:
-    class Largest(TorchDispatchMode):
-        numbers = 0
-
-        def __torch_dispatch__(
-            self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor):
-                self.numbers = max(self.numbers, out.numel())
-            return out
-
     x, queue, t = rows(600, 16, 1), rows(20000, 16, 2), torch.full((600,), 0.1, dtype=torch.float64)
     with Largest() as largest:
         lse, out = cpu.readout(x, queue, t, -1)
@@ -207,7 +170,7 @@ def test_the_cpu_version_holds_one_tile() -> None:
 def test_operators_are_registered_correctly() -> None:
     x, queue = rows(4, 16, 1).requires_grad_(), rows(9, 16, 2)
     t = torch.full((4,), 0.2, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(torch.ops.fasttrain.readout.default, (x, queue, t, -1, "cpu"))
+    torch.library.opcheck(torch.ops.fasttrain.readout.default, (x, queue, t, -1, True, "cpu"))
 
 
 def test_unavailable_versions_and_wrong_shapes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,25 +238,33 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest
             return self.kernel[grid]
 
     monkeypatch.setattr(torch.cuda, "device_of", on_device_of)
-    for name in ("_part_kernel", "_combine_kernel", "_backward_kernel"):
+    for name in ("part_kernel", "combine_kernel", "backward_kernel", "keys_backward_kernel", "nearest_kernel"):
         monkeypatch.setattr(gpu, name, Launched(getattr(gpu, name)))
     x, queue = (rows(count, 16, count, torch.float32, device_of("triton")) for count in (3, 9))
     x.requires_grad_()
     readout(x, queue, 0.2, impl="triton")[1].sum().backward()
-    assert launched == [[x.device]] * 3
+    log_sum_exp(x.detach(), queue.requires_grad_(), 0.2, impl="triton").sum().backward()
+    nearest(x, queue, impl="triton")
+    assert launched == [[x.device]] * 7
 
 
 @pytest.mark.slow
 def test_kernels_compile_for_hopper(tmp_path: pathlib.Path) -> None:
     """What tiles_for promises; in fp32, masks may spill a little."""
     kernels = compiled_for_hopper("similarity", tmp_path)
-    assert {name for name, _ in kernels} == {"_part_kernel", "_combine_kernel", "_backward_kernel"}
-    assert len(kernels) == 63
+    large = {
+        "part_kernel",
+        "keys_backward_kernel",
+        "nearest_kernel",
+    }  # that have large blocks where there are many rows
+    assert {name for name, _ in kernels} == large | {"combine_kernel", "backward_kernel"}
+    assert len(kernels) == 147
     for (name, label), (registers, stack, shared) in kernels.items():
         masked_fp32 = "float32" in label and label.endswith("keys 65535")
         assert stack <= (256 if masked_fp32 else 0), (name, label)
         if "bfloat16" in label and "dim 256" not in label:
-            threads = 256 if name == "_part_kernel" and "rows 4096" in label else 128
+            many = any(f"rows {rows} " in label for rows in (4096, 8191, 8192))
+            threads = 256 if name in large and many else 128
             assert 2 * threads * registers <= 65536, (name, label)
             assert 2 * shared <= 227 * 1024, (name, label)
 
@@ -321,4 +292,4 @@ raise SystemExit(compile_hopper.main([]))
     )  # fmt: skip
     assert done.returncode == 1, done.stderr[-2000:]
     assert "serialized due to insufficient register resources" in done.stderr
-    assert "_part_kernel" in done.stderr
+    assert "part_kernel" in done.stderr

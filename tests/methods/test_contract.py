@@ -52,8 +52,9 @@ def steps_of(name: str, numbers: range, start: dict | None = None, **changes: An
 
 @ALL
 def test_a_step_moves_all_that_is_trained_and_what_follows_it(name: str) -> None:
+    fast = {"ema": 0.5} if "ema" in flat(make_config(name)) else {}  # else two steps may move an average by no digit
     start = build(small(name, batch_size=IMAGES))
-    method, step, losses = steps_of(name, range(2))
+    method, step, losses = steps_of(name, range(2), **fast)
     assert torch.stack(losses).isfinite().all()
     assert step.skips_3.tolist() == [0, 0, -1]
     before = dict(start.named_parameters())
@@ -142,10 +143,11 @@ def test_on_several_ranks_a_step_is_that_of_one(tmp_path: pathlib.Path, name: st
             assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
         assert gradients.keys() == expected[1].keys()
         for place, gradient in expected[1].items():
-            assert float((gradients[place] - gradient).norm() / gradient.norm()) < CHANCE, place
+            # what a batch norm takes off again has a gradient of 0, but for rounding
+            assert (gradients[place] - gradient).norm() <= CHANCE * gradient.norm() + 1e-6, place
         for place, value in expected[2].items():
             if not place.endswith("num_batches_tracked"):
-                torch.testing.assert_close(state[place].double(), value.double(), rtol=CHANCE, atol=1e-3)
+                assert (state[place] - value).double().norm() <= CHANCE * value.double().norm() + 1e-3, place
 
 
 @ALL

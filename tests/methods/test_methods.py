@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fasttrain.config import make_config, parse_config
 from fasttrain.engine.ranks import Ranks
 from fasttrain.losses.batch import batch_consistency, batch_uniformity
-from fasttrain.losses.queue import Decoupled, InfoNCE, QueueConsistency, QueueUniformity, queue_terms
+from fasttrain.losses.queue import Decoupled, DecoupledWeighted, InfoNCE, QueueConsistency, QueueUniformity, queue_terms
 from fasttrain.methods import Method, MethodOptions, Output, Progress, Sample, method_options
 from fasttrain.system.collectives import gather_rows, sum_over_ranks
 from fasttrain.system.errors import UserError
@@ -66,12 +66,13 @@ def test_keys_and_queries_of_an_image_are_normalised_in_different_groups() -> No
 def test_decoupled_changes_the_contrast_alone(method: str) -> None:
     q, k = F.normalize(torch.randn(2, 8, 8), dim=2)
     losses = []
-    for decoupled in (False, True):
-        model = build(small(method, decoupled=decoupled, cross_weight=0.0, uniform_weight=0.0))
+    for decoupled, weighted in ((False, False), (True, False), (False, True), (True, True)):
+        options = {"decoupled": decoupled, "decoupled_weighted": weighted}
+        model = build(small(method, **options, cross_weight=0.0, uniform_weight=0.0))
         losses.append(model.loss(q, k, k)[0])
     queue = model.queue.keys_KD
-    assert torch.allclose(losses[0], queue_terms([InfoNCE(0.2)], q, k, queue)[0])
-    assert torch.allclose(losses[1], queue_terms([Decoupled(0.2)], q, k, queue)[0])
+    for loss, term in zip(losses, (InfoNCE, Decoupled, DecoupledWeighted, DecoupledWeighted), strict=True):
+        assert torch.allclose(loss, queue_terms([term(0.2)], q, k, queue)[0])
     assert losses[1] < losses[0]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fasttrain.networks.encoders import make_encoder
+from fasttrain.networks.encoders import make_encoder, zero_init_residual
 from fasttrain.system.errors import UserError
 
 
@@ -38,3 +38,23 @@ def test_cifar_stem_keeps_the_resolution() -> None:
 def test_what_can_not_be_is_a_clear_error(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_encoder(*arguments)
+
+
+@pytest.mark.parametrize(("arch", "last", "blocks"), [("resnet18", "bn2", 8), ("resnet50", "bn3", 16)])
+def test_zero_init_residual_makes_every_block_of_a_resnet_its_shortcut(arch: str, last: str, blocks: int) -> None:
+    encoder, _ = make_encoder(arch, 32)
+    zero_init_residual(encoder.eval())
+    found = [block for block in encoder.modules() if hasattr(block, last)]
+    assert len(found) == blocks
+    for block in found:
+        x = torch.randn(2, block.conv1.in_channels, 4, 4)
+        shortcut = x if block.downsample is None else block.downsample(x)
+        assert torch.allclose(block(x.clone()), shortcut.relu(), atol=1e-6)
+
+
+@pytest.mark.parametrize("arch", ["small", "mobilenet_v3_small", "vit_tiny"])
+def test_zero_init_residual_leaves_other_encoders_as_they_are(arch: str) -> None:
+    encoder, _ = make_encoder(arch, 32)
+    start = {name: value.clone() for name, value in encoder.state_dict().items()}
+    zero_init_residual(encoder)
+    assert all(torch.equal(value, start[name]) for name, value in encoder.state_dict().items())

@@ -10,7 +10,6 @@ from fasttrain.engine.networks import make_method
 from fasttrain.engine.optim import Rates
 from fasttrain.engine.step import TrainStep
 from fasttrain.methods import Method, Sample
-from fasttrain.methods.moco import MoCo
 from fasttrain.system.options import flat
 from fasttrain.views.spec import sides
 
@@ -59,7 +58,7 @@ def make_without_norm(**changes: Any) -> tuple[Any, TrainStep]:
     """A method whose images do not meet in a batch norm, so that cutting a batch changes nothing."""
     config: Any = small(**changes)
     torch.manual_seed(0)
-    built = MoCo(nn.Sequential(nn.Flatten(), nn.Linear(768, 12), nn.ReLU()), 12, config.method)
+    built = config.method.build(nn.Sequential(nn.Flatten(), nn.Linear(768, 12), nn.ReLU()), 12)
     return built, TrainStep(built, config.optimisation, torch.device("cpu"))
 
 

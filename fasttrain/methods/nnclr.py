@@ -1,0 +1,114 @@
+"""NNCLR (arXiv 2104.14548): the positive of a view is the nearest neighbour of the other one in a support set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fasttrain.kernels.similarity import nearest
+from fasttrain.losses.neighbours import neighbour_contrast
+from fasttrain.losses.regularisers import Regularisers, regularised
+from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
+from fasttrain.networks.heads import batch_norm_mlp
+from fasttrain.networks.queue import Queue
+from fasttrain.system.collectives import gather_rows
+from fasttrain.system.options import Positive
+from fasttrain.views.spec import RECIPES, Recipe
+
+# solo-learn's scripts/pretrain/imagenet-100/nnclr.yaml
+_IMAGENET100 = {
+    "lr": 0.4, "weight_decay": 1e-5, "trust": 0.02, "trust_clip": True, "temperature": 0.2, "queue_size": 65536,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NNCLROptions(MethodOptions):
+    """NNCLR (arXiv 2104.14548): the nearest neighbour of an image's one view has to tell the prediction of its other
+    view from those of other images. Neighbours are looked up in a queue of earlier images."""
+
+    views: ClassVar[Recipe] = RECIPES["byol"]
+    over_batch: ClassVar[bool] = True
+    # VISSL's reproduction: configs/config/pretrain/nnclr/nnclr_8node_resnet.yaml
+    paper: ClassVar = {
+        "optimizer": "lars", "lr": 0.3, "weight_decay": 1e-6, "warmup_epochs": 10, "epochs": 1000, "batch_size": 4096,
+        "batch_norm": "sync",
+    }  # fmt: skip
+    presets: ClassVar = {
+        "imagenet100": _IMAGENET100,
+        "stl10": _IMAGENET100,  # no public ones are known
+        "cifar10": {**_IMAGENET100, "recipe": "cifar-asymmetric", "batch_size": 256},  # …/cifar/nnclr.yaml
+        "demo": {
+            **_IMAGENET100, "epochs": 12, "warmup_epochs": 1, "hidden": 512, "predictor_hidden": 512, "dim": 128,
+            "queue_size": 2048,
+        },
+    }  # fmt: skip
+
+    dim: Positive[int] = 256
+    """Width of embeddings and predictions."""
+    hidden: Positive[int] = 2048
+    """Width of the projector's two hidden layers."""
+    predictor_hidden: Positive[int] = 4096
+    """Width of the predictor's hidden layer."""
+    queue_size: Positive[int] = 98304
+    """Embeddings of earlier images that neighbours are looked up in."""
+    temperature: Positive[float] = 0.1
+    """Temperature of the contrast."""
+    decoupled: bool = False
+    """Leave the own term out of the denominator: the decoupled contrastive loss (arXiv 2110.06848)."""
+    decoupled_weighted: bool = False
+    """The same paper's DCLW: decoupled, and pairs that are far apart weigh more."""
+    regularisers: Regularisers = field(default_factory=Regularisers)
+    """XMoCo's regularisers, of predictions with the other view's embeddings as keys"""
+
+    def build(self, encoder: nn.Module, width: int) -> NNCLR:
+        return NNCLR(encoder, width, self)
+
+
+class NNCLR(Method):
+    """Neighbours of one view's embeddings against the other view's predictions, the mean of both directions."""
+
+    def __init__(self, encoder: nn.Module, width: int, options: NNCLROptions) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = batch_norm_mlp(width, (options.hidden, options.hidden), options.dim, "affine")
+        self.predictor = batch_norm_mlp(options.dim, (options.predictor_hidden,), options.dim, "bias")
+        self.queue = Queue(options.queue_size, options.dim)
+        self._options = options
+
+    def forward(self, sample: Sample) -> Output:
+        out = [self.projector(self.encoder(view)) for view in sample.views[0]]
+        predictions = [F.normalize(self.predictor(out_ND).float(), dim=1) for out_ND in out]
+        embeddings = [F.normalize(out_ND.detach().float(), dim=1) for out_ND in out]
+        gathered = [gather_rows(z_ND) for z_ND in embeddings]
+        with torch.autocast(out[0].device.type, enabled=False):  # view 0's predictions first, with view 1 as keys
+            loss, terms = self.loss(torch.cat(predictions), torch.cat(embeddings[::-1]), torch.cat(gathered[::-1]))
+        return Output(loss, terms, (gathered[0],))
+
+    def loss(self, p_RD: Tensor, z_RD: Tensor, z_MD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its terms. p_RD, z_RD: predictions and the other view's embeddings of this rank; z_MD: those of
+        all ranks; each of one direction after the other.
+
+        The similarity of embeddings to their neighbours is a term beside it: it says, without labels, how far the
+        positives are from the images themselves. Near 1 from the start, all features are alike.
+        """
+        options, neighbour_RD = self._options, self._neighbours(z_RD)
+        contrast = [
+            neighbour_contrast(n_ND, p_ND, options.temperature, options.decoupled, options.decoupled_weighted)
+            for n_ND, p_ND in zip(neighbour_RD.chunk(2), p_RD.chunk(2), strict=True)
+        ]
+        mean = torch.stack(contrast).mean()
+        loss, terms = regularised(mean, options.regularisers, p_RD, z_RD, z_MD, self.queue.keys_KD, directions=2)
+        return loss, terms | {"neighbour": (neighbour_RD * z_RD).sum(1).mean()}
+
+    def _neighbours(self, z_RD: Tensor) -> Tensor:
+        """The nearest rows of the queue."""
+        keys_KD = self.queue.keys_KD
+        return F.normalize(keys_KD[nearest(z_RD.to(keys_KD.dtype), keys_KD)].to(z_RD.dtype), dim=1)
+
+    def update(self, good: Tensor, progress: Progress, carry: tuple[Tensor, ...]) -> None:
+        """Take view 0's embeddings (M, D) of all ranks into the queue, now that all have looked up their neighbours."""
+        self.queue.enqueue(carry[0], good)

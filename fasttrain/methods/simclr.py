@@ -1,0 +1,87 @@
+"""SimCLR (arXiv 2002.05709): two views of an image find each other among the other images of the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fasttrain.losses.contrast import decoupled, nt_xent
+from fasttrain.methods.base import Method, MethodOptions, Output, Sample
+from fasttrain.networks.heads import batch_norm_mlp
+from fasttrain.system.options import Positive
+from fasttrain.views.spec import RECIPES, Recipe
+
+# solo-learn: scripts/pretrain/imagenet-100/simclr.yaml
+_SOLO = {
+    "lr": 0.3, "weight_decay": 1e-4, "trust": 0.02, "trust_clip": True, "hidden": 4096, "dim": 512, "temperature": 0.2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SimCLROptions(MethodOptions):
+    """SimCLR (arXiv 2002.05709): the two views of an image are each other's positives, all other views of the batch
+    their negatives. Large batches are what it needs; --decoupled makes it need them less."""
+
+    views: ClassVar[Recipe] = RECIPES["simclr"]
+    over_batch: ClassVar[bool] = True
+    # google-research/simclr: README.md, its command for ImageNet
+    paper: ClassVar = {
+        "batch_size": 4096, "epochs": 100, "warmup_epochs": 10.0, "optimizer": "lars", "lr": 0.3, "weight_decay": 1e-6,
+        "batch_norm": "sync",
+    }  # fmt: skip
+    presets: ClassVar = {
+        "imagenet100": _SOLO,
+        "stl10": _SOLO,  # there is no other recipe for it
+        # google-research/simclr: README.md, its command for CIFAR-10; the head is as wide as the features
+        "cifar10": {
+            "recipe": "cifar", "epochs": 1000, "lr": 1.0, "weight_decay": 1e-4, "hidden": 512, "temperature": 0.5,
+        },
+        "demo": {
+            "epochs": 12, "warmup_epochs": 0.0, "optimizer": "sgd", "lr": 0.12, "weight_decay": 5e-4, "hidden": 512,
+            "temperature": 0.2,
+        },
+    }  # fmt: skip
+
+    dim: Positive[int] = 128
+    """Width of what the loss compares."""
+    hidden: Positive[int] = 2048
+    """Hidden width of the projection head."""
+    temperature: Positive[float] = 0.1
+    """Temperature of NT-Xent."""
+    decoupled: bool = False
+    """Leave a view's positive out of NT-Xent's denominator: the decoupled contrastive loss (arXiv 2110.06848)."""
+    decoupled_weighted: bool = False
+    """The same paper's DCLW: decoupled, and pairs that are far apart weigh more."""
+
+    def build(self, encoder: nn.Module, width: int) -> SimCLR:
+        return SimCLR(encoder, width, self)
+
+
+class SimCLR(Method):
+    """NT-Xent of two views, or its decoupled forms."""
+
+    def __init__(self, encoder: nn.Module, width: int, options: SimCLROptions) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = batch_norm_mlp(width, [options.hidden], options.dim, "affine")
+        self._options = options
+
+    def forward(self, sample: Sample) -> Output:
+        out_RD = self.projector(
+            self.encoder(sample.views[0].flatten(0, 1))
+        )  # both views in one, as in the paper's code
+        with torch.autocast(out_RD.device.type, enabled=False):
+            a_ND, b_ND = F.normalize(out_RD.float(), dim=1).chunk(2)
+            loss = self.loss(a_ND, b_ND)
+        return Output(loss, {"contrast": loss.detach()})
+
+    def loss(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
+        """The loss of this rank's rows of two views."""
+        options = self._options
+        if options.decoupled or options.decoupled_weighted:
+            return decoupled(a_ND, b_ND, options.temperature, options.decoupled_weighted)
+        return nt_xent(a_ND, b_ND, options.temperature)
