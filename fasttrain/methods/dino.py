@@ -50,8 +50,12 @@ class DINOOptions(MethodOptions):
         "imagenet100": {**_solo, "recipe": "byol", "teacher_warmup_epochs": 50.0},
         "stl10": {**_solo, "recipe": "byol", "teacher_warmup_epochs": 50.0},
         "cifar10": {**_solo, "recipe": "cifar-asymmetric", "epochs": 1000},
-        "demo": {},
-    }
+        # Without batch norm in the head so short a run ends where all images have the same probabilities
+        "demo": {
+            "epochs": 20, "lr": 0.2, "weight_decay": 5e-4, "warmup_epochs": 1.0, "dim": 64, "hidden": 512,
+            "head_norm": True, "prototypes": 512, "ema": 0.97, "freeze_epochs": 5.0,
+        },
+    }  # fmt: skip
 
     dim: Positive[int] = 256
     """Width of embeddings and prototypes."""
