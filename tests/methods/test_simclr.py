@@ -80,6 +80,9 @@ def test_settings_are_those_of_the_papers_code() -> None:
     assert (cifar.optimisation.peak_lr, cifar.method.temperature, cifar.optimisation.epochs) == (2.0, 0.5, 1000)
     supcon = make_config("supcon")
     assert (supcon.optimisation.peak_lr, supcon.optimisation.batch_size, supcon.method.temperature) == (0.5, 1024, 0.1)
+    solo, factor = make_config("supcon", "imagenet100"), 0.2 / 0.07  # solo-learn's loss is without that factor
+    assert solo.optimisation.peak_lr * factor == pytest.approx(0.5, rel=1e-3)
+    assert solo.optimisation.weight_decay / factor == pytest.approx(1e-5, rel=2e-3)
     for config in (simclr, supcon):
         assert config.encoder.batch_norm == "sync"
     for spec in expanded(supcon.views.recipe_for(supcon.method.views)):
