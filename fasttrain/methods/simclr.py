@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fasttrain.losses.contrast import decoupled, nt_xent
 from fasttrain.methods.base import Method, MethodOptions, Output, Sample
+from fasttrain.networks.encoders import zero_init_residual
 from fasttrain.networks.heads import batch_norm_mlp
 from fasttrain.system.options import Positive
 from fasttrain.views.spec import RECIPES, Recipe
@@ -66,6 +67,7 @@ class SimCLR(Method):
 
     def __init__(self, encoder: nn.Module, width: int, options: SimCLROptions) -> None:
         super().__init__()
+        zero_init_residual(encoder)  # as in the paper's code, whose head's last batch norm has a scale and no shift
         self.encoder = encoder
         self.projector = batch_norm_mlp(width, [options.hidden], options.dim, "affine")
         self._options = options

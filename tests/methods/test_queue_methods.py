@@ -110,6 +110,13 @@ def test_terms_are_those_of_the_methods() -> None:
         assert torch.allclose(model.loss(q, k, k)[0], queue_terms([term], q, k, model.queue.keys_KD)[0])
 
 
+def test_nnclr_keeps_the_first_view_s_embeddings() -> None:
+    model: Any = build(small("nnclr"))
+    given = sample(8)
+    (kept,) = model(given).carry
+    assert torch.allclose(kept, F.normalize(model.projector(model.encoder(given.views[0][0])), dim=1), atol=1e-6)
+
+
 def test_co2_is_moco_with_consistency_both_ways() -> None:
     plain: Any = {"batch_norm": "plain"}  # split, the images of keys are dealt out anew each time
     co2, moco = small("co2", **plain), small("moco", cross="queue-both", cross_temperature=0.05, **plain)
