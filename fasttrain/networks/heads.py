@@ -21,15 +21,19 @@ def mlp_head(width: int, dim: int, hidden: int | None = None) -> nn.Module:
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
 
 
-def gelu_mlp(width: int, hidden: Sequence[int], dim: int) -> nn.Sequential:
-    """(N, width) → (N, dim): linear layers with biases and GELU between them, weights from a normal distribution of
-    deviation 0.02 without its tails, biases 0 (DINO, arXiv 2104.14294, appendix C)."""
+def gelu_mlp(width: int, hidden: Sequence[int], dim: int, norm: bool = False) -> nn.Sequential:
+    """(N, width) → (N, dim): linear layers with biases, GELU between them, and batch norm before that if wanted.
+
+    Weights from a normal distribution of deviation 0.02 without its tails, biases 0 (DINO, arXiv 2104.14294, and its
+    code).
+    """
     layers: list[nn.Module] = []
     for before, after in pairwise((width, *hidden, dim)):
-        layers += [nn.Linear(before, after), nn.GELU()]
-        nn.init.trunc_normal_(layers[-2].weight, std=0.02)  # type: ignore[arg-type]
-        nn.init.zeros_(layers[-2].bias)  # type: ignore[arg-type]
-    return nn.Sequential(*layers[:-1])
+        linear = nn.Linear(before, after)
+        nn.init.trunc_normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, *([nn.BatchNorm1d(after)] if norm else []), nn.GELU()]
+    return nn.Sequential(*layers[: -1 - norm])
 
 
 def batch_norm_mlp(

@@ -31,7 +31,7 @@ def test_value_and_gradient_are_those_of_a_loop(
     assert keys.grad is None
     value, gradient = 0.0, torch.zeros_like(q)
     for i in range(n):
-        weights = [math.exp(float(q[i] @ keys[j]) / temperature) for j in range(m)]
+        weights = [math.exp(float((q[i] @ keys[j]).detach()) / temperature) for j in range(m)]
         value -= math.log(weights[first + i] / sum(weights)) / n
         for j in range(m):
             p = weights[j] / sum(weights) - (j == first + i)

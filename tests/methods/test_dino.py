@@ -41,6 +41,12 @@ def test_networks_are_the_paper_s() -> None:
     assert model.centre.shape == (65536,)
 
 
+def test_batch_norm_in_the_head_stands_before_each_activation() -> None:
+    model, *_ = made(head_norm=True)
+    one = [nn.Linear, nn.BatchNorm1d, nn.GELU]
+    assert [type(layer) for layer in model.projector] == [*one, *one, nn.Linear]
+
+
 def test_the_teacher_is_evaluated_takes_no_gradient_and_begins_as_the_student() -> None:
     model, *_ = made()
     encoder, projector = model.evaluated

@@ -259,12 +259,12 @@ def test_regularisers_are_means_over_the_directions(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["cross", "uniform"])
-def test_regularisers_over_a_queue_are_refused(method: str, name: str) -> None:
-    with pytest.raises(UserError, match=rf"^--{name} queue .*use batch$"):
-        make_config(method, **{name: "queue"})
-    with pytest.raises(UserError, match=f"--{name} queue"):
-        parse_config(["--data", "x", "--method", method, f"--{name}", "queue"])
+@pytest.mark.parametrize(("name", "value"), [("cross", "queue"), ("cross", "queue-both"), ("uniform", "queue")])
+def test_regularisers_over_a_queue_are_refused(method: str, name: str, value: str) -> None:
+    with pytest.raises(UserError, match=rf"^--{name} {value} .*use batch$"):
+        make_config(method, **{name: value})
+    with pytest.raises(UserError, match=f"--{name} {value}"):
+        parse_config(["--data", "x", "--method", method, f"--{name}", value])
 
 
 def test_micro_batches_are_for_losses_that_do_not_compare_images() -> None:
