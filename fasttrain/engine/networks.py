@@ -8,7 +8,7 @@ import torch
 
 from fasttrain.engine.options import MachineOptions, OptimisationOptions
 from fasttrain.methods import Method, MethodOptions
-from fasttrain.networks.batch_norm import convert_batch_norm
+from fasttrain.networks.batch_norm import convert_batch_norm, is_synchronised
 from fasttrain.networks.convolution import convert_convolutions
 from fasttrain.networks.encoders import EncoderOptions, feature_width, make_encoder
 from fasttrain.networks.queue import Queue
@@ -61,6 +61,8 @@ def compile_networks(method: Method, machine: MachineOptions, device: torch.devi
     wanted = machine.compile == "on" or (machine.compile == "auto" and device.type == "cuda" and compiler)
     if machine.cuda_graph and (device.type != "cuda" or not wanted or accumulate > 1):
         raise UserError("--cuda-graph needs a GPU, --compile on or auto (with a C compiler), and --accumulate 1")
+    if machine.cuda_graph and is_synchronised(method):
+        raise UserError("--cuda-graph can't replay what --batch-norm sync exchanges between processes: leave it out")
     if wanted:  # every network, at every size of views (--resolution), counts towards one limit; beyond it runs eagerly
         torch._dynamo.config.recompile_limit = 64
     for name, network in method.named_children():

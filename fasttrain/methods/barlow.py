@@ -16,8 +16,8 @@ from fasttrain.system.options import NotNegative, Positive
 from fasttrain.views.spec import RECIPES, Recipe
 
 # vturrisi/solo-learn: scripts/pretrain/imagenet-100/barlow.yaml; there is none for STL-10, which takes the same. It
-# multiplies the loss by 0.1, to which LARS is blind but for vectors and beside weight decay: --vector-lr is a tenth of
-# 1, and --weight-decay ten times its 1e-4.
+# multiplies the loss by 0.1, to which LARS is blind but for vectors, beside weight decay, and where its factor is
+# clipped: --vector-lr is a tenth of 1, and --weight-decay ten times its 1e-4.
 IMAGENET100 = {
     "lr": 0.3, "weight_decay": 1e-3, "vector_lr": 0.1, "final_lr": 0.0, "trust": 0.02, "trust_clip": True,
     "hidden": 2048, "dim": 2048,
@@ -31,7 +31,8 @@ class BarlowOptions(MethodOptions):
 
     views: ClassVar[Recipe] = RECIPES["byol"]
     over_batch: ClassVar[bool] = True
-    # facebookresearch/barlowtwins: main.py, where biases and norms have a learning rate of 0.0048
+    # facebookresearch/barlowtwins: main.py, where biases and norms have a learning rate of 0.0048 (and, on W processes,
+    # 1/W of the gradient, to which LARS is blind elsewhere)
     paper: ClassVar = {
         "batch_norm": "sync", "batch_size": 2048, "epochs": 1000, "optimizer": "lars", "lr": 0.2, "vector_lr": 0.024,
         "weight_decay": 1e-6, "warmup_epochs": 10, "final_lr": 1e-3,

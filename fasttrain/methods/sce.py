@@ -27,7 +27,7 @@ class SCEOptions(KeyOptions):
     them. It is InfoNCE for the one part, ReSSL for the other."""
 
     views: ClassVar[Recipe] = RECIPES["mocov3"]
-    # CEA-LIST/SCE: sce/configs/run/pretrain/sce/resnet50/resnet50_imagenet.yaml
+    # CEA-LIST/SCE: sce/configs/run/pretrain/sce/resnet50/resnet50_imagenet.yaml, which decays biases and norms, too
     paper: ClassVar = {
         "optimizer": "lars", "lr": 0.3, "weight_decay": 1e-6, "warmup_epochs": 10, "epochs": 200, "batch_size": 4096,
         "batch_norm": "sync",

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from fasttrain.losses.contrast import decoupled, nt_xent
 from fasttrain.methods.base import Method, MethodOptions, Output, Sample
+from fasttrain.networks.encoders import zero_init_residual
 from fasttrain.networks.heads import batch_norm_mlp
 from fasttrain.system.options import Positive
 from fasttrain.views.spec import RECIPES, Recipe
 
-# solo-learn: scripts/pretrain/imagenet-100/simclr.yaml
+# solo-learn: scripts/pretrain/imagenet-100/simclr.yaml, whose head has no batch norm
 _SOLO = {
     "lr": 0.3, "weight_decay": 1e-4, "trust": 0.02, "trust_clip": True, "hidden": 4096, "dim": 512, "temperature": 0.2,
 }  # fmt: skip
@@ -28,7 +29,7 @@ class SimCLROptions(MethodOptions):
 
     views: ClassVar[Recipe] = RECIPES["simclr"]
     over_batch: ClassVar[bool] = True
-    # google-research/simclr: README.md, its command for ImageNet
+    # the paper's section 2.2; the command in google-research/simclr's README.md now has a weight decay of 1e-4
     paper: ClassVar = {
         "batch_size": 4096, "epochs": 100, "warmup_epochs": 10.0, "optimizer": "lars", "lr": 0.3, "weight_decay": 1e-6,
         "batch_norm": "sync",
@@ -66,14 +67,14 @@ class SimCLR(Method):
 
     def __init__(self, encoder: nn.Module, width: int, options: SimCLROptions) -> None:
         super().__init__()
+        zero_init_residual(encoder)  # as in the paper's code, whose head's last batch norm has a scale and no shift
         self.encoder = encoder
         self.projector = batch_norm_mlp(width, [options.hidden], options.dim, "affine")
         self._options = options
 
     def forward(self, sample: Sample) -> Output:
-        out_RD = self.projector(
-            self.encoder(sample.views[0].flatten(0, 1))
-        )  # both views in one, as in the paper's code
+        # both views in one, as in the paper's code
+        out_RD = self.projector(self.encoder(sample.views[0].flatten(0, 1)))
         with torch.autocast(out_RD.device.type, enabled=False):
             a_ND, b_ND = F.normalize(out_RD.float(), dim=1).chunk(2)
             loss = self.loss(a_ND, b_ND)

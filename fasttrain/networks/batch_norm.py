@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from fasttrain.kernels.autograd import Context
 from fasttrain.networks.groups import GROUPS, groups_of_rank
-from fasttrain.system.collectives import gather_rows, world_size
+from fasttrain.networks.synchronised import normalise_together
+from fasttrain.system.collectives import world_size
 
 
 class _BatchNorm(nn.Module):
@@ -74,14 +75,11 @@ class _SplitBatchNorm(_BatchNorm):
 
 
 class _SyncBatchNorm(_BatchNorm):
-    """In training, all ranks share their statistics: torch's SyncBatchNorm, which is for GPUs only, on a CPU.
-
-    Every rank must hold as many rows.
-    """
+    """In training, all ranks share their statistics. Every rank must hold as many rows."""
 
     def _normalised(self, x: Tensor) -> Tensor:
         running = self.running_mean, self.running_var
-        return _NormaliseTogether.apply(x, self.weight, self.bias, *running, self.momentum, self.eps)
+        return normalise_together(x, self.weight, self.bias, *running, self.momentum, self.eps)
 
 
 class _NormaliseGroups(torch.autograd.Function):
@@ -191,58 +189,16 @@ def _of_each(value_GC: Tensor, x: Tensor) -> Tensor:
     return each.reshape(x.shape[0], channels, *[1] * (x.dim() - 2))
 
 
-class _NormaliseTogether(torch.autograd.Function):
-    """Batch norm over the rows of all ranks (Ioffe & Szegedy, arXiv 1502.03167, section 3)."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Context, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor,
-        momentum: float, eps: float,
-    ) -> Tensor:  # fmt: skip
-        dims = [0, *range(2, x.dim())]
-        own_2C = torch.stack(torch.var_mean(_wide(x), dims, correction=0))
-        var_WC, mean_WC = gather_rows(own_2C[None].flatten(1)).unflatten(1, own_2C.shape).unbind(1)
-        mean_C = mean_WC.mean(0)
-        var_C = (var_WC + (mean_WC - mean_C).square()).mean(0)
-        rows = x.numel() // x.shape[1] * len(var_WC)
-        mean.lerp_(mean_C, momentum)
-        variance.lerp_(var_C * (rows / max(1, rows - 1)), momentum)
-        ctx.save_for_backward(x, weight, mean_C, (var_C + eps).rsqrt())
-        ctx.rows = rows
-        return F.batch_norm(x, mean_C, var_C, weight, bias, eps=eps)
-
-    @staticmethod
-    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, mean_C, inverse_std_C = ctx.saved_tensors
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        dims = [0, *range(2, x.dim())]
-        grad_32, normed = _wide(grad), (_wide(x) - mean_C.view(shape)) * inverse_std_C.view(shape)
-        own_2C = torch.stack([grad_32.sum(dims), (grad_32 * normed).sum(dims)])
-        # The statistics are every rank's, so each loss has a part in every row's gradient; DDP takes the mean of the
-        # parameters' own gradients.
-        all_2C = own_2C.clone()
-        torch.distributed.all_reduce(all_2C)
-        first, second = (all_2C / ctx.rows).view(2, *shape).unbind(0)
-        grad_x = _scaled(inverse_std_C, weight).view(shape) * (grad_32 - first - normed * second)
-        own = (None, None) if weight is None else own_2C.flip(0).to(weight.dtype).unbind()
-        return grad_x.to(x.dtype), *own, None, None, None, None
-
-
 def convert_batch_norm(module: nn.Module, kind: str, groups: int = GROUPS) -> nn.Module:
     """Replace every batch norm in `module`: kind "plain" leaves them, "split" see above, "sync" takes statistics over
-    all processes (on a GPU by torch's SyncBatchNorm; one process keeps the plain kind).
+    all processes (one process keeps the plain kind).
 
     groups: of "split", over all ranks, which have joined before (check_groups tells whether a batch can have them).
     Parameters stay the same objects, and what is converted already stays as it is.
     """
     if kind == "plain" or (kind == "sync" and world_size() == 1):
         return module
-    if kind == "split":
-        _replace(module, functools.partial(_SplitBatchNorm, groups=groups))
-    elif torch.distributed.get_backend() == "gloo":
-        _replace(module, _SyncBatchNorm)
-    else:
-        _replace(module, nn.SyncBatchNorm.convert_sync_batchnorm)
+    _replace(module, functools.partial(_SplitBatchNorm, groups=groups) if kind == "split" else _SyncBatchNorm)
     return module
 
 
@@ -259,8 +215,13 @@ def is_split(module: nn.Module) -> bool:
     return any(isinstance(child, _SplitBatchNorm) for child in module.modules())
 
 
+def is_synchronised(module: nn.Module) -> bool:
+    """Does a batch norm in it take its statistics over several processes?"""
+    return any(isinstance(child, _SyncBatchNorm) for child in module.modules())
+
+
 def has_batch_norm(module: nn.Module) -> bool:
-    kinds = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm | _BatchNorm
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d | _BatchNorm
     return any(isinstance(child, kinds) for child in module.modules())
 
 

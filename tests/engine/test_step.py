@@ -22,6 +22,7 @@ from fasttrain.engine.step import TrainStep
 from fasttrain.input import open_dataset
 from fasttrain.kernels.augment import augment
 from fasttrain.methods import Method, Sample
+from fasttrain.networks import batch_norm
 from fasttrain.run.health import Health
 from fasttrain.run.metrics import Metrics, open_files, read_metrics
 from fasttrain.system.errors import UserError
@@ -282,6 +283,14 @@ def test_compile_in_place_keeps_the_names_of_a_method_s_state(monkeypatch: pytes
     compiled.clear()
     compile_networks(method, MachineOptions(), torch.device("cpu"), 1)
     assert not compiled
+
+
+def test_cuda_graph_is_refused_where_batch_norm_is_synchronised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's exchanges in a replayed graph: nobody has tried."""
+    monkeypatch.setattr(batch_norm, "world_size", lambda: 2)
+    method, machine = build(small(batch_norm="sync")), MachineOptions(cuda_graph=True, compile="on")
+    with pytest.raises(UserError, match="--cuda-graph can't replay what --batch-norm sync exchanges"):
+        compile_networks(method, machine, torch.device("cuda"), 1)
 
 
 def test_cuda_graph_without_a_gpu_is_refused() -> None:

@@ -12,6 +12,7 @@ from support.launch import equal
 from support.steps import build, make, sample, small, take
 
 from fasttrain.config import make_config, parse_config
+from fasttrain.engine.networks import make_networks
 from fasttrain.engine.optim import Rates
 from fasttrain.engine.ranks import Ranks
 from fasttrain.engine.step import TrainStep
@@ -184,7 +185,9 @@ def test_help_explains_the_method_with_its_paper(name: str, capsys: pytest.Captu
 
 @ALL
 def test_micro_batches_are_refused_where_they_would_part_the_loss(name: str) -> None:
-    if METHODS[name].over_batch:
+    compared = ("mocov3", "simclr", "nnclr", "barlow", "vicreg", "swav", "supcon")
+    assert METHODS[name].over_batch == (name in compared)
+    if name in compared:
         with pytest.raises(UserError, match=f"--accumulate 2: the loss of --method {name} compares the images"):
             small(name, accumulate=2)
     else:
@@ -200,3 +203,53 @@ def test_networks_are_compiled_each_by_itself(name: str) -> None:
     assert dict(method.named_parameters(recurse=False)) == {}
     assert stages(method.encoder)
     assert all(isinstance(network, torch.nn.Module) for network in method.evaluated)
+
+
+# On a GPU
+
+GPU = torch.device("cuda")
+
+
+def steps_on_a_gpu(name: str, **changes: Any) -> tuple[TrainStep, list[Sample]]:
+    """The step of a method there, and its batches."""
+    torch._dynamo.reset()
+    config = small(name, batch_size=IMAGES, **changes)
+    parts = config.method, config.encoder, config.views, config.optimisation, config.machine
+    step = TrainStep(make_networks(*parts, GPU, 0), config.optimisation, GPU, config.machine.cuda_graph)
+    batches = []
+    for number in range(4):
+        views, label_B, *rest = batch_of(config, number)
+        on_gpu = tuple(group.to(GPU) for group in views), None if label_B is None else label_B.to(GPU)
+        batches.append(Sample(*on_gpu, *rest))
+    return step, batches
+
+
+@pytest.mark.gpu
+@ALL
+def test_no_method_has_the_host_wait_for_the_gpu(name: str) -> None:
+    step, batches = steps_on_a_gpu(name, compile="off", precision="bf16")
+    for number in range(3):  # the first ones compile kernels
+        if number == 2:
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            take(step, batches[number], number, 0.05)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("cuda_graph", [False, True])
+@ALL
+def test_compiled_and_replayed_steps_are_those_of_eager_torch(name: str, cuda_graph: bool) -> None:
+    """Of networks that a step calls twice and at several sizes, too: no replay may write over what is still needed."""
+    found = []
+    for changes in ({"compile": "off"}, {"compile": "on", "cuda_graph": cuda_graph}):
+        step, batches = steps_on_a_gpu(name, **changes)
+        losses = []
+        for number, batch in enumerate(batches):
+            seed_step(0, number, 0)
+            losses.append(take(step, batch, number, 0.01)["loss"].clone())
+        found.append(torch.stack(losses))
+    torch.testing.assert_close(*found, rtol=2e-3, atol=2e-3)

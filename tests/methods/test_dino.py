@@ -101,6 +101,13 @@ def test_the_loss_is_the_paper_s_over_views_of_two_sizes() -> None:
         assert torch.allclose(found, wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_the_centre_moves_by_the_mean_over_micro_batches() -> None:
+    model, *_ = made()
+    means = torch.randn(2, 12)
+    model.update(torch.tensor(True), Progress(), (means,))
+    assert torch.allclose(model.centre, 0.1 * means.mean(0), atol=1e-7)
+
+
 def test_a_step_moves_the_centre_and_the_teacher_after_it_was_used() -> None:
     model, trainer, views = made(ema=0.75)
     start = copied(model)

@@ -103,11 +103,18 @@ def test_the_momentum_rises_to_its_end(part: float, share: float) -> None:
 def test_terms_are_those_of_the_methods() -> None:
     q, k = F.normalize(torch.randn(2, 8, 8), dim=2)
     for method, term in (
-        ("ressl", ReSSL(0.1, 0.04)), ("sce", SCE(0.1, 0.07, 0.5)), ("co2", InfoNCE(0.2)),
+        ("ressl", ReSSL(0.1, 0.04)), ("sce", SCE(0.1, 0.07, 0.3)), ("co2", InfoNCE(0.2)),
     ):  # fmt: skip
-        changes = {"symmetric": False} if method == "sce" else {}
+        changes = {"symmetric": False, "positive_weight": 0.3} if method == "sce" else {}
         model: Any = build(small(method, cross="none", **changes))
         assert torch.allclose(model.loss(q, k, k)[0], queue_terms([term], q, k, model.queue.keys_KD)[0])
+
+
+def test_nnclr_keeps_the_first_view_s_embeddings() -> None:
+    model: Any = build(small("nnclr"))
+    given = sample(8)
+    (kept,) = model(given).carry
+    assert torch.allclose(kept, F.normalize(model.projector(model.encoder(given.views[0][0])), dim=1), atol=1e-6)
 
 
 def test_co2_is_moco_with_consistency_both_ways() -> None:

@@ -1,7 +1,10 @@
 """SimCLR and SupCon: their networks, what a step does with the views, their options."""
 
+from typing import Any
+
 import pytest
 import torch
+import torchvision
 from support.steps import build, sample, small
 from torch import nn
 from torch.nn import functional as F
@@ -21,6 +24,12 @@ def test_simclr_s_head_has_a_batch_norm_after_each_linear_layer() -> None:
     head = method_options("simclr")().build(nn.Identity(), 2048).projector
     assert kinds(head) == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
     assert [p.shape for p in head.parameters()] == [(2048, 2048), (2048,), (2048,), (128, 2048), (128,), (128,)]
+
+
+def test_simclr_s_residual_blocks_begin_as_their_shortcuts() -> None:
+    encoder: Any = torchvision.models.resnet18()
+    make_config("simclr").method.build(encoder, 512)
+    assert not encoder.layer1[0].bn2.weight.any()
 
 
 def test_supcon_s_head_has_one_hidden_layer_and_no_norm() -> None:
@@ -80,6 +89,9 @@ def test_settings_are_those_of_the_papers_code() -> None:
     assert (cifar.optimisation.peak_lr, cifar.method.temperature, cifar.optimisation.epochs) == (2.0, 0.5, 1000)
     supcon = make_config("supcon")
     assert (supcon.optimisation.peak_lr, supcon.optimisation.batch_size, supcon.method.temperature) == (0.5, 1024, 0.1)
+    solo, factor = make_config("supcon", "imagenet100"), 0.2 / 0.07  # solo-learn's loss is without that factor
+    assert solo.optimisation.peak_lr * factor == pytest.approx(0.5, rel=1e-3)
+    assert solo.optimisation.weight_decay / factor == pytest.approx(1e-5, rel=2e-3)
     for config in (simclr, supcon):
         assert config.encoder.batch_norm == "sync"
     for spec in expanded(supcon.views.recipe_for(supcon.method.views)):
