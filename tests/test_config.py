@@ -86,6 +86,9 @@ VALUES = [
     (["--crop-scale", "0.5", "0.2"], "crop scale 0.5 0.2"),
     (["--blur", "2"], r"--blur must be at least 0 and at most 1, not \(2.0,\)"),
     (["--blur", "0.1", "0.2", "0.3"], "probability of blur 0.1 0.2 0.3"),
+    (["--method", "swav", "--prototypes", "1"], "--prototypes must be at least 2, not 1"),
+    (["--method", "dino", "--prototypes", "1"], "--prototypes must be at least 2, not 1"),
+    (["--method", "ressl", "--queue-size", "1"], "--queue-size must be at least 2, not 1"),
 ]
 
 

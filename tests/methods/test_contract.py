@@ -153,9 +153,10 @@ def test_on_several_ranks_a_step_is_that_of_one(tmp_path: pathlib.Path, name: st
 @ALL
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_a_run(name: str, preset: str) -> None:
-    config = make_config(name, preset)
-    assert config.optimisation.peak_lr < 20
-    assert config.optimisation.warmup_epochs < config.optimisation.epochs
+    for arch in ({}, {"arch": "vit_small"}):
+        config = make_config(name, preset, **arch)
+        assert config.optimisation.peak_lr < 20
+        assert config.optimisation.warmup_epochs < config.optimisation.epochs
 
 
 @ALL
