@@ -1,7 +1,7 @@
 """What a training run is: every group of options, their defaults, and how a command line or a file becomes them.
 
 Defaults: the method's paper ← the preset ← the paper's for vision transformers, where --arch is one ← a --config file ←
-another optimizer, where one is typed ← what is typed.
+another optimizer or recipe of views, where one is typed ← what is typed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from fasttrain.engine.options import OPTIMIZERS, MachineOptions, OptimisationOpt
 from fasttrain.input.options import DataOptions
 from fasttrain.methods import METHODS, MethodOptions, method_options
 from fasttrain.networks.encoders import EncoderOptions, is_vision_transformer
+from fasttrain.networks.vision_transformer import WIDTHS
 from fasttrain.presets import PRESETS
 from fasttrain.run.folder import config_of, read_settings
 from fasttrain.run.options import LoggingOptions, RunOptions
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import Options, Settings, flag, flat, replaced
-from fasttrain.views.options import ViewOptions, resolution_sides
+from fasttrain.views.options import AS_DRAWN, ViewOptions, resolution_sides
 
-SELECTORS = ("method", "preset", "config", "arch", "optimizer", "resolution")  # on which other defaults depend
+# on which other defaults depend
+SELECTORS = ("method", "preset", "config", "arch", "optimizer", "recipe", "resolution")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +70,12 @@ def make_config(method: str = "xmoco", preset: str = "imagenet", **values: Any) 
 
     Raises UserError for a name that this method does not have, and for values no run could use.
     """
-    arch = values.get("arch", "")
-    known = set(flat(_defaults(method, preset, {}, arch)))
-    if unknown := sorted(set(values) - known):
+    defaults = _defaults(method, preset, {}, values)
+    if unknown := sorted(set(values) - set(flat(defaults))):
         raise UserError(_foreign(unknown[0], method) or f"{method} has no option {flag(unknown[0])}")
     if values.get("resolution"):
         values = {"size": resolution_sides(values["resolution"])[1], **values}
-    config = _with_optimizer(_defaults(method, preset, {}, arch), values.get("optimizer", ""))
-    return replaced(config, values)
+    return replaced(defaults, values)
 
 
 def parse_config(argv: Sequence[str]) -> TrainConfig:
@@ -90,23 +90,27 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     _check_method(saved, typed.get("method", ""), typed.get("config"))
     method = typed.get("method") or saved.get("method") or RunOptions.method
     preset = typed.get("preset") or saved.get("preset") or RunOptions.preset
-    given = {"data": tyro.MISSING, **_kept(saved, method, preset)}
+    words = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    # a saved value that something else is typed for may be one that this method refuses
+    replaceable = {*words} - {*map(flag, SELECTORS)}
+    kept = {name: value for name, value in _kept(saved, method, preset).items() if flag(name) not in replaceable}
+    given = {"data": tyro.MISSING, **kept}
     if typed.get("size") and not typed.get("resolution"):
         given["resolution"] = ""  # a saved one that ends with another size
     if typed.get("resolution"):
         given["size"] = resolution_sides(typed["resolution"])[1]
     # what belongs to the folder of the saved run is not for another
     given |= {"run": "", "fresh": False, "config": "", "method": method, "preset": preset}
-    defaults = _with_optimizer(_defaults(method, preset, given, typed.get("arch", "")), typed.get("optimizer", ""))
+    defaults = _defaults(method, preset, given, typed)
     own = {flag(name) for name in flat(defaults)}
-    for word in (word.partition("=")[0] for word in argv if word.startswith("--")):
+    for word in words:
         if word not in own and (whose := _foreign(word.removeprefix("--").replace("-", "_"), method)):
             raise UserError(whose)
     return parse(TrainConfig, with_place("run", TrainConfig, argv, defaults), defaults, about=_about(defaults))
 
 
-def _defaults(method: str, preset: str, given: Mapping[str, Any], arch: str = "") -> TrainConfig:
-    """The configuration of a method and a preset before anything else is typed. arch: as typed, "" for none."""
+def _defaults(method: str, preset: str, given: Mapping[str, Any], typed: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of a method and a preset, with what is given by a file, that typed values then replace."""
     if preset not in PRESETS:
         raise UserError(f"unknown --preset {preset!r}; choose from: {', '.join(PRESETS)}")
     options = method_options(method)
@@ -124,9 +128,29 @@ def _defaults(method: str, preset: str, given: Mapping[str, Any], arch: str = ""
     if twice := sorted(shared & set(flat(config.method))):
         raise UserError(f"--method {method}: {flag(twice[0])} is an option of all methods: give its own another name")
     values = {**options.paper, **PRESETS[preset], **options.presets.get(preset, {})}
-    if is_vision_transformer(arch or given.get("arch") or values.get("arch") or EncoderOptions.arch):
-        values |= options.paper_vit
-    return replaced(config, {**values, **given})
+    arch = typed.get("arch") or given.get("arch") or values.get("arch") or EncoderOptions.arch
+    if is_vision_transformer(arch):  # torchvision's have heads of their own
+        values |= {name: v for name, v in options.paper_vit.items() if arch in WIDTHS or not name.startswith("vit_")}
+    values |= _brought(values, given) | dict(given)
+    values |= _brought(values, typed)
+    if "warmup_epochs" not in given:
+        values |= _shorter_warmup(**{name: values[name] for name in ("warmup_epochs", "epochs") if name in values})
+    return replaced(config, values)
+
+
+def _brought(values: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What another optimizer and another recipe of views than the present ones bring, where they are asked for."""
+    brought: dict[str, Any] = {}
+    if (name := asked.get("optimizer")) not in (None, values.get("optimizer", OptimisationOptions.optimizer)):
+        brought |= {"optimizer": name, **OPTIMIZERS.get(str(name), {})}
+    if (name := asked.get("recipe")) not in (None, values.get("recipe", ViewOptions.recipe)):
+        brought |= {"recipe": name, **AS_DRAWN}
+    return brought
+
+
+def _shorter_warmup(warmup_epochs: float = 0.0, epochs: Any = OptimisationOptions.epochs) -> dict[str, float]:  # noqa: ANN401
+    """A default warm-up that is meant for longer runs is a tenth of this one."""
+    return {"warmup_epochs": epochs / 10} if isinstance(epochs, int) and 0 < epochs <= warmup_epochs else {}
 
 
 def _kept(saved: Mapping[str, Any], method: str, preset: str) -> dict[str, Any]:
@@ -135,13 +159,8 @@ def _kept(saved: Mapping[str, Any], method: str, preset: str) -> dict[str, Any]:
     before = saved.get("method", method), saved.get("preset", preset)
     if before == (method, preset):
         return dict(saved)
-    usual = Settings.of(_defaults(*before, {}, saved.get("arch", ""))).values
+    usual = Settings.of(_defaults(*before, {}, {"arch": saved.get("arch")})).values
     return {name: value for name, value in saved.items() if name not in usual or usual[name] != value}
-
-
-def _with_optimizer(config: TrainConfig, name: str) -> TrainConfig:
-    """Where another optimizer than the configuration's is asked for, with that one's learning rate and weight decay."""
-    return config if name == config.optimisation.optimizer else replaced(config, OPTIMIZERS.get(name, {}))
 
 
 def _about(config: TrainConfig) -> str:
@@ -173,7 +192,7 @@ def _foreign(name: str, method: str) -> str:
     owners = [other for other, options in METHODS.items() if name in flat(options()) and other != method]
     if name in flat(method_options(method)()):
         return ""
-    return f"{flag(name)} is an option of --method {' and '.join(owners)}, not of {method}" if owners else ""
+    return f"{flag(name)} is an option of --method {', '.join(owners)}, not of {method}" if owners else ""
 
 
 def _check_method(saved: Mapping[str, Any], named: str, where: object) -> None:
@@ -193,6 +212,6 @@ def load_config(run: pathlib.Path, named: str = "") -> TrainConfig:
     saved = read_settings(path)
     _check_method(saved, named, path)
     try:
-        return replaced(_defaults(saved["method"], saved["preset"], {}), saved)
+        return replaced(_defaults(saved["method"], saved["preset"], {}, {}), saved)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} can't be read as a run's configuration: {error}") from None

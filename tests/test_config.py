@@ -86,6 +86,9 @@ VALUES = [
     (["--crop-scale", "0.5", "0.2"], "crop scale 0.5 0.2"),
     (["--blur", "2"], r"--blur must be at least 0 and at most 1, not \(2.0,\)"),
     (["--blur", "0.1", "0.2", "0.3"], "probability of blur 0.1 0.2 0.3"),
+    (["--method", "swav", "--prototypes", "1"], "--prototypes must be at least 2, not 1"),
+    (["--method", "dino", "--prototypes", "1"], "--prototypes must be at least 2, not 1"),
+    (["--method", "ressl", "--queue-size", "1"], "--queue-size must be at least 2, not 1"),
 ]
 
 
@@ -136,6 +139,42 @@ def test_an_optimizer_brings_its_defaults() -> None:
     assert (config.lr, config.weight_decay, config.batch_size) == (0.001, 0.1, 512)
     own = parse_config(["--data", "x", "--preset", "cifar10", "--optimizer", "sgd"]).optimisation  # the method's anyway
     assert own == make_config("xmoco", "cifar10").optimisation
+
+
+def test_another_optimizer_has_nothing_of_what_the_papers_own_is_given() -> None:
+    """DINO's weight decay of a vision transformer ends at 0.4, Barlow's biases have a fortieth of LARS's rate."""
+    sgd = make_config("dino", arch="vit_small", optimizer="sgd").optimisation
+    assert (sgd.weight_decay, sgd.weight_decay_end, sgd.decay) == (1e-4, None, "auto")
+    adamw = make_config("barlow", "imagenet100", optimizer="adamw").optimisation
+    assert (adamw.vector_lr, adamw.trust, adamw.trust_clip, adamw.epochs) == (1.0, 1e-3, False, 400)
+    assert make_config("barlow", optimizer="lars").optimisation.vector_lr == 0.024  # its own
+    typed = make_config("dino", arch="vit_small", optimizer="lars", decay="all").optimisation
+    assert (typed.lr, typed.decay) == (0.6, "all")
+
+
+def test_another_recipe_is_drawn_as_it_is() -> None:
+    """What a preset changes in one recipe is not for another."""
+    assert make_config("moco", "imagenet100").views.crop_scale == (0.08, 1.0)
+    for views in (
+        make_config("moco", "imagenet100", recipe="weak-key").views,
+        parse_config(["--data", "x", "--method", "mocov3", "--arch=vit_small", "--recipe=weak-key"]).views,
+        make_config("vicreg", "imagenet100", recipe="weak-key").views,
+    ):
+        assert views == ViewOptions(recipe="weak-key")
+    assert make_config("moco", "imagenet100", recipe="cifar", crop_scale=(0.5, 1.0)).views.crop_scale == (0.5, 1.0)
+
+
+def test_a_default_warm_up_never_leaves_nothing_of_a_run() -> None:
+    short = make_config("mocov3", "demo", arch="vit_tiny").optimisation  # 12 epochs, of which 40 would warm up
+    assert (short.epochs, short.warmup_epochs) == (12, 1.2)
+    assert make_config("mocov3", arch="vit_tiny").optimisation.warmup_epochs == 40
+
+
+def test_a_vision_transformer_of_torchvision_has_heads_of_its_own() -> None:
+    """MoCo v3's twelve are for its vit_small; vit_l_16 has sixteen."""
+    assert flat(make_config("mocov3", arch="vit_small"))["vit_heads"] == 12
+    large = make_config("mocov3", arch="vit_l_16")
+    assert (flat(large)["vit_heads"], large.optimisation.optimizer) == (0, "adamw")
 
 
 def test_the_learning_rate_is_per_256_images() -> None:
@@ -208,6 +247,24 @@ def test_a_saved_configuration_is_a_start_for_another_run(tmp_path: pathlib.Path
         parse_config(["--config", str(tmp_path / "old.json")])
     with pytest.raises(UserError, match="No such file"):
         parse_config(["--config", str(tmp_path / "none.json")])
+
+
+def test_what_is_typed_may_replace_a_saved_value_that_another_method_refuses(tmp_path: pathlib.Path) -> None:
+    saved = make_config("dino", data="x", recipe="swav", accumulate=2, optimizer="adamw", epochs=5, warmup_epochs=1.0)
+    prepare(tmp_path / "run", Settings.of(saved), False).close()
+    start = ["--config", str(tmp_path / "run/config.json"), "--method"]
+    config = parse_config([*start, "simclr", "--recipe", "mocov2", "--accumulate", "1", "--warmup-epochs", "0.5"])
+    assert (config.views.recipe, config.optimisation.accumulate, config.optimisation.epochs) == ("mocov2", 1, 5)
+    assert config.optimisation.warmup_epochs == 0.5
+    barlow = parse_config([*start, "barlow", "--recipe", "mocov2", "--accumulate", "1"]).optimisation
+    assert (barlow.optimizer, barlow.lr, barlow.vector_lr) == ("adamw", 1.5e-4, 1.0)
+    with pytest.raises(UserError, match="--recipe swav gives 2 views of full size and 6"):
+        parse_config([*start, "moco"])
+    prepare(tmp_path / "queue", Settings.of(make_config("moco", data="x", cross="queue")), False).close()
+    start[1] = str(tmp_path / "queue/config.json")
+    assert flat(parse_config([*start, "byol", "--cross", "batch"]))["cross"] == "batch"
+    with pytest.raises(UserError, match="--cross queue is for methods that have a queue"):
+        parse_config([*start, "byol"])
 
 
 def test_the_run_folder_may_be_given_by_place() -> None:

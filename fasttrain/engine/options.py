@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import Bounds, Fraction, Free, NotNegative, Options, Positive
 
 BASE_BATCH = 256  # images, for which --lr is given
-# Peak learning rate at BASE_BATCH and weight decay: MoCo's, MoCo v3's for its ResNet and its ViT, apex's own.
-OPTIMIZERS: dict[str, dict[str, float]] = {
-    "sgd": {"lr": 0.03, "weight_decay": 1e-4},
-    "lars": {"lr": 0.6, "weight_decay": 1e-6},
-    "adamw": {"lr": 1.5e-4, "weight_decay": 0.1},
-    "lamb": {"lr": 1e-3, "weight_decay": 0.01},
+_USUAL = {"decay": "auto", "weight_decay_end": None, "vector_lr": 1.0, "trust": 1e-3, "trust_clip": False}
+# Peak learning rate at BASE_BATCH and weight decay: MoCo's, MoCo v3's for its ResNet and its ViT, apex's own. What a
+# method's paper sets for its own optimizer is not for another.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.03, "weight_decay": 1e-4, **_USUAL},
+    "lars": {"lr": 0.6, "weight_decay": 1e-6, **_USUAL},
+    "adamw": {"lr": 1.5e-4, "weight_decay": 0.1, **_USUAL},
+    "lamb": {"lr": 1e-3, "weight_decay": 0.01, **_USUAL},
 }
 
 
@@ -32,7 +34,7 @@ class OptimisationOptions(Options):
     optimizer: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
     """lars for batches of thousands, adamw for vision transformers, lamb by NVIDIA's apex. Another one than the
     method's sets --lr and --weight-decay: sgd 0.03 and 1e-4, lars 0.6 and 1e-6, adamw 1.5e-4 and 0.1, lamb 1e-3 and
-    0.01."""
+    0.01. The method's --decay, --weight-decay-end, --vector-lr, --trust and --trust-clip are then not used."""
     lr: Positive[float] = 0.03
     """Peak learning rate per 256 images: it is scaled in proportion to --batch-size, and falls along a cosine."""
     weight_decay: NotNegative[float] = 1e-4

@@ -18,7 +18,7 @@ from fasttrain.networks.multi_crop import encode_crops
 from fasttrain.networks.prototypes import WeightNormLinear
 from fasttrain.networks.vision_transformer import drop_paths
 from fasttrain.system.collectives import sum_over_ranks, world_size
-from fasttrain.system.options import Momentum, NotNegative, Positive
+from fasttrain.system.options import Momentum, NotNegative, Positive, Several
 from fasttrain.views.spec import RECIPES, Recipe
 
 DROP_PATH = 0.1  # of a vision transformer's blocks, the teacher's excepted
@@ -63,7 +63,7 @@ class DINOOptions(MethodOptions):
     """Width of the projection head's two hidden layers."""
     head_norm: bool = False
     """Batch norm in the projection head: faster at first, for small data and short runs."""
-    prototypes: Positive[int] = 65536
+    prototypes: Several[int] = 65536
     """Width of the probabilities."""
     ema: Momentum[float] = 0.996
     """Momentum of the teacher at first; it rises to 1. 0.9995 for batches of 256."""

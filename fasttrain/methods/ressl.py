@@ -10,7 +10,7 @@ from torch import nn
 from fasttrain.losses.queue import ReSSL
 from fasttrain.methods.moco import KeyOptions, MoCo
 from fasttrain.networks.heads import mlp_head
-from fasttrain.system.options import Positive
+from fasttrain.system.options import Positive, Several
 from fasttrain.views.spec import RECIPES, Recipe
 
 # solo-learn's scripts/pretrain/imagenet-100/ressl.yaml, but for its SyncBN, where keys are not shuffled
@@ -44,7 +44,7 @@ class ReSSLOptions(KeyOptions):
     """Width of queries and keys."""
     hidden: Positive[int] = 4096
     """Width of the projector's hidden layer."""
-    queue_size: Positive[int] = 131072
+    queue_size: Several[int] = 131072
     """Keys kept to relate to."""
     temperature: Positive[float] = 0.1
     """Temperature of the query's distribution over the queue."""

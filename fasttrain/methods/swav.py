@@ -17,7 +17,7 @@ from fasttrain.networks.multi_crop import encode_crops
 from fasttrain.networks.prototypes import Prototypes
 from fasttrain.networks.queue import Queue
 from fasttrain.system.collectives import gather_rows, rank, world_size
-from fasttrain.system.options import NotNegative, Positive
+from fasttrain.system.options import NotNegative, Positive, Several
 from fasttrain.views.spec import RECIPES, Recipe
 
 VIEWS = 2  # of full size, which assign
@@ -56,7 +56,7 @@ class SwAVOptions(MethodOptions):
     """Width of embeddings and prototypes."""
     hidden: Positive[int] = 2048
     """Width of the projection head's hidden layer."""
-    prototypes: Positive[int] = 3000
+    prototypes: Several[int] = 3000
     """Prototypes, a few for each kind of image that is expected."""
     temperature: Positive[float] = 0.1
     """Temperature of the predictions."""

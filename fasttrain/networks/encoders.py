@@ -27,8 +27,8 @@ class EncoderOptions(Options):
     cifar_stem: bool = False
     """For torchvision ResNets: 3x3 stride-1 first convolution and no max-pool, for images of about 32 px."""
     batch_norm: Literal["split", "sync", "plain"] = "split"
-    """split: statistics over groups of images, keys shuffled between them, so that a query can't tell its key by them;
-    sync: over the images of all processes; plain: over those of each."""
+    """split: statistics over groups of images; methods with a queue of keys shuffle these between them, so that a query
+    can't tell its key by them. sync: over the images of all processes; plain: over those of each."""
     batch_norm_groups: Positive[int] = GROUPS
     """Groups of --batch-norm split that each micro-batch is cut into, over all processes: as many as the GPUs of MoCo's
     recipes."""

@@ -71,9 +71,11 @@ def check_rows(batch_size: int, world_size: int, accumulate: int, kind: str, gro
     share = batch_size // (world_size * accumulate)
     rows = {"split": share // groups_of_rank(share, groups, world_size), "sync": share * world_size, "plain": share}
     if rows[kind] < LEAST_IMAGES:
+        less = " or less --accumulate" if accumulate > 1 else ""
+        instead = f" or --batch-norm sync, of {rows['sync']}" if rows["sync"] >= LEAST_IMAGES else less
         raise UserError(
             f"--batch-size {batch_size}: the head's batch norm would normalise {rows[kind]} rows together, too few for "
-            f"a variance; it needs {LEAST_IMAGES}: a larger batch, or --batch-norm sync on several processes"
+            f"a variance; it needs {LEAST_IMAGES}: use a larger batch{instead}"
         )
 
 

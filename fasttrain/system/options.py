@@ -51,6 +51,7 @@ def _digits(number: float) -> str:
 FREE = "free"  # in a field's type: a run may be continued with another value
 Free = Annotated[Value, FREE]
 Positive = Annotated[Value, Bounds(0, low_open=True)]
+Several = Annotated[Value, Bounds(2)]  # of which one says nothing
 NotNegative = Annotated[Value, Bounds(0)]
 Fraction = Annotated[Value, Bounds(0, 1)]  # both ends included
 Momentum = Annotated[Value, Bounds(0, 1, high_open=True)]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import Bounds, Fraction, NotNegative, Options, Positive
 from fasttrain.views.spec import RECIPES, Recipe, adjusted, sides
 
 GROWING = 0.75  # part of the epochs in which views grow to their final size
+# a recipe without a change in it: what a method's paper or preset changes in one recipe is not for another
+AS_DRAWN: dict[str, Any] = {"crop_scale": None, "jitter": None, "jitter_p": (), "blur": (), "solarize": ()}
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class ViewOptions(Options):
         "dino", "dino-vit",
     ] = "method"  # fmt: skip
     """Augmentation recipe; method: the method's own. Another one must give as many views of full size; a method whose
-    own has small crops takes any number of them, or none."""
+    own has small crops takes any number of them, or none. It is drawn as it is, whatever the method's preset changes in
+    its own."""
     size: Positive[int] = 224
     """Side of a view in pixels, in training and evaluation; of a recipe with several sizes, the largest."""
     resolution: str = ""

@@ -105,7 +105,7 @@ def test_steps_in_less_precision_are_finite(name: str, precision: str) -> None:
     assert step.skips_3.tolist()[0] == 0
 
 
-def _steps_on_ranks(folder: pathlib.Path, name: str) -> None:
+def _steps_on_ranks(folder: pathlib.Path, name: str, epoch: float = 5.0) -> None:
     """Two steps of this rank's share of the images. Batch norm is over all ranks, which is what the method is held to;
     the share of rank r are the images r·N/W and on."""
     ranks = Ranks("cpu")
@@ -115,7 +115,7 @@ def _steps_on_ranks(folder: pathlib.Path, name: str) -> None:
     rows = slice(ranks.rank * count, (ranks.rank + 1) * count)
     terms, gradients = [], {}
     for number in range(2):
-        whole = batch_of(config, number)
+        whole = batch_of(config, number, epoch)
         views = tuple(_rows(group, rows) for group in whole.views)
         label_B = None if whole.label_B is None else whole.label_B[rows]
         seed_step(0, number, 0)
@@ -135,9 +135,22 @@ def _rows(group: torch.Tensor, rows: slice) -> torch.Tensor:
 @pytest.mark.parametrize("world_size", [2, 4])
 @ALL
 def test_on_several_ranks_a_step_is_that_of_one(tmp_path: pathlib.Path, name: str, world_size: int) -> None:
-    succeed(on_ranks(tmp_path, 1, _steps_on_ranks, tmp_path, name))
+    _compare_ranks(tmp_path, name, world_size)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "freeze_epochs" in flat(make_config(name))])
+def test_on_several_ranks_frozen_prototypes_stay_and_all_else_moves_alike(tmp_path: pathlib.Path, name: str) -> None:
+    """Gradients that are dropped after DDP has summed them up."""
+    state = _compare_ranks(tmp_path, name, 2, epoch=0.0)
+    torch.testing.assert_close(state["prototypes.weight"], build(small(name)).prototypes.weight)
+    assert not torch.equal(state["projector.0.weight"], build(small(name)).projector[0].weight)
+
+
+def _compare_ranks(tmp_path: pathlib.Path, name: str, world_size: int, epoch: float = 5.0) -> dict[str, torch.Tensor]:
+    """Holds two steps on several ranks to those on one, whose state it returns."""
+    succeed(on_ranks(tmp_path, 1, _steps_on_ranks, tmp_path, name, epoch))
     expected = torch.load(tmp_path / "rank0.pt")
-    succeed(on_ranks(tmp_path, world_size, _steps_on_ranks, tmp_path, name))
+    succeed(on_ranks(tmp_path, world_size, _steps_on_ranks, tmp_path, name, epoch))
     found = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(world_size)]
     for terms, gradients, state in found:
         for ours, theirs in zip(terms, expected[0], strict=True):
@@ -149,14 +162,16 @@ def test_on_several_ranks_a_step_is_that_of_one(tmp_path: pathlib.Path, name: st
         for place, value in expected[2].items():
             if not place.endswith("num_batches_tracked"):
                 assert (state[place] - value).double().norm() <= CHANCE * value.double().norm() + 1e-3, place
+    return expected[2]
 
 
 @ALL
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_a_run(name: str, preset: str) -> None:
-    config = make_config(name, preset)
-    assert config.optimisation.peak_lr < 20
-    assert config.optimisation.warmup_epochs < config.optimisation.epochs
+    for arch in ({}, {"arch": "vit_small"}):
+        config = make_config(name, preset, **arch)
+        assert config.optimisation.peak_lr < 20
+        assert config.optimisation.warmup_epochs < config.optimisation.epochs
 
 
 @ALL

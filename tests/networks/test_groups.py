@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fasttrain.networks.groups import Groups, check_groups, groups_of_rank
+from fasttrain.networks.groups import Groups, check_groups, check_rows, groups_of_rank
 from fasttrain.system.errors import UserError
 
 
@@ -62,3 +62,26 @@ def test_what_is_named_instead_is_accepted() -> None:
     assert check_groups(704, 1, 8).share <= 0.2
     assert check_groups(256, 32, 1).share <= 0.2
     assert check_groups(384, 64, 1).share <= 0.2
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "accumulate", "kind", "rows", "instead"),
+    [
+        (2, 1, 1, "plain", 2, ""),
+        (4, 2, 1, "plain", 2, " or --batch-norm sync, of 4"),
+        (4, 2, 1, "split", 2, " or --batch-norm sync, of 4"),
+        (16, 2, 4, "plain", 2, " or --batch-norm sync, of 4"),
+        (16, 2, 8, "sync", 2, " or less --accumulate"),
+        (22, 1, 1, "split", 2, " or --batch-norm sync, of 22"),  # 22 images are cut into 11 groups
+    ],
+)
+def test_a_head_with_too_few_rows_is_refused(
+    batch_size: int, world_size: int, accumulate: int, kind: str, rows: int, instead: str
+) -> None:
+    with pytest.raises(UserError, match=f"would normalise {rows} rows together.*use a larger batch{instead}$"):
+        check_rows(batch_size, world_size, accumulate, kind)
+
+
+def test_a_head_with_rows_enough_is_not() -> None:
+    for batch in ((4, 1, 1, "plain"), (4, 2, 1, "sync"), (8, 2, 1, "split"), (16, 2, 2, "plain"), (8, 1, 1, "split")):
+        check_rows(*batch)
