@@ -128,7 +128,7 @@ def _defaults(method: str, preset: str, given: Mapping[str, Any], typed: Mapping
     if twice := sorted(shared & set(flat(config.method))):
         raise UserError(f"--method {method}: {flag(twice[0])} is an option of all methods: give its own another name")
     values = {**options.paper, **PRESETS[preset], **options.presets.get(preset, {})}
-    arch = typed.get("arch") or given.get("arch") or values.get("arch") or EncoderOptions.arch
+    arch = str(typed.get("arch") or given.get("arch") or values.get("arch") or EncoderOptions.arch)
     if is_vision_transformer(arch):  # torchvision's have heads of their own
         values |= {name: v for name, v in options.paper_vit.items() if arch in WIDTHS or not name.startswith("vit_")}
     values |= _brought(values, given) | dict(given)

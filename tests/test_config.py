@@ -110,6 +110,8 @@ def test_values_are_checked_from_python_too() -> None:
         ("batch_size", "256", "'256'"), ("lr", float("inf"), "not inf"),
         ("cross", "qeue", "batch, queue, queue-both, none"),
         ("blur", 0.5, "--blur can't be 0.5"), ("cifar_stem", 1, "--cifar-stem can't be 1"), ("preset", "huge", "huge"),
+        ("arch", 3, "--arch can't be 3"), ("optimizer", ["sgd"], "--optimizer can't be"), ("recipe", 3, "--recipe"),
+        ("epochs", "5", "--epochs can't be '5'"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             make_config(**{"method": "moco", name: value})

@@ -74,7 +74,7 @@ class MoCoOptions(KeyOptions):
     decoupled: bool = False
     """Leave a query's own key out of InfoNCE's denominator: the decoupled contrastive loss (arXiv 2110.06848)."""
     decoupled_weighted: bool = False
-    """The same paper's DCLW: decoupled, and pairs that are far apart weigh more."""
+    """The same paper's DCLW: decoupled, and pairs that are far apart, among those of a micro-batch, weigh more."""
     symmetric: bool = False
     """Each view is query and key in turn (MoCo v2+), at twice the cost of a step: the mean of both directions, against
     one queue, which then takes the keys of both. Where published code sums them (MoCo's CIFAR-10 notebook), the same
