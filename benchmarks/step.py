@@ -12,8 +12,8 @@ train the same network with MoCo: same batch, queue and view size. Prints a tabl
 benchmarks/results/step.jsonl for each case and kind of views; the last line of the output is JSON, its ratios the
 smallest over the cases.
 
---methods times a step of each method instead, with its own heads, queue and number of views, beside the passes through
-the encoder that its paper asks for (step_methods.py).
+--methods times a step of each method instead, with its own heads, queue and number of views (of its CIFAR-10 preset,
+where the encoder has that stem), beside the passes through the encoder that its paper asks for (step_methods.py).
 """
 
 from __future__ import annotations

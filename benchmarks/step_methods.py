@@ -16,7 +16,8 @@ SECONDS = 900  # in which a method has to be measured
 
 
 class Passes(NamedTuple):
-    """Of the encoder for each image: views with a gradient and without, and small crops, which have one."""
+    """Of the encoder for each image: views with a gradient and without, and small crops, which have one. On CIFAR-10
+    SwAV and DINO go without these."""
 
     gradient: int
     without: int
@@ -24,7 +25,7 @@ class Passes(NamedTuple):
 
 
 PASSES = {
-    "moco": Passes(1, 1), "xmoco": Passes(1, 1), "co2": Passes(1, 1), "ressl": Passes(1, 1), "sce": Passes(2, 2),
+    "moco": Passes(1, 1), "xmoco": Passes(1, 1), "co2": Passes(1, 1), "ressl": Passes(1, 1), "sce": Passes(1, 1),
     "simclr": Passes(2, 0), "supcon": Passes(2, 0), "simsiam": Passes(2, 0), "barlow": Passes(2, 0),
     "vicreg": Passes(2, 0), "nnclr": Passes(2, 0), "byol": Passes(2, 2), "mocov3": Passes(2, 2),
     "swav": Passes(2, 0, 6), "dino": Passes(2, 2, 8),
@@ -59,8 +60,8 @@ def _measure(name: str, case: Any, rounds: int) -> Cost:  # noqa: ANN401 as abov
     ranks = Ranks("auto")
     device, dtype = ranks.device, AUTOCAST["bf16"]
     config = make_config(
-        name, arch=case.arch, cifar_stem=case.cifar_stem, size=case.size, batch_size=case.batch_size, epochs=100,
-        warmup_epochs=1.0,
+        name, "cifar10" if case.cifar_stem else "imagenet", arch=case.arch, cifar_stem=case.cifar_stem, size=case.size,
+        batch_size=case.batch_size, epochs=100, warmup_epochs=1.0,
     )  # fmt: skip
     method = make_networks(
         config.method, config.encoder, config.views, config.optimisation, config.machine, device, config.run.seed
@@ -73,8 +74,9 @@ def _measure(name: str, case: Any, rounds: int) -> Cost:  # noqa: ANN401 as abov
 
     def passes() -> None:
         with torch.autocast(device.type, dtype):
-            _pass(method.encoder, groups[0][0], PASSES[name].gradient, PASSES[name].without)
-            if PASSES[name].small:
+            both = 2 if getattr(config.method, "symmetric", False) else 1  # views that are query and key in turn
+            _pass(method.encoder, groups[0][0], both * PASSES[name].gradient, both * PASSES[name].without)
+            if len(groups) > 1:
                 _pass(method.encoder, groups[1].flatten(0, 1), 1, 0)
         method.encoder.zero_grad()
 

@@ -5,10 +5,13 @@ import re
 
 from support.commands import ROOT
 
+from benchmarks.methods import MethodsBenchmark
+from benchmarks.step import StepBenchmark
 from fasttrain.config import make_config
 from fasttrain.dataprep.convert import ConvertConfig
 from fasttrain.dataprep.verify import VerifyConfig
 from fasttrain.evaluate import EvaluateConfig
+from fasttrain.methods import METHODS
 from fasttrain.report import ReportConfig
 from fasttrain.system.options import flat
 
@@ -32,8 +35,8 @@ FOREIGN = {"user", "nproc-per-node", "nodes", "gpus-per-node", "build"}
 
 
 def test_every_option_shown_exists() -> None:
-    known = {name.replace("_", "-") for name in flat(make_config())}
-    for command in (EvaluateConfig, ReportConfig, ConvertConfig, VerifyConfig):
+    known = {name.replace("_", "-") for method in METHODS for name in flat(make_config(method))}
+    for command in (EvaluateConfig, ReportConfig, ConvertConfig, VerifyConfig, MethodsBenchmark, StepBenchmark):
         known |= {field.name.replace("_", "-") for field in dataclasses.fields(command)}
     shown = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", README)) - {"help"} - FOREIGN
     assert shown <= known

@@ -25,32 +25,36 @@ CONSISTENCIES: dict[str, type[QueueTerm]] = {"queue": QueueConsistency, "queue-b
 
 
 @dataclass(frozen=True)
-class Regularisers(Options):
-    """XMoCo's regularisers, on top of the method's own loss."""
+class BatchRegularisers(Options):
+    """XMoCo's regularisers, on top of the own loss of a method that has no queue."""
 
-    cross: Literal["batch", "queue", "queue-both", "none"] = "none"
-    """Cross-similarity consistency: keep similarities between views over the batch's pairs, or each image's
-    similarities to the queue; queue-both: with the query's as the key's target, too, as CO2 does (arXiv 2010.02217)."""
+    cross: Literal["batch", "none"] = "none"
+    """Cross-similarity consistency: keep similarities between views over the batch's pairs."""
     cross_weight: NotNegative[float] = 1.0
     """Weight of that consistency."""
-    cross_temperature: Positive[float] = 0.2
-    """Temperature of the distributions compared by --cross queue and queue-both."""
-    uniform: Literal["batch", "queue", "none"] = "none"
-    """Uniform similarity: which negatives' similarities should be uniform."""
+    uniform: Literal["batch", "none"] = "none"
+    """Uniform similarity: whether the similarities to the batch's other images should be uniform."""
     uniform_weight: NotNegative[float] = 0.1
     """Weight of that uniformity."""
     uniform_temperature: Positive[float] = 0.2
     """Temperature of the distribution that should be uniform."""
 
-    def check_without_queue(self) -> None:
-        """Raises UserError where a term is to be read over the queue, of which the method has none."""
-        for name, value in (("cross", self.cross), ("uniform", self.uniform)):
-            if value.startswith("queue"):
-                raise UserError(f"--{name} {value} is for methods that have a queue, as this one has not; use batch")
+
+@dataclass(frozen=True)
+class Regularisers(BatchRegularisers):
+    """XMoCo's regularisers, on top of the own loss of a method with a queue."""
+
+    cross: Literal["batch", "queue", "queue-both", "none"] = "none"  # type: ignore[assignment]
+    """Cross-similarity consistency: keep similarities between views over the batch's pairs, or each image's
+    similarities to the queue; queue-both: with the query's as the key's target, too, as CO2 does (arXiv 2010.02217)."""
+    uniform: Literal["batch", "queue", "none"] = "none"  # type: ignore[assignment]
+    """Uniform similarity: which negatives' similarities should be uniform."""
+    cross_temperature: Positive[float] = 0.2
+    """Temperature of the distributions compared by --cross queue and queue-both."""
 
 
 def regularised(
-    contrast: QueueTerm | Tensor, options: Regularisers, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor | None,
+    contrast: QueueTerm | Tensor, options: BatchRegularisers, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor | None,
     queue_KD: Tensor | None, directions: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The contrast with the regularisers that are on: the loss, and every term's detached value by name.
@@ -67,10 +71,11 @@ def regularised(
         over_queue["contrast"] = contrast
     else:
         values["contrast"] = contrast
-    if options.cross in CONSISTENCIES:
-        over_queue["cross"] = CONSISTENCIES[options.cross](options.cross_temperature)
-    if options.uniform == "queue":
-        over_queue["uniform"] = QueueUniformity(options.uniform_temperature)
+    if isinstance(options, Regularisers):
+        if options.cross in CONSISTENCIES:
+            over_queue["cross"] = CONSISTENCIES[options.cross](options.cross_temperature)
+        if options.uniform == "queue":
+            over_queue["uniform"] = QueueUniformity(options.uniform_temperature)
     if over_queue:
         if queue_KD is None:
             raise UserError("--cross queue and --uniform queue are for methods that have a queue; use batch")

@@ -43,7 +43,7 @@ class BarlowOptions(MethodOptions):
         # vturrisi/solo-learn: scripts/pretrain/cifar/barlow.yaml
         "cifar10": {**IMAGENET100, "batch_size": 256, "recipe": "cifar-asymmetric"},
         "demo": {
-            "batch_size": 64, "optimizer": "sgd", "lr": 0.5, "weight_decay": 5e-4, "vector_lr": 1.0, "epochs": 8,
+            "batch_size": 64, "optimizer": "sgd", "lr": 0.5, "weight_decay": 5e-4, "vector_lr": 1.0, "epochs": 24,
             "warmup_epochs": 1, "recipe": "mocov2", "hidden": 512, "dim": 512, "redundancy_weight": 0.001,
         },
     }  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.losses.cosine import spread, squared_distance
-from fasttrain.losses.regularisers import Regularisers, averaged, regularised
+from fasttrain.losses.regularisers import BatchRegularisers, averaged, regularised
 from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
 from fasttrain.networks.encoders import zero_init_residual
 from fasttrain.networks.heads import batch_norm_mlp
@@ -58,12 +58,8 @@ class BYOLOptions(MethodOptions):
     """Width of the predictor's hidden layer."""
     ema: Momentum[float] = 0.996
     """Momentum of the momentum network at the start; it rises to 1."""
-    regularisers: Regularisers = field(default_factory=Regularisers)
+    regularisers: BatchRegularisers = field(default_factory=BatchRegularisers)
     """XMoCo's regularisers, which go with any method of queries and keys"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.regularisers.check_without_queue()
 
     def build(self, encoder: nn.Module, width: int) -> BYOL:
         return BYOL(encoder, width, self)

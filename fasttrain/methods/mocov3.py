@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.losses.batch import batch_info_nce
-from fasttrain.losses.regularisers import Regularisers, averaged, regularised
+from fasttrain.losses.regularisers import BatchRegularisers, averaged, regularised
 from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
 from fasttrain.networks.encoders import zero_init_residual
 from fasttrain.networks.heads import batch_norm_mlp
@@ -63,12 +63,8 @@ class MoCoV3Options(MethodOptions):
     """Momentum of the momentum network at the start; it rises to 1."""
     temperature: Positive[float] = 1.0
     """Temperature of InfoNCE."""
-    regularisers: Regularisers = field(default_factory=Regularisers)
+    regularisers: BatchRegularisers = field(default_factory=BatchRegularisers)
     """XMoCo's regularisers, which go with any method of queries and keys"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.regularisers.check_without_queue()
 
     def build(self, encoder: nn.Module, width: int) -> MoCoV3:
         return MoCoV3(encoder, width, self)

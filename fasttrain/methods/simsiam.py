@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.losses.cosine import negative_cosine, spread
-from fasttrain.losses.regularisers import Regularisers, averaged, regularised
+from fasttrain.losses.regularisers import BatchRegularisers, averaged, regularised
 from fasttrain.methods.base import Method, MethodOptions, Output, Sample
 from fasttrain.networks.encoders import zero_init_residual
 from fasttrain.networks.heads import batch_norm_mlp
@@ -51,12 +51,8 @@ class SimSiamOptions(MethodOptions):
     """Linear layers of the projector, each with batch norm."""
     predictor_hidden: Positive[int] = 512
     """Width of the predictor's hidden layer."""
-    regularisers: Regularisers = field(default_factory=Regularisers)
+    regularisers: BatchRegularisers = field(default_factory=BatchRegularisers)
     """XMoCo's regularisers, which go with any method of queries and keys"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.regularisers.check_without_queue()
 
     def build(self, encoder: nn.Module, width: int) -> SimSiam:
         return SimSiam(encoder, width, self)
