@@ -256,11 +256,11 @@ def train(config: TrainConfig) -> int:
                 if ranks.is_main and step == 0:
                     write_samples(run / "samples.png", batch, views, mean, std)
                 seed_step(config.run.seed, step, ranks.rank)
-                lr, progress = schedule(step).lr, Progress(step / steps_per_epoch, optimisation.epochs)
+                rates, progress = schedule(step), Progress(step / steps_per_epoch, optimisation.epochs)
                 label_B = on_device(batch.label_B, ranks.device)
                 terms = trainer.forward_backward(Sample(views, label_B, batch.index_B, progress))
-                trainer.update(step, schedule(step))
-                step += 1
+                trainer.update(step, rates)
+                lr, step = rates.lr, step + 1
 
                 metrics.step(step, epoch, lr, ranks.mean(terms), trainer.skips_3)
                 display.step(step)
@@ -299,7 +299,8 @@ def main(argv: list[str] | None = None) -> int:
     def command() -> int:
         config = parse_config(sys.argv[1:] if argv is None else argv)
         lower = f"lower --batch-size (now {config.optimisation.batch_size}) or --size (now {config.views.size})"
-        other = "try --accumulate or --checkpoint-activations, or share the batch among more processes"
+        cut = "" if config.method.over_batch else "--accumulate or "  # which a loss over the batch refuses
+        other = f"try {cut}--checkpoint-activations, or share the batch among more processes"
         with explained(f"{lower}, {other}"):
             return train(config)
 
