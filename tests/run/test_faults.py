@@ -33,7 +33,7 @@ from fasttrain.config import make_config
 from fasttrain.engine.optim import Rates
 from fasttrain.engine.step import TrainStep
 from fasttrain.methods.moco import MoCo
-from fasttrain.methods.simclr import SimCLR
+from fasttrain.methods.nnclr import NNCLR
 from fasttrain.run import folder
 from fasttrain.run.checkpoint import CheckpointError, keep_best, load_newest, save_checkpoint, saved_checkpoints
 from fasttrain.run.metrics import MetricsFile, read_metrics
@@ -273,8 +273,8 @@ def test_full_memory_of_a_loss_over_the_batch_does_not_advise_what_it_refuses(
     def loss(*_arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(SimCLR, "loss", loss)
-    assert train(shards, tmp_path / "run", "--method", "simclr") == 1
+    monkeypatch.setattr(NNCLR, "loss", loss)
+    assert train(shards, tmp_path / "run", "--method", "nnclr") == 1
     (line,) = (line for line in capsys.readouterr().err.splitlines() if ": error: " in line)
     assert "try --checkpoint-activations" in line
     assert "--accumulate" not in line
