@@ -274,7 +274,7 @@ def test_full_memory_of_a_loss_over_the_batch_does_not_advise_what_it_refuses(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(NNCLR, "loss", loss)
-    assert train(shards, tmp_path / "run", "--method", "nnclr") == 1
+    assert train(shards, tmp_path / "run", "--method", "nnclr", "--warmup-epochs", 1) == 1
     (line,) = (line for line in capsys.readouterr().err.splitlines() if ": error: " in line)
     assert "try --checkpoint-activations" in line
     assert "--accumulate" not in line
