@@ -32,7 +32,19 @@ setup(
         "dali": ["nvidia-dali-cuda130>=1.51; platform_system == 'Linux'"],
         "parquet": ["pyarrow>=14"],  # parquet files as a source
         "ray": ["ray>=2.30"],  # conversion on many machines
+        "remote": ["fsspec>=2024.2", "aiohttp>=3.9", "huggingface-hub>=0.24", "s3fs>=2024.2", "gcsfs>=2024.2"],
+        "timm": ["timm>=1.0.9"],  # encoders, weights
+        "export": [
+            "timm>=1.0.9",
+            "safetensors>=0.4",
+            "onnx>=1.16",
+            "onnxscript>=0.2",
+            "onnxruntime>=1.18",
+            "transformers>=4.47",
+        ],
         "tensorboard": ["tensorboard>=2.16"],
+        "wandb": ["wandb>=0.17"],
+        "mlflow": ["mlflow-skinny>=2.14"],
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",
@@ -47,6 +59,18 @@ setup(
             "pyarrow>=14",
             "webdataset>=0.2.100",
             "ray>=2.30",
+            "timm>=1.0.9",
+            "safetensors>=0.4",
+            "onnx>=1.16",
+            "onnxscript>=0.2",
+            "onnxruntime>=1.18",
+            "transformers>=4.47",
+            "fsspec>=2024.2",
+            "aiohttp>=3.9",
+            "huggingface-hub>=0.24",
+            "lightning>=2.4",
+            "wandb>=0.17",
+            "mlflow-skinny>=2.14",
         ],
     },
 )

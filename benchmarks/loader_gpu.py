@@ -20,6 +20,7 @@ from benchmarks.repeated import Repeated
 from fasttrain.input import IMAGENET_MEAN, IMAGENET_STD, Batch, Loader, Order, open_dataset, open_loader
 from fasttrain.kernels.augment import Views, augment
 from fasttrain.networks.encoders import make_encoder
+from fasttrain.networks.options import EncoderOptions
 from fasttrain.run.clock import BatchClock, seconds_of
 from fasttrain.system.errors import UserError
 from fasttrain.views.draw import draw
@@ -97,7 +98,7 @@ class _Loop:
     def __init__(self, loader: Loader) -> None:
         self.loader, self._clock = loader, BatchClock(torch.device("cuda"))
         self._batches = self._clock.timed(_endless(loader))
-        encoder, _ = make_encoder("resnet50", SIZE)
+        encoder, _ = make_encoder(EncoderOptions(arch="resnet50"), SIZE)
         self._encoder = encoder.to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._views: Views | None = None
 

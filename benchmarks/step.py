@@ -40,6 +40,7 @@ from benchmarks.similarity import speeds
 from benchmarks.step_methods import PASSES
 from benchmarks.step_sides import Case, Round, Side
 from fasttrain.networks.encoders import make_encoder
+from fasttrain.networks.options import EncoderOptions
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import Options, Positive
@@ -77,7 +78,7 @@ class StepBenchmark(Options):
 
 def flops(case: Case) -> float:
     """Operations of one step: the query network's forward and backward (twice as much), the key network's forward."""
-    encoder, _ = make_encoder(case.arch, case.size, case.cifar_stem)
+    encoder, _ = make_encoder(EncoderOptions(arch=case.arch, cifar_stem=case.cifar_stem), case.size)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         encoder(torch.zeros(1, 3, case.size, case.size).expand(2, -1, -1, -1))

@@ -238,8 +238,9 @@ def _peer(name: str, case: Case, folder: pathlib.Path | None, device: torch.devi
     from benchmarks.step_peers import MoCoLoop, Recipe, loaded_views
     from fasttrain.networks.encoders import make_encoder
     from fasttrain.networks.heads import linear_head, mlp_head
+    from fasttrain.networks.options import EncoderOptions
 
-    encoder, width = make_encoder(case.arch, case.size, case.cifar_stem)
+    encoder, width = make_encoder(EncoderOptions(arch=case.arch, cifar_stem=case.cifar_stem), case.size)
     head = {"mlp": mlp_head, "linear": linear_head}[case.head]
     network = nn.Sequential(encoder, head(width, 128))
     recipe = Recipe(dim=128, queue_size=case.queue_size, ema=0.999, temperature=0.2, lr=0.03, weight_decay=1e-4)

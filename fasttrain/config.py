@@ -15,8 +15,7 @@ from typing import Any
 from fasttrain.engine.options import OPTIMIZERS, MachineOptions, OptimisationOptions
 from fasttrain.input.options import DataOptions
 from fasttrain.methods import METHODS, MethodOptions, method_options
-from fasttrain.networks.encoders import EncoderOptions, is_vision_transformer
-from fasttrain.networks.vision_transformer import WIDTHS
+from fasttrain.networks.options import WIDTHS, EncoderOptions, is_vision_transformer
 from fasttrain.presets import PRESETS
 from fasttrain.run.folder import config_of, read_settings
 from fasttrain.run.options import LoggingOptions, RunOptions

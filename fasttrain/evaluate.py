@@ -30,17 +30,15 @@ from fasttrain.evaluation.accuracy import accuracy
 from fasttrain.evaluation.features import EvenSubset, extract, open_labelled
 from fasttrain.evaluation.knn import TEMPERATURE, knn, neighbours
 from fasttrain.evaluation.linear_probe import linear_probe
-from fasttrain.input import Store, open_dataset, pixel_statistics
-from fasttrain.methods import Method
+from fasttrain.input import Store, open_dataset
 from fasttrain.report import write_report
-from fasttrain.run.checkpoint import BEST, UNFIT, Checkpoint, load_checkpoint, load_newest
 from fasttrain.run.evaluations import Evaluation, keep_evaluations
 from fasttrain.run.faults import explained
-from fasttrain.run.folder import DataRecord, read_data
+from fasttrain.run.folder import DataRecord
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import DataError, UserError
-from fasttrain.system.memory import is_full_memory
 from fasttrain.system.options import Bounds, NotNegative, Options, Positive
+from fasttrain.trained import chosen_checkpoint, images_of, load_weights
 
 
 @dataclass(frozen=True)
@@ -78,43 +76,6 @@ class EvaluateConfig(Options):
     """Decoding threads. auto: every core this process may use."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU when there is one."""
-
-
-def chosen_checkpoint(run: pathlib.Path, checkpoint_every: int, best: bool) -> Checkpoint:
-    """The newest of a run, or its best. Raises UserError where there is none, and says how to get one."""
-    path = run / "checkpoints" / BEST
-    if best and not path.exists():
-        raise UserError(f"{run} has no {BEST}: train with --knn-every, for one epoch of that many at least")
-    checkpoint = load_checkpoint(path) if best else load_newest(run / "checkpoints")
-    if checkpoint is None:
-        raise UserError(
-            f"{run} has no checkpoint yet: training writes one every {checkpoint_every} steps, at its end, and "
-            "when it is told to stop; if it has failed, its last line said why: run the same command again"
-        )
-    return checkpoint
-
-
-def load_weights(method: Method, checkpoint: Checkpoint) -> None:
-    """Give the method a checkpoint's weights. Raises UserError where they are of other networks."""
-    try:
-        method.load_state_dict(checkpoint.state["method"])
-    except UNFIT as error:
-        if is_full_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{checkpoint.path} does not fit the networks of its run's config.json: {reason}") from error
-
-
-def images_of(run: pathlib.Path, config: TrainConfig, given: str) -> DataRecord:
-    """The run's images, and the statistics that belong to it. Raises UserError and DataError.
-
-    given: where to look for the statistics of a run that ended before they were recorded, if its images are gone.
-    """
-    if recorded := read_data(run):
-        return recorded
-    data = pathlib.Path(config.data.data)
-    found = data if data.exists() or not given else pathlib.Path(given)
-    return DataRecord(os.path.realpath(data), "", *pixel_statistics(found, config.data.loader))
 
 
 def open_splits(data: pathlib.Path, images: DataRecord, config: TrainConfig) -> tuple[EvenSubset, EvenSubset]:

@@ -19,7 +19,6 @@ from support.launch import ENDLESS, command, equal, final_state, train, train_on
 from support.launch import TINY as SMALL
 
 from fasttrain.config import load_config, make_config
-from fasttrain.evaluate import images_of
 from fasttrain.formats.beton import BetonReader
 from fasttrain.formats.manifest import Manifest
 from fasttrain.run import folder
@@ -27,6 +26,7 @@ from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.run.metrics import read_metrics
 from fasttrain.system.options import Settings
 from fasttrain.train import main
+from fasttrain.trained import images_of
 
 
 @pytest.fixture(scope="module", params=["moco", "xmoco"])

@@ -10,7 +10,8 @@ from fasttrain.engine.options import MachineOptions, OptimisationOptions
 from fasttrain.methods import Method, MethodOptions
 from fasttrain.networks.batch_norm import convert_batch_norm, is_synchronised
 from fasttrain.networks.convolution import convert_convolutions
-from fasttrain.networks.encoders import EncoderOptions, feature_width, make_encoder
+from fasttrain.networks.encoders import feature_width, make_encoder
+from fasttrain.networks.options import EncoderOptions
 from fasttrain.networks.queue import Queue
 from fasttrain.networks.recompute import checkpoint_activations
 from fasttrain.system.errors import UserError
@@ -27,7 +28,7 @@ def make_method(method: MethodOptions, encoder: EncoderOptions, size: int, seed:
     Raises UserError for an encoder that can't be.
     """
     torch.manual_seed(seed)
-    network, width = make_encoder(encoder.arch, size, encoder.cifar_stem, encoder.vit)
+    network, width = make_encoder(encoder, size)
     kind = encoder.batch_norm, encoder.batch_norm_groups
     return convert_batch_norm(method.build(convert_batch_norm(network, *kind), width), *kind)  # type: ignore[return-value]
 

@@ -7,14 +7,14 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from fasttrain.input import Order, Store, open_dataset, open_loader
+from fasttrain.input import Batch, Order, Store, open_dataset, open_loader
 from fasttrain.input.stores import Encoded
 from fasttrain.kernels.augment import augment
 from fasttrain.system.cli import warn
@@ -87,6 +87,33 @@ def seems_labelled(store: Store) -> bool:
     return True
 
 
+def central_views(
+    store: Store, device: torch.device, *, size: int, mean: tuple, std: tuple, batch_size: int, workers: int,
+    max_failed_fraction: float, labels: bool = False, first: int = 0, each_batch: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Batch, torch.Tensor]]:  # fmt: skip
+    """Every image's central crop, as encoders are evaluated on it, in the store's order: batches, and their views
+    (B, 3, size, size), fp32, channels-last, on the device.
+
+    first: batches that are left out. each_batch is called before each batch and may raise to end it. A batch and its
+    views are valid until the next one is asked for. Raises LoaderError when more than max_failed_fraction of the
+    images or labels can't be read.
+    """
+    order = Order(store.num_samples, batch_size, shuffle=False)
+    loader = open_loader(store, order, workers, device=device, max_failed_fraction=max_failed_fraction, labels=labels)
+    loader.load_state_dict({"epoch": 0, "step": first})
+    with contextlib.closing(loader):
+        for batch in loader.epoch(0):
+            each_batch()
+            table = center(batch.height_B, batch.width_B, crop_fraction(size))
+            (group,) = augment(batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, (size,), mean, std)
+            yield batch, group[0]
+
+
+def crop_fraction(size: int) -> float:
+    """Side of the square that is evaluated, as a part of the image's shorter side, for views of a size."""
+    return 1.0 if size <= SMALL_VIEW else 0.875
+
+
 @torch.no_grad()
 def extract(
     network: nn.Module, store: Store, folder: pathlib.Path, device: torch.device,
@@ -99,27 +126,26 @@ def extract(
     LoaderError when more than max_failed_fraction of the images or labels can't be read, UserError for an image without
     a label, DataError for one that is no class, RunError when the disk is too full.
     """
-    values_NF, odd = None, 0
+    values_NF, odd, done = None, 0, 0
     label_N = torch.empty(store.num_samples, dtype=torch.int64)
-    order = Order(store.num_samples, batch_size, shuffle=False)
-    loader = open_loader(store, order, workers, device=device, max_failed_fraction=max_failed_fraction, labels=True)
     limit = torch.finfo(torch.float16).max
-    with contextlib.closing(loader), progress(store.num_samples, title="features") as advance:
-        for step, batch in enumerate(loader.epoch(0)):
-            each_batch()
-            table = center(batch.height_B, batch.width_B, 1.0 if size <= SMALL_VIEW else 0.875)
-            (group,) = augment(batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, (size,), mean, std)
+    with progress(store.num_samples, title="features") as advance:
+        for batch, views in central_views(
+            store, device, size=size, mean=mean, std=std, batch_size=batch_size, workers=workers,
+            max_failed_fraction=max_failed_fraction, labels=True, each_batch=each_batch,
+        ):  # fmt: skip
             with torch.autocast(device.type, torch.bfloat16):
-                out_BF = network(group[0]).float()
+                out_BF = network(views).float()
             if values_NF is None:
                 values_NF = _on_disk(folder, (store.num_samples, out_BF.shape[1]))
-            rows = slice(step * batch_size, step * batch_size + len(batch))
+            rows = slice(done, done + len(batch))
             odd += int((~(out_BF.abs() <= limit)).any(1).sum())
             # One row with something that is no number would be the nearest of every query.
             values_NF[rows] = out_BF.nan_to_num(0.0).clamp(-limit, limit).half().cpu().numpy()
             assert batch.label_B is not None
             label_N[rows] = batch.label_B
             _check_labels(store, batch.index_B, batch.label_B)
+            done += len(batch)
             advance(len(batch))
     assert values_NF is not None, "a store holds one image at least"
     if odd:

@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from fasttrain.networks.groups import GROUPS
-from fasttrain.networks.vision_transformer import WIDTHS, VisionTransformerOptions, check_own, make_vision_transformer
+from fasttrain.networks.options import WIDTHS, EncoderOptions
+from fasttrain.networks.vision_transformer import check_own, make_vision_transformer
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import Options, Positive
-
-
-@dataclass(frozen=True)
-class EncoderOptions(Options):
-    """The network that is trained."""
-
-    arch: str = "resnet50"
-    """'small' (ours, trains well on two CPU cores), vit_tiny, vit_small or vit_base (MoCo v3's and DINO's vision
-    transformers), or any torchvision classification model's name."""
-    cifar_stem: bool = False
-    """For torchvision ResNets: 3x3 stride-1 first convolution and no max-pool, for images of about 32 px."""
-    batch_norm: Literal["split", "sync", "plain"] = "split"
-    """split: statistics over groups of images; methods with a queue of keys shuffle these between them, so that a query
-    can't tell its key by them. sync: over the images of all processes; plain: over those of each."""
-    batch_norm_groups: Positive[int] = GROUPS
-    """Groups of --batch-norm split that each micro-batch is cut into, over all processes: as many as the GPUs of MoCo's
-    recipes."""
-    vit: VisionTransformerOptions = field(default_factory=VisionTransformerOptions)
-    """Vision transformers"""
 
 
 class _Block(nn.Module):
@@ -65,26 +43,19 @@ class Small(nn.Sequential):
         super().__init__(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def is_vision_transformer(arch: str) -> bool:
-    """Whether an architecture of that name is one, for what a method's paper sets differently there."""
-    return arch.startswith("vit_")
+def make_encoder(options: EncoderOptions, size: int) -> tuple[nn.Module, int]:
+    """An encoder (N, 3, size, size) → (N, F) with fresh weights, and F. Its batch norm is plain.
 
-
-def make_encoder(
-    arch: str, size: int, cifar_stem: bool = False, vit: VisionTransformerOptions | None = None
-) -> tuple[nn.Module, int]:
-    """An encoder (N, 3, size, size) → (N, F) with fresh weights, and F.
-
-    arch: "small", one of WIDTHS, or any torchvision classification model's name; its classifier is left out.
+    options.arch: "small", one of WIDTHS, or any torchvision classification model's name; its classifier is left out.
     Raises UserError for an unknown name, for a stem, patches or heads the model lacks, and for a size it can't take.
     """
-    vit = vit or VisionTransformerOptions()
+    arch = options.arch
     if arch in WIDTHS:
-        encoder = make_vision_transformer(arch, size, vit)
+        encoder = make_vision_transformer(arch, size, options.vit)
     else:
         encoder = Small() if arch == "small" else _torchvision_encoder(arch)
-        check_own(encoder, arch, vit)
-    if cifar_stem:
+        check_own(encoder, arch, options.vit)
+    if options.cifar_stem:
         if not isinstance(encoder, torchvision.models.ResNet):
             raise UserError(f"--cifar-stem is for torchvision ResNets, not {arch!r}")
         encoder.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)

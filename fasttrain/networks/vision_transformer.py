@@ -6,8 +6,7 @@ that these papers use. Letters: N images, T tokens (the class token first), D wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torchvision
@@ -16,25 +15,13 @@ from torch.nn import functional as F
 from torchvision.models.vision_transformer import EncoderBlock
 from torchvision.ops import StochasticDepth
 
+from fasttrain.networks.options import WIDTHS, VisionTransformerOptions
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import NotNegative, Options, flag
+from fasttrain.system.options import flag
 
-WIDTHS = {"vit_tiny": 192, "vit_small": 384, "vit_base": 768}  # by --arch
 DEPTH = 12
 WIDTH_OF_HEAD = 64
 BASE = 10000  # of fixed positions' frequencies
-
-
-@dataclass(frozen=True)
-class VisionTransformerOptions(Options):
-    """Vision transformers, of --arch vit_tiny, vit_small and vit_base."""
-
-    vit_patch: NotNegative[int] = 0
-    """Side of a patch in pixels. 0: by --size, 4 up to 32 px, 8 up to 64 px, 16 above."""
-    vit_heads: NotNegative[int] = 0
-    """Attention heads. 0: one for 64 of the width; MoCo v3's vit_small has 12."""
-    vit_positions: Literal["fixed", "learned"] = "fixed"
-    """fixed: sines and cosines (MoCo v3); learned: parameters, interpolated for views of other sizes (DINO)."""
 
 
 class _Size(NamedTuple):

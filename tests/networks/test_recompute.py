@@ -6,6 +6,7 @@ from torch import nn
 
 from fasttrain.networks.batch_norm import convert_batch_norm
 from fasttrain.networks.encoders import make_encoder
+from fasttrain.networks.options import EncoderOptions
 from fasttrain.networks.recompute import checkpoint_activations, stages
 from fasttrain.system.errors import UserError
 
@@ -15,7 +16,7 @@ def trained_twice(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor | None], dict[str, torch.Tensor]]:
     """Loss, gradients and state of an encoder after two forward and backward passes."""
     torch.manual_seed(3)
-    encoder, _ = make_encoder(arch, size)
+    encoder, _ = make_encoder(EncoderOptions(arch=arch), size)
     encoder = convert_batch_norm(encoder, batch_norm)
     names = list(encoder.state_dict())
     if recompute:
@@ -45,7 +46,7 @@ def test_loss_gradients_and_statistics_are_the_same(arch: str, size: int, batch_
 
 def test_less_is_kept_for_backward() -> None:
     def kept(recompute: bool) -> int:
-        encoder, _ = make_encoder("small", 32)
+        encoder, _ = make_encoder(EncoderOptions(arch="small"), 32)
         if recompute:
             checkpoint_activations(encoder)
         total = 0
@@ -68,7 +69,7 @@ def test_less_is_kept_for_backward() -> None:
 )
 def test_stages_cover_most_of_an_encoder(arch: str, fewest: int) -> None:
     with torch.device("cpu" if arch.startswith("regnet") else "meta"):  # names and shapes are all that counts here
-        encoder, _ = make_encoder(arch, 224 if arch != "small" else 32)
+        encoder, _ = make_encoder(EncoderOptions(arch=arch), 224 if arch != "small" else 32)
     found = stages(encoder)
     assert len(found) >= fewest
     inside = sum(p.numel() for stage in found for p in stage.parameters())

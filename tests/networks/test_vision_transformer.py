@@ -12,11 +12,11 @@ from torchvision.ops import StochasticDepth
 
 from fasttrain.engine.optim import make_optimizer
 from fasttrain.engine.options import OptimisationOptions
-from fasttrain.networks.encoders import feature_width, is_vision_transformer, make_encoder
+from fasttrain.networks.encoders import feature_width, make_encoder
 from fasttrain.networks.momentum import ema_update, momentum_copy
+from fasttrain.networks.options import EncoderOptions, VisionTransformerOptions, is_vision_transformer
 from fasttrain.networks.recompute import checkpoint_activations
 from fasttrain.networks.vision_transformer import (
-    VisionTransformerOptions,
     drop_paths,
     fixed_positions,
     freeze_patches,
@@ -26,7 +26,7 @@ from fasttrain.system.errors import UserError
 
 def tiny(size: int = 32, **options: Any) -> Any:
     torch.manual_seed(0)
-    return make_encoder("vit_tiny", size, vit=VisionTransformerOptions(**options))[0]
+    return make_encoder(EncoderOptions(arch="vit_tiny", vit=VisionTransformerOptions(**options)), size)[0]
 
 
 def views(size: int = 32, count: int = 4) -> Tensor:
@@ -61,7 +61,9 @@ def test_they_have_as_many_parameters_as_the_published_ones() -> None:
     counts = {}
     for arch, positions in (("vit_base", "learned"), ("vit_small", "fixed")):
         with torch.device("meta"):
-            encoder, width = make_encoder(arch, 224, vit=VisionTransformerOptions(vit_positions=positions))
+            encoder, width = make_encoder(
+                EncoderOptions(arch=arch, vit=VisionTransformerOptions(vit_positions=positions)), 224
+            )
         counts[arch] = width, sum(p.numel() for p in encoder.parameters())
     published = torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1.meta["num_params"]
     assert counts == {"vit_base": (768, published - 769 * 1000), "vit_small": (384, 21_590_016)}
@@ -95,7 +97,7 @@ def test_views_of_other_sizes_give_features(positions: str) -> None:
 )
 def test_what_can_not_be_is_a_clear_error(arch: str, size: int, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_encoder(arch, size, vit=VisionTransformerOptions(**options))
+        make_encoder(EncoderOptions(arch=arch, vit=VisionTransformerOptions(**options)), size)
 
 
 def test_vision_transformers_are_told_by_name() -> None:
@@ -180,7 +182,7 @@ def test_frozen_patches_are_moved_neither_by_the_optimizer_nor_by_momentum() -> 
     for network in (encoder, average):
         assert all(torch.equal(a, b) for a, b in zip(network.conv_proj.parameters(), drawn, strict=True))
         assert not torch.equal(network.class_token, before)
-    other, _ = make_encoder("small", 32)
+    other, _ = make_encoder(EncoderOptions(arch="small"), 32)
     freeze_patches(other)
     assert all(p.requires_grad for p in other.parameters())
 
@@ -211,7 +213,7 @@ def test_chances_grow_linearly_over_the_blocks_and_whole_branches_are_dropped() 
 
 
 def test_paths_that_a_network_drops_of_itself_take_the_rate() -> None:
-    encoder, _ = make_encoder("efficientnet_b0", 32)
+    encoder, _ = make_encoder(EncoderOptions(arch="efficientnet_b0"), 32)
     drop_paths(encoder, 0.3)
     rates = [module.p for module in encoder.modules() if isinstance(module, StochasticDepth)]
     assert rates == pytest.approx([0.3 * i / 15 for i in range(16)])

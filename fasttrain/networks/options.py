@@ -1,0 +1,47 @@
+"""The options of the encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fasttrain.networks.groups import GROUPS
+from fasttrain.system.options import NotNegative, Options, Positive
+
+WIDTHS = {"vit_tiny": 192, "vit_small": 384, "vit_base": 768}  # by --arch
+
+
+@dataclass(frozen=True)
+class VisionTransformerOptions(Options):
+    """Vision transformers, of --arch vit_tiny, vit_small and vit_base."""
+
+    vit_patch: NotNegative[int] = 0
+    """Side of a patch in pixels. 0: by --size, 4 up to 32 px, 8 up to 64 px, 16 above."""
+    vit_heads: NotNegative[int] = 0
+    """Attention heads. 0: one for 64 of the width; MoCo v3's vit_small has 12."""
+    vit_positions: Literal["fixed", "learned"] = "fixed"
+    """fixed: sines and cosines (MoCo v3); learned: parameters, interpolated for views of other sizes (DINO)."""
+
+
+@dataclass(frozen=True)
+class EncoderOptions(Options):
+    """The network that is trained."""
+
+    arch: str = "resnet50"
+    """'small' (ours, trains well on two CPU cores), vit_tiny, vit_small or vit_base (MoCo v3's and DINO's vision
+    transformers), or any torchvision classification model's name."""
+    cifar_stem: bool = False
+    """For torchvision ResNets: 3x3 stride-1 first convolution and no max-pool, for images of about 32 px."""
+    batch_norm: Literal["split", "sync", "plain"] = "split"
+    """split: statistics over groups of images; methods with a queue of keys shuffle these between them, so that a query
+    can't tell its key by them. sync: over the images of all processes; plain: over those of each."""
+    batch_norm_groups: Positive[int] = GROUPS
+    """Groups of --batch-norm split that each micro-batch is cut into, over all processes: as many as the GPUs of MoCo's
+    recipes."""
+    vit: VisionTransformerOptions = field(default_factory=VisionTransformerOptions)
+    """Vision transformers"""
+
+
+def is_vision_transformer(arch: str) -> bool:
+    """Whether an architecture of that name is one, for what a method's paper sets differently there."""
+    return arch.startswith("vit_")
