@@ -156,7 +156,7 @@ class Parts:
 
 
 def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Parts) -> Steps:
-    """The training step of fasttrain/train.py, its parts wrapped from outside."""
+    """The training step of fasttrain/jobs/train.py, its parts wrapped from outside."""
     from benchmarks.repeated import Repeated
     from fasttrain.config import make_config
     from fasttrain.engine.networks import AUTOCAST, make_networks

@@ -10,9 +10,8 @@ from benchmarks.step import StepBenchmark
 from fasttrain.config import make_config
 from fasttrain.dataprep.convert import ConvertConfig
 from fasttrain.dataprep.verify import VerifyConfig
-from fasttrain.evaluate import EvaluateConfig
+from fasttrain.jobs.options import EvaluateConfig, ReportConfig
 from fasttrain.methods import METHODS
-from fasttrain.report import ReportConfig
 from fasttrain.system.options import flat
 
 README = (ROOT / "README.md").read_text()

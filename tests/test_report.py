@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from support.commands import ROOT
 
-from fasttrain import report
-from fasttrain.report import write_report
+from fasttrain.jobs import report
+from fasttrain.jobs.report import write_report
 from fasttrain.run.evaluations import FILE, Evaluation, keep_evaluations
 from fasttrain.run.metrics import read_metrics
 

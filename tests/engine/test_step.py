@@ -20,13 +20,13 @@ from fasttrain.engine.options import MachineOptions
 from fasttrain.engine.ranks import Ranks
 from fasttrain.engine.step import TrainStep
 from fasttrain.input import open_dataset
+from fasttrain.jobs.train import seed_step
 from fasttrain.kernels.augment import augment
 from fasttrain.methods import Method, Sample
 from fasttrain.networks import batch_norm
 from fasttrain.run.health import Health
 from fasttrain.run.metrics import Metrics, open_files, read_metrics
 from fasttrain.system.errors import UserError
-from fasttrain.train import seed_step
 from fasttrain.views.draw import draw
 from fasttrain.views.spec import RECIPES
 
@@ -216,7 +216,7 @@ def test_ranks_accumulate_as_one_process_does_and_skip_together(tmp_path: pathli
 @pytest.fixture
 def nan_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     """Views that hold a NaN at some steps of a run."""
-    from fasttrain import train as module
+    from fasttrain.jobs import train as module
 
     def damage(steps: set[int]) -> None:
         calls, augment = iter(range(10_000)), module.augment

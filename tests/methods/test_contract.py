@@ -16,12 +16,12 @@ from fasttrain.engine.networks import make_networks
 from fasttrain.engine.optim import Rates
 from fasttrain.engine.ranks import Ranks
 from fasttrain.engine.step import TrainStep
+from fasttrain.jobs.train import seed_step
 from fasttrain.methods import METHODS, Progress, Sample
 from fasttrain.networks.recompute import stages
 from fasttrain.presets import PRESETS
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import flat
-from fasttrain.train import seed_step
 
 IMAGES = 16
 CHANCE = 0.02  # of a gradient: sums in another order put one in a million activations on the other side of a ReLU

@@ -11,11 +11,11 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 
+from fasttrain.jobs.train import seed_step
 from fasttrain.networks.batch_norm import convert_batch_norm
 from fasttrain.networks.groups import check_groups
 from fasttrain.networks.shuffle import deal, encode_shuffled
 from fasttrain.system.collectives import common_generator, rank, world_size
-from fasttrain.train import seed_step
 
 RANKS = [1, 2, 4, 8]
 IMAGES = 128  # of a micro-batch over all ranks
@@ -99,7 +99,9 @@ def _measure(number: int, folder: pathlib.Path) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """What each rank of each number of ranks found: found[ranks][rank]."""
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.set_forkserver_preload(["torch", "pytest", "fasttrain.train"])  # so that eight import torch once
+    multiprocessing.set_forkserver_preload(
+        ["torch", "pytest", "fasttrain.jobs.train"]
+    )  # so that eight import torch once
     mp.start_processes(_measure, (folder,), nprocs=max(RANKS), start_method="forkserver")
     return {n: [torch.load(folder / f"{n}-{number}.pt") for number in range(n)] for n in RANKS}
 

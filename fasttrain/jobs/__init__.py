@@ -1,0 +1,1 @@
+"""What the commands do, and what a library calls: to train, evaluate and report."""

@@ -1,0 +1,57 @@
+"""The options of the commands that work on a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from fasttrain.evaluation.knn import TEMPERATURE
+from fasttrain.system.options import Bounds, NotNegative, Options, Positive
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Options):
+    """Evaluate a run's newest checkpoint by weighted kNN and a linear probe on frozen features.
+
+    Features of the data set's train split are the memory; its val split is classified. Without --knn or --linear both
+    are done. The last line of the output is JSON. Exit status: 0 done, 2 bad input, 1 anything else.
+    """
+
+    run: str
+    """Run folder; by place, or by --run."""
+    data: str = ""
+    """Labelled data set with train and val splits. Empty: the one the run was trained on, where it lay then."""
+    method: str = ""
+    """Only of a run whose method is from outside: that, package.module:Class, once more. What a run folder says is not
+    enough to run code."""
+    knn: bool = False
+    """Weighted k-nearest-neighbour classification."""
+    linear: bool = False
+    """Linear classifier on the frozen features."""
+    k: NotNegative[int] = 0
+    """Neighbours of kNN. 0: a sixth of the mean number of a class's images, as 200 is of ImageNet's."""
+    temperature: Positive[float] = TEMPERATURE
+    """Temperature of the neighbours' votes, exp(similarity / temperature)."""
+    features: Literal["encoder", "projection"] = "encoder"
+    """What is compared: the encoder's output, or the projection head's (as MoCo's CIFAR-10 notebook does)."""
+    best: bool = False
+    """Evaluate checkpoints/best.pt, the best by training's --knn-every, instead of the newest checkpoint."""
+    untrained: bool = False
+    """Also evaluate the same network with the weights it started from; those figures end in _untrained."""
+    batch_size: Positive[int] = 256
+    """Images a step."""
+    workers: Annotated[int | Literal["auto"], Bounds(1)] = "auto"
+    """Decoding threads. auto: every core this process may use."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU when there is one."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write RUN/report.html: figures, curves, samples and settings on one self-contained page.
+
+    The last line of the output is JSON: the run's figures and the page's path.
+    """
+
+    run: str
+    """Run folder; by place, or by --run."""

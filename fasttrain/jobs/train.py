@@ -1,0 +1,285 @@
+"""Pre-train an image encoder.
+
+The file reads top to bottom: set up, the loop, the end. One step is on one screen.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from types import FrameType
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fasttrain.config import TrainConfig
+from fasttrain.engine.networks import AUTOCAST, is_compiled, make_networks
+from fasttrain.engine.optim import Schedule
+from fasttrain.engine.options import BASE_BATCH
+from fasttrain.engine.ranks import Ranks
+from fasttrain.engine.skips import Skips
+from fasttrain.engine.step import TrainStep
+from fasttrain.evaluation.features import seems_labelled
+from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
+from fasttrain.input import FolderStore, Loader, Order, Store, open_dataset, open_loader, pixel_statistics
+from fasttrain.jobs.report import write_report
+from fasttrain.kernels.augment import Views, augment
+from fasttrain.methods import Method, Progress, Sample
+from fasttrain.networks.batch_norm import has_batch_norm, is_split
+from fasttrain.networks.groups import MAX_SHARE, Groups, check_groups, check_rows
+from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
+from fasttrain.run.display import Display
+from fasttrain.run.folder import DataRecord, check_outside, keep_data, prepare, run_path
+from fasttrain.run.health import Health
+from fasttrain.run.metrics import Metrics, Sink, open_files, require_tensorboard
+from fasttrain.run.resume import resume
+from fasttrain.run.samples import write_samples
+from fasttrain.system.collectives import common_generator
+from fasttrain.system.durable import write_json
+from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.lock import Lock
+from fasttrain.system.options import Settings
+from fasttrain.system.streams import tell_at_once
+from fasttrain.views.draw import draw
+from fasttrain.views.spec import sides
+
+NAMED = 8  # samples in an error line
+
+
+class StopSignal:
+    """Remembers SIGTERM, SIGINT, SIGUSR1 or SIGHUP until the step is done; a second SIGINT ends the process at once.
+
+    Launchers repeat the others (a scheduler signals torchrun, torchrun its processes), so those only count once. A
+    terminal that goes away sends SIGHUP; where it is ignored, as under nohup, it stays so.
+    """
+
+    received = 0
+
+    def __init__(self) -> None:
+        self.tell: Callable[[str], None] = self._write  # until there is a display
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+        if self.received:
+            return
+        self.received = number
+        self.tell("stopping after this step, with a checkpoint")
+
+    def _write(self, text: str) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            tell_at_once(text)
+
+
+def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
+    """The samples in their seeded order. Raises UserError for a batch that can't be and for missing labels."""
+    batch_size, accumulate = config.optimisation.batch_size, config.optimisation.accumulate
+    if batch_size > store.num_samples:
+        raise UserError(f"--batch-size {batch_size} is larger than the data set ({store.num_samples} images)")
+    parts = ranks.world_size * accumulate
+    if batch_size % ranks.world_size or batch_size // ranks.world_size < 2:
+        raise UserError(
+            f"--batch-size {batch_size} must be a multiple of the {ranks.world_size} process(es), 2 or more each"
+        )
+    if batch_size // ranks.world_size % accumulate or batch_size < 2 * parts:
+        raise UserError(f"--batch-size {batch_size} can't be cut into {parts} equal parts (--accumulate) of 2 or more")
+    if config.method.needs_labels and not (store.classes and seems_labelled(store)):
+        raise UserError(f"--method {config.run.method} needs labels, and {config.data.data} has images without")
+    order = Order(store.num_samples, batch_size, config.run.seed, True, ranks.rank, ranks.world_size)
+    workers = ranks.threads(config.machine.workers)
+    return open_loader(
+        store, order, workers, config.data.loader, ranks.device, config.data.max_failed_fraction,
+        labels=config.method.needs_labels,
+    )  # fmt: skip
+
+
+def make_groups(config: TrainConfig, method: Method, ranks: Ranks) -> Groups | None:
+    """How batch norm cuts each micro-batch; None: not at all. Raises UserError where a query could tell its key by the
+    cut, and where a head has too few rows."""
+    optimisation, kind, number = config.optimisation, config.encoder.batch_norm, config.encoder.batch_norm_groups
+    cut = optimisation.batch_size, ranks.world_size, optimisation.accumulate
+    if any(has_batch_norm(network) for name, network in method.named_children() if "encoder" not in name):
+        check_rows(*cut, kind, number)
+    return check_groups(*cut, number) if is_split(method.encoder) else None
+
+
+def not_finite(run: pathlib.Path, store: Store, order: Order, skips: Skips, step: int) -> RunError:
+    """The error of too many skipped steps. The last one's samples are written to RUN/not-finite.json."""
+    epoch, place = divmod(skips.last, order.steps_per_epoch)
+    samples = order.step(order.epoch(epoch), place).tolist()
+    record = run / "not-finite.json"
+    names = [store.name(sample) for sample in samples]
+    write_json(record, {"step": skips.last + 1, "epoch": epoch, "samples": samples, "names": names})
+    good = next(iter(saved_checkpoints(run / "checkpoints")), "none yet")
+    named = ", ".join(map(str, samples[:NAMED])) + (f", … (all in {record})" if len(samples) > NAMED else "")
+    return RunError(
+        f"the loss or its gradients were not finite in {skips.total} of {step} steps, {skips.in_a_row} in a row, the "
+        f"last at step {skips.last + 1} with samples {named}; the last good checkpoint: {good}; lower --lr, or try "
+        "--precision fp32"
+    )
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make everything drawn in a step a function of (seed, step, rank), or (seed, step) for what ranks draw alike, so
+    there is no random state to save."""
+    common = seed * 1_000_003 + step
+    common_generator.manual_seed(common % 2**63)
+    torch.manual_seed((common * 65_537 + rank) % 2**63)
+
+
+def on_device(label_B: Tensor | None, device: torch.device) -> Tensor | None:
+    """Labels where the views are; the host does not wait for the copy."""
+    if label_B is None or device.type == "cpu":
+        return label_B
+    return label_B.pin_memory().to(device, non_blocking=True)
+
+
+def state_of(
+    step: int, settings: Settings, data: DataRecord, method: Method, trainer: TrainStep, loader: Loader
+) -> dict:
+    """Everything that a run needs to go on from a step."""
+    return {
+        "step": step, "config": settings.values, "data": data.fingerprint, "mean": data.mean, "std": data.std,
+        "method": method.state_dict(), **trainer.state_dict(), "loader": loader.state_dict(),
+    }  # fmt: skip
+
+
+def train(config: TrainConfig) -> int:
+    """Train to the end of the schedule, --max-steps or a signal; returns the exit status."""
+    stop = StopSignal()
+    # First, as it keeps this process, and all threads that it starts from now on, on its share of the cores.
+    ranks = Ranks(config.machine.device)
+
+    # What may be refused for its options or its data comes before the run folder is touched.
+    method = make_networks(
+        config.method, config.encoder, config.views, config.optimisation, config.machine, ranks.device, config.run.seed
+    )
+    trainer = TrainStep(method, config.optimisation, ranks.device, config.machine.cuda_graph)
+    recipe = config.views.recipe_for(config.method.views)
+    path = pathlib.Path(config.data.data)
+    store = open_dataset(path, "train", config.data.loader, config.views.size, config.data.val_fraction)
+    loader = make_loader(store, config, ranks)
+    groups = make_groups(config, method, ranks)
+    data = DataRecord(os.path.realpath(path), store.fingerprint, *pixel_statistics(path, config.data.loader))
+    workers, knn = ranks.threads(config.machine.workers), None
+    if config.logging.knn_every:
+        knn = KnnMonitor(config.data, config.logging.knn_k, config.views.size, ranks.device, workers)
+
+    # The first rank claims the folder; then all go on from the checkpoint that it chooses.
+    if config.logging.tensorboard:
+        require_tensorboard()
+    settings = Settings.of(config)
+    run = pathlib.Path(ranks.share(str(run_path(config.run))))
+
+    def begin() -> Lock:
+        if isinstance(store, FolderStore):
+            check_outside(run, path)
+        return prepare(run, settings, config.run.fresh)
+
+    claim = ranks.together(lambda: begin() if ranks.is_main else None)
+
+    def restore(state: dict) -> None:
+        nonlocal data  # whose statistics belong to the run, as its weights do
+        data = replace(data, mean=state.get("mean", data.mean), std=state.get("std", data.std))
+        method.load_state_dict(state["method"])
+        trainer.load_state_dict(state)
+        loader.load_state_dict(state["loader"])
+
+    step = resume(run / "checkpoints", settings, store.fingerprint, ranks, restore)
+    mean, std = data.mean, data.std
+
+    # The schedule is a function of the step; --max-steps does not change it.
+    optimisation, batch_size = config.optimisation, config.optimisation.batch_size
+    steps_per_epoch = loader.steps_per_epoch
+    schedule = Schedule(optimisation, steps_per_epoch)
+    last_step = min(schedule.total_steps, config.run.max_steps or schedule.total_steps)
+    epoch, lr, stopped = max(0, step - 1) // steps_per_epoch, 0.0, 0
+
+    # Last, as they truncate metrics.jsonl to the step that was resumed, and take over the terminal.
+    health = Health(ranks.device, workers)
+
+    def record() -> tuple[Sink, ...]:
+        keep_data(run, data)
+        return open_files(run, step, config.logging.tensorboard)
+
+    files = ranks.together(lambda: record() if ranks.is_main else ())
+    display = Display(Console(stderr=True, quiet=not ranks.is_main), step, last_step, batch_size, health.hint)
+    stop.tell = display.note
+    metrics = Metrics((*files, display), health, ranks.device, config.logging.log_every, batch_size)
+    display.say(f"learning rate {optimisation.peak_lr:g}: --lr {optimisation.lr:g} × {batch_size}/{BASE_BATCH}")
+    if groups and groups.share > MAX_SHARE:
+        part = f"{groups.share:.0%} of the images that normalise a key also normalise its query"
+        display.say(f"{part}: a larger batch has less")
+    every = config.logging.knn_every * steps_per_epoch
+    evaluations = Evaluations(knn, every, run, ranks, lambda: stop.received, mean, std)
+    compiles = is_compiled(method)
+    views_dtype = AUTOCAST.get(optimisation.precision, torch.float32)
+    views: Views | None = None  # one buffer for all steps of a size
+    shown: tuple[int, ...] = ()  # its sides
+    try:
+        if evaluations.due(step):  # may not have been done when this checkpoint was written
+            with display.aside("evaluating"):
+                stopped = evaluations(method, step, epoch, metrics)
+        display.status("making the first batch")
+        while step < last_step and not stopped:
+            epoch = step // steps_per_epoch
+            size = config.views.size_at(epoch, optimisation.epochs)
+            size_V = sides(recipe, size)
+            for batch in metrics.timed(loader.epoch(epoch)):
+                if size_V != shown:
+                    display.status(f"{'compiling' if compiles else 'the first step'} at {size} px")
+                    views, shown = None, size_V
+                with metrics.making_views():
+                    size_2B = batch.height_B, batch.width_B
+                    table = draw(recipe, *size_2B, batch.index_B, config.run.seed, epoch, size)
+                    views = augment(
+                        batch.pixels, batch.offset_B, *size_2B, table, size_V, mean, std, dtype=views_dtype, out=views
+                    )
+                if ranks.is_main and step == 0:
+                    write_samples(run / "samples.png", batch, views, mean, std)
+                seed_step(config.run.seed, step, ranks.rank)
+                rates, progress = schedule(step), Progress(step / steps_per_epoch, optimisation.epochs)
+                label_B = on_device(batch.label_B, ranks.device)
+                terms = trainer.forward_backward(Sample(views, label_B, batch.index_B, progress))
+                trainer.update(step, rates)
+                lr, step = rates.lr, step + 1
+
+                metrics.step(step, epoch, lr, ranks.mean(terms), trainer.skips_3)
+                display.step(step)
+                stopped = ranks.agree(stop.received)
+                due, ends = evaluations.due(step), bool(stopped) or step == last_step
+                saves = ends or due or step % config.run.checkpoint_every == 0
+                if saves and ranks.is_main:
+                    metrics.flush(step, epoch, lr)  # what it knows of skipped steps is then up to this one
+                if ranks.is_main and metrics.skips.too_many(step):
+                    order = Order(store.num_samples, batch_size, config.run.seed)
+                    raise not_finite(run, store, order, metrics.skips, step)
+                # A periodic one is not written while steps are being skipped: it might push out good ones.
+                if ranks.is_main and saves and (ends or due or not metrics.skips.in_a_row):
+                    with display.doing("saving"):
+                        state = state_of(step, settings, data, method, trainer, loader)
+                        save_checkpoint(run / "checkpoints", state, config.run.keep_last)
+                if due and not stopped:
+                    with display.aside("evaluating"):
+                        stopped = evaluations(method, step, epoch, metrics)
+                if stopped or ends:
+                    break
+    finally:
+        loader.close()
+        metrics.close()
+        if claim:
+            claim.close()
+    if ranks.is_main:
+        write_report(run)
+        done = f"stopped by {signal.Signals(stopped).name}" if stopped else "done"
+        print(f"{done} at step {step}; {run / 'report.html'}", file=sys.stderr, flush=True)
+    ranks.close()
+    return 128 + stopped if stopped else 0
