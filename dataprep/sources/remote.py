@@ -1,0 +1,328 @@
+"""Files that are far away, behind any PROTOCOL:// that fsspec knows: what lies there, and their bytes.
+
+fsspec, and the package that a protocol needs, are imported where a source is such a URL. Credentials are those that
+these packages look for themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from fasttrain.dataprep.sources import attempts
+from fasttrain.dataprep.sources.attempts import tried, without_secrets
+from fasttrain.dataprep.sources.files import expand
+from fasttrain.formats.listing import SourceError
+from fasttrain.system.errors import RunError, UserError, note
+from fasttrain.system.ordered import map_in_order
+
+BLOCK_BYTES, SMALLEST_BLOCK = 1 << 23, 1 << 18  # asked for at once; less after failures: a slow line takes too long
+STREAM_BYTES = 1 << 20  # of a response of HTTP, handed on at once
+REQUESTS = 16  # under way at once: a round trip costs more than the bytes of a photograph
+_PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_REPOSITORY = re.compile(r"hf://(?:(?:datasets|models|spaces)/)?[^/@]+/[^/@]+")
+# What stores call a digest or version of the content, and its time.
+_MARKS = ("ETag", "etag", "md5Hash", "crc32c", "blob_id", "xet_hash")
+_TIMES = ("mtime", "LastModified", "Last-Modified", "last_modified", "updated", "uploaded_at", "created")
+
+
+class RemoteFile(NamedTuple):
+    """One file of a store.
+
+    Attributes:
+        name: as the file system calls it.
+        path: below the listing's folder, forward slashes; safe to make.
+        size: bytes; None if the server does not say.
+        mark: a digest or version of the content, "" if the store has none.
+        time: when it was written, as the store says it; "" where there is a mark.
+        sha256: hex, "" if the store does not know it.
+    """
+
+    name: str
+    path: str
+    size: int | None
+    mark: str
+    time: str
+    sha256: str
+
+
+class Remote(NamedTuple):
+    """What lies at a URL, at one time.
+
+    Attributes:
+        store: fsspec's file system.
+        url: with the revision that a name of one (a branch) stood for.
+        files: sorted by path.
+        folders: that may be empty.
+        within: what stands for the URL in a folder that holds the files: a path, a pattern, or "".
+    """
+
+    store: Any
+    url: str
+    files: list[RemoteFile]
+    folders: list[str]
+    within: str
+
+    def digest(self, times: bool = False) -> str:
+        """Return the SHA-256 (hex) of paths, sizes and marks; with times, also of when files were written."""
+        digest = hashlib.sha256()
+        for path in self.folders:
+            digest.update(f"{path}/\n".encode("utf-8", "surrogatepass"))
+        for file in self.files:
+            line = f"{file.path}\0{file.size}\0{file.mark}\0{file.time if times else ''}\n"
+            digest.update(line.encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+
+def is_remote(source: str) -> bool:
+    """Whether a source is a URL."""
+    return _PROTOCOL.match(source) is not None
+
+
+def protocol_of(url: str) -> str:
+    """Return the protocol of a URL, in small letters."""
+    found = _PROTOCOL.match(url)
+    assert found
+    return found[1].lower()
+
+
+def local_path(source: str) -> str:
+    """Return the path of a source on this machine, also of the URL of one; what it returns for others is none."""
+    return source.partition("://")[2] if is_remote(source) and protocol_of(source) in ("file", "local") else source
+
+
+def list_remote(url: str) -> Remote:
+    """List what a URL names: a file, a folder, or by braces and wildcards several files.
+
+    Raises:
+        UserError, SourceError: it can't be read, or can't be copied as it is.
+        RunError: the store fails, or does not answer.
+    """
+    store, name = _opened(url)
+    if protocol_of(url) == "hf":
+        url = _pinned(store, url, name)
+        name = store._strip_protocol(url)
+    store.invalidate_cache()
+    if protocol_of(url) in ("http", "https"):
+        return _listed_http(store, url)
+    shown = without_secrets(url)
+    try:
+        kind = tried(lambda: store.info(name), shown)["type"]
+    except UserError:
+        if not re.search(r"[*?[{]", name):
+            raise
+        root = re.split(r"[*?[{]", name, maxsplit=1)[0].rpartition("/")[0]
+        return _of_files(store, url, root, _matches(store, name), name[len(root) + 1 :])
+    if kind == "directory":
+        root = name.rstrip("/")
+        found = tried(lambda: store.find(root or name, withdirs=True, detail=True), shown, attempts.LISTING_SECONDS)
+        found.pop(root, None)
+        found.pop(f"{root}/", None)
+        return _of_files(store, url, root, found, "")
+    root, _, last = name.rpartition("/")
+    return _of_files(store, url, root, {name: tried(lambda: store.info(name), shown)}, last)
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL and its name there."""
+    shown = without_secrets(url)
+    try:
+        from fsspec.core import url_to_fs
+
+        if "::" in url.partition("?")[0]:
+            raise UserError(f"{shown}: chains of URLs are not read: name the file itself")
+        options = _http_options() if protocol_of(url) in ("http", "https") else {}
+        return tried(lambda: url_to_fs(url, **options), shown)
+    except ImportError as error:
+        missing = getattr(error.__cause__, "name", None) or error.name or protocol_of(url)
+        raise UserError(f"{shown} needs {missing.partition('.')[0]}: pip install '.[remote]'") from None
+
+
+def _http_options() -> dict[str, Any]:
+    from aiohttp import ClientTimeout
+
+    # By default a whole file has to come within five minutes, and may come compressed, of another size.
+    timeout = ClientTimeout(total=None, sock_connect=attempts.SECONDS, sock_read=attempts.SECONDS)
+    client = {"timeout": timeout, "trust_env": True}
+    return {"client_kwargs": client, "headers": {"Accept-Encoding": "identity"}}
+
+
+def _pinned(store: Any, url: str, name: str) -> str:  # noqa: ANN401 - fsspec's file system
+    """Return the URL of a repository with the commit that its revision is now."""
+    from huggingface_hub import HfApi
+
+    found, shown = _REPOSITORY.match(url), without_secrets(url)
+    place = tried(lambda: store.resolve_path(name), shown)
+    if found is None or not hasattr(place, "repo_id"):
+        return url
+    api = HfApi(endpoint=store.endpoint, token=store.token)
+    info = tried(lambda: api.repo_info(place.repo_id, repo_type=place.repo_type, revision=place.revision), shown)
+    return f"{found[0]}@{info.sha}/{place.path_in_repo}".rstrip("/")
+
+
+def _matches(store: Any, pattern: str) -> dict[str, Any]:  # noqa: ANN401
+    """Return the files that a pattern names, with what the store says of each."""
+    found: dict[str, Any] = {}
+    shown = without_secrets(store.unstrip_protocol(pattern))
+
+    def glob(wild: str) -> Iterable[str]:
+        matched = tried(lambda: store.glob(wild, detail=True), shown, attempts.LISTING_SECONDS)
+        files = {name: info for name, info in matched.items() if info["type"] == "file"}
+        found.update(files)
+        return files
+
+    found.update(_looked_at(store, [name for name in expand(pattern, glob) if name not in found]))
+    if not found:
+        raise SourceError(f"{shown}: no file has such a name")
+    return found
+
+
+def _looked_at(store: Any, names: list[str]) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    def info(name: str) -> Any:  # noqa: ANN401
+        return tried(lambda: store.info(name), without_secrets(store.unstrip_protocol(name)))
+
+    return zip(names, map_in_order(info, names, REQUESTS), strict=True)
+
+
+def _listed_http(store: Any, url: str) -> Remote:  # noqa: ANN401
+    """Return the file of a URL, or those that its braces name: a folder can't be listed, nor wildcards resolved."""
+    bare, shown = re.split("[?#]", url, maxsplit=1)[0], without_secrets(url)
+    numbered = "name its files, as in shard-{000..012}.tar"
+    if bare.endswith("/") or "*" in bare:
+        raise UserError(f"{shown}: over HTTP a folder can't be listed: {numbered}")
+    found = dict(_looked_at(store, expand(url, wildcards="")))
+    if page := next((name for name, info in found.items() if info.get("mimetype") == "text/html"), None):
+        raise UserError(f"{without_secrets(page)}: a page of text, no file of images; of a folder, {numbered}")
+    root = bare.partition("{")[0].rpartition("/")[0]
+    return _of_files(store, url, root, found, bare[len(root) + 1 :])
+
+
+def _of_files(store: Any, url: str, root: str, found: dict[str, Any], within: str) -> Remote:  # noqa: ANN401
+    """Return a listing of what a store says lies below root; SourceError for what no folder on disk could hold."""
+    shown, http = without_secrets(url), protocol_of(url) in ("http", "https")
+    files: dict[str, RemoteFile] = {}
+    folders, others = set[str](), list[str]()
+    for name, info in found.items():
+        bare = re.split("[?#]", name, maxsplit=1)[0] if http else name
+        empty = info["type"] == "file" and info["size"] == 0
+        path = _safe_path(bare.removesuffix("/") if empty else bare, root, shown)
+        if any(part.startswith(".") for part in path.split("/")):
+            continue  # as on disk, hidden ones are passed over
+        folders.update(path[: place.start()] for place in re.finditer("/", path))
+        if info["type"] == "directory" or (empty and bare.endswith("/")):
+            folders.add(path)
+        elif info["type"] == "file":
+            if path in files:
+                raise SourceError(f"{shown}: two files are called {path}")
+            files[path] = _file(name, path, info)
+            if files[path].size is None and not http:
+                raise SourceError(f"{shown}: the store does not say how large {path} is")
+        else:
+            others.append(path)
+    if others:
+        note(f"not copied, since they are no files: {len(others)}, first {others[0]}")
+    for path in folders & files.keys():
+        if files.pop(path).size:  # empty, it is how tools mark a folder
+            raise SourceError(f"{shown}: {path} is both a file and a folder, which no disk can hold")
+    if not files:
+        raise SourceError(f"{shown}: no files")
+    return Remote(store, url, [files[path] for path in sorted(files)], sorted(folders), within)
+
+
+def _safe_path(name: str, root: str, shown: str) -> str:
+    """Return the path of a name below root; SourceError for one that would lie elsewhere, or nowhere."""
+    path = name.removeprefix(f"{root}/")
+    parts = path.split("/")
+    wrong = path == name or any(part in ("", ".", "..") for part in parts) or "\0" in path
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        wrong = True
+    if wrong:
+        raise SourceError(f"{shown}: a file's name can't be one on disk: {without_secrets(repr(name))}")
+    return path
+
+
+def _file(name: str, path: str, info: dict[str, Any]) -> RemoteFile:
+    mark = next((str(info[key]) for key in _MARKS if info.get(key)), "")
+    time = "" if mark else next((str(info[key]) for key in _TIMES if info.get(key)), "")
+    size = None if info["size"] is None else int(info["size"])
+    return RemoteFile(name, path, size, mark, time, (info.get("lfs") or {}).get("sha256") or "")
+
+
+def received(store: Any, file: RemoteFile, start: int) -> Iterator[bytes]:  # noqa: ANN401 - fsspec's file system
+    """Yield the bytes of a file from a place on. Where the way to it is cut, they go on from there.
+
+    Raises:
+        UserError, RunError: it can't be read, has changed since it was listed, or the store fails.
+    """
+    blocks: Iterator[bytes] | None = None
+    about = without_secrets(store.unstrip_protocol(file.name))
+    tries = attempts.Tries(about)
+    while file.size is None or start < file.size:
+        try:
+            if blocks is None:
+                blocks = _blocks(store, file, start, max(SMALLEST_BLOCK, BLOCK_BYTES >> (2 * tries.failures)))
+            block = attempts.limited(functools.partial(next, blocks, b""), attempts.SECONDS)
+            if not block and file.size is not None:
+                raise attempts.Cut(f"ended after {start} of {file.size} bytes")
+        except Exception as error:
+            blocks = None
+            tries.failed(error)
+            continue
+        if not block:
+            return
+        tries.failures = 0
+        start += len(block)
+        if file.size is not None and start > file.size:
+            raise RunError(f"{about}: more than the {file.size} bytes it had when it was listed: it has changed")
+        yield block
+
+
+def _blocks(store: Any, file: RemoteFile, start: int, size: int) -> Iterator[bytes]:  # noqa: ANN401
+    from fsspec.asyn import AsyncFileSystem
+
+    if re.match("https?://", file.name):
+        yield from _response(store, file, start)
+    elif isinstance(store, AsyncFileSystem):  # which looks up a file's size again when it opens it
+        assert file.size is not None
+        for place in range(start, file.size, size):
+            yield store.cat_file(file.name, start=place, end=min(place + size, file.size))
+    else:
+        with store.open(file.name, "rb", cache_type="none", size=file.size) as stream:
+            stream.seek(start)
+            while block := stream.read(size):
+                yield block
+
+
+def _response(store: Any, file: RemoteFile, start: int) -> Iterator[bytes]:  # noqa: ANN401
+    """Yield the bytes of a response of HTTP from a place on, also of a server that begins with the first."""
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+    # A size keeps fsspec from asking for it; without blocks it gives the response as it comes.
+    with contextlib.closing(store.open(file.name, "rb", block_size=0, size=1, headers=headers)) as stream:
+        answer = stream.r.headers
+        if file.mark and answer.get("ETag", file.mark) != file.mark:
+            raise RunError(f"{without_secrets(file.name)}: it has changed since it was listed")
+        if file.size is None and "Content-Length" not in answer and answer.get("Transfer-Encoding") != "chunked":
+            raise UserError(f"{without_secrets(file.name)}: the server says neither its size nor where it ends")
+        partial = stream.r.status == 206
+        if partial and not answer.get("Content-Range", "").startswith(f"bytes {start}-"):
+            raise attempts.Cut("the server sent another part than was asked for")
+        passed = start if partial else 0
+        while block := _gathered(stream):
+            wanted = block[max(0, start - passed) :]
+            passed += len(block)
+            if wanted:
+                yield wanted
+
+
+def _gathered(stream: Any) -> bytes:  # noqa: ANN401 - fsspec's file
+    parts, size = list[bytes](), 0
+    while size < STREAM_BYTES and (part := stream.read(STREAM_BYTES - size)):
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)
