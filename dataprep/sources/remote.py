@@ -26,7 +26,7 @@ REQUESTS = 16  # under way at once: a round trip costs more than the bytes of a 
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _REPOSITORY = re.compile(r"hf://(?:(?:datasets|models|spaces)/)?[^/@]+/[^/@]+")
 # What stores call a digest or version of the content, and its time.
-_MARKS = ("ETag", "etag", "md5Hash", "crc32c", "blob_id", "xet_hash")
+_MARKS = ("md5Hash", "crc32c", "blob_id", "xet_hash", "ETag", "etag")  # those of the bytes alone come first
 _TIMES = ("mtime", "LastModified", "Last-Modified", "last_modified", "updated", "uploaded_at", "created")
 
 
@@ -208,12 +208,12 @@ def _of_files(store: Any, url: str, root: str, found: dict[str, Any], within: st
     folders, others = set[str](), list[str]()
     for name, info in found.items():
         bare = re.split("[?#]", name, maxsplit=1)[0] if http else name
-        empty = info["type"] == "file" and info["size"] == 0
-        path = _safe_path(bare.removesuffix("/") if empty else bare, root, shown)
+        is_folder = info["type"] == "directory" or (bare.endswith("/") and info["size"] == 0)  # made to mark one
+        path = _safe_path(bare.removesuffix("/") if is_folder else bare, root, shown)
         if any(part.startswith(".") for part in path.split("/")):
             continue  # as on disk, hidden ones are passed over
         folders.update(path[: place.start()] for place in re.finditer("/", path))
-        if info["type"] == "directory" or (empty and bare.endswith("/")):
+        if is_folder:
             folders.add(path)
         elif info["type"] == "file":
             if path in files:
@@ -321,8 +321,13 @@ def _response(store: Any, file: RemoteFile, start: int) -> Iterator[bytes]:  # n
 
 
 def _gathered(stream: Any) -> bytes:  # noqa: ANN401 - fsspec's file
+    """Return the next bytes of a response: STREAM_BYTES, or what came before it ended or was cut."""
     parts, size = list[bytes](), 0
-    while size < STREAM_BYTES and (part := stream.read(STREAM_BYTES - size)):
-        parts.append(part)
-        size += len(part)
+    try:
+        while size < STREAM_BYTES and (part := stream.read(STREAM_BYTES - size)):
+            parts.append(part)
+            size += len(part)
+    except Exception:
+        if not parts:  # else it is raised again by the next read
+            raise
     return b"".join(parts)

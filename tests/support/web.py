@@ -16,12 +16,12 @@ class Web(ThreadingHTTPServer):
     Attributes:
         url: of its root.
         files: path -> content.
-        etags: path -> what is said of a file's version; its length where nothing is.
-        faults: path -> what happens to the next requests (GET) for a file, one after the other: a status; "stall", no
-            answer; or the number of bytes after which the connection is cut.
+        etags, types: path -> what is said of a file's version (its length where nothing is) and type.
+        faults: path -> what happens to the next requests (GET) for a file, one after the other: a status, 400 to
+            599; "stall", no answer; another number, of bytes after which the connection is cut; or "" for nothing.
         length: how the end of a file is told: "length", "chunked", or "close" (by the end of the connection).
-        ranges: whether a part of a file can be asked for.
-        requests: method, path with its query, and the range asked for, of each.
+        ranges: whether a part of a file can be asked for. head: whether HEAD is answered.
+        requests: method, target and the range asked for, of each.
     """
 
     daemon_threads = True
@@ -37,6 +37,10 @@ class Web(ThreadingHTTPServer):
         self.length, self.ranges, self.head = "length", True, True
         self.requests: list[tuple[str, str, str]] = []
         self.closing = threading.Event()
+
+    def find(self, target: str) -> bytes | None:
+        """The body of the answer to a request; None if there is nothing."""
+        return self.files.get(target.partition("?")[0])
 
     def handle_error(self, *arguments: Any) -> None:
         """Clients that went away are not told of."""
@@ -67,20 +71,21 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "stall":
             web.closing.wait()
             return
-        if path not in web.files:
-            self._status(404)
-        elif isinstance(fault, int) and 400 <= fault < 600:
+        content = web.find(self.path)
+        if isinstance(fault, int) and 400 <= fault < 600:
             self._status(fault)
+        elif content is None:
+            self._status(404)
         else:
-            self._file(path, asked, body, fault if isinstance(fault, int) else None)
+            self._file(path, content, asked, body, fault if isinstance(fault, int) else None)
 
     def _status(self, status: int) -> None:
         self.send_response(status)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _file(self, path: str, asked: str, body: bool, cut: int | None) -> None:
-        web, content = self.server, self.server.files[path]
+    def _file(self, path: str, content: bytes, asked: str, body: bool, cut: int | None) -> None:
+        web = self.server
         start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked and web.ranges else 0
         self.send_response(206 if start else 200)
         if start:
