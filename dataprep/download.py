@@ -18,19 +18,13 @@ from typing import Any, BinaryIO
 
 from fasttrain.dataprep.shards import checksum
 from fasttrain.dataprep.sources.attempts import without_secrets
-from fasttrain.dataprep.sources.remote import (
-    BLOCK_BYTES,
-    REQUESTS,
-    Remote,
-    RemoteFile,
-    list_remote,
-    protocol_of,
-    received,
-)
+from fasttrain.dataprep.sources.remote import REQUESTS, Remote, RemoteFile, list_remote, protocol_of
+from fasttrain.dataprep.sources.transfer import BLOCK_BYTES, received
 from fasttrain.system.durable import naming, read_json, reason, temporary_path, write_json
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.ordered import map_in_order
 from fasttrain.system.progress import progress
+from fasttrain.system.watch import Watch
 
 _MARKER, _FILES, _PARTS = "copy.json", "files", "parts"
 SYNC_BYTES = 1 << 26  # are on the disk before more is written: what a download goes on from after a loss of power
@@ -44,12 +38,16 @@ def copy_folder(out: Path) -> Path:
 def list_source(source: str, out: Path) -> Remote:
     """List a URL; of a repository, at the commit that an unfinished copy beside `out` is of.
 
-    Raises what list_remote does, and UserError where the copy is of another source.
+    Raises what list_remote does, and UserError where the copy is of another source, or could not be found by a pattern.
     """
     marker = _read_marker(copy_folder(out))
     if marker and marker["source"] != without_secrets(source):
         raise _left_over(copy_folder(out), marker)
-    return list_remote(marker["pinned"] if marker and protocol_of(source) == "hf" else source)
+    remote = list_remote(marker["pinned"] if marker and protocol_of(source) == "hf" else source)
+    is_pattern = remote.within and all(file.path != remote.within for file in remote.files)
+    if is_pattern and any(sign in str(copy_folder(out)) for sign in "*?[{"):
+        raise UserError(f"{out}: name an OUT without * ? [ {{, as they would be taken for a part of the pattern")
+    return remote
 
 
 def begin_copy(source: str, remote: Remote, out: Path) -> None:
@@ -58,12 +56,12 @@ def begin_copy(source: str, remote: Remote, out: Path) -> None:
     pinned = remote.url if protocol_of(source) == "hf" else ""
     wanted = {"source": without_secrets(source), "pinned": pinned, "listing": remote.digest(times=True)}
     marker = _read_marker(folder)
-    if marker is None:
-        for name in ("", _FILES, _PARTS):
-            (folder / name).mkdir(exist_ok=True)
-        write_json(folder / _MARKER, wanted)
-    elif marker != wanted:
+    if marker not in (None, wanted):
         raise _left_over(folder, marker)
+    for name in ("", _FILES, _PARTS):
+        (folder / name).mkdir(exist_ok=True)
+    if marker is None:
+        write_json(folder / _MARKER, wanted)
 
 
 def copied(remote: Remote, out: Path) -> Path:
@@ -147,6 +145,7 @@ def _download(folder: Path, remote: Remote, missing: list[tuple[int, RemoteFile]
     total = sum(file.size or 0 for file in remote.files)
     done = total - sum(file.size or 0 for _, file in missing)
     lock, rest = threading.Lock(), done % 10**6
+    watch: Watch[str] = Watch("part of a file", str)
 
     def moved(num_bytes: int) -> None:
         nonlocal rest
@@ -154,10 +153,17 @@ def _download(folder: Path, remote: Remote, missing: list[tuple[int, RemoteFile]
             whole, rest = divmod(rest + num_bytes, 10**6)
             if whole:
                 advance(whole)
+        watch.moved()
 
+    def fetch(numbered: tuple[int, RemoteFile]) -> None:
+        with watch.at(numbered[1].path):
+            _fetch(folder, remote, *numbered, moved)
+
+    fetched = map_in_order(fetch, missing, REQUESTS)
     with (
+        contextlib.closing(fetched),
+        watch.patrol(),
         progress(total // 10**6, done // 10**6, "download", "MB") as advance,
-        contextlib.closing(map_in_order(lambda one: _fetch(folder, remote, *one, moved), missing, REQUESTS)) as fetched,
     ):
         for _ in fetched:
             pass

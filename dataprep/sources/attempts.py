@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from fasttrain.formats.boundary import one_line
 from fasttrain.system.errors import RunError, UserError, note
+from fasttrain.system.watch import Watch
 from fasttrain.system.workers import Workers
 
 SECONDS = 60.0  # for a look at one file, or a block of it
@@ -85,13 +86,14 @@ class Tries:
 
 
 def tried(call: Callable[[], Result], about: str, seconds: float | None = None) -> Result:
-    """Return what a call gives, after a few tries. Raises what Tries.failed does."""
-    tries = Tries(about)
-    while True:
-        try:
-            return limited(call, seconds or SECONDS)
-        except Exception as error:
-            tries.failed(error)
+    """Return what a call gives, after a few tries; a line tells of a slow one. Raises what Tries.failed does."""
+    tries, watch = Tries(about), Watch("answer", str)
+    with watch.patrol(), watch.at(about):
+        while True:
+            try:
+                return limited(call, seconds or SECONDS)
+            except Exception as error:
+                tries.failed(error)
 
 
 def _tell(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that are far away, behind any PROTOCOL:// that fsspec knows: what lies there, and their bytes.
+"""Files that are far away, behind any PROTOCOL:// that fsspec knows: what lies there.
 
 fsspec, and the package that a protocol needs, are imported where a source is such a URL. Credentials are those that
 these packages look for themselves.
@@ -6,8 +6,6 @@ these packages look for themselves.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
@@ -17,11 +15,9 @@ from fasttrain.dataprep.sources import attempts
 from fasttrain.dataprep.sources.attempts import tried, without_secrets
 from fasttrain.dataprep.sources.files import expand
 from fasttrain.formats.listing import SourceError
-from fasttrain.system.errors import RunError, UserError, note
+from fasttrain.system.errors import UserError, note
 from fasttrain.system.ordered import map_in_order
 
-BLOCK_BYTES, SMALLEST_BLOCK = 1 << 23, 1 << 18  # asked for at once; less after failures: a slow line takes too long
-STREAM_BYTES = 1 << 20  # of a response of HTTP, handed on at once
 REQUESTS = 16  # under way at once: a round trip costs more than the bytes of a photograph
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _REPOSITORY = re.compile(r"hf://(?:(?:datasets|models|spaces)/)?[^/@]+/[^/@]+")
@@ -90,6 +86,11 @@ def protocol_of(url: str) -> str:
     return found[1].lower()
 
 
+def is_http(url: str) -> bool:
+    """Whether a URL is of a server of the web, which lists nothing."""
+    return protocol_of(url) in ("http", "https")
+
+
 def local_path(source: str) -> str:
     """Return the path of a source on this machine, also of the URL of one; what it returns for others is none."""
     return source.partition("://")[2] if is_remote(source) and protocol_of(source) in ("file", "local") else source
@@ -107,7 +108,7 @@ def list_remote(url: str) -> Remote:
         url = _pinned(store, url, name)
         name = store._strip_protocol(url)
     store.invalidate_cache()
-    if protocol_of(url) in ("http", "https"):
+    if is_http(url):
         return _listed_http(store, url)
     shown = without_secrets(url)
     try:
@@ -135,7 +136,7 @@ def _opened(url: str) -> tuple[Any, str]:
 
         if "::" in url.partition("?")[0]:
             raise UserError(f"{shown}: chains of URLs are not read: name the file itself")
-        options = _http_options() if protocol_of(url) in ("http", "https") else {}
+        options = _http_options() if is_http(url) else {}
         return tried(lambda: url_to_fs(url, **options), shown)
     except ImportError as error:
         missing = getattr(error.__cause__, "name", None) or error.name or protocol_of(url)
@@ -144,11 +145,16 @@ def _opened(url: str) -> tuple[Any, str]:
 
 def _http_options() -> dict[str, Any]:
     from aiohttp import ClientTimeout
+    from fsspec.config import conf
 
     # By default a whole file has to come within five minutes, and may come compressed, of another size.
     timeout = ClientTimeout(total=None, sock_connect=attempts.SECONDS, sock_read=attempts.SECONDS)
-    client = {"timeout": timeout, "trust_env": True}
-    return {"client_kwargs": client, "headers": {"Accept-Encoding": "identity"}}
+    found: dict[str, Any] = {"client_kwargs": {"trust_env": True}, "headers": {}}
+    for name, own in ((name, conf.get(protocol, {})) for protocol in ("http", "https") for name in found):
+        found[name] |= own.get(name, {})
+    found["client_kwargs"] |= {"timeout": timeout}
+    found["headers"] |= {"Accept-Encoding": "identity"}
+    return found
 
 
 def _pinned(store: Any, url: str, name: str) -> str:  # noqa: ANN401 - fsspec's file system
@@ -203,7 +209,7 @@ def _listed_http(store: Any, url: str) -> Remote:  # noqa: ANN401
 
 def _of_files(store: Any, url: str, root: str, found: dict[str, Any], within: str) -> Remote:  # noqa: ANN401
     """Return a listing of what a store says lies below root; SourceError for what no folder on disk could hold."""
-    shown, http = without_secrets(url), protocol_of(url) in ("http", "https")
+    shown, http = without_secrets(url), is_http(url)
     files: dict[str, RemoteFile] = {}
     folders, others = set[str](), list[str]()
     for name, info in found.items():
@@ -252,82 +258,3 @@ def _file(name: str, path: str, info: dict[str, Any]) -> RemoteFile:
     time = "" if mark else next((str(info[key]) for key in _TIMES if info.get(key)), "")
     size = None if info["size"] is None else int(info["size"])
     return RemoteFile(name, path, size, mark, time, (info.get("lfs") or {}).get("sha256") or "")
-
-
-def received(store: Any, file: RemoteFile, start: int) -> Iterator[bytes]:  # noqa: ANN401 - fsspec's file system
-    """Yield the bytes of a file from a place on. Where the way to it is cut, they go on from there.
-
-    Raises:
-        UserError, RunError: it can't be read, has changed since it was listed, or the store fails.
-    """
-    blocks: Iterator[bytes] | None = None
-    about = without_secrets(store.unstrip_protocol(file.name))
-    tries = attempts.Tries(about)
-    while file.size is None or start < file.size:
-        try:
-            if blocks is None:
-                blocks = _blocks(store, file, start, max(SMALLEST_BLOCK, BLOCK_BYTES >> (2 * tries.failures)))
-            block = attempts.limited(functools.partial(next, blocks, b""), attempts.SECONDS)
-            if not block and file.size is not None:
-                raise attempts.Cut(f"ended after {start} of {file.size} bytes")
-        except Exception as error:
-            blocks = None
-            tries.failed(error)
-            continue
-        if not block:
-            return
-        tries.failures = 0
-        start += len(block)
-        if file.size is not None and start > file.size:
-            raise RunError(f"{about}: more than the {file.size} bytes it had when it was listed: it has changed")
-        yield block
-
-
-def _blocks(store: Any, file: RemoteFile, start: int, size: int) -> Iterator[bytes]:  # noqa: ANN401
-    from fsspec.asyn import AsyncFileSystem
-
-    if re.match("https?://", file.name):
-        yield from _response(store, file, start)
-    elif isinstance(store, AsyncFileSystem):  # which looks up a file's size again when it opens it
-        assert file.size is not None
-        for place in range(start, file.size, size):
-            yield store.cat_file(file.name, start=place, end=min(place + size, file.size))
-    else:
-        with store.open(file.name, "rb", cache_type="none", size=file.size) as stream:
-            stream.seek(start)
-            while block := stream.read(size):
-                yield block
-
-
-def _response(store: Any, file: RemoteFile, start: int) -> Iterator[bytes]:  # noqa: ANN401
-    """Yield the bytes of a response of HTTP from a place on, also of a server that begins with the first."""
-    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
-    # A size keeps fsspec from asking for it; without blocks it gives the response as it comes.
-    with contextlib.closing(store.open(file.name, "rb", block_size=0, size=1, headers=headers)) as stream:
-        answer = stream.r.headers
-        if file.mark and answer.get("ETag", file.mark) != file.mark:
-            raise RunError(f"{without_secrets(file.name)}: it has changed since it was listed")
-        if file.size is None and "Content-Length" not in answer and answer.get("Transfer-Encoding") != "chunked":
-            raise UserError(f"{without_secrets(file.name)}: the server says neither its size nor where it ends")
-        partial = stream.r.status == 206
-        if partial and not answer.get("Content-Range", "").startswith(f"bytes {start}-"):
-            raise attempts.Cut("the server sent another part than was asked for")
-        passed = start if partial else 0
-        while block := _gathered(stream):
-            wanted = block[max(0, start - passed) :]
-            passed += len(block)
-            if wanted:
-                yield wanted
-
-
-def _gathered(stream: Any) -> bytes:  # noqa: ANN401 - fsspec's file
-    """Return the next bytes of a response: STREAM_BYTES, or what came before it ended or was cut."""
-    parts, size = list[bytes](), 0
-    try:
-        while size < STREAM_BYTES and (part := stream.read(STREAM_BYTES - size)):
-            parts.append(part)
-            size += len(part)
-    except Exception:
-        if not parts:  # else it is raised again by the next read
-            raise
-    return b"".join(parts)

@@ -323,6 +323,13 @@ def test_a_store_that_changes_meanwhile(
     assert "the source has changed" in one_line_of(capfd.readouterr().err)
 
 
+def test_headers_are_those_of_fsspecs_settings(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    web.token = "Bearer hunter2"
+    assert run(f"{web.url}/a/set-000.tar", tmp_path / "out") == 2
+    monkeypatch.setitem(fsspec.config.conf, "http", {"headers": {"Authorization": "Bearer hunter2"}})
+    assert run(f"{web.url}/a/set-000.tar", tmp_path / "out") == 0
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
@@ -528,6 +535,14 @@ def test_two_conversions_from_afar_into_one_folder(web: Web, tmp_path: Path, cap
         assert run(f"{web.url}/a/set-000.tar", tmp_path / "out") == 2
     assert "another conversion is writing here" in one_line_of(capfd.readouterr().err)
     assert not (tmp_path / "out.source").exists()
+
+
+def test_a_pattern_and_an_output_that_looks_like_one(
+    web: Web, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(f"{web.url}/a/set-00{{0,1}}.tar", tmp_path / "out[1]") == 2
+    assert "name an OUT without * ? [ {" in one_line_of(capfd.readouterr().err)
+    assert run(f"{web.url}/a/set-000.tar", tmp_path / "out{0..1}") == 0
 
 
 def test_an_output_inside_a_source_of_this_machine(

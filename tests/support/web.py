@@ -21,6 +21,7 @@ class Web(ThreadingHTTPServer):
             599; "stall", no answer; another number, of bytes after which the connection is cut; or "" for nothing.
         length: how the end of a file is told: "length", "chunked", or "close" (by the end of the connection).
         ranges: whether a part of a file can be asked for. head: whether HEAD is answered.
+        token: what requests have to bring as Authorization, if it is set.
         requests: method, target and the range asked for, of each.
     """
 
@@ -35,6 +36,7 @@ class Web(ThreadingHTTPServer):
         self.types: dict[str, str] = {}
         self.faults: dict[str, list[int | str]] = {}
         self.length, self.ranges, self.head = "length", True, True
+        self.token = ""
         self.requests: list[tuple[str, str, str]] = []
         self.closing = threading.Event()
 
@@ -63,6 +65,9 @@ class _Handler(BaseHTTPRequestHandler):
         web, path = self.server, self.path.partition("?")[0]
         asked = self.headers.get("Range", "")
         web.requests.append((self.command, self.path, asked))
+        if web.token not in ("", self.headers.get("Authorization")):
+            self._status(401)
+            return
         if not body and not web.head:
             self._status(405)
             return
