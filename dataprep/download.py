@@ -8,11 +8,12 @@ round trip. convert.py locks OUT, and with it the copy.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -155,9 +156,12 @@ def _download(folder: Path, remote: Remote, missing: list[tuple[int, RemoteFile]
                 advance(whole)
         watch.moved()
 
+    ended = threading.Event()
+    receive = functools.partial(received, remote.store, ended)
+
     def fetch(numbered: tuple[int, RemoteFile]) -> None:
         with watch.at(numbered[1].path):
-            _fetch(folder, remote, *numbered, moved)
+            _fetch(folder, *numbered, receive, moved)
 
     fetched = map_in_order(fetch, missing, REQUESTS)
     with (
@@ -165,11 +169,20 @@ def _download(folder: Path, remote: Remote, missing: list[tuple[int, RemoteFile]
         watch.patrol(),
         progress(total // 10**6, done // 10**6, "download", "MB") as advance,
     ):
-        for _ in fetched:
-            pass
+        try:
+            for _ in fetched:
+                pass
+        finally:  # also where one of them fails: the others are waited for, but try no more
+            ended.set()
 
 
-def _fetch(folder: Path, remote: Remote, number: int, file: RemoteFile, moved: Callable[[int], None]) -> None:
+def _fetch(
+    folder: Path,
+    number: int,
+    file: RemoteFile,
+    receive: Callable[[RemoteFile, int], Iterator[bytes]],
+    moved: Callable[[int], None],
+) -> None:
     """Download one file, from where an earlier try got to, and give it its name."""
     part, path = folder / _PARTS / str(number), folder / _FILES / file.path
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -180,7 +193,7 @@ def _fetch(folder: Path, remote: Remote, number: int, file: RemoteFile, moved: C
         stream.truncate(at)
         stream.seek(at)
         moved(at)
-        for block in received(remote.store, file, at):
+        for block in receive(file, at):
             stream.write(block)
             if (at + len(block)) // SYNC_BYTES > at // SYNC_BYTES:
                 _flush(stream)
@@ -189,9 +202,7 @@ def _fetch(folder: Path, remote: Remote, number: int, file: RemoteFile, moved: C
         _flush(stream)
     if file.sha256 and checksum(part) != file.sha256:
         part.unlink()
-        raise RunError(
-            f"{without_secrets(remote.url)}: {file.path} came with another SHA-256: run the same command again"
-        )
+        raise RunError(f"{path}: it came with another SHA-256: run the same command again")
     os.replace(part, path)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
@@ -60,9 +59,9 @@ def limited(call: Callable[[], Result], seconds: float) -> Result:
 class Tries:
     """Counts the failures in a row of what is done with one file."""
 
-    def __init__(self, about: str) -> None:
-        """about: names it in messages, without secrets."""
-        self.about, self.failures = about, 0
+    def __init__(self, about: str, ended: threading.Event | None = None) -> None:
+        """about: names it in messages, without secrets. ended: nobody waits for it any more."""
+        self.about, self.failures, self._ended = about, 0, ended or threading.Event()
 
     def failed(self, error: Exception) -> None:
         """Wait before another try.
@@ -71,7 +70,7 @@ class Tries:
             UserError: no other try would do better: it is missing, forbidden, of an unknown kind.
             RunError: it was the last try.
         """
-        if isinstance(error, UserError | RunError | ImportError):
+        if isinstance(error, UserError | RunError | ImportError) or self._ended.is_set():
             raise error
         final, reason = _judged(error)
         if final:
@@ -82,7 +81,7 @@ class Tries:
             raise RunError(f"{self.about}: {reason}: given up after {TRIES} tries, {again}") from None
         pause = PAUSE_SECONDS * 2 ** (self.failures - 1)
         _tell(f"{self.about}: {reason}: tried again in {pause:g} s")
-        time.sleep(pause)
+        self._ended.wait(pause)
 
 
 def tried(call: Callable[[], Result], about: str, seconds: float | None = None) -> Result:

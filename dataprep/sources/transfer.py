@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,15 +17,17 @@ BLOCK_BYTES, SMALLEST_BLOCK = 1 << 23, 1 << 18  # asked for at once; less after 
 STREAM_BYTES = 1 << 20  # of a response of HTTP, handed on at once
 
 
-def received(store: Any, file: RemoteFile, start: int) -> Iterator[bytes]:  # noqa: ANN401 - fsspec's file system
+def received(store: Any, ended: threading.Event, file: RemoteFile, start: int) -> Iterator[bytes]:  # noqa: ANN401
     """Yield the bytes of a file from a place on. Where the way to it is cut, they go on from there.
+
+    ended: once it is set, nothing is tried again.
 
     Raises:
         UserError, RunError: it can't be read, has changed since it was listed, or the store fails.
     """
     blocks: Iterator[bytes] | None = None
     about = without_secrets(store.unstrip_protocol(file.name))
-    tries = attempts.Tries(about)
+    tries = attempts.Tries(about, ended)
     while file.size is None or start < file.size:
         try:
             if blocks is None:
@@ -53,7 +56,11 @@ def _blocks(store: Any, file: RemoteFile, start: int, size: int) -> Iterator[byt
     elif isinstance(store, AsyncFileSystem):  # which looks up a file's size again when it opens it
         assert file.size is not None
         for place in range(start, file.size, size):
-            yield store.cat_file(file.name, start=place, end=min(place + size, file.size))
+            end = min(place + size, file.size)
+            block = store.cat_file(file.name, start=place, end=end)
+            if len(block) != end - place:
+                raise attempts.Cut(f"{len(block)} bytes came of {end - place}")
+            yield block
     else:
         with store.open(file.name, "rb", cache_type="none", size=file.size) as stream:
             stream.seek(start)

@@ -1,6 +1,8 @@
 """Sources that are far away: the shards of a local conversion, whatever the way there does meanwhile."""
 
 import builtins
+import errno
+import hashlib
 import importlib.abc
 import importlib.util
 import json
@@ -14,7 +16,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from support.commands import ROOT, one_line_of, typed
@@ -24,12 +26,13 @@ from support.pictures import make_images
 from support.web import Web, web_server
 
 from fasttrain.dataprep import convert, download
-from fasttrain.dataprep.sources import attempts, remote
+from fasttrain.dataprep.sources import attempts, remote, transfer
 from fasttrain.dataprep.sources.attempts import without_secrets
 from fasttrain.system.errors import RunError
 from fasttrain.system.lock import lock
 
 fsspec = pytest.importorskip("fsspec")
+pytest.importorskip("fsspec.asyn")
 pytest.importorskip("aiohttp")
 
 OPTIONS = ("--shard-size", 8, "--workers", 1)
@@ -552,6 +555,99 @@ def test_an_output_inside_a_source_of_this_machine(
     assert "lies inside the source" in one_line_of(capfd.readouterr().err)
 
 
+class NoCredentialsError(Exception):
+    """As botocore's."""
+
+
+class Bucket(fsspec.asyn.AsyncFileSystem):
+    """Object storage as its packages show it: keys without folders, versions of files, and bytes by range.
+
+    files: by key. faults: by key, what the next requests for its bytes raise, or how many of these they give.
+    """
+
+    protocol = "bucket"
+    cachable = False
+    files: ClassVar[dict[str, bytes]] = {}
+    faults: ClassVar[dict[str, list[Exception | int]]] = {}
+
+    async def _info(self, path: str, **_: Any) -> dict[str, Any]:
+        path = self._strip_protocol(path)
+        if path in self.files:
+            content = self.files[path]
+            etag = hashlib.md5(content, usedforsecurity=False).hexdigest()
+            return {"name": path, "size": len(content), "type": "file", "ETag": etag, "LastModified": time.time()}
+        if any(key.startswith(f"{path}/") for key in self.files):
+            return {"name": path, "size": 0, "type": "directory"}
+        raise FileNotFoundError(path)
+
+    async def _ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+        prefix = f"{self._strip_protocol(path)}/"
+        below = {prefix + key.removeprefix(prefix).partition("/")[0] for key in self.files if key.startswith(prefix)}
+        return [await self._info(name) if detail else name for name in sorted(below)]
+
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        faults = self.faults.get(path, [])
+        fault = faults.pop(0) if faults else end
+        if isinstance(fault, Exception):
+            raise fault
+        return self.files[path][start:end][:fault]
+
+
+@pytest.fixture
+def bucket(images: Path, monkeypatch: pytest.MonkeyPatch) -> type[Bucket]:
+    """The images at bucket://b/set, asked for in blocks of 100 bytes."""
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    names = (path for path in images.rglob("*") if path.is_file())
+    monkeypatch.setattr(Bucket, "files", {f"b/set/{p.relative_to(images)}": p.read_bytes() for p in names})
+    monkeypatch.setattr(Bucket, "faults", {})
+    for name in ("BLOCK_BYTES", "SMALLEST_BLOCK"):
+        monkeypatch.setattr(transfer, name, 100)
+    monkeypatch.setattr(attempts, "PAUSE_SECONDS", 0.0)
+    return Bucket
+
+
+def test_object_storage(bucket: type[Bucket], images: Path, tmp_path: Path) -> None:
+    bucket.faults["b/set/class0/000.jpg"] = [
+        ConnectionError("reset"),
+        100,
+        7,
+        OSError(errno.EIO, "again"),
+        TimeoutError(),
+    ]
+    assert run("bucket://b/set", tmp_path / "out") == run(images, tmp_path / "local") == 3
+    assert contents(tmp_path / "out") == contents(tmp_path / "local")
+    assert not bucket.faults["b/set/class0/000.jpg"]
+    digest = remote.list_remote("bucket://b/set").digest(times=True)
+    assert remote.list_remote("bucket://b/set").digest(times=True) == digest, "a version says more than a time"
+    key = "b/set/class0/001.jpg"
+    bucket.files[key] = bucket.files[key][::-1]
+    assert remote.list_remote("bucket://b/set").digest() != digest
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (NoCredentialsError("Unable to locate credentials"), 2, "no credentials: they are those of its own library"),
+        (PermissionError("Forbidden"), 2, "no permission"),
+        (FileNotFoundError("The specified key does not exist."), 2, "not found"),
+        (
+            ConnectionError("reset by https://h/b?X-Amz-Signature=TOPSECRET"),
+            1,
+            "ConnectionError: reset by https://h/b?…",
+        ),
+    ],
+)
+def test_errors_of_object_storage(
+    bucket: type[Bucket], tmp_path: Path, error: Exception, status: int, message: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    bucket.faults["b/set/class0/000.jpg"] = [error] * 9
+    assert run("bucket://b/set", tmp_path / "out") == status
+    printed = capfd.readouterr().err
+    assert f"bucket://b/set/class0/000.jpg: {message}" in one_line_of(printed)
+    no_secrets(tmp_path, printed)
+
+
 FIRST, SECOND = "1" * 40, "2" * 40
 
 
@@ -603,7 +699,7 @@ def test_a_file_that_comes_with_another_checksum(
 
     monkeypatch.setattr(web, "find", damaged)
     assert run("hf://datasets/o/n/data", tmp_path / "out") == 1
-    assert "class0/003.jpg came with another SHA-256" in one_line_of(capfd.readouterr().err)
+    assert "class0/003.jpg: it came with another SHA-256" in one_line_of(capfd.readouterr().err)
     monkeypatch.setattr(web, "find", find)
     assert run("hf://datasets/o/n/data", tmp_path / "out") == 3
 
