@@ -19,8 +19,8 @@ from fasttrain.system.errors import UserError, note
 from fasttrain.system.ordered import map_in_order
 
 REQUESTS = 16  # under way at once: a round trip costs more than the bytes of a photograph
+_LONGEST_PART = 255  # bytes of a file's name, on most disks
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_REPOSITORY = re.compile(r"hf://(?:(?:datasets|models|spaces)/)?[^/@]+/[^/@]+")
 # What stores call a digest or version of the content, and its time.
 _MARKS = ("md5Hash", "crc32c", "blob_id", "xet_hash", "ETag", "etag")  # those of the bytes alone come first
 _TIMES = ("mtime", "LastModified", "Last-Modified", "last_modified", "updated", "uploaded_at", "created")
@@ -112,20 +112,20 @@ def list_remote(url: str) -> Remote:
         return _listed_http(store, url)
     shown = without_secrets(url)
     try:
-        kind = tried(lambda: store.info(name), shown)["type"]
+        info = tried(lambda: store.info(name), shown)
     except UserError:
         if not re.search(r"[*?[{]", name):
             raise
         root = re.split(r"[*?[{]", name, maxsplit=1)[0].rpartition("/")[0]
         return _of_files(store, url, root, _matches(store, name), name[len(root) + 1 :])
-    if kind == "directory":
+    if info["type"] == "directory":
         root = name.rstrip("/")
         found = tried(lambda: store.find(root or name, withdirs=True, detail=True), shown, attempts.LISTING_SECONDS)
         found.pop(root, None)
         found.pop(f"{root}/", None)
         return _of_files(store, url, root, found, "")
     root, _, last = name.rpartition("/")
-    return _of_files(store, url, root, {name: tried(lambda: store.info(name), shown)}, last)
+    return _of_files(store, url, root, {name: info}, last)
 
 
 def _opened(url: str) -> tuple[Any, str]:
@@ -161,13 +161,14 @@ def _pinned(store: Any, url: str, name: str) -> str:  # noqa: ANN401 - fsspec's 
     """Return the URL of a repository with the commit that its revision is now."""
     from huggingface_hub import HfApi
 
-    found, shown = _REPOSITORY.match(url), without_secrets(url)
+    shown = without_secrets(url)
     place = tried(lambda: store.resolve_path(name), shown)
-    if found is None or not hasattr(place, "repo_id"):
+    if not hasattr(place, "repo_id"):  # a bucket, which has no commits
         return url
     api = HfApi(endpoint=store.endpoint, token=store.token)
     info = tried(lambda: api.repo_info(place.repo_id, repo_type=place.repo_type, revision=place.revision), shown)
-    return f"{found[0]}@{info.sha}/{place.path_in_repo}".rstrip("/")
+    kind = "" if place.repo_type == "model" else f"{place.repo_type}s/"
+    return f"hf://{kind}{place.repo_id}@{info.sha}/{place.path_in_repo}".rstrip("/")
 
 
 def _matches(store: Any, pattern: str) -> dict[str, Any]:  # noqa: ANN401
@@ -216,7 +217,7 @@ def _of_files(store: Any, url: str, root: str, found: dict[str, Any], within: st
         bare = re.split("[?#]", name, maxsplit=1)[0] if http else name
         is_folder = info["type"] == "directory" or (bare.endswith("/") and info["size"] == 0)  # made to mark one
         path = _safe_path(bare.removesuffix("/") if is_folder else bare, root, shown)
-        if any(part.startswith(".") for part in path.split("/")):
+        if path != within and any(part.startswith(".") for part in path.split("/")):
             continue  # as on disk, hidden ones are passed over
         folders.update(path[: place.start()] for place in re.finditer("/", path))
         if is_folder:
@@ -242,15 +243,17 @@ def _of_files(store: Any, url: str, root: str, found: dict[str, Any], within: st
 def _safe_path(name: str, root: str, shown: str) -> str:
     """Return the path of a name below root; SourceError for one that would lie elsewhere, or nowhere."""
     path = name.removeprefix(f"{root}/")
-    parts = path.split("/")
-    wrong = path == name or any(part in ("", ".", "..") for part in parts) or "\0" in path
     try:
-        path.encode()
+        parts = path.encode().split(b"/")
     except UnicodeEncodeError:
-        wrong = True
-    if wrong:
+        parts = []
+    if path == name or not parts or b"\0" in b"".join(parts) or not all(map(_can_be_made, parts)):
         raise SourceError(f"{shown}: a file's name can't be one on disk: {without_secrets(repr(name))}")
     return path
+
+
+def _can_be_made(part: bytes) -> bool:
+    return part not in (b"", b".", b"..") and len(part) <= _LONGEST_PART
 
 
 def _file(name: str, path: str, info: dict[str, Any]) -> RemoteFile:

@@ -74,7 +74,7 @@ def _response(store: Any, file: RemoteFile, start: int) -> Iterator[bytes]:  # n
     # A size keeps fsspec from asking for it; without blocks it gives the response as it comes.
     with contextlib.closing(store.open(file.name, "rb", block_size=0, size=1, headers=headers)) as stream:
         answer = stream.r.headers
-        if file.mark and answer.get("ETag", file.mark) != file.mark:
+        if file.mark and answer.get("ETag", file.mark).removeprefix("W/") != file.mark.removeprefix("W/"):
             raise RunError(f"{without_secrets(file.name)}: it has changed since it was listed")
         if file.size is None and "Content-Length" not in answer and answer.get("Transfer-Encoding") != "chunked":
             raise UserError(f"{without_secrets(file.name)}: the server says neither its size nor where it ends")

@@ -142,6 +142,12 @@ def test_archives_and_a_folder_without_images(images: Path, memory: Any, web: We
     assert contents(tmp_path / "remote2") == contents(tmp_path / "local2")
 
 
+def test_a_hidden_file_counts_where_it_is_named(shards: Path, memory: Any, tmp_path: Path) -> None:
+    memory.pipe("/tars/.set.tar", (shards / "set-000.tar").read_bytes())
+    assert run("memory://tars/.set.tar", tmp_path / "out") == 0
+    assert run("memory://tars", tmp_path / "none") == 2
+
+
 def test_the_fingerprint_is_that_of_the_content_wherever_it_lies(images: Path, memory: Any) -> None:
     first = remote.list_remote("memory://set")
     assert remote.list_remote(f"file://{images}").digest() == first.digest()
@@ -403,6 +409,7 @@ def named_in_listing(*names: str, size: int = 1) -> dict[str, Any]:
         named_in_listing("a\0.jpg"),
         named_in_listing("a\ud800.jpg"),
         named_in_listing("/etc/x.jpg"),
+        named_in_listing("x" * 252 + ".jpg"),
         {"/etc/x.jpg": {"name": "/etc/x.jpg", "size": 1, "type": "file"}},
         {"x.jpg": {"name": "x.jpg", "size": 1, "type": "file"}},
         named_in_listing("a", "a/b.jpg"),
