@@ -622,6 +622,7 @@ def test_object_storage(bucket: type[Bucket], images: Path, tmp_path: Path) -> N
         ConnectionError("reset"),
         100,
         7,
+        100,
         OSError(errno.EIO, "again"),
         TimeoutError(),
     ]
