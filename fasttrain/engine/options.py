@@ -20,6 +20,11 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 
 
+def warmup_that_fits(warmup_epochs: float, epochs: int) -> float:
+    """A warm-up that is meant for longer schedules is a tenth of this one."""
+    return epochs / 10 if epochs <= warmup_epochs else warmup_epochs
+
+
 @dataclass(frozen=True)
 class OptimisationOptions(Options):
     """The step: batch, optimizer, schedule, precision."""

@@ -178,6 +178,22 @@ def test_weight_decay_follows_a_cosine_where_it_has_an_end() -> None:
     assert Schedule(options("sgd", 0.1, 0.3, epochs=10), 10)(77).weight_decay == pytest.approx(0.3)
 
 
+def test_a_schedule_that_is_extended_begins_anew_and_what_was_before_stays_as_it_was() -> None:
+    """4 epochs of 10 steps, then 2 whose warm-up fits, then 1 whose warm-up is shortened to a tenth."""
+    asked = options("adamw", 0.1, 0.04, weight_decay_end=0.4, epochs=4, warmup_epochs=1.0, final_lr=0.01)
+    plain, schedule = Schedule(asked, 10), Schedule(asked, 10, (2, 1))
+    assert schedule.total_steps == 70
+    assert [schedule(step) for step in range(40)] == [plain(step) for step in range(40)]
+    two = Schedule(OptimisationOptions(**{**vars(asked), "epochs": 2}), 10)
+    assert [schedule(step) for step in range(40, 60)] == [two(step) for step in range(20)]
+    assert [schedule(step).lr for step in (39, 40, 49, 50)] == pytest.approx([0.00127, 0.01, 0.1, 0.1], rel=0.01)
+    one = Schedule(OptimisationOptions(**{**vars(asked), "epochs": 1, "warmup_epochs": 0.1}), 10)
+    assert [schedule(step) for step in range(60, 70)] == [one(step) for step in range(10)]
+    assert [schedule(step).steady_lr for step in (39, 40, 49, 60)] == pytest.approx([0.1, 0.01, 0.1, 0.1])
+    assert [schedule(step).weight_decay for step in (40, 50, 70)] == pytest.approx([0.04, 0.22, 0.4])
+    assert [schedule.epochs(step) for step in (0, 39, 40, 59, 60, 69, 70)] == [4, 4, 6, 6, 7, 7, 7]
+
+
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
 @pytest.mark.parametrize("decay", ["all", "matrices"])
 def test_rates_reach_every_group(name: str, decay: str) -> None:
