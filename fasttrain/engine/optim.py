@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fasttrain.engine.lamb import LAMB
 from fasttrain.engine.options import OptimisationOptions, warmup_that_fits
-from fasttrain.system.errors import UserError
 
 TINY = 1e-30  # a learning rate of 0 at the very end
 MOMENTUM = 0.9  # of SGD and LARS, in every recipe that the presets follow
@@ -27,14 +27,15 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of the parameters that take gradients.
 
-    steady: names of networks in the module whose learning rate stays at its peak. Raises UserError where LAMB is not
+    steady: names of networks in the module whose learning rate stays at its peak. LAMB is apex's on a GPU where that is
     installed.
     """
     groups = _groups(options, module, steady)
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=options.peak_lr, fused=True)
     if options.optimizer == "lamb":
-        return _apex_lamb(groups, options.peak_lr)
+        on_gpu = groups[0]["params"][0].is_cuda
+        return (on_gpu and _apex_lamb(groups, options.peak_lr)) or LAMB(groups, options.peak_lr)
     if options.optimizer == "lars":
         optimizer: torch.optim.Optimizer = LARS(groups, options.peak_lr, options.trust, options.trust_clip)
     else:
@@ -101,16 +102,14 @@ def _scale_by_trust(gradients: list[Tensor], weights: list[Tensor], trust: float
     torch._foreach_mul_(gradients, list(ratio_P.unbind()))
 
 
-def _apex_lamb(groups: list[dict], lr: float) -> torch.optim.Optimizer:
+def _apex_lamb(groups: list[dict], lr: float) -> torch.optim.Optimizer | None:
+    """NVIDIA's, built from github.com/NVIDIA/apex (the package of that name on the index is another one)."""
     try:
         from apex.optimizers import FusedLAMB
 
         return FusedLAMB(groups, lr=lr, max_grad_norm=math.inf)  # --clip-norm is the one that clips
-    except (ImportError, RuntimeError) as error:  # RuntimeError: built without its CUDA extensions
-        raise UserError(
-            f"--optimizer lamb needs NVIDIA's apex, built for a GPU from github.com/NVIDIA/apex (the package of that "
-            f"name on the index is another one): {error}; lars and adamw need nothing"
-        ) from None
+    except (ImportError, RuntimeError):  # RuntimeError: built without its CUDA extensions
+        return None
 
 
 def take_step(optimizer: torch.optim.Optimizer, good: Tensor) -> None:
