@@ -37,9 +37,10 @@ from fasttrain.run.display import Display
 from fasttrain.run.extension import check_extension, keep_extension
 from fasttrain.run.folder import DataRecord, check_outside, keep_data, prepare, run_path
 from fasttrain.run.health import Health
-from fasttrain.run.metrics import Metrics, Sink, open_files, require_tensorboard
+from fasttrain.run.metrics import Metrics, Sink
 from fasttrain.run.resume import resume
 from fasttrain.run.samples import write_samples
+from fasttrain.run.sinks import check_services, open_sinks
 from fasttrain.system.collectives import common_generator
 from fasttrain.system.durable import write_json
 from fasttrain.system.errors import RunError, UserError
@@ -175,12 +176,11 @@ def train(config: TrainConfig) -> int:
         knn = KnnMonitor(config.data, config.logging.knn_k, config.views.size, ranks.device, workers)
 
     # The first rank claims the folder; then all go on from the checkpoint that it chooses.
-    if config.logging.tensorboard:
-        require_tensorboard()
     settings = Settings.of(config)
     run = pathlib.Path(ranks.share(str(run_path(config.run))))
 
     def begin() -> Lock:
+        check_services(config.logging)
         if isinstance(store, FolderStore):
             check_outside(run, path)
         return prepare(run, settings, config.run.fresh)
@@ -211,7 +211,7 @@ def train(config: TrainConfig) -> int:
     def record() -> tuple[Sink, ...]:
         keep_data(run, data)
         keep_extension(run, settings, step)
-        return open_files(run, step, config.logging.tensorboard)
+        return open_sinks(run, step, config.logging, settings.values)
 
     files = ranks.together(lambda: record() if ranks.is_main else ())
     display = Display(Console(stderr=True, quiet=not ranks.is_main), step, last_step, batch_size, health.hint)

@@ -45,6 +45,10 @@ class LoggingOptions(Options):
     """Steps between entries of metrics.jsonl."""
     tensorboard: Free[bool] = False
     """Also write TensorBoard events to RUN/tensorboard."""
+    wandb: Free[bool] = False
+    """Also tell Weights & Biases, by its own variables: WANDB_PROJECT, WANDB_MODE (offline: to RUN/wandb), …"""
+    mlflow: Free[bool] = False
+    """Also tell MLflow, by its own variables: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, …"""
     knn_every: Free[NotNegative[int]] = 0
     """Epochs between evaluations by kNN on the val split; the best is kept as checkpoints/best.pt. 0: never."""
     knn_k: Free[NotNegative[int]] = 0

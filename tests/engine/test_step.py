@@ -25,7 +25,7 @@ from fasttrain.kernels.augment import augment
 from fasttrain.methods import Method, Sample
 from fasttrain.networks import batch_norm
 from fasttrain.run.health import Health
-from fasttrain.run.metrics import Metrics, open_files, read_metrics
+from fasttrain.run.metrics import Metrics, MetricsFile, read_metrics
 from fasttrain.system.errors import UserError
 from fasttrain.views.draw import draw
 from fasttrain.views.spec import RECIPES
@@ -388,7 +388,7 @@ def test_a_step_never_waits_for_the_gpu(tmp_path: pathlib.Path, optimizer: str, 
     ranks = Ranks("cuda")
     method = laid_out(build(config), ranks.device, precision)
     step = TrainStep(method, config.optimisation, ranks.device)
-    metrics = Metrics(open_files(tmp_path, 0, False), Health(ranks.device, 1), ranks.device, 1, 8)
+    metrics = Metrics((MetricsFile(tmp_path / "metrics.jsonl", 0),), Health(ranks.device, 1), ranks.device, 1, 8)
     sizes = torch.full((8,), 20, dtype=torch.int32), torch.full((8,), 24, dtype=torch.int32)
     index = torch.arange(8)
     pixels = torch.randint(0, 256, (8 * 20 * 24 * 3,), dtype=torch.uint8, device=ranks.device)
