@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 import pytest
+import torch
 from support.commands import one_line_of
 from support.launch import equal, final_state, train
 
@@ -29,7 +30,7 @@ def run(finished: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_a_run_extended_later_and_killed_meanwhile_is_the_run_extended_from_the_start(
-    run: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path
+    finished: pathlib.Path, run: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     assert train(shards, tmp_path / "whole", *EXTENDED) == 0
     assert train(shards, run, *EXTENDED, "--max-steps", 10, "--checkpoint-every", 1) == 0
@@ -37,6 +38,8 @@ def test_a_run_extended_later_and_killed_meanwhile_is_the_run_extended_from_the_
     assert train(shards, run, *EXTENDED) == 0
     assert final_state(run)["step"] == 12
     assert equal(final_state(tmp_path / "whole"), final_state(run)) == []
+    keys = "key_projector.0.weight"  # frozen, if the momentum's cosine stayed at its end
+    assert not torch.equal(final_state(finished)["method"][keys], final_state(run)["method"][keys])
     lr = {entry["step"]: entry["lr"] for entry in read_metrics(run / "metrics.jsonl")}
     assert list(lr) == [2, 4, 6, 8, 9, 10, 12]  # one more where it was stopped
     assert lr[9] > lr[8] > 0  # it begins anew
