@@ -14,8 +14,10 @@ import numpy as np
 from fasttrain.formats.names import escaped
 from fasttrain.system.durable import publish, read_json, replace_file, write_json
 from fasttrain.system.errors import UserError
+from fasttrain.system.regular import open_regular
 
 EXTENSIONS = (".npy", ".parquet")
+BESIDE = (".tsv", ".json")
 HEADER_BYTES = 128  # of an .npy file of any length: rows can be written before their number is known
 ROWS_AT_ONCE = 1 << 13  # of a parquet file's row group: 64 MiB of 2,048 features
 _METADATA = b"fasttrain"
@@ -49,6 +51,13 @@ def check_out(out: Path) -> None:
         _pyarrow()
 
 
+def check_free(out: Path) -> None:
+    """Raises UserError where something else has the name of what will lie beside OUT.npy."""
+    for path in (out.with_suffix(suffix) for suffix in BESIDE if out.suffix == ".npy"):
+        if os.path.lexists(path):
+            raise UserError(f"{path}, which would lie beside {out.name}, is there already: remove it or name another")
+
+
 def _pyarrow() -> Any:  # noqa: ANN401 - a module that may be missing
     try:
         import pyarrow.parquet
@@ -65,7 +74,8 @@ def finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         if out.suffix == ".npy":
             found = dict(read_json(out.with_suffix(".json"), follow=False))
         else:
-            found = dict(json.loads(_pyarrow().parquet.read_schema(out).metadata[_METADATA]))
+            with open_regular(out) as file:
+                found = dict(json.loads(_pyarrow().parquet.read_schema(file).metadata[_METADATA]))
     except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{out} is there and was not written by this command: remove it or name another") from None
     check_same(out, found, settings)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fasttrain.formats.embedding import HEADER_BYTES, check_same
+from fasttrain.formats.embedding import HEADER_BYTES, check_free, check_same
 from fasttrain.system.durable import read_json, temporary_path, write_json
 from fasttrain.system.errors import UserError
 from fasttrain.system.lock import lock
@@ -53,6 +53,8 @@ class Unfinished:
         """
         self._folder, self._width = folder_of(out), width
         self.features, self._stack = self._folder / FEATURES, contextlib.ExitStack()
+        if not self._folder.exists():
+            check_free(out)
         self._folder.mkdir(parents=True, exist_ok=True)
         if strange := set(os.listdir(self._folder)) - {*FILES, *_TEMPORARY}:
             raise UserError(f"{self._folder} holds {min(strange)}, which is not this command's: name another file")

@@ -1,4 +1,4 @@
-"""A store whose every sample can be read: where one can't be, its place in the order is kept and nothing replaces it."""
+"""A store whose every sample can be read: one that can't be keeps its place, and no other replaces it."""
 
 from __future__ import annotations
 

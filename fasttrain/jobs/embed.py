@@ -53,42 +53,55 @@ def embed(options: EmbedConfig) -> int:
     check_out(out)
     checkpoint = pathlib.Path(options.checkpoint) if options.checkpoint else None
     trained = load_trained(pathlib.Path(options.run), options.best, checkpoint, options.method)
-    ranks, size = Ranks(options.device), trained.preprocessing.size
-    splits = split_names(images)
-    if options.split not in ("all", *splits):
-        raise UserError(f"{images} has no {options.split!r} split; it has: {', '.join(splits)}")
-    splits = splits if options.split == "all" else (options.split,)
-    stores = {split: Blanks(open_dataset(images, split, view_size=size)) for split in splits}
+    ranks = Ranks(options.device)
+    stores = open_splits(images, options.split, trained.preprocessing.size)
     network, width = network_of(trained, options.layer)
     settings = settings_of(options, trained, stores, ranks.device)
 
-    done, images_per_sec = finished(out, settings), 0.0
-    if done:
+    about, images_per_sec = finished(out, settings), 0.0
+    if about:
         note(f"{out} is already there, with these features")
     else:
         note(", ".join(f"{store.num_samples:,} images of {split}" for split, store in stores.items()))
-        work = Work(network, trained.preprocessing, ranks.device, ranks.threads(options.workers), options)
-        about = {"run": str(pathlib.Path(options.run).resolve()), "data": str(images.resolve())}
-        with Unfinished(out, settings, {**about, "environment": environment()}, width) as unfinished:
-            try:
-                images_per_sec = extract(work, stores, unfinished)
-                done = unfinished.complete()
-                if not done["images"]:
-                    clear(out)
-                    first = done["failed"][0]
-                    raise DataError(f"no image can be read; the first is {first['name']}: {first['reason']}")
-                write(out, unfinished.features, done, rows(stores, unfinished))
-            except OSError as error:
-                kept = "what is finished is kept, run the same command again to continue"
-                raise RunError(f"{error.filename or out}: {reason(error)}: {kept}") from None
+        paths = {"run": os.path.realpath(options.run), "data": os.path.realpath(images)}
+        with Unfinished(out, settings, {**paths, "environment": environment()}, width) as unfinished:
+            work = Work(network, trained.preprocessing, ranks.device, ranks.threads(options.workers), options)
+            about, images_per_sec = complete(out, work, stores, unfinished)
     clear(out)
-    if done["not_finite"]:
-        warn(f"{done['not_finite']} of {done['images']} images have features that are no numbers")
-    figures = {name: done[name] for name in ("images", "width", "step")}
-    failed = len(done["failed"])
-    print(json.dumps({**figures, "failed": failed, "images_per_sec": round(images_per_sec, 1), "out": str(out)}))
+    if about["not_finite"]:
+        warn(f"{about['not_finite']} of {about['images']} images have features that are no numbers")
+    figures = {name: about[name] for name in ("step", "images", "width")}
+    figures |= {"failed": len(about["failed"]), "images_per_sec": round(images_per_sec, 1), "out": str(out)}
+    print(json.dumps(figures), flush=True)
     ranks.close()
-    return EXIT_SKIPPED if failed else 0
+    return EXIT_SKIPPED if about["failed"] else 0
+
+
+def open_splits(images: pathlib.Path, split: str, size: int) -> dict[str, Blanks]:
+    """The images of a split, or of all there are, for views of a size. Raises UserError and DataError."""
+    splits = split_names(images)
+    if split not in ("all", *splits):
+        raise UserError(f"{images} has no {split!r} split; it has: {', '.join(splits)}")
+    chosen = splits if split == "all" else (split,)
+    return {each: Blanks(open_dataset(images, each, view_size=size)) for each in chosen}
+
+
+def complete(
+    out: pathlib.Path, work: Work, stores: dict[str, Blanks], unfinished: Unfinished
+) -> tuple[dict[str, Any], float]:
+    """Do what is left; returns what the file tells of itself, and images per second. Raises DataError and RunError."""
+    try:
+        images_per_sec = extract(work, stores, unfinished)
+        about = unfinished.complete()
+        if not about["images"]:
+            clear(out)
+            first = about["failed"][0]
+            raise DataError(f"no image can be read; the first is {first['name']}: {first['reason']}")
+        write(out, unfinished.features, about, rows(stores, unfinished))
+        return about, images_per_sec
+    except OSError as error:
+        kept = "what is finished is kept, run the same command again to continue"
+        raise RunError(f"{error.filename or out}: {reason(error)}; {kept}") from None
 
 
 def network_of(trained: Trained, layer: str) -> tuple[nn.Module, int]:
