@@ -117,9 +117,14 @@ def test_files_are_read_as_shards_are(
     assert (by_name[0] @ by_name[2].T).argmax(1).tolist() == list(range(96))
 
 
-def test_a_flat_folder_has_no_labels(run: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_a_flat_folder_has_no_labels_and_one_split(
+    run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     embedded(run, image_folder / "train/class1", out := tmp_path / "out.npy")
     assert lines_of(out) == [[f"{i:03d}.jpg", "train", "", ""] for i in range(18)]
+    words = [run, image_folder / "train/class1", tmp_path / "val.npy", "--split", "val"]
+    assert embed.main(list(map(str, words))) == EXIT_USER_ERROR
+    assert "has no 'val' split; it has: train" in one_line_of(capsys.readouterr().err)
 
 
 def test_an_image_that_cannot_be_read_has_no_row_and_is_named(
@@ -248,6 +253,12 @@ def test_other_settings_are_refused_and_the_same_are_done(
     embedded(run, shards, out, "--checkpoint", first, status=EXIT_USER_ERROR)
     assert "step was 2, now 1" in one_line_of(capsys.readouterr().err)
     assert not np.array_equal(np.load(out), embedded(run, shards, tmp_path / "first.npy", "--checkpoint", first))
+
+
+def test_rows_that_are_no_numbers_are_counted(tmp_path: Path) -> None:
+    with Unfinished(tmp_path / "out.npy", {}, {}, 2) as begun:
+        begun.append(np.array([[1, 2], [np.nan, 1], [np.inf, 0]], np.float32), np.zeros(3), [])
+        assert begun.complete()["not_finite"] == 2
 
 
 def test_best_is_the_checkpoint_of_that_name(run: Path, shards: Path, tmp_path: Path) -> None:
