@@ -42,12 +42,10 @@ from fasttrain.dataprep.sources.source import Source
 from fasttrain.dataprep.state import begin, clear_state, finished_manifest
 from fasttrain.formats.manifest import Manifest
 from fasttrain.system.cli import finish, parse
-from fasttrain.system.errors import RunError, UserError, note
+from fasttrain.system.errors import EXIT_SKIPPED, RunError, UserError, note
 from fasttrain.system.lock import Lock, lock
 from fasttrain.system.options import Bounds, Options
 from fasttrain.system.progress import progress
-
-EXIT_SKIPPED = 3
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ class Preprocessing(NamedTuple):
 
 class Trained(NamedTuple):
     """encoder: the library's own module, plain batch norm, fp32, on the CPU, in evaluation mode; (N, 3, size, size) →
-    (N, F). config: of its run. images: those it was trained on. digest: SHA-256 of the checkpoint."""
+    (N, F). config: of its run. images: those it was trained on. digest: SHA-256 of the checkpoint. projector: the
+    method's head on it, (N, F) → (N, D), in evaluation mode."""
 
     encoder: nn.Module
     preprocessing: Preprocessing
@@ -40,6 +41,7 @@ class Trained(NamedTuple):
     images: DataRecord
     step: int
     digest: str
+    projector: nn.Module
 
 
 def load_trained(
@@ -54,12 +56,12 @@ def load_trained(
     found = chosen_checkpoint(run, config.run.checkpoint_every, best, checkpoint)
     built = make_method(config.method, config.encoder, size, config.run.seed)
     load_weights(built, found)
+    trained, projector = built.evaluated
     encoder, _ = make_encoder(config.encoder, size)
-    encoder.load_state_dict(built.evaluated[0].state_dict())
+    encoder.load_state_dict(trained.state_dict())
     preprocessing = Preprocessing(size, crop_fraction(size), images.mean, images.std)
-    return Trained(
-        encoder.eval().requires_grad_(False), preprocessing, config, images, found.state["step"], found.digest
-    )
+    encoder, projector = (module.eval().requires_grad_(False) for module in (encoder, projector))
+    return Trained(encoder, preprocessing, config, images, found.state["step"], found.digest, projector)
 
 
 def chosen_checkpoint(

@@ -60,6 +60,9 @@ class EvenSubset:
     def place(self, index: int) -> str:
         return self._store.place(int(self._index[index]))
 
+    def source_name(self, index: int) -> str:
+        return self._store.source_name(int(self._index[index]))
+
 
 def open_labelled(
     path: pathlib.Path, loader: str, view_size: int, most: int = sys.maxsize, val_fraction: float = 0.0

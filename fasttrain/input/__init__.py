@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterable
 
 import torch
 
 from fasttrain.formats.beton_set import beton_files, open_betons
 from fasttrain.formats.manifest import FILE_NAME, Manifest, ManifestError, check_finished
 from fasttrain.input.batch import Batch
-from fasttrain.input.folder_store import FolderStore
+from fasttrain.input.folder_store import FolderStore, list_images
 from fasttrain.input.loader import MAX_FAILED_FRACTION, Loader, LoaderError, ThreadLoader
 from fasttrain.input.order import Order
 from fasttrain.input.prefetch import prefetched
@@ -19,7 +20,7 @@ from fasttrain.system.errors import UserError
 
 __all__ = [
     "Batch", "FolderStore", "Loader", "LoaderError", "Order", "Store", "ThreadLoader", "open_dataset", "open_loader",
-    "pixel_statistics",
+    "pixel_statistics", "split_names",
 ]  # fmt: skip
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -49,6 +50,18 @@ def open_dataset(
         raise ManifestError(f"{path} has no {split!r} split (a source with val/, or convert with --val-fraction)")
     manifest.check_shards(path)
     return (TarStore if manifest.format == "webdataset" else ShardStore).of(path, manifest, split)
+
+
+def split_names(path: pathlib.Path, loader: str = "auto") -> tuple[str, ...]:
+    """The splits of a data set, "train" first. loader: as for open_dataset. Raises DataError as that does."""
+    kind = _kind(path, loader)
+    if kind == "folder":
+        found: Iterable[str] = list_images(path).splits
+    elif kind == "betons":
+        found = open_betons(path).splits
+    else:
+        found = (split for split, shards in Manifest.load(path).splits.items() if shards)
+    return tuple(sorted(found, key=lambda split: split != "train"))
 
 
 def _kind(path: pathlib.Path, loader: str) -> str:

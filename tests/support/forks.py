@@ -22,7 +22,7 @@ from multiprocessing.context import ForkServerProcess
 from support.commands import ROOT
 
 _CONTEXT = multiprocessing.get_context("forkserver")  # its server starts with the first fork
-_COMMANDS = ("train", "evaluate", "dataprep.convert", "dataprep.verify")
+_COMMANDS = ("jobs.train", "jobs.evaluate", "jobs.embed", "dataprep.convert", "dataprep.verify")
 _CONTEXT.set_forkserver_preload(["pytest", "tyro", *(f"fasttrain.{name}" for name in _COMMANDS)])
 SECONDS = 120  # in which every process here has to end
 
