@@ -119,7 +119,7 @@ def test_values_are_checked_from_python_too() -> None:
 
 def test_an_option_of_other_methods_is_refused_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from fasttrain import config
-    from fasttrain.methods.moco import MoCoOptions
+    from fasttrain.methods.options.moco import MoCoOptions
 
     @dataclasses.dataclass(frozen=True)
     class CentredOptions(MoCoOptions):
@@ -215,7 +215,7 @@ def test_what_a_run_folder_says_is_not_enough_to_import_code(
     prepare(tmp_path / "run", Settings.of(make_config("moco", data="x")), False).close()
     path = tmp_path / "run/config.json"
     path.write_text(path.read_text().replace('"moco"', '"module_of_a_stranger:Options"'))
-    (tmp_path / "run/module_of_a_stranger.py").write_text("from fasttrain.methods.moco import MoCoOptions as Options")
+    (tmp_path / "run/module_of_a_stranger.py").write_text("from fasttrain.methods.options.moco import MoCoOptions as Options")
     monkeypatch.chdir(tmp_path / "run")
     monkeypatch.setattr(sys, "path", [*sys.path])
     for attempt in (
