@@ -62,6 +62,17 @@ def load_trained(
     )
 
 
+def load_encoder(
+    run: str | os.PathLike[str], best: bool = False, checkpoint: str | os.PathLike[str] | None = None, method: str = "",
+    data: str = "",
+) -> tuple[nn.Module, Preprocessing]:  # fmt: skip
+    """The encoder of a run, and how images are prepared for it. Parameters and errors: as of load_trained."""
+    found = load_trained(
+        pathlib.Path(run), best, None if checkpoint is None else pathlib.Path(checkpoint), method, data
+    )
+    return found.encoder, found.preprocessing
+
+
 def chosen_checkpoint(
     run: pathlib.Path, checkpoint_every: int, best: bool = False, checkpoint: pathlib.Path | None = None
 ) -> Checkpoint:
