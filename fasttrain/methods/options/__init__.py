@@ -51,9 +51,9 @@ def method_options(name: str) -> type[MethodOptions]:
 
     Raises UserError for an unknown name, a module that is not there, and a class that is no MethodOptions with views.
     """
-    if name in METHODS:
+    if isinstance(name, str) and name in METHODS:
         return METHODS[name]
-    module, colon, attribute = name.partition(":")
+    module, colon, attribute = str(name).partition(":")
     if not colon:
         choices = f"{', '.join(METHODS)}, or package.module:Class of your own"
         raise UserError(f"unknown --method {name!r}; choose from: {choices}")
