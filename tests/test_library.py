@@ -133,7 +133,7 @@ def test_the_transform_takes_pictures_as_the_loaders_do(run: pathlib.Path, tmp_p
     pixels = generator.uniform(0, 255, (40, 60, 4)).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
-    name = tmp_path / ("picture.tiff" if mode == "CMYK" else "picture.png")
+    name = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
     Image.fromarray(pixels, "RGBA").convert(mode).save(name, exif=exif)
     loaded = torch.from_numpy(read_rgb(name.read_bytes())).permute(2, 0, 1)
     transform = load_encoder(run)[1].transform()
