@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
 import torch
@@ -20,8 +21,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def open_dataset(
-    path: pathlib.Path, split: str, loader: str = "auto", view_size: int = 0, val_fraction: float = 0.0
-) -> Store:
+    path: str | os.PathLike[str], split: str = "train", loader: str = "auto", view_size: int = 0,
+    val_fraction: float = 0.0,
+) -> Store:  # fmt: skip
     """The samples of one split ("train" or "val").
 
     loader: "folder" (plain image files); "ffcv" (shards); others by what is there: a converted data set has a
@@ -31,6 +33,7 @@ def open_dataset(
     Raises DataError for a path or split that is not there, or shards that do not match their manifest; UserError for a
     val_fraction of shards.
     """
+    path = pathlib.Path(path)
     kind = _kind(path, loader)
     if kind == "folder":
         return FolderStore(path, split, view_size, val_fraction)

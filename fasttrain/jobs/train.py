@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from fasttrain.config import TrainConfig
 from fasttrain.engine.networks import AUTOCAST, is_compiled, make_networks
@@ -24,11 +23,12 @@ from fasttrain.engine.options import BASE_BATCH
 from fasttrain.engine.ranks import Ranks, given_back
 from fasttrain.engine.skips import Skips
 from fasttrain.engine.step import TrainStep
+from fasttrain.engine.views import make_views, on_device
 from fasttrain.evaluation.features import seems_labelled
 from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
 from fasttrain.input import FolderStore, Loader, Order, Store, open_dataset, open_loader, pixel_statistics
 from fasttrain.jobs.report import write_report
-from fasttrain.kernels.augment import Views, augment
+from fasttrain.kernels.augment import Views
 from fasttrain.methods import Method, Progress, Sample
 from fasttrain.networks.batch_norm import has_batch_norm, is_split
 from fasttrain.networks.groups import MAX_SHARE, Groups, check_groups, check_rows
@@ -45,7 +45,6 @@ from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.lock import Lock
 from fasttrain.system.options import Settings
 from fasttrain.system.signals import StopSignal
-from fasttrain.views.draw import draw
 from fasttrain.views.spec import sides
 
 NAMED = 8  # samples in an error line
@@ -114,13 +113,6 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     common = seed * 1_000_003 + step
     common_generator.manual_seed(common % 2**63)
     torch.manual_seed((common * 65_537 + rank) % 2**63)
-
-
-def on_device(label_B: Tensor | None, device: torch.device) -> Tensor | None:
-    """Labels where the views are; the host does not wait for the copy."""
-    if label_B is None or device.type == "cpu":
-        return label_B
-    return label_B.pin_memory().to(device, non_blocking=True)
 
 
 def state_of(
@@ -236,11 +228,7 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
                     display.status(f"{'compiling' if compiles else 'the first step'} at {size} px")
                     views, shown = None, size_V
                 with metrics.making_views():
-                    size_2B = batch.height_B, batch.width_B
-                    table = draw(recipe, *size_2B, batch.index_B, config.run.seed, epoch, size)
-                    views = augment(
-                        batch.pixels, batch.offset_B, *size_2B, table, size_V, mean, std, dtype=views_dtype, out=views
-                    )
+                    views = make_views(batch, recipe, size, config.run.seed, epoch, mean, std, views_dtype, out=views)
                 if ranks.is_main and step == 0:
                     write_samples(run / "samples.png", batch, views, mean, std)
                 seed_step(config.run.seed, step, ranks.rank)
