@@ -9,23 +9,26 @@ if TYPE_CHECKING:
     from fasttrain.input.batch import Batch
     from fasttrain.input.doors import IMAGENET_MEAN, IMAGENET_STD, open_dataset, open_loader, pixel_statistics
     from fasttrain.input.folder_store import FolderStore
-    from fasttrain.input.loader import Loader, LoaderError, ThreadLoader
+    from fasttrain.input.loader import MAX_FAILED_FRACTION, Loader, LoaderError, ThreadLoader
     from fasttrain.input.order import Order
     from fasttrain.input.stores import Store
 
 _FILES = {
     "Batch": "batch", "FolderStore": "folder_store", "Loader": "loader", "LoaderError": "loader",
-    "ThreadLoader": "loader", "Order": "order", "Store": "stores", "IMAGENET_MEAN": "doors", "IMAGENET_STD": "doors",
-    "open_dataset": "doors", "open_loader": "doors", "pixel_statistics": "doors",
+    "ThreadLoader": "loader", "MAX_FAILED_FRACTION": "loader", "Order": "order", "Store": "stores",
+    "IMAGENET_MEAN": "doors", "IMAGENET_STD": "doors", "open_dataset": "doors", "open_loader": "doors",
+    "pixel_statistics": "doors",
 }  # fmt: skip
 __all__ = [
-    "IMAGENET_MEAN", "IMAGENET_STD", "Batch", "FolderStore", "Loader", "LoaderError", "Order", "Store", "ThreadLoader",
-    "open_dataset", "open_loader", "pixel_statistics",
+    "IMAGENET_MEAN", "IMAGENET_STD", "MAX_FAILED_FRACTION", "Batch", "FolderStore", "Loader", "LoaderError", "Order",
+    "Store", "ThreadLoader", "open_dataset", "open_loader", "pixel_statistics",
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """Each of them once it is asked for: they need torch and numba, which options do not."""
-    if name not in _FILES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_FILES[name]}"), name)
+if not TYPE_CHECKING:  # with it, a checker takes any name for one of them
+
+    def __getattr__(name: str) -> Any:  # noqa: ANN401
+        """Each of them once it is asked for: they need torch and numba, which options do not."""
+        if name not in _FILES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_FILES[name]}"), name)

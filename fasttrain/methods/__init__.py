@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "Method", "MethodOptions", "Output", "Progress", "Sample", "method_options"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """What a method is made of, once it is asked for: it needs torch, which options do not."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fasttrain.methods import base
+if not TYPE_CHECKING:  # with it, a checker takes any name for one of them
 
-    return getattr(base, name)
+    def __getattr__(name: str) -> Any:  # noqa: ANN401
+        """What a method is made of, once it is asked for: it needs torch, which options do not."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from fasttrain.methods import base
+
+        return getattr(base, name)
