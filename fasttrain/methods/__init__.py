@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-
 from fasttrain.methods.barlow import BarlowOptions
 from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
 from fasttrain.methods.byol import BYOLOptions
@@ -23,6 +19,7 @@ from fasttrain.methods.swav import SwAVOptions
 from fasttrain.methods.vicreg import VICRegOptions
 from fasttrain.methods.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
+from fasttrain.system.outside import from_outside
 
 __all__ = ["METHODS", "Method", "MethodOptions", "Output", "Progress", "Sample", "method_options"]
 
@@ -53,16 +50,10 @@ def method_options(name: str) -> type[MethodOptions]:
     """
     if name in METHODS:
         return METHODS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         choices = f"{', '.join(METHODS)}, or package.module:Class of your own"
         raise UserError(f"unknown --method {name!r}; choose from: {choices}")
-    if (here := os.getcwd()) not in sys.path:  # a command that is run by its path does not have it there
-        sys.path.append(here)
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UserError(f"--method {name}: {error}") from error
+    found = from_outside(name, "--method")
     if not (isinstance(found, type) and issubclass(found, MethodOptions) and hasattr(found, "views")):
-        raise UserError(f"--method {name}: {attribute} is not a dataclass that extends MethodOptions and has views")
+        raise UserError(f"--method {name}: it is not a dataclass that extends MethodOptions and has views")
     return found

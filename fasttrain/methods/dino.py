@@ -16,12 +16,10 @@ from fasttrain.networks.heads import gelu_mlp
 from fasttrain.networks.momentum import cosine_momentum, ema_update, momentum_copy
 from fasttrain.networks.multi_crop import encode_crops
 from fasttrain.networks.prototypes import WeightNormLinear
-from fasttrain.networks.vision_transformer import drop_paths
 from fasttrain.system.collectives import sum_over_ranks, world_size
 from fasttrain.system.options import Momentum, NotNegative, Positive, Several
 from fasttrain.views.spec import RECIPES, Recipe
 
-DROP_PATH = 0.1  # of a vision transformer's blocks, the teacher's excepted
 TEACHER_START = 0.04  # its temperature, where that warms up
 
 
@@ -39,7 +37,7 @@ class DINOOptions(MethodOptions):
     # The paper's section "Implementation details"; the learning rate ends at 1e-6.
     paper_vit: ClassVar = {
         "recipe": "dino-vit", "optimizer": "adamw", "lr": 5e-4, "final_lr": 5e-4, "weight_decay": 0.04,
-        "weight_decay_end": 0.4, "vit_positions": "learned",
+        "weight_decay_end": 0.4, "vit_positions": "learned", "drop_path": 0.1,
     }  # fmt: skip
     # scripts/pretrain/imagenet-100/dino.yaml and cifar/dino.yaml of vturrisi/solo-learn; it has none for STL-10
     _solo: ClassVar = {
@@ -94,8 +92,6 @@ class DINO(Method):
         self.momentum_encoder = momentum_copy(self.encoder)
         self.momentum_projector = momentum_copy(self.projector)
         self.momentum_prototypes = momentum_copy(self.prototypes)
-        drop_paths(self.encoder, DROP_PATH)
-        drop_paths(self.momentum_encoder, 0.0)
         self.centre: Tensor
         self.register_buffer("centre", torch.zeros(options.prototypes))
         self._options = options
