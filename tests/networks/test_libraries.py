@@ -168,8 +168,8 @@ def test_other_views_of_a_wrong_size_are_one_line_with_sizes_that_work(
     [
         (TIMM_VIT, 100, "96 or 112"), ("timm:vit_small_patch14_dinov2", 100, "98 or 112"), ("vit_h_14", 64, "56 or 70"),
         ("timm:swin_tiny_patch4_window7_224", 66, "64 or 68"), ("timm:maxvit_tiny_rw_224", 100, "96 or 128"),
-        ("maxvit_t", 300, "224 or 448"), ("swin_t", 3, "4"), ("timm:convnext_atto", 2, "32"), ("inception_v3", 32, "96"),
-        (f"{OWN}:Sized", 36, "32 or 40"),
+        ("maxvit_t", 300, "224 or 448"), ("swin_t", 3, "4"), ("timm:convnext_atto", 2, "32"),
+        ("inception_v3", 32, "96"), (f"{OWN}:Sized", 36, "32 or 40"),
     ],
 )  # fmt: skip
 def test_a_wrong_size_is_one_line_with_sizes_that_work(arch: str, size: int, would_do: str) -> None:
