@@ -10,7 +10,7 @@ from fasttrain.engine.options import MachineOptions, OptimisationOptions
 from fasttrain.methods import Method, MethodOptions
 from fasttrain.networks.batch_norm import convert_batch_norm, is_synchronised
 from fasttrain.networks.convolution import convert_convolutions
-from fasttrain.networks.encoders import WrongSize, feature_width, make_encoder, named, sizes_near, takes
+from fasttrain.networks.encoders import WrongSize, check_sides, make_encoder, named, sizes_near, takes
 from fasttrain.networks.options import EncoderOptions
 from fasttrain.networks.queue import Queue
 from fasttrain.networks.recompute import checkpoint_activations
@@ -50,8 +50,7 @@ def make_networks(
 def _check_sides(built: Method, encoder: EncoderOptions, views: ViewOptions, recipe: Recipe, size: int) -> None:
     """Raises UserError, with sizes that do, where the encoder can't take an epoch's views, small crops among them."""
     try:
-        for side in set(sides(recipe, size)) - {views.size}:
-            feature_width(built.encoder, encoder.arch, side)
+        check_sides(built.encoder, encoder.arch, views.size, sorted(set(sides(recipe, size)) - {views.size}))
     except WrongSize as error:
         final = size == views.size
         near = sizes_near(size, lambda n: takes(encoder, n if final else views.size, sides(recipe, n)))

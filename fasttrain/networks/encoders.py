@@ -82,11 +82,11 @@ def _built(options: EncoderOptions, size: int) -> nn.Module:
 
 
 def _made(options: EncoderOptions, size: int) -> nn.Module:
-    arch, elsewhere = options.arch, {True: outside_encoder, False: timm_encoder}
+    arch = options.arch
     if is_outside(arch) or arch.startswith(TIMM):
         if options.vit.vit_heads:
             raise lacking(arch, "vit_heads", options.vit.vit_heads)
-        return elsewhere[is_outside(arch)](options, size)
+        return (outside_encoder if is_outside(arch) else timm_encoder)(options, size)
     if arch in WIDTHS:
         encoder = make_vision_transformer(options, size)
     else:
@@ -112,8 +112,8 @@ def takes(options: EncoderOptions, size: int, others: Iterable[int]) -> bool:
     """
     try:
         with torch.device("cpu" if is_outside(options.arch) else "meta"):
-            encoder = _built(options, size)
-            return all(feature_width(encoder, options.arch, side) for side in (size, *others))
+            check_sides(_built(options, size), options.arch, size, others)
+            return True
     except Exception as error:  # of a library, or of what can't be without memory
         if is_full_memory(error):
             raise
@@ -148,6 +148,15 @@ def zero_init_residual(encoder: nn.Module) -> None:
             block.bn2.weight.zero_()
         elif hasattr(block, "zero_init_last"):  # timm's
             block.zero_init_last()  # type: ignore[operator]
+
+
+def check_sides(encoder: nn.Module, arch: str, size: int, others: Iterable[int]) -> None:
+    """Raises WrongSize for the first of other views' sides at which features have another width than at `size`, or
+    there are none."""
+    width = feature_width(encoder, arch, size)
+    for side in others:
+        if (found := feature_width(encoder, arch, side)) != width:
+            raise WrongSize(arch, side, ValueError(f"it makes {found} features of them, and {width} of {size} px"))
 
 
 @torch.no_grad()

@@ -163,6 +163,14 @@ def test_other_views_of_a_wrong_size_are_one_line_with_sizes_that_work(
         built_for(method, arch=arch, patch_size=16, **changes)
 
 
+def test_features_whose_width_goes_by_the_size_of_views_are_one_line() -> None:
+    line = (
+        "can't take views of 32 px: it makes 64 features of them, and 100 of 40 px; --resolution comes to views of 32"
+    )
+    with pytest.raises(UserError, match=line):
+        built_for("moco", arch=f"{OWN}:of_any_size", size=40, resolution="32:40")
+
+
 @pytest.mark.parametrize(
     ("arch", "size", "would_do"),
     [
@@ -303,6 +311,18 @@ def test_activations_are_recomputed_to_the_same_gradients(arch: str) -> None:
         encoder(views(size)).square().sum().backward()
         found.append([p.grad for p in encoder.parameters()] + list(encoder.buffers()))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("arch", [TIMM_VIT, "timm:resnet18", "vit_b_32"])
+def test_it_is_one_graph_for_a_compiler_at_each_size(arch: str) -> None:
+    encoder = convert_batch_norm(encoder_of(arch, drop_path=0.3 if "vit" in arch else None), "split")
+    compiled = torch.compile(encoder, fullgraph=True, dynamic=False, backend="eager")
+    for size in (32, 64):
+        found = []
+        for network in (encoder, compiled):
+            torch.manual_seed(2)
+            found.append(network(views(size)))
+        assert torch.allclose(*found, atol=1e-4)
 
 
 def test_a_run_folder_s_own_encoder_runs_only_where_it_is_named(

@@ -33,6 +33,10 @@ def maps() -> nn.Module:
     return nn.Conv2d(3, 4, 3)
 
 
+def of_any_size() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Flatten())
+
+
 class Pairs(nn.Module):
     def forward(self, x: Tensor) -> Any:
         return x.mean((2, 3)), x
