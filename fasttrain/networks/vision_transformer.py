@@ -177,7 +177,7 @@ def freeze_patches(encoder: nn.Module) -> None:
 
     Before its optimizer and its momentum copy are made. Other encoders have none, and stay as they are.
     """
-    if projection := patch_projection(encoder):
+    if (projection := patch_projection(encoder)) is not None:
         projection.requires_grad_(False)
 
 
