@@ -375,7 +375,7 @@ def make(size):
 """
 
 
-@pytest.mark.parametrize("arch", ["timm:resnet18", "encoder_of_mine:make"])
+@pytest.mark.parametrize("arch", [pytest.param("timm:resnet18", marks=pytest.mark.slow), "encoder_of_mine:make"])
 def test_an_encoder_of_another_library_or_of_one_s_own_is_trained_and_evaluated(
     shards: pathlib.Path, tmp_path: pathlib.Path, run_command: RunCommand, arch: str
 ) -> None:
