@@ -55,13 +55,15 @@ class Trained(NamedTuple):
 
 
 def load_trained(
-    run: pathlib.Path, best: bool = False, checkpoint: pathlib.Path | None = None, method: str = "", data: str = ""
-) -> Trained:
+    run: pathlib.Path, best: bool = False, checkpoint: pathlib.Path | None = None, method: str = "", data: str = "",
+    arch: str = "",
+) -> Trained:  # fmt: skip
     """The encoder of a run's newest checkpoint, of its best, or of one that is named.
 
-    method: of a run whose method is from outside, that. data: see images_of. Raises UserError and DataError.
+    method, arch: of a run whose method or encoder is from outside, that. data: see images_of. Raises UserError and
+    DataError.
     """
-    config = load_config(run, method)
+    config = load_config(run, method, arch)
     images, size = images_of(run, config, data), config.views.size
     found = chosen_checkpoint(run, config.run.checkpoint_every, best, checkpoint)
     built = make_method(config.method, config.encoder, size, config.run.seed)

@@ -24,6 +24,8 @@ class EvaluateConfig(Options):
     method: str = ""
     """Only of a run whose method is from outside: that, package.module:Class, once more. What a run folder says is not
     enough to run code."""
+    arch: str = ""
+    """Likewise, of a run whose encoder is from outside: package.module:function."""
     knn: bool = False
     """Weighted k-nearest-neighbour classification."""
     linear: bool = False

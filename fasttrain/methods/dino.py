@@ -14,10 +14,8 @@ from fasttrain.networks.heads import gelu_mlp
 from fasttrain.networks.momentum import cosine_momentum, ema_update, momentum_copy
 from fasttrain.networks.multi_crop import encode_crops
 from fasttrain.networks.prototypes import WeightNormLinear
-from fasttrain.networks.vision_transformer import drop_paths
 from fasttrain.system.collectives import sum_over_ranks, world_size
 
-DROP_PATH = 0.1  # of a vision transformer's blocks, the teacher's excepted
 TEACHER_START = 0.04  # its temperature, where that warms up
 
 
@@ -33,8 +31,6 @@ class DINO(Method):
         self.momentum_encoder = momentum_copy(self.encoder)
         self.momentum_projector = momentum_copy(self.projector)
         self.momentum_prototypes = momentum_copy(self.prototypes)
-        drop_paths(self.encoder, DROP_PATH)
-        drop_paths(self.momentum_encoder, 0.0)
         self.centre: Tensor
         self.register_buffer("centre", torch.zeros(options.prototypes))
         self._options = options

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,7 +13,7 @@ from fasttrain.methods.options.mocov3 import MoCoV3Options
 from fasttrain.networks.encoders import zero_init_residual
 from fasttrain.networks.heads import batch_norm_mlp
 from fasttrain.networks.momentum import cosine_momentum, ema_update, momentum_copy
-from fasttrain.networks.vision_transformer import freeze_patches
+from fasttrain.networks.vision_transformer import freeze_patches, patch_projection
 from fasttrain.system.collectives import first_row, gather_rows
 
 
@@ -28,7 +27,7 @@ class MoCoV3(Method):
         super().__init__()
         zero_init_residual(encoder)
         freeze_patches(encoder)
-        deeper = isinstance(encoder, torchvision.models.VisionTransformer)
+        deeper = patch_projection(encoder) is not None
         self.encoder = encoder
         self.projector = batch_norm_mlp(width, (options.hidden,) * (2 if deeper else 1), options.dim, "norm")
         self.predictor = batch_norm_mlp(

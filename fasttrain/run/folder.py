@@ -16,7 +16,7 @@ from fasttrain.run.options import RunOptions
 from fasttrain.system.durable import temporary_path, write_json
 from fasttrain.system.errors import UserError
 from fasttrain.system.lock import Lock, lock
-from fasttrain.system.options import Settings
+from fasttrain.system.options import Settings, named_now
 from fasttrain.system.regular import read_at_most
 
 FORMAT = 2  # of config.json: the options have other names and meanings in each
@@ -137,7 +137,7 @@ def read_settings(path: pathlib.Path) -> dict[str, Any]:
             f"{path} is of a run by an earlier version of fasttrain, whose options were others: start anew "
             "with another --run, or --fresh"
         )
-    return settings
+    return named_now(settings)
 
 
 def job() -> str:

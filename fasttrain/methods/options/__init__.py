@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-
 from fasttrain.methods.options.barlow import BarlowOptions
 from fasttrain.methods.options.base import MethodOptions
 from fasttrain.methods.options.byol import BYOLOptions
@@ -23,6 +19,7 @@ from fasttrain.methods.options.swav import SwAVOptions
 from fasttrain.methods.options.vicreg import VICRegOptions
 from fasttrain.methods.options.xmoco import XMoCoOptions
 from fasttrain.system.errors import UserError
+from fasttrain.system.outside import from_outside
 
 __all__ = ["METHODS", "MethodOptions", "method_options"]
 
@@ -53,16 +50,10 @@ def method_options(name: str) -> type[MethodOptions]:
     """
     if isinstance(name, str) and name in METHODS:
         return METHODS[name]
-    module, colon, attribute = str(name).partition(":")
-    if not colon:
+    if ":" not in str(name):
         choices = f"{', '.join(METHODS)}, or package.module:Class of your own"
         raise UserError(f"unknown --method {name!r}; choose from: {choices}")
-    if (here := os.getcwd()) not in sys.path:  # a command that is run by its path does not have it there
-        sys.path.append(here)
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UserError(f"--method {name}: {error}") from error
+    found = from_outside(str(name), "--method")
     if not (isinstance(found, type) and issubclass(found, MethodOptions) and hasattr(found, "views")):
-        raise UserError(f"--method {name}: {attribute} is not a dataclass that extends MethodOptions and has views")
+        raise UserError(f"--method {name}: it is not a dataclass that extends MethodOptions and has views")
     return found

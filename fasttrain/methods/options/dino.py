@@ -29,7 +29,7 @@ class DINOOptions(MethodOptions):
     # The paper's section "Implementation details"; the learning rate ends at 1e-6.
     paper_vit: ClassVar = {
         "recipe": "dino-vit", "optimizer": "adamw", "lr": 5e-4, "final_lr": 5e-4, "weight_decay": 0.04,
-        "weight_decay_end": 0.4, "vit_positions": "learned",
+        "weight_decay_end": 0.4, "vit_positions": "learned", "drop_path": 0.1,
     }  # fmt: skip
     # scripts/pretrain/imagenet-100/dino.yaml and cifar/dino.yaml of vturrisi/solo-learn; it has none for STL-10
     _solo: ClassVar = {
