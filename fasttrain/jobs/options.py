@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from fasttrain.evaluation.knn import TEMPERATURE
+from fasttrain.evaluation.options import TEMPERATURE
 from fasttrain.system.options import Bounds, NotNegative, Options, Positive
 
 

@@ -23,7 +23,8 @@ from support.commands import ROOT
 
 _CONTEXT = multiprocessing.get_context("forkserver")  # its server starts with the first fork
 _COMMANDS = ("train", "evaluate", "dataprep.convert", "dataprep.verify")
-_CONTEXT.set_forkserver_preload(["pytest", "tyro", *(f"fasttrain.{name}" for name in _COMMANDS)])
+_JOBS = ("jobs.train", "jobs.evaluate", "jobs.report")  # with torch, which commands import when they need it
+_CONTEXT.set_forkserver_preload(["pytest", "tyro", *(f"fasttrain.{name}" for name in (*_COMMANDS, *_JOBS))])
 SECONDS = 120  # in which every process here has to end
 
 Function = Callable[..., int | None]
