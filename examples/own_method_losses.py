@@ -1,6 +1,6 @@
 """A method of your own from the parts: MoCo, and a pull to what the queue holds near the key.
 
-    python examples/own_method_losses.py --data shards
+python examples/own_method_losses.py --data shards
 
 `readout` is the one pass over the queue: each row's log-sum-exp of its similarities, and its softmax average of the
 queue, without a matrix of them all. InfoNCE needs the first, and the pull the second.
@@ -53,15 +53,15 @@ def main() -> None:
             q = F.normalize(network(x), dim=1)
             with torch.no_grad():
                 k = F.normalize(key_network(y), dim=1)
-            terms = {"contrast": info_nce(q, k, queue.keys_KD), "pull": 0.5 * pull(q, k, queue.keys_KD)}
+            contrast, near = info_nce(q, k, queue.keys_KD), pull(q, k, queue.keys_KD)
             optimizer.zero_grad()
-            sum(terms.values()).backward()
+            (contrast + 0.5 * near).backward()
             optimizer.step()
             ema_update(key_network, network, momentum=0.999)
             queue.enqueue(k)
             step += 1
             if step % 10 == 0 or step == options.max_steps:
-                print(f"epoch {epoch} step {step}", *(f"{name} {term.item():.4f}" for name, term in terms.items()))
+                print(f"epoch {epoch} step {step} contrast {contrast.item():.4f} pull {near.item():.4f}", flush=True)
             if step == options.max_steps:
                 return
 
