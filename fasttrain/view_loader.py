@@ -71,7 +71,8 @@ class ViewLoader:
         loader: str = "auto", workers: int | Literal["auto"] = "auto",
         max_failed_fraction: float = MAX_FAILED_FRACTION,
     ) -> None:  # fmt: skip
-        """
+        """Open the data; nothing is decoded before the first loop, but with loader="resident".
+
         data: what --data of training takes, or what open_dataset returns. views: a recipe's name, a tuple of ViewSpec
         of your own, or "center", the central crop that encoders are evaluated on. size: side of a view in pixels; of
         views of several sizes the largest. batch_size: images of all processes together, of which each gets its share.
@@ -160,7 +161,7 @@ class ViewLoader:
         self.close()
 
     def _position(self) -> tuple[int, int]:
-        """The epoch and the step of the next batch. The loaders call that behind an epoch's last batch its own."""
+        """Epoch and step of the next batch. A loader counts the place behind an epoch's last one to that epoch."""
         at = self._loader.state_dict()
         passes, step = divmod(at["step"], len(self))
         return at["epoch"] + passes, step
