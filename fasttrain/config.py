@@ -25,7 +25,7 @@ from fasttrain.system.options import Options, Settings, flag, flat, replaced
 from fasttrain.views.options import AS_DRAWN, ViewOptions, resolution_sides
 
 # on which other defaults depend
-SELECTORS = ("method", "preset", "config", "arch", "optimizer", "recipe", "resolution")
+SELECTORS = ("method", "preset", "config", "arch", "optimizer", "recipe", "resolution", "epochs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _defaults(method: str, preset: str, given: Mapping[str, Any], typed: Mapping
     values |= _brought(values, given) | dict(given)
     values |= _brought(values, typed)
     if "warmup_epochs" not in given:
-        values |= _shorter_warmup(**{name: values[name] for name in ("warmup_epochs", "epochs") if name in values})
+        values |= _shorter_warmup(values, typed.get("epochs"))
     return replaced(config, values)
 
 
@@ -152,8 +152,12 @@ def _brought(values: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, A
     return brought
 
 
-def _shorter_warmup(warmup_epochs: float = 0.0, epochs: Any = OptimisationOptions.epochs) -> dict[str, float]:  # noqa: ANN401
+def _shorter_warmup(values: Mapping[str, Any], typed_epochs: Any) -> dict[str, float]:  # noqa: ANN401
     """A default warm-up, where it is meant for longer runs."""
+    epochs = values.get("epochs", OptimisationOptions.epochs) if typed_epochs is None else typed_epochs
+    if isinstance(epochs, str) and epochs.isdecimal():
+        epochs = int(epochs)
+    warmup_epochs = values.get("warmup_epochs", OptimisationOptions.warmup_epochs)
     fits = not isinstance(epochs, int) or epochs <= 0 or epochs > warmup_epochs
     return {} if fits else {"warmup_epochs": warmup_that_fits(warmup_epochs, epochs)}
 

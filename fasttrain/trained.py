@@ -6,6 +6,7 @@ import os
 import pathlib
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import nn
 
 from fasttrain.config import TrainConfig, load_config
@@ -66,10 +67,11 @@ def load_trained(
     config = load_config(run, method, arch)
     images, size = images_of(run, config, data), config.views.size
     found = chosen_checkpoint(run, config.run.checkpoint_every, best, checkpoint)
-    built = make_method(config.method, config.encoder, size, config.run.seed)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn, and then replaced
+        built = make_method(config.method, config.encoder, size, config.run.seed)
+        encoder, _ = make_encoder(config.encoder, size)
     load_weights(built, found)
     trained, projector = built.evaluated
-    encoder, _ = make_encoder(config.encoder, size)
     encoder.load_state_dict(trained.state_dict())
     preprocessing = Preprocessing(size, crop_fraction(size), images.mean, images.std)
     encoder, projector = (module.eval().requires_grad_(False) for module in (encoder, projector))
@@ -78,7 +80,7 @@ def load_trained(
 
 def load_encoder(
     run: str | os.PathLike[str], best: bool = False, checkpoint: str | os.PathLike[str] | None = None, method: str = "",
-    data: str = "",
+    data: str = "", arch: str = "",
 ) -> tuple[nn.Module, Preprocessing]:  # fmt: skip
     """A run's encoder and how images are prepared for it: (N, 3, size, size) → (N, F), as the library that it comes
     from makes it, with plain batch norm, fp32, on the CPU, frozen and in evaluation mode.
@@ -86,11 +88,11 @@ def load_encoder(
         encoder, preprocessing = load_encoder("runs/first")
         features = encoder(preprocessing.transform()(image)[None])
 
-    run, best, checkpoint: the run folder's newest checkpoint, checkpoints/best.pt, or one that is named. method, data:
-    see load_trained. Raises UserError where there is none or it is another network's, DataError for a damaged one.
+    run, best, checkpoint: the run folder's newest checkpoint, checkpoints/best.pt, or one that is named. method, data,
+    arch: see load_trained. Raises UserError where there is none or it is another network's, RunError for a damaged one.
     """
     found = load_trained(
-        pathlib.Path(run), best, None if checkpoint is None else pathlib.Path(checkpoint), method, data
+        pathlib.Path(run), best, None if checkpoint is None else pathlib.Path(checkpoint), method, data, arch
     )
     return found.encoder, found.preprocessing
 

@@ -180,6 +180,8 @@ def test_a_default_warm_up_never_leaves_nothing_of_a_run() -> None:
     short = make_config("mocov3", "demo", arch="vit_tiny").optimisation  # 12 epochs, of which 40 would warm up
     assert (short.epochs, short.warmup_epochs) == (12, 1.2)
     assert make_config("mocov3", arch="vit_tiny").optimisation.warmup_epochs == 40
+    assert parse_config(["--data", "x", "--method", "dino", "--epochs", "2"]).optimisation.warmup_epochs == 0.2
+    assert make_config("dino", epochs=2).optimisation.warmup_epochs == 0.2
 
 
 def test_a_vision_transformer_of_torchvision_has_heads_of_its_own() -> None:

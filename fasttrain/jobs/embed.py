@@ -52,7 +52,7 @@ def embed(options: EmbedConfig) -> int:
     out, images = pathlib.Path(options.out), pathlib.Path(options.images)
     check_out(out)
     checkpoint = pathlib.Path(options.checkpoint) if options.checkpoint else None
-    trained = load_trained(pathlib.Path(options.run), options.best, checkpoint, options.method)
+    trained = load_trained(pathlib.Path(options.run), options.best, checkpoint, options.method, arch=options.arch)
     ranks = Ranks(options.device)
     stores = open_splits(images, options.split, trained.preprocessing.size)
     network, width = network_of(trained, options.layer)

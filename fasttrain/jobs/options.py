@@ -79,6 +79,8 @@ class EmbedConfig(Options):
     """bf16: faster, and what evaluate.py compares; three digits of each number remain."""
     method: str = ""
     """Only of a run whose method is from outside: that, package.module:Class, once more."""
+    arch: str = ""
+    """Likewise, of a run whose encoder is from outside: package.module:function."""
     batch_size: Positive[int] = 256
     """Images a step."""
     workers: Annotated[int | Literal["auto"], Bounds(1)] = "auto"
