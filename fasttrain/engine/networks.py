@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from fasttrain.engine.options import MachineOptions, OptimisationOptions
 from fasttrain.methods import Method, MethodOptions
@@ -47,6 +49,17 @@ def make_networks(
         checkpoint_activations(built.encoder)
     compile_networks(built, machine, device, optimisation.accumulate)
     return laid_out(built, device, optimisation.precision)
+
+
+def initialise(method: Method, weights: Mapping[str, Tensor]) -> None:
+    """Give weights, by the encoder's names, to the encoder and to every copy of it that the method keeps.
+
+    After it was built: some methods set weights of their own then.
+    """
+    names = method.encoder.state_dict().keys()
+    for module in method.modules():
+        if module.state_dict().keys() == names:
+            module.load_state_dict(weights, strict=False)
 
 
 def compile_networks(method: Method, machine: MachineOptions, device: torch.device, accumulate: int) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fasttrain.config import TrainConfig
-from fasttrain.engine.networks import AUTOCAST, is_compiled, make_networks
+from fasttrain.engine.networks import AUTOCAST, initialise, is_compiled, make_networks
 from fasttrain.engine.optim import Schedule
 from fasttrain.engine.options import BASE_BATCH
 from fasttrain.engine.ranks import Ranks
@@ -27,6 +27,7 @@ from fasttrain.engine.step import TrainStep
 from fasttrain.evaluation.features import seems_labelled
 from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
 from fasttrain.input import FolderStore, Loader, Order, Store, open_dataset, open_loader, pixel_statistics
+from fasttrain.jobs.init import initial_weights_of_all
 from fasttrain.jobs.report import write_report
 from fasttrain.kernels.augment import Views, augment
 from fasttrain.methods import Method, Progress, Sample
@@ -34,14 +35,14 @@ from fasttrain.networks.batch_norm import has_batch_norm, is_split
 from fasttrain.networks.groups import MAX_SHARE, Groups, check_groups, check_rows
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.display import Display
-from fasttrain.run.folder import DataRecord, check_outside, keep_data, prepare, run_path
+from fasttrain.run.folder import DataRecord, check_outside, goes_on, keep_data, keep_init, prepare, run_path
 from fasttrain.run.health import Health
 from fasttrain.run.metrics import Metrics, Sink, open_files, require_tensorboard
 from fasttrain.run.resume import resume
 from fasttrain.run.samples import write_samples
 from fasttrain.system.collectives import common_generator
 from fasttrain.system.durable import write_json
-from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.errors import RunError, UserError, printable
 from fasttrain.system.lock import Lock
 from fasttrain.system.options import Settings
 from fasttrain.system.streams import tell_at_once
@@ -178,6 +179,9 @@ def train(config: TrainConfig) -> int:
         require_tensorboard()
     settings = Settings.of(config)
     run = pathlib.Path(ranks.share(str(run_path(config.run))))
+    init = None
+    if config.encoder.init and not ranks.share(goes_on(run, config.run.fresh)):
+        init = initial_weights_of_all(config, method.encoder, ranks)
 
     def begin() -> Lock:
         if isinstance(store, FolderStore):
@@ -194,6 +198,11 @@ def train(config: TrainConfig) -> int:
         loader.load_state_dict(state["loader"])
 
     step = resume(run / "checkpoints", settings, store.fingerprint, ranks, restore)
+    if config.encoder.init and step == 0:
+        init = init or initial_weights_of_all(config, method.encoder, ranks)
+        initialise(method, init.weights)
+        if ranks.is_main:
+            print(printable(init.line), file=sys.stderr, flush=True)
     mean, std = data.mean, data.std
 
     # The schedule is a function of the step; --max-steps does not change it.
@@ -208,6 +217,8 @@ def train(config: TrainConfig) -> int:
 
     def record() -> tuple[Sink, ...]:
         keep_data(run, data)
+        if init and step == 0:
+            keep_init(run, init.record)
         return open_files(run, step, config.logging.tensorboard)
 
     files = ranks.together(lambda: record() if ranks.is_main else ())

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fasttrain.networks.groups import GROUPS
-from fasttrain.system.options import NotNegative, Options, Positive
+from fasttrain.system.options import Free, NotNegative, Options, Positive
 
 WIDTHS = {"vit_tiny": 192, "vit_small": 384, "vit_base": 768}  # by --arch
 
@@ -32,6 +32,11 @@ class EncoderOptions(Options):
     transformers), or any torchvision classification model's name."""
     cifar_stem: bool = False
     """For torchvision ResNets: 3x3 stride-1 first convolution and no max-pool, for images of about 32 px."""
+    init: str = ""
+    """Weights that the encoder, not its heads or queue, starts from: a file (MoCo, DINO, SwAV, …), a run or its
+    checkpoint, torchvision's (IMAGENET1K_V2, DEFAULT), or timm:NAME. Empty: random ones."""
+    init_partial: Free[bool] = False
+    """Take what fits of --init where not all of the encoder's weights are there; the others are random."""
     batch_norm: Literal["split", "sync", "plain"] = "split"
     """split: statistics over groups of images; methods with a queue of keys shuffle these between them, so that a query
     can't tell its key by them. sync: over the images of all processes; plain: over those of each."""
