@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import math
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,13 +30,14 @@ OTHER_POSITIONS = "fixed here, others there: --vit-positions learned takes those
 class Fit(NamedTuple):
     """taken: by the encoder's names, as they fit it. of: how many it has. not_taken: why, by name. inner: tensors of
     the network there that this encoder lacks, so that it is another one. left_over: its classifier's or head's.
-    outside: how many more there are. notes: what else was done."""
+    prefix: of that network's names; outside: how many tensors there have another. notes: what else was done."""
 
     taken: dict[str, Tensor]
     of: int
     not_taken: dict[str, str]
     inner: list[str]
     left_over: list[str]
+    prefix: str
     outside: int
     notes: list[str]
 
@@ -53,7 +54,7 @@ class Fit(NamedTuple):
         if self.left_over:
             parts.append(f"left over there: {listed(self.left_over)}")
         if self.outside:
-            parts.append(f"{self.outside} tensors there are of no such network")
+            parts.append(f"{self.outside} more tensors there outside of {self.prefix.rstrip('.')}")
         return "; ".join(parts)
 
 
@@ -96,7 +97,7 @@ def fit(encoder: nn.Module, tensors: Mapping[str, Tensor], heads: frozenset[int]
     inner = [name for name in rest if name.partition(".")[0] in trunk and not HEADS & {*name.split(".")}]
     left_over = [name for name in rest if name not in inner]
     outside = sum(not name.startswith(place.prefix) for name in tensors)
-    return Fit(taken, len(here), not_taken, inner, left_over, outside, notes)
+    return Fit(taken, len(here), not_taken, inner, left_over, place.prefix, outside, notes)
 
 
 def _network(encoder: nn.Module, here: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> _Place:
@@ -128,7 +129,7 @@ def _best(encoder: nn.Module, here: Mapping[str, Tensor], tensors: Mapping[str, 
         return _Place("", dict(tensors), {name: name for name in here}, (0, 0))
     best = max(places, key=lambda place: place[:3])
     alike = {place[3]: _under(tensors, place[3]) for place in places if place[:3] == best[:3]}
-    if len(alike) > 1 and not _equal(list(alike.values()), best[4].values()):
+    if len(alike) > 1 and not _equal(list(alike.values()), {best[4][name]: here[name].shape for name in here}):
         raise UserError(f"it has several networks that fit alike: {listed(sorted(alike))}: save the one alone")
     return _Place(best[3], alike[best[3]], best[4], best[:2])
 
@@ -143,12 +144,10 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _equal(networks: Sequence[Mapping[str, Tensor]], names: Collection[str]) -> bool:
-    first = networks[0]
-    return all(
-        name in other and torch.equal(first[name], other[name])
-        for other in networks[1:] for name in names if name in first
-    )  # fmt: skip
+def _equal(networks: Sequence[Mapping[str, Tensor]], shapes: Mapping[str, torch.Size]) -> bool:
+    """Whether all tensors of these shapes are the same in all networks."""
+    first = {name: tensor for name, tensor in networks[0].items() if tensor.shape == shapes.get(name)}
+    return all(name in other and torch.equal(first[name], other[name]) for other in networks[1:] for name in first)
 
 
 def _by_timm(encoder: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
@@ -26,7 +27,6 @@ from fasttrain.weights.foreign import present_name
 MAX_BYTES = 1 << 35  # of a file, far more than an image encoder and its optimizer take
 READ_BYTES = 1 << 20
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how torch.save's files begin, since 1.6 and before
-DEEPEST = 8  # dicts within dicts
 _numpy = np._core if hasattr(np, "_core") else np.core  # type: ignore[attr-defined] # its name until NumPy 2
 # What published checkpoints hold beside tensors, numbers and text: the options of their command, and NumPy's numbers.
 HARMLESS: list[Any] = [
@@ -106,23 +106,24 @@ def _content(path: pathlib.Path, file: BinaryIO) -> object:
             if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
                 raise UserError("it is compressed, which torch.save's files are not")
     file.seek(0)
-    with torch.serialization.safe_globals(HARMLESS):
+    with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle protocols other than torch's usual one
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def tensors_of(content: object, path: str = "", depth: int = 0) -> dict[str, Tensor]:
-    """Dense tensors by their present names, of dicts within dicts."""
-    if isinstance(content, Tensor):
-        return {present_name(path): content.detach()} if content.layout == torch.strided and path else {}
-    if not isinstance(content, Mapping) or depth > DEEPEST:
-        return {}
-    dot = f"{path}." if path else ""
-    return {
-        name: tensor
-        for key, value in content.items()
-        if isinstance(key, str)
-        for name, tensor in tensors_of(value, f"{dot}{key}", depth + 1).items()
-    }
+def tensors_of(content: object) -> dict[str, Tensor]:
+    """Dense tensors by their present names, of dicts within dicts; of one that is there twice, once."""
+    found, seen, left = {}, set(), [("", content)]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, Tensor):
+            if path and value.layout == torch.strided:
+                found[present_name(path)] = value.detach()
+        elif isinstance(value, Mapping) and id(value) not in seen:
+            seen.add(id(value))
+            inside = [(f"{path}.{key}" if path else key, v) for key, v in value.items() if isinstance(key, str)]
+            left += reversed(inside)
+    return found
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:

@@ -75,7 +75,12 @@ def timm_weights(name: str) -> Released:
         raise UserError("the package timm is missing here: pip install timm") from None
     try:
         with _patience(), _quiet():
-            model = timm.create_model(name, pretrained=True, num_classes=0)
+            try:
+                with _cached():
+                    model = timm.create_model(name, pretrained=True, num_classes=0)
+            except FileNotFoundError:
+                note(f"fetching {TIMM}{name}")
+                model = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # timm's, the hub's, safetensors' and the network's errors have no base in common
         raise UserError(f"timm can't give its weights: {one_line(f'{type(error).__name__}: {error}', 300)}") from None
     tensors = model.state_dict()
@@ -91,6 +96,19 @@ def _patience() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+@contextlib.contextmanager
+def _cached() -> Iterator[None]:
+    """What the hub's cache has is enough: the hub is not asked for newer files."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextlib.contextmanager

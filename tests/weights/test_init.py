@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 from fasttrain import evaluate
 from fasttrain.config import make_config
 from fasttrain.engine.networks import initialise, make_method
-from fasttrain.jobs.init import initial_weights
+from fasttrain.engine.ranks import Ranks
+from fasttrain.jobs.init import initial_weights, initial_weights_of_all
 from fasttrain.networks.encoders import make_encoder
 from fasttrain.networks.options import EncoderOptions
 from fasttrain.run.checkpoint import saved_checkpoints
+from fasttrain.system.errors import UserError
 from fasttrain.train import main
 from fasttrain.trained import load_trained
 
@@ -226,3 +229,18 @@ def test_ranks_start_from_the_same_weights(shards: pathlib.Path, tmp_path: pathl
     assert len(lines) == 1
     expected = torch.load(weights)["state_dict"]["1.conv1.weight"]
     torch.testing.assert_close(first_weights(tmp_path / "run")["1.conv1.weight"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_rank_that_reads_another_file_ends(tmp_path: pathlib.Path) -> None:
+    class Second(Ranks):
+        rank, world_size = 1, 1
+
+        def __init__(self) -> None:
+            pass
+
+        def share(self, value: Any) -> Any:
+            return "of the first process's file"
+
+    config = make_config("moco", data="d", arch="small", size=16, init=str(random_file(tmp_path)))
+    with pytest.raises(UserError, match="another file than the first process reads"):
+        initial_weights_of_all(config, make_encoder(SMALL, 16)[0], Second())

@@ -157,7 +157,7 @@ def test_an_encoder_from_a_checkpoint_of_a_project_gives_the_features_of_the_net
 ) -> None:
     encoder, _ = make_encoder(EncoderOptions(arch="resnet18"), SIZE)
     fitted = from_file(tmp_path, RESNETS[name](), encoder, _use_new_zipfile_serialization=not legacy)
-    assert fitted.whole
+    assert fitted.whole, fitted.line(name)
     assert len(fitted.taken) == fitted.of == 100
     same_features(encoder, resnet(nn.Identity()))
 
@@ -311,7 +311,9 @@ def test_of_several_networks_that_fit_alike_none_is_guessed(tmp_path: pathlib.Pa
     other = {name: tensor + 1 for name, tensor in one.items()}
     with pytest.raises(UserError, match=r"several networks that fit alike: left\., right\."):
         from_file(tmp_path, {"left": one, "right": other}, encoder)
-    assert from_file(tmp_path, {"left": one, "right": one}, encoder).whole
+    assert from_file(
+        tmp_path, {"left": one, "right": {name: tensor.clone() for name, tensor in one.items()}}, encoder
+    ).whole
 
 
 def test_densenets_old_names_are_known(tmp_path: pathlib.Path) -> None:
@@ -322,3 +324,12 @@ def test_densenets_old_names_are_known(tmp_path: pathlib.Path) -> None:
     assert any("norm.1.weight" in name for name in old)
     encoder, _ = make_encoder(EncoderOptions(arch="densenet121"), SIZE)
     assert from_file(tmp_path, old, encoder).whole
+
+
+def test_the_line_tells_which_network_was_taken(tmp_path: pathlib.Path) -> None:
+    encoder, _ = make_encoder(EncoderOptions(arch="resnet18"), SIZE)
+    line = from_file(tmp_path, moco(1), encoder).line("F")
+    assert line == (
+        "--init F: 100 of 100 tensors of the encoder taken; left over there: fc.weight, fc.bias; "
+        "124 more tensors there outside of state_dict.module.encoder_q"
+    )

@@ -133,6 +133,13 @@ def test_an_archive_that_grows_is_not_unpacked(path: pathlib.Path) -> None:
     assert "compressed" in refused(path)
 
 
+def test_a_dict_that_holds_itself_is_read_once(path: pathlib.Path) -> None:
+    content: dict = {"w": torch.ones(1)}
+    content |= {f"again{number}": content for number in range(9)}
+    torch.save(content, path)
+    assert list(read_file(path).tensors) == ["w"]
+
+
 def test_a_digest_of_tensors_depends_on_names_shapes_and_values() -> None:
     one = torch.arange(6.0)
     states = [{"a": one}, {"b": one}, {"a": one.view(2, 3)}, {"a": one + 1}, {"a": one.double()}, {"a": one, "b": one}]
