@@ -7,24 +7,21 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-# torchvision's names of a vision transformer (also our own networks') beside timm's, which MoCo v3, DINO and solo-learn
-# use, too. Queries, keys and values lie in the same order in both.
-_TRANSFORMER = (
-    ("class_token", "cls_token"),
-    ("conv_proj.", "patch_embed.proj."),
-    ("encoder.pos_embedding", "pos_embed"),
-    ("encoder.ln.", "norm."),
-)
-_BLOCK = (
-    ("ln_1.", "norm1."),
-    ("ln_2.", "norm2."),
-    ("self_attention.in_proj_", "attn.qkv."),
-    ("self_attention.out_proj.", "attn.proj."),
-    ("mlp.0.", "mlp.fc1."),
-    ("mlp.3.", "mlp.fc2."),
-)
-_IN_BLOCK = re.compile(r"encoder\.layers\.encoder_layer_(\d+)\.(.+)"), re.compile(r"blocks\.(\d+)\.(.+)")
-_BLOCK_IS = "encoder.layers.encoder_layer_{}.{}", "blocks.{}.{}"
+from fasttrain.weights.names import timm_name
+
+# timm's names of a vision transformer, which MoCo v3, DINO and solo-learn use, too; the inverse of names.timm_name
+_TORCHVISION = {
+    r"^cls_token": "class_token",
+    r"^patch_embed\.proj\.": "conv_proj.",
+    r"^pos_embed$": "encoder.pos_embedding",
+    r"^norm\.": "encoder.ln.",
+    r"^blocks\.(\d+)\.": r"encoder.layers.encoder_layer_\1.",
+    r"\.norm([12])\.": r".ln_\1.",
+    r"\.attn\.qkv\.": ".self_attention.in_proj_",
+    r"\.attn\.proj\.": ".self_attention.out_proj.",
+    r"\.mlp\.fc1\.": ".mlp.0.",
+    r"\.mlp\.fc2\.": ".mlp.3.",
+}
 
 # Of two networks in a checkpoint that fit alike, the one that its project evaluates: DINO's teacher, an average of the
 # weights; else the one that was trained, not the average that gave it its targets (moco, moco-v3 and dino of
@@ -47,25 +44,11 @@ def present_name(name: str) -> str:
     return _OLD_DENSENET.sub(r"\1\2.", name.replace("_orig_mod.", ""))
 
 
-def timm_name(name: str) -> str:
-    """timm's name of a tensor of torchvision's vision transformer; others as they are."""
-    return _translated(name, 0, 1)
-
-
 def torchvision_name(name: str) -> str:
-    """The inverse of timm_name."""
-    return _translated(name, 1, 0)
-
-
-def _translated(name: str, own: int, other: int) -> str:
-    if inside := _IN_BLOCK[own].fullmatch(name):
-        return _BLOCK_IS[other].format(inside[1], _renamed(inside[2], _BLOCK, own, other))
-    return _renamed(name, _TRANSFORMER, own, other)
-
-
-def _renamed(name: str, pairs: Iterable[tuple[str, str]], own: int, other: int) -> str:
-    found = next((pair for pair in pairs if name.startswith(pair[own])), None)
-    return found[other] + name.removeprefix(found[own]) if found else name
+    """torchvision's name of a tensor of timm's vision transformer."""
+    for pattern, replacement in _TORCHVISION.items():
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def namings(encoder: nn.Module, names: Iterable[str]) -> list[dict[str, str]]:
