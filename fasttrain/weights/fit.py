@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import math
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from fasttrain.networks.vision_transformer import fixed_positions
 from fasttrain.system.errors import UserError
 from fasttrain.weights.foreign import HEADS, heads_of, heads_there, namings, preference
+from fasttrain.weights.read import tensors_of
 
 LISTED = 4  # names in a line
 COUNTER = "num_batches_tracked"  # which older files lack, and batch norm with a momentum does not read
@@ -79,25 +81,38 @@ def fit(encoder: nn.Module, tensors: Mapping[str, Tensor], heads: frozenset[int]
     fixed = {name for name, _buffer in encoder.named_buffers()}
     taken, not_taken, notes = {}, {}, _check_heads(encoder, place, heads)
     for name, tensor in here.items():
-        found, why = place.under.get(place.names[name]), "not there"
-        if found is not None and name in fixed and name.endswith(POSITIONS):
-            found, why = tensor, "" if _are_sines(found, tensor) else OTHER_POSITIONS
-        elif found is not None:
-            if name.endswith(POSITIONS) and (resized := _resized(found, tensor.shape)) is not None:
-                notes.append(f"positions of {found.shape[1]} tokens interpolated to {tensor.shape[1]}")
-                found = resized
-            why = _objection(found, tensor)
-        if why or found is None:
+        found, why = _fitted(place.under.get(place.names[name]), name, tensor, name in fixed)
+        if why:
             not_taken[name] = why
-        else:
-            taken[name] = found
-    matched = {*place.names.values()}
-    rest = [name for name in place.under if name not in matched and not name.endswith(COUNTER)]
-    trunk = {name.partition(".")[0] for name in matched}
-    inner = [name for name in rest if name.partition(".")[0] in trunk and not HEADS & {*name.split(".")}]
-    left_over = [name for name in rest if name not in inner]
+            continue
+        taken[name] = found
+        original = tensors.get(place.prefix + place.names[name], found)
+        if name.endswith(POSITIONS) and name not in fixed and original.shape != tensor.shape:
+            notes.append(f"positions of {original.shape[1]} tokens interpolated to {tensor.shape[1]}")
+    inner, left_over = _left(place)
     outside = sum(not name.startswith(place.prefix) for name in tensors)
     return Fit(taken, len(here), not_taken, inner, left_over, place.prefix, outside, notes)
+
+
+def _fitted(there: Tensor | None, name: str, here: Tensor, fixed: bool) -> tuple[Tensor, str]:
+    """A tensor as the encoder takes it, and why it does not, or ""."""
+    if there is None:
+        return here, "not there"
+    if not name.endswith(POSITIONS):
+        return there, _objection(there, here)
+    if fixed:
+        return here, "" if _are_sines(there, here) else OTHER_POSITIONS
+    resized = _resized(there, here.shape)
+    return resized, _objection(resized, here)
+
+
+def _left(place: _Place) -> tuple[list[str], list[str]]:
+    """What is left of a network: tensors inside of what is taken, and heads."""
+    matched = {*place.names.values()}
+    trunk = {name.partition(".")[0] for name in matched}
+    rest = [name for name in place.under if name not in matched and not name.endswith(COUNTER)]
+    inner = [name for name in rest if name.partition(".")[0] in trunk and not HEADS & {*name.split(".")}]
+    return inner, [name for name in rest if name not in inner]
 
 
 def _network(encoder: nn.Module, here: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> _Place:
@@ -154,8 +169,12 @@ def _by_timm(encoder: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor
     """The tensors as timm itself converts a file for this network, DINOv2's for one; None where it does not."""
     module = type(encoder).__module__
     convert = getattr(sys.modules[module], "checkpoint_filter_fn", None) if module.startswith("timm.") else None
+    if convert is None:
+        return None
     try:
-        return convert and {n: t for n, t in convert(dict(tensors), encoder).items() if isinstance(t, Tensor)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of speed
+            return tensors_of(convert(dict(tensors), encoder))
     except Exception:  # it expects other tensors than there are
         return None
 
@@ -167,7 +186,9 @@ def _check_heads(encoder: nn.Module, place: _Place, heads: frozenset[int]) -> li
     if own and heads and own != heads:
         there, here = (", ".join(map(str, sorted(each))) for each in (heads, own))
         raise UserError(f"its attention has {there} heads, this encoder's {here} (see --vit-heads)")
-    return [f"attention heads are not told there: {', '.join(map(str, sorted(own)))}"] if own and not heads else []
+    if heads or not own:
+        return []
+    return [f"how many attention heads is not told there: {', '.join(map(str, sorted(own)))} here"]
 
 
 def _can_fit(there: Tensor, name: str, here: Tensor) -> bool:
@@ -187,11 +208,11 @@ def _grids(there: torch.Size, here: torch.Size) -> tuple[int, int, int] | None:
     return None
 
 
-def _resized(there: Tensor, shape: torch.Size) -> Tensor | None:
-    """Positions for another grid, as our networks interpolate theirs for views of other sizes; None: not needed, or not
-    possible."""
+def _resized(there: Tensor, shape: torch.Size) -> Tensor:
+    """Positions for another grid, as our networks interpolate theirs for views of other sizes; what is no grid of
+    positions, or of that size already, as it is."""
     if (grids := _grids(there.shape, shape)) is None:
-        return None
+        return there
     extra, side, new_side = grids
     grid = there[:, extra:].float().mT.unflatten(2, (side, side))
     grid = F.interpolate(grid, (new_side, new_side), mode="bicubic")

@@ -248,7 +248,9 @@ def test_dinov2s_official_names_go_through_timms_own_conversion(tmp_path: pathli
     assert from_file(tmp_path, released, encoder).whole
     same_features(encoder, source, 56)
     smaller = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=28)
-    assert from_file(tmp_path, released, smaller).whole  # its positions resized by timm
+    fitted = from_file(tmp_path, released, smaller)
+    assert fitted.whole
+    assert "positions of 17 tokens interpolated to 5" in fitted.line("F")
 
 
 def test_a_transformer_with_more_in_its_blocks_is_another_one(tmp_path: pathlib.Path) -> None:
