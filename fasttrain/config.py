@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fasttrain.engine.options import OPTIMIZERS, MachineOptions, OptimisationOptions
+from fasttrain.engine.options import OPTIMIZERS, MachineOptions, OptimisationOptions, warmup_that_fits
 from fasttrain.input.options import DataOptions
 from fasttrain.methods import METHODS, MethodOptions, method_options
 from fasttrain.networks.options import WIDTHS, EncoderOptions, is_vision_transformer
@@ -55,6 +56,8 @@ class TrainConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if type(self.method) is not method_options(self.run.method):
+            raise UserError(f"--method {self.run.method} has options of its own: make_config() has them")
         self.views.recipe_for(self.method.views)
         if self.optimisation.accumulate > 1 and self.method.over_batch:
             raise UserError(
@@ -67,8 +70,10 @@ class TrainConfig(Options):
 def make_config(method: str = "xmoco", preset: str = "imagenet", **values: Any) -> TrainConfig:  # noqa: ANN401
     """A configuration from Python: values by the names of the options, defaults as on a command line.
 
-    Raises UserError for a name that this method does not have, and for values no run could use.
+    A path may be any os.PathLike. Raises UserError for a name that this method does not have, and for values no run
+    could use.
     """
+    values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
     defaults = _defaults(method, preset, {}, values)
     if unknown := sorted(set(values) - set(flat(defaults))):
         raise UserError(_foreign(unknown[0], method) or f"{method} has no option {flag(unknown[0])}")
@@ -110,7 +115,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
 
 def _defaults(method: str, preset: str, given: Mapping[str, Any], typed: Mapping[str, Any]) -> TrainConfig:
     """The configuration of a method and a preset, with what is given by a file, that typed values then replace."""
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise UserError(f"unknown --preset {preset!r}; choose from: {', '.join(PRESETS)}")
     options = method_options(method)
     config = TrainConfig(
@@ -148,8 +153,9 @@ def _brought(values: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, A
 
 
 def _shorter_warmup(warmup_epochs: float = 0.0, epochs: Any = OptimisationOptions.epochs) -> dict[str, float]:  # noqa: ANN401
-    """A default warm-up that is meant for longer runs is a tenth of this one."""
-    return {"warmup_epochs": epochs / 10} if isinstance(epochs, int) and 0 < epochs <= warmup_epochs else {}
+    """A default warm-up, where it is meant for longer runs."""
+    fits = not isinstance(epochs, int) or epochs <= 0 or epochs > warmup_epochs
+    return {} if fits else {"warmup_epochs": warmup_that_fits(warmup_epochs, epochs)}
 
 
 def _kept(saved: Mapping[str, Any], method: str, preset: str) -> dict[str, Any]:

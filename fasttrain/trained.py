@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
@@ -19,6 +19,9 @@ from fasttrain.run.folder import DataRecord, read_data
 from fasttrain.system.errors import UserError
 from fasttrain.system.memory import is_full_memory
 
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
+
 
 class Preprocessing(NamedTuple):
     """How an image becomes an encoder's input: its central square of `crop` times the shorter side, resized to
@@ -29,10 +32,18 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def transform(self) -> v2.Compose:
+        """The same for torchvision: a Pillow image, or a tensor (…, 3, H, W), uint8 or float in 0…1, becomes
+        (…, 3, size, size) float32."""
+        from fasttrain.evaluation.transform import central_transform
+
+        return central_transform(self.size, self.crop, self.mean, self.std)
+
 
 class Trained(NamedTuple):
     """encoder: the library's own module, plain batch norm, fp32, on the CPU, in evaluation mode; (N, 3, size, size) →
-    (N, F). config: of its run. images: those it was trained on. digest: SHA-256 of the checkpoint."""
+    (N, F). config: of its run. images: those it was trained on. digest: SHA-256 of the checkpoint. projector: the
+    method's head on it, (N, F) → (N, D), in evaluation mode."""
 
     encoder: nn.Module
     preprocessing: Preprocessing
@@ -40,6 +51,7 @@ class Trained(NamedTuple):
     images: DataRecord
     step: int
     digest: str
+    projector: nn.Module
 
 
 def load_trained(
@@ -54,12 +66,31 @@ def load_trained(
     found = chosen_checkpoint(run, config.run.checkpoint_every, best, checkpoint)
     built = make_method(config.method, config.encoder, size, config.run.seed)
     load_weights(built, found)
+    trained, projector = built.evaluated
     encoder, _ = make_encoder(config.encoder, size)
-    encoder.load_state_dict(built.evaluated[0].state_dict())
+    encoder.load_state_dict(trained.state_dict())
     preprocessing = Preprocessing(size, crop_fraction(size), images.mean, images.std)
-    return Trained(
-        encoder.eval().requires_grad_(False), preprocessing, config, images, found.state["step"], found.digest
+    encoder, projector = (module.eval().requires_grad_(False) for module in (encoder, projector))
+    return Trained(encoder, preprocessing, config, images, found.state["step"], found.digest, projector)
+
+
+def load_encoder(
+    run: str | os.PathLike[str], best: bool = False, checkpoint: str | os.PathLike[str] | None = None, method: str = "",
+    data: str = "",
+) -> tuple[nn.Module, Preprocessing]:  # fmt: skip
+    """A run's encoder and how images are prepared for it: (N, 3, size, size) → (N, F), as the library that it comes
+    from makes it, with plain batch norm, fp32, on the CPU, frozen and in evaluation mode.
+
+        encoder, preprocessing = load_encoder("runs/first")
+        features = encoder(preprocessing.transform()(image)[None])
+
+    run, best, checkpoint: the run folder's newest checkpoint, checkpoints/best.pt, or one that is named. method, data:
+    see load_trained. Raises UserError where there is none or it is another network's, DataError for a damaged one.
+    """
+    found = load_trained(
+        pathlib.Path(run), best, None if checkpoint is None else pathlib.Path(checkpoint), method, data
     )
+    return found.encoder, found.preprocessing
 
 
 def chosen_checkpoint(

@@ -11,8 +11,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from fasttrain import __version__
 from fasttrain.run.checkpoint import saved_checkpoints
 from fasttrain.run.options import RunOptions
@@ -193,6 +191,8 @@ def _free_name(run: pathlib.Path) -> pathlib.Path:
 
 def environment() -> dict[str, str]:
     """Versions and machine, for the record."""
+    import torch  # here, so that a configuration is read without it
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {
         "fasttrain": __version__, "torch": torch.__version__, "python": platform.python_version(),
