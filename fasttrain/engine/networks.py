@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from fasttrain.engine.options import MachineOptions, OptimisationOptions
 from fasttrain.methods import Method, MethodOptions
@@ -56,6 +58,17 @@ def _check_sides(built: Method, encoder: EncoderOptions, views: ViewOptions, rec
         near = sizes_near(size, lambda n: takes(encoder, n if final else views.size, sides(recipe, n)))
         whose = "these are small crops of --size" if final else "--resolution comes to views of"
         raise UserError(f"{error}; {whose} {size}, where {named(near)}") from error
+
+
+def initialise(method: Method, weights: Mapping[str, Tensor]) -> None:
+    """Give weights, by the encoder's names, to the encoder and to every copy of it that the method keeps.
+
+    After it was built: some methods set weights of their own then.
+    """
+    names = method.encoder.state_dict().keys()
+    for module in method.modules():
+        if module.state_dict().keys() == names:
+            module.load_state_dict(weights, strict=False)
 
 
 def compile_networks(method: Method, machine: MachineOptions, device: torch.device, accumulate: int) -> None:

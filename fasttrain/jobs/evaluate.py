@@ -12,13 +12,14 @@ from typing import Any
 from torch import nn
 
 from fasttrain.config import TrainConfig, load_config
-from fasttrain.engine.networks import laid_out, make_method
+from fasttrain.engine.networks import initialise, laid_out, make_method
 from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.accuracy import accuracy
 from fasttrain.evaluation.features import EvenSubset, extract, open_labelled
 from fasttrain.evaluation.knn import knn, neighbours
 from fasttrain.evaluation.linear_probe import linear_probe
 from fasttrain.input import Store, open_dataset
+from fasttrain.jobs.init import weights_started_from
 from fasttrain.jobs.options import EvaluateConfig
 from fasttrain.jobs.report import write_report
 from fasttrain.run.evaluations import Evaluation, keep_evaluations
@@ -52,6 +53,8 @@ def evaluate(options: EvaluateConfig) -> int:
     ranks = Ranks(options.device)
     device, classes = ranks.device, len(train.classes)
     method = make_method(config.method, config.encoder, size, config.run.seed)
+    if options.untrained and config.encoder.init:
+        initialise(method, weights_started_from(run, config, method.encoder))
     encoder, projector = method.evaluated
     network = encoder if options.features == "encoder" else nn.Sequential(encoder, projector)
 

@@ -78,7 +78,9 @@ def write_report(run: pathlib.Path) -> dict:
             "<h2>Views</h2><p class=sub>Source images, and the views made of each before the first step."
             f'</p><img alt="source images and their augmented views" src="data:image/png;base64,{picture}">'
         )
-    settings = {**config, **environment}
+    init = record.get("init")
+    started = {"init digest": init.get("digest")} if isinstance(init, dict) else {}
+    settings = {**config, **started, **environment}
     rows = "".join(
         f"<div><span>{html.escape(name.replace('_', ' '))}</span><span>{html.escape(str(value))}</span></div>"
         for name, value in settings.items()

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from fasttrain.config import TrainConfig
-from fasttrain.engine.networks import AUTOCAST, is_compiled, make_networks
+from fasttrain.engine.networks import AUTOCAST, initialise, is_compiled, make_networks
 from fasttrain.engine.optim import Schedule
 from fasttrain.engine.options import BASE_BATCH
 from fasttrain.engine.ranks import Ranks, given_back
@@ -27,6 +27,7 @@ from fasttrain.engine.views import make_views, on_device
 from fasttrain.evaluation.features import seems_labelled
 from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
 from fasttrain.input import FolderStore, Loader, Order, Store, open_dataset, open_loader, pixel_statistics
+from fasttrain.jobs.init import initial_weights_of_all
 from fasttrain.jobs.report import write_report
 from fasttrain.kernels.augment import Views
 from fasttrain.methods import Method, Progress, Sample
@@ -35,7 +36,7 @@ from fasttrain.networks.groups import MAX_SHARE, Groups, check_groups, check_row
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.display import Display
 from fasttrain.run.extension import check_extension, keep_extension
-from fasttrain.run.folder import DataRecord, check_outside, keep_data, prepare, run_path
+from fasttrain.run.folder import DataRecord, check_outside, goes_on, keep_data, keep_init, prepare, run_path
 from fasttrain.run.health import Health
 from fasttrain.run.metrics import Metrics, Sink
 from fasttrain.run.resume import resume
@@ -43,7 +44,7 @@ from fasttrain.run.samples import write_samples
 from fasttrain.run.sinks import check_services, open_sinks
 from fasttrain.system.collectives import common_generator
 from fasttrain.system.durable import write_json
-from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.errors import RunError, UserError, printable
 from fasttrain.system.lock import Lock
 from fasttrain.system.options import Settings
 from fasttrain.system.signals import StopSignal
@@ -167,6 +168,9 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     # The first rank claims the folder; then all go on from the checkpoint that it chooses.
     settings = Settings.of(config)
     run = pathlib.Path(ranks.share(str(run_path(config.run))))
+    init = None
+    if config.encoder.init and not ranks.share(goes_on(run, config.run.fresh)):
+        init = initial_weights_of_all(config, method.encoder, ranks)
 
     def begin() -> Lock:
         check_services(config.logging)
@@ -185,6 +189,11 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
         loader.load_state_dict(state["loader"])
 
     step = resume(run / "checkpoints", settings, store.fingerprint, ranks, restore)
+    if config.encoder.init and step == 0:
+        init = init or initial_weights_of_all(config, method.encoder, ranks)
+        initialise(method, init.weights)
+        if ranks.is_main:
+            print(printable(init.line), file=sys.stderr, flush=True)
     mean, std = data.mean, data.std
 
     # The schedule is a function of the step; --max-steps does not change it.
@@ -199,6 +208,8 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
 
     def record() -> tuple[Sink, ...]:
         keep_data(run, data)
+        if init and step == 0:
+            keep_init(run, init.record)
         keep_extension(run, settings, step)
         return open_sinks(run, step, config.logging, settings.values)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fasttrain.networks.groups import GROUPS
-from fasttrain.system.options import Fraction, NotNegative, Options, Positive
+from fasttrain.system.options import Fraction, Free, NotNegative, Options, Positive
 
 WIDTHS = {"vit_tiny": 192, "vit_small": 384, "vit_base": 768}  # by --arch
 TIMM = "timm:"
@@ -39,6 +39,11 @@ class EncoderOptions(Options):
     drop_path: Fraction[float | None] = None
     """Stochastic depth: the chance, in training, that an image skips an encoder's last residual branch; that of earlier
     ones is less. Momentum encoders skip none. None: the encoder's own, which is mostly 0."""
+    init: str = ""
+    """Weights that the encoder, not its heads or queue, starts from: a file (MoCo, DINO, SwAV, …), a run or its
+    checkpoint, torchvision's (IMAGENET1K_V2, DEFAULT), or timm:NAME. Empty: random ones."""
+    init_partial: Free[bool] = False
+    """Take what fits of --init where not all of the encoder's weights are there; the others are random."""
     batch_norm: Literal["split", "sync", "plain"] = "split"
     """split: statistics over groups of images; methods with a queue of keys shuffle these between them, so that a query
     can't tell its key by them. sync: over the images of all processes; plain: over those of each."""

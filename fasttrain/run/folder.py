@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fasttrain import __version__
+from fasttrain.run.checkpoint import saved_checkpoints
 from fasttrain.run.options import RunOptions
 from fasttrain.system.durable import temporary_path, write_json
 from fasttrain.system.errors import UserError
@@ -87,6 +88,24 @@ def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> Lock:
         return claim
     write_json(path, {"format": FORMAT, "config": settings.values, "environment": environment(), "job": job()})
     return claim
+
+
+def goes_on(run: pathlib.Path, fresh: bool) -> bool:
+    """Whether a run that `prepare` is asked for will have a checkpoint to go on from."""
+    return any(saved_checkpoints(run / "checkpoints")) and (not fresh or _same_job(run / CONFIG))
+
+
+def keep_init(run: pathlib.Path, record: dict[str, Any]) -> None:
+    """Record in the run's config.json the weights that it starts from: source, digest, taken, of, not_taken."""
+    write_json(run / CONFIG, {**read_record(run / CONFIG), "init": record})
+
+
+def read_init(run: pathlib.Path) -> dict[str, Any]:
+    """What keep_init has recorded. Raises UserError where there is nothing."""
+    found = read_record(run / CONFIG).get("init")
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in ("source", "digest")):
+        raise UserError(f"{run / CONFIG} does not tell of the weights that the run started from")
+    return found
 
 
 def keep_data(run: pathlib.Path, data: DataRecord) -> None:

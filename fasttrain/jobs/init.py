@@ -1,0 +1,95 @@
+"""The weights that a run starts from (--init), wherever they lie: a file, a library's, or another run's."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from fasttrain.config import TrainConfig
+from fasttrain.engine.ranks import Ranks
+from fasttrain.networks.options import TIMM
+from fasttrain.run.checkpoint import checkpoint_path
+from fasttrain.run.folder import CONFIG, read_init
+from fasttrain.system.errors import DataError, RunError, UserError
+from fasttrain.trained import load_trained
+from fasttrain.weights.fit import fit
+from fasttrain.weights.foreign import heads_of
+from fasttrain.weights.read import read_file
+from fasttrain.weights.released import Released, timm_weights, torchvision_weights
+
+
+class Init(NamedTuple):
+    """weights: of the encoder, by its names, on the CPU. line: what they are, for a person. record: for config.json."""
+
+    weights: dict[str, Tensor]
+    line: str
+    record: dict[str, Any]
+
+
+def initial_weights(config: TrainConfig, encoder: nn.Module, source: str = "") -> Init:
+    """The encoder's of a source, else of --init. Raises UserError for a source that can't be read, or has none of the
+    encoder's tensors, or, without --init-partial, not all."""
+    source = source or config.encoder.init
+    try:
+        where, found = _found(source, config)
+        fitted = fit(encoder, found.tensors, found.heads)
+    except (UserError, DataError, RunError) as error:
+        raise UserError(f"--init {source}: {error}") from None
+    line = fitted.line(source)
+    if not fitted.whole and not config.encoder.init_partial:
+        raise UserError(f"{line}; --init-partial takes what fits, and begins the others at random")
+    record = {"source": where, "digest": found.digest, "taken": len(fitted.taken), "of": fitted.of}
+    return Init(fitted.taken, line, {**record, "not_taken": list(fitted.not_taken)})
+
+
+def initial_weights_of_all(config: TrainConfig, encoder: nn.Module, ranks: Ranks) -> Init:
+    """The same on every rank; the first reads them first, as they may have to be fetched. Raises UserError."""
+    first = ranks.together(lambda: initial_weights(config, encoder) if ranks.is_main else None)
+    init = ranks.together(lambda: first or initial_weights(config, encoder))
+    digest = ranks.share(init.record["digest"])
+
+    def check() -> None:
+        if init.record["digest"] != digest:
+            raise UserError(f"--init {config.encoder.init} is another file than the first process reads")
+
+    ranks.together(check)
+    return init
+
+
+def weights_started_from(run: pathlib.Path, config: TrainConfig, encoder: nn.Module) -> dict[str, Tensor]:
+    """Those that a run's --init gave it. Raises UserError where they are not there any more."""
+    record = read_init(run)
+    try:
+        init = initial_weights(config, encoder, record["source"])
+    except UserError as error:
+        raise UserError(f"the weights that {run} started from can't be had: {error}") from None
+    if init.record["digest"] != record["digest"]:
+        raise UserError(f"{record['source']} has changed since {run} started from it")
+    return init.weights
+
+
+def _found(source: str, config: TrainConfig) -> tuple[str, Released]:
+    """Where the source lies, absolute if it is a path, and what it holds."""
+    if source.startswith(TIMM):
+        return source, timm_weights(source.removeprefix(TIMM))
+    path = pathlib.Path(source)
+    if not os.path.lexists(path):
+        return source, torchvision_weights(source, config.encoder.arch)
+    if path.is_dir():
+        return _of_run(path, None, config)
+    if path.parent.name == "checkpoints" and (path.parent.parent / CONFIG).exists():
+        return _of_run(path.parent.parent, path, config)
+    file = read_file(path)
+    if isinstance(file.content, dict) and {"format", "method", "loader"} <= file.content.keys():
+        raise UserError("a checkpoint of a run tells its encoder only inside of its run folder, in RUN/checkpoints")
+    return os.path.abspath(path), Released(file.tensors, file.digest)
+
+
+def _of_run(run: pathlib.Path, checkpoint: pathlib.Path | None, config: TrainConfig) -> tuple[str, Released]:
+    """The encoder of a run that is evaluated, of its newest checkpoint or of one that is named."""
+    trained = load_trained(run, checkpoint=checkpoint, method=config.run.method, arch=config.encoder.arch)
+    path = checkpoint or checkpoint_path(run / "checkpoints", trained.step)
+    return os.path.abspath(path), Released(trained.encoder.state_dict(), trained.digest, heads_of(trained.encoder))
