@@ -18,16 +18,7 @@ from fasttrain.run.checkpoint import BEST, UNFIT, Checkpoint, load_checkpoint, l
 from fasttrain.run.folder import DataRecord, read_data
 from fasttrain.system.errors import UserError
 from fasttrain.system.memory import is_full_memory
-
-
-class Preprocessing(NamedTuple):
-    """How an image becomes an encoder's input: its central square of `crop` times the shorter side, resized to
-    size × size with bilinear interpolation and antialiasing, in [0, 1], minus mean, divided by std, R, G, B."""
-
-    size: int
-    crop: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+from fasttrain.weights.preprocessing import Preprocessing
 
 
 class Trained(NamedTuple):

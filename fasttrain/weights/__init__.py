@@ -1,0 +1,1 @@
+"""Weights in and out: names and file formats of other libraries."""
