@@ -1,0 +1,88 @@
+"""What every format of weights out is given, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from fasttrain.networks.options import EncoderOptions
+from fasttrain.system.errors import UserError
+from fasttrain.weights.preprocessing import Preprocessing
+
+
+class Source(NamedTuple):
+    """An encoder (N, 3, size, size) → (N, F), in evaluation mode, fp32, on the CPU, and what it was made from."""
+
+    encoder: nn.Module
+    options: EncoderOptions
+    preprocessing: Preprocessing
+
+
+class Loaded(NamedTuple):
+    """A file, read again by the library it is for.
+
+    features: (N, 3, size, size) → (N, F), fp32. transform: an image to (3, size, size), as that library's users
+    prepare it; None where it has no such thing. by: who has read it, and which version.
+    """
+
+    features: Callable[[Tensor], Tensor]
+    transform: Callable[[Image.Image], Tensor] | None
+    by: str
+
+
+class Format(NamedTuple):
+    """One of the formats that weights go out in.
+
+    packages: without which there is none. folder: whether it is one, or a file. write makes it under a name, and
+    returns what a person should know of how it is loaded; raises UserError for an encoder that it can't hold. load
+    reads it again, strictly: a tensor too many or too few is an error of the library's.
+    """
+
+    packages: tuple[str, ...]
+    folder: bool
+    write: Callable[[Source, Path], dict[str, Any]]
+    load: Callable[[Source, Path], Loaded]
+
+
+def refused(to: str, source: Source, reason: str) -> UserError:
+    """Of an encoder that a format can't hold."""
+    stem = " with --cifar-stem" if source.options.cifar_stem else ""
+    return UserError(f"--to {to} can't take --arch {source.options.arch}{stem}: {reason}; safetensors and onnx can")
+
+
+def transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
+    """The run's own, by torchvision. Its usual Resize and CenterCrop cut at a whole pixel after resizing, which shows a
+    place up to a pixel beside."""
+    size, crop, mean, std = preprocessing
+
+    def apply(image: Image.Image) -> Tensor:
+        pixels = v2.functional.to_dtype(v2.functional.to_image(image.convert("RGB")), torch.float32, scale=True)
+        height, width = pixels.shape[-2:]
+        side = max(1, round(crop * min(height, width)))
+        place = (height - side) // 2, (width - side) // 2, side, side
+        pixels = v2.functional.resized_crop(pixels, *place, [size, size], antialias=True)
+        return v2.functional.normalize(pixels, list(mean), list(std))
+
+    return apply
+
+
+def transform_lines(preprocessing: Preprocessing) -> list[str]:
+    """The same as Python, as `transform`."""
+    size, crop, mean, std = preprocessing
+    return [
+        "import torch",
+        "from torchvision.transforms.v2 import functional as F",
+        "def transform(image):",
+        "    pixels = F.to_dtype(F.to_image(image.convert('RGB')), torch.float32, scale=True)",
+        "    height, width = pixels.shape[-2:]",
+        f"    side = max(1, round({crop} * min(height, width)))",
+        "    place = (height - side) // 2, (width - side) // 2, side, side",
+        f"    pixels = F.resized_crop(pixels, *place, [{size}, {size}], antialias=True)",
+        f"    return F.normalize(pixels, {list(mean)}, {list(std)})",
+    ]
