@@ -8,22 +8,34 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
-from fasttrain.system.errors import note
+from fasttrain.system.errors import UserError, note
 from fasttrain.weights.exported import Loaded, Source, refused
 from fasttrain.weights.names import detectron2_name, from_detectron2
 from fasttrain.weights.torchvision_file import recipe
 
 
+class _Pickler(pickle.Pickler):
+    """Arrays in words that every version of NumPy reads: those it would write itself name modules that moved in 2.0."""
+
+    def reducer_override(self, each: object) -> Any:  # noqa: ANN401 - as pickle has it
+        if isinstance(each, np.ndarray):
+            return np.ndarray, (each.shape, each.dtype.str, bytearray(each.tobytes()))
+        return NotImplemented
+
+
 def write(source: Source, path: Path) -> dict[str, Any]:
     if not isinstance(source.encoder, torchvision.models.ResNet) or source.options.cifar_stem or not recipe(source):
         raise refused("detectron2", source, "it reads torchvision's ResNets")
+    if path.suffix != ".pkl":
+        raise UserError(f"--to detectron2: {path.name} must end in .pkl, by which detectron2 knows such a file")
     tensors = {detectron2_name(name): each.numpy() for name, each in source.encoder.state_dict().items()}
     with open(path, "wb") as file:
-        pickle.dump({"model": tensors, "__author__": "fasttrain", "matching_heuristics": True}, file)
+        _Pickler(file).dump({"model": tensors, "__author__": "fasttrain", "matching_heuristics": True})
     return {"config": {"MODEL.WEIGHTS": path.name, **settings(source)}}
 
 
@@ -52,7 +64,7 @@ def load(source: Source, path: Path) -> Loaded:
     assert made is not None, "it was written"
     model = made.made()
     model.load_state_dict({from_detectron2(name): torch.as_tensor(each) for name, each in _tensors(path).items()})
-    return Loaded(model.eval().requires_grad_(False), None, "names mapped back, without detectron2")
+    return Loaded(model.eval(), None, "names mapped back, without detectron2")
 
 
 def _by_detectron2(source: Source, path: Path) -> Loaded:
@@ -71,12 +83,9 @@ def _by_detectron2(source: Source, path: Path) -> Loaded:
     if set(written) != set(own) or not all(torch.equal(torch.as_tensor(written[name]), own[name]) for name in own):
         raise RuntimeError("detectron2 did not take every tensor")
 
-    @torch.no_grad()
-    def features(pixels: Tensor) -> Tensor:
-        return model(pixels)["res5"].mean((2, 3))
-
     model.eval()
-    return Loaded(features, None, f"detectron2 {detectron2.__version__}")
+    by = f"detectron2 {detectron2.__version__}"
+    return Loaded(lambda pixels: model(pixels)["res5"].mean((2, 3)), None, by)
 
 
 def _tensors(path: Path) -> dict[str, Any]:

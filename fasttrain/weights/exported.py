@@ -50,10 +50,10 @@ class Format(NamedTuple):
     load: Callable[[Source, Path], Loaded]
 
 
-def refused(to: str, source: Source, reason: str) -> UserError:
-    """Of an encoder that a format can't hold."""
+def refused(to: str, source: Source, reason: str, others: str = "safetensors and onnx") -> UserError:
+    """Of an encoder that a format can't hold, with the formats that can."""
     stem = " with --cifar-stem" if source.options.cifar_stem else ""
-    return UserError(f"--to {to} can't take --arch {source.options.arch}{stem}: {reason}; safetensors and onnx can")
+    return UserError(f"--to {to} can't take --arch {source.options.arch}{stem}: {reason}; {others} can")
 
 
 def transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:

@@ -28,10 +28,10 @@ def write(source: Source, path: Path) -> dict[str, Any]:
     assert program is not None, "by its dynamo path"
     program.save(path, external_data=False)
     lines = ["import onnxruntime", f"session = onnxruntime.InferenceSession({path.name!r})"]
-    run = f"(features,) = session.run(None, {{{INPUT!r}: pixels}})"
+    run = f"session.run(None, {{{INPUT!r}: pixels.numpy()}})[0]"
     shape = ["batch", 3, size, size]
     return {
-        "load": [*lines, run], "opset": OPSET, "input": {"name": INPUT, "shape": shape, "dtype": "float32"},
+        "load": lines, "features": run, "opset": OPSET, "input": {"name": INPUT, "shape": shape, "dtype": "float32"},
         "transform": transform_lines(source.preprocessing),
     }  # fmt: skip
 

@@ -19,9 +19,11 @@ def write(source: Source, path: Path) -> dict[str, Any]:
     about = {"arch": source.options.arch, "preprocessing": json.dumps(source.preprocessing.as_json())}
     path.write_bytes(save(tensors, {"format": "pt", **about}))  # its own files are for their owner alone
     read = ["import safetensors.torch", f"tensors = safetensors.torch.load_file({path.name!r})"]
+    told: dict[str, Any] = {}
     if made := recipe(source):
         read += ["import torch, torchvision", *made.lines(), "model.load_state_dict(tensors)", "model.eval()"]
-    return {"load": read, "transform": transform_lines(source.preprocessing)}
+        told["features"] = "model(pixels)"
+    return {"load": read, **told, "transform": transform_lines(source.preprocessing)}
 
 
 def load(source: Source, path: Path) -> Loaded:
@@ -31,4 +33,4 @@ def load(source: Source, path: Path) -> Loaded:
     encoder, _ = make_encoder(source.options, source.preprocessing.size)
     encoder.load_state_dict(load_file(path))
     by = f"safetensors {safetensors.__version__}"
-    return Loaded(encoder.eval().requires_grad_(False), transform(source.preprocessing), by)
+    return Loaded(encoder.eval(), transform(source.preprocessing), by)

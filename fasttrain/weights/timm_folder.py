@@ -29,7 +29,7 @@ def write_timm(source: Source, path: Path) -> dict[str, Any]:
     _write(source, path, "timm")
     lines = ["import timm", f"model = timm.create_model({f'local-dir:{path.name}'!r}, pretrained=True).eval()"]
     transform = "transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))"
-    return {"load": lines, "transform": [transform]}
+    return {"load": lines, "features": "model(pixels)", "transform": [transform]}
 
 
 def load_timm(source: Source, path: Path) -> Loaded:
@@ -38,20 +38,18 @@ def load_timm(source: Source, path: Path) -> Loaded:
     model = timm.create_model(f"local-dir:{path}", pretrained=True)
     _check_tensors(model, path)
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
-    return Loaded(model.eval().requires_grad_(False), transform, f"timm {timm.__version__}")
+    return Loaded(model.eval(), transform, f"timm {timm.__version__}")
 
 
 def write_hf(source: Source, path: Path) -> dict[str, Any]:
     _write(source, path, "hf")
     folder = repr(path.name)
+    loaded = f"model = transformers.AutoModel.from_pretrained({folder}).eval()"
+    processor = f"processor = transformers.AutoImageProcessor.from_pretrained({folder})"
     return {
-        "load": [
-            "import transformers",
-            f"model = transformers.AutoModel.from_pretrained({folder}).eval()",
-            "# features: model(pixel_values).pooler_output",
-        ],
-        "transform": [f"transform = transformers.AutoImageProcessor.from_pretrained({folder})"],
-    }
+        "load": ["import transformers", loaded], "features": "model(pixels).pooler_output",
+        "transform": [processor, "def transform(image):", "    return processor(image).pixel_values[0]"],
+    }  # fmt: skip
 
 
 def load_hf(source: Source, path: Path) -> Loaded:
@@ -63,12 +61,9 @@ def load_hf(source: Source, path: Path) -> Loaded:
         raise RuntimeError(f"tensors that do not fit: {', '.join(map(str, left))}")
     processor = transformers.AutoImageProcessor.from_pretrained(path, local_files_only=True)
 
-    @torch.no_grad()
-    def features(pixels: Tensor) -> Tensor:
-        return model(pixels).pooler_output
-
     model.eval()
-    return Loaded(features, lambda image: processor(image).pixel_values[0], f"transformers {transformers.__version__}")
+    by = f"transformers {transformers.__version__}"
+    return Loaded(lambda pixels: model(pixels).pooler_output, lambda image: processor(image).pixel_values[0], by)
 
 
 def _write(source: Source, path: Path, to: str) -> None:
@@ -91,14 +86,14 @@ def _as_timm(source: Source, to: str) -> tuple[str, dict[str, Any], dict[str, Te
         raise refused(to, source, "timm has no such network")
     if isinstance(encoder, torchvision.models.VisionTransformer):
         if encoder.hidden_dim not in _BY_WIDTH:
-            raise refused(to, source, "timm has none of that width")
+            raise refused(to, source, "timm has none of that width", "torchvision, safetensors and onnx")
         arguments = {
             "img_size": encoder.image_size, "patch_size": encoder.patch_size,
             "num_heads": encoder.encoder.layers[0].num_heads,
         }  # fmt: skip
         return _BY_WIDTH[encoder.hidden_dim], arguments, {timm_name(name): each for name, each in tensors.items()}
     if not isinstance(encoder, torchvision.models.ResNet) or source.options.cifar_stem:
-        raise refused(to, source, "timm's network of that name is another; torchvision")
+        raise refused(to, source, "timm has no such network", "torchvision, safetensors and onnx")
     return source.options.arch, {}, tensors  # under the same names
 
 

@@ -70,7 +70,7 @@ def write(source: Source, path: Path) -> dict[str, Any]:
     torch.save({name: tensor.clone() for name, tensor in source.encoder.state_dict().items()}, path)
     loaded = f"model.load_state_dict(torch.load({path.name!r}, weights_only=True))"
     lines = ["import torch, torchvision", *made.lines(), loaded, "model.eval()"]
-    return {"load": lines, "transform": transform_lines(source.preprocessing)}
+    return {"load": lines, "features": "model(pixels)", "transform": transform_lines(source.preprocessing)}
 
 
 def load(source: Source, path: Path) -> Loaded:
