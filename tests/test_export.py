@@ -76,7 +76,7 @@ def test_timm_and_transformers_read_the_same_folder(run: pathlib.Path, tmp_path:
     assert features(trained, lambda views: wrapped(views).pooler_output) < 1e-5
     prepared = timm.data.resolve_data_config({}, model=model)
     assert tuple(prepared["mean"]) == trained.preprocessing.mean
-    assert (prepared["input_size"], prepared["crop_pct"], prepared["interpolation"]) == ((3, 32, 32), 1.0, "bilinear")
+    assert (*prepared["input_size"], prepared["crop_pct"], prepared["interpolation"]) == (3, 32, 32, 1.0, "bilinear")
 
 
 def test_a_wrong_map_is_found_and_leaves_no_file(
@@ -159,7 +159,8 @@ def test_of_dino_the_teacher_goes_out_of_the_newest_checkpoint_or_the_best(
     safetensors = pytest.importorskip("safetensors.torch")
     run, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
     words = f"--data {shards} --run {run} --method dino --arch small --size 16 --batch-size 16 --lr 0.1 --max-steps 6"
-    assert train_command([*words.split(), *["--knn-every", "1", "--prototypes", "32", "--hidden", "16", "--dim", "16"]]) == 0
+    words += " --knn-every 1 --prototypes 32 --hidden 16 --dim 16"
+    assert train_command(words.split()) == 0
     for more, checkpoint in (((), saved_checkpoints(checkpoints)[0]), (("--best",), checkpoints / "best.pt")):
         assert export(run, tmp_path / "x", "safetensors", *more) == 0
         written, state = safetensors.load_file(tmp_path / "x"), load_checkpoint(checkpoint).state["method"]

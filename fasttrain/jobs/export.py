@@ -10,7 +10,6 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,22 +23,14 @@ from fasttrain.jobs.options import ExportConfig
 from fasttrain.system.durable import publish, read_json, temporary_path, write_json
 from fasttrain.system.errors import DataError, RunError, UserError
 from fasttrain.trained import Trained, load_trained
-from fasttrain.weights.exported import Format, Loaded, Source
+from fasttrain.weights.comparison import difference, prepared
+from fasttrain.weights.exported import Format, Source
 from fasttrain.weights.formats import FORMATS
 
 IMAGES = 16  # that are compared
-AT_ONCE = 5  # of them, so that the last batch is smaller: the number of images must not be fixed
-TOLERANCE = 1e-5  # of Difference.relative
+TOLERANCE = 1e-5  # of Difference.relative: other kernels round to 3e-6 at most, half precision to 8e-4
 BESIDE = "preprocessing.json"  # in a folder; beside a file, FILE.json
 MARK = "fasttrain"  # in that JSON: which version has written it
-
-
-class Difference(NamedTuple):
-    """Of features read back from the encoder's: relative is the largest over the images of ‖a − b‖ / ‖a‖, absolute the
-    largest of one feature."""
-
-    relative: float
-    absolute: float
 
 
 def export(options: ExportConfig) -> int:
@@ -51,53 +42,27 @@ def export(options: ExportConfig) -> int:
     trained = load_trained(pathlib.Path(options.run), options.best, method=options.method, data=options.data)
     views, pictures = some_images(trained, options.data)
     source = Source(trained.encoder, trained.config.encoder, trained.preprocessing)
+    told = {MARK: __version__, "to": options.to, "arch": source.options.arch, "step": trained.step}
+    told |= {"checkpoint": trained.digest, "preprocessing": trained.preprocessing.as_json()}
     with _in_the_making(path) as temporary:
-        told = {MARK: __version__, "to": options.to, "arch": source.options.arch, "step": trained.step}
-        told |= {"checkpoint": trained.digest, "preprocessing": trained.preprocessing.as_json()}
         with _by_others(options.to):
             told |= made.write(source, temporary)
             loaded = made.load(source, temporary)
-            found = difference(source, loaded, views)
+            found, shown = difference(source, loaded, views), prepared(source, loaded, views, pictures)
         if not found.relative <= TOLERANCE:
             raise RunError(
                 f"{options.file} is not written: features by {loaded.by} differ by {found.relative:.1e} of their norm, "
                 f"more than {TOLERANCE:g}"
             )
-        write_json(temporary / BESIDE if made.folder else temporary.with_name(beside.name), told)
-        _publish(temporary, path)
-    figures = {
+        write_json(temporary.parent / beside.relative_to(path.parent), told)
+        _publish(temporary.parent, path.parent, beside)
+    figures = {"difference": found.relative, "largest": found.absolute, **shown}
+    result = {
         "file": options.file, "to": options.to, "step": trained.step, "tensors": len(source.encoder.state_dict()),
-        "checked_by": loaded.by, "images": len(views), "difference": found.relative, "largest": found.absolute,
+        "checked_by": loaded.by, "images": len(views), **{name: float(f"{x:.2e}") for name, x in figures.items()},
     }  # fmt: skip
-    print(json.dumps(figures | prepared(source, loaded, views, pictures)), flush=True)
+    print(json.dumps(result), flush=True)
     return 0
-
-
-@torch.no_grad()
-def difference(source: Source, loaded: Loaded, views: Tensor) -> Difference:
-    """Of the features of views (N, 3, size, size). Raises RunError for an encoder that has no features to compare."""
-    own = source.encoder(views)
-    other = torch.cat([loaded.features(few) for few in views.split(AT_ONCE)])
-    if own.shape != other.shape:
-        raise RunError(f"features by {loaded.by} are {tuple(other.shape)}, the encoder's {tuple(own.shape)}")
-    norm_N = own.norm(dim=1)
-    if not own.isfinite().all() or not norm_N.all():
-        raise RunError("the encoder gives features that are 0 or no numbers, which can't be compared")
-    apart = own - other
-    return Difference(float((apart.norm(dim=1) / norm_N).max()), float(apart.abs().max()))
-
-
-@torch.no_grad()
-def prepared(source: Source, loaded: Loaded, views: Tensor, pictures: list[Image.Image]) -> dict[str, float]:
-    """How far the library's own preparation of the images is from the run's: mean difference in levels of 0 to 255,
-    and what that does to features, as Difference.relative."""
-    if loaded.transform is None:
-        return {}
-    theirs = torch.stack([loaded.transform(picture) for picture in pictures])
-    levels = (theirs - views).abs() * (255 * torch.tensor(source.preprocessing.std)[:, None, None])
-    own, moved = source.encoder(views), source.encoder(theirs)
-    apart = (own - moved).norm(dim=1) / own.norm(dim=1)
-    return {"preprocessing_levels": float(levels.mean()), "preprocessing_difference": float(apart.mean())}
 
 
 def some_images(trained: Trained, given: str) -> tuple[Tensor, list[Image.Image]]:
@@ -179,13 +144,11 @@ def _by_others(to: str) -> Iterator[None]:
         logging.disable(before)
 
 
-def _publish(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    """Give every file that was made its name, the JSON that tells of the others last."""
-    folder = temporary.parent
-    for file in sorted(folder.rglob("*"), key=lambda file: file.suffix == ".json" and file.name != "config.json"):
-        if file.is_file():
-            with open(file, "rb") as written:
-                os.fsync(written.fileno())
-            place = path.parent / file.relative_to(folder)
-            place.parent.mkdir(exist_ok=True)
-            publish(file, place)
+def _publish(made: pathlib.Path, folder: pathlib.Path, last: pathlib.Path) -> None:
+    """Give every file in `made` its name in a folder, the one that tells of the others last."""
+    names = [file.relative_to(made) for file in made.rglob("*") if file.is_file()]
+    for name in sorted(names, key=lambda name: folder / name == last):
+        with open(made / name, "rb") as file:
+            os.fsync(file.fileno())
+        (folder / name).parent.mkdir(exist_ok=True)
+        publish(made / name, folder / name)
