@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fasttrain.engine.options import OPTIMIZERS, MachineOptions, OptimisationOptions
+from fasttrain.engine.options import OPTIMIZERS, MachineOptions, OptimisationOptions, warmup_that_fits
 from fasttrain.input.options import DataOptions
 from fasttrain.methods import METHODS, MethodOptions, method_options
 from fasttrain.networks.options import WIDTHS, EncoderOptions, is_vision_transformer
@@ -148,8 +148,9 @@ def _brought(values: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, A
 
 
 def _shorter_warmup(warmup_epochs: float = 0.0, epochs: Any = OptimisationOptions.epochs) -> dict[str, float]:  # noqa: ANN401
-    """A default warm-up that is meant for longer runs is a tenth of this one."""
-    return {"warmup_epochs": epochs / 10} if isinstance(epochs, int) and 0 < epochs <= warmup_epochs else {}
+    """A default warm-up, where it is meant for longer runs."""
+    fits = not isinstance(epochs, int) or epochs <= 0 or epochs > warmup_epochs
+    return {} if fits else {"warmup_epochs": warmup_that_fits(warmup_epochs, epochs)}
 
 
 def _kept(saved: Mapping[str, Any], method: str, preset: str) -> dict[str, Any]:

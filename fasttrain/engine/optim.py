@@ -6,6 +6,8 @@ the host need not wait for the gradients: see take_step.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fasttrain.engine.options import OptimisationOptions
-from fasttrain.system.errors import UserError
+from fasttrain.engine.lamb import LAMB
+from fasttrain.engine.options import OptimisationOptions, warmup_that_fits
 
 TINY = 1e-30  # a learning rate of 0 at the very end
 MOMENTUM = 0.9  # of SGD and LARS, in every recipe that the presets follow
@@ -25,14 +27,15 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of the parameters that take gradients.
 
-    steady: names of networks in the module whose learning rate stays at its peak. Raises UserError where LAMB is not
+    steady: names of networks in the module whose learning rate stays at its peak. LAMB is apex's on a GPU where that is
     installed.
     """
     groups = _groups(options, module, steady)
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=options.peak_lr, fused=True)
     if options.optimizer == "lamb":
-        return _apex_lamb(groups, options.peak_lr)
+        on_gpu = groups[0]["params"][0].is_cuda
+        return (on_gpu and _apex_lamb(groups, options.peak_lr)) or LAMB(groups, options.peak_lr)
     if options.optimizer == "lars":
         optimizer: torch.optim.Optimizer = LARS(groups, options.peak_lr, options.trust, options.trust_clip)
     else:
@@ -99,16 +102,14 @@ def _scale_by_trust(gradients: list[Tensor], weights: list[Tensor], trust: float
     torch._foreach_mul_(gradients, list(ratio_P.unbind()))
 
 
-def _apex_lamb(groups: list[dict], lr: float) -> torch.optim.Optimizer:
+def _apex_lamb(groups: list[dict], lr: float) -> torch.optim.Optimizer | None:
+    """NVIDIA's, built from github.com/NVIDIA/apex (the package of that name on the index is another one)."""
     try:
         from apex.optimizers import FusedLAMB
 
         return FusedLAMB(groups, lr=lr, max_grad_norm=math.inf)  # --clip-norm is the one that clips
-    except (ImportError, RuntimeError) as error:  # RuntimeError: built without its CUDA extensions
-        raise UserError(
-            f"--optimizer lamb needs NVIDIA's apex, built for a GPU from github.com/NVIDIA/apex (the package of that "
-            f"name on the index is another one): {error}; lars and adamw need nothing"
-        ) from None
+    except (ImportError, RuntimeError):  # RuntimeError: built without its CUDA extensions
+        return None
 
 
 def take_step(optimizer: torch.optim.Optimizer, good: Tensor) -> None:
@@ -132,19 +133,35 @@ class Rates(NamedTuple):
 
 
 class Schedule:
-    """Learning rate and weight decay: pure functions of the step, so that there is no state to save."""
+    """Learning rate and weight decay: pure functions of the step, so that there is no state to save.
 
-    def __init__(self, options: OptimisationOptions, steps_per_epoch: int) -> None:
-        self._options = options
-        self.total_steps = options.epochs * steps_per_epoch
-        self._warmup_steps = int(options.warmup_epochs * steps_per_epoch)
+    A run that is extended begins them anew with each extension, at their peaks of before.
+    """
+
+    def __init__(self, options: OptimisationOptions, steps_per_epoch: int, extend: Sequence[int] = ()) -> None:
+        """extend: the epochs of each extension."""
+        self._options, self._steps_per_epoch = options, steps_per_epoch
+        self._parts = (options.epochs, *extend)  # each with a warm-up and a cosine of its own
+        self._ends = list(itertools.accumulate(self._parts))
+        self.total_steps = self._ends[-1] * steps_per_epoch
+
+    def _part(self, step: int) -> int:
+        return min(bisect.bisect_right(self._ends, step // self._steps_per_epoch), len(self._parts) - 1)
+
+    def epochs(self, step: int) -> int:
+        """Those of the run until the extension after this step, or its end."""
+        return self._ends[self._part(step)]
 
     def __call__(self, step: int) -> Rates:
-        options, peak = self._options, self._options.peak_lr
-        lr = learning_rate(step, self.total_steps, self._warmup_steps, peak, options.final_lr)
-        steady_lr = peak * min(1.0, (step + 1) / max(1, self._warmup_steps))
+        options, peak, part = self._options, self._options.peak_lr, self._part(step)
+        epochs = self._parts[part]
+        place = step - (self._ends[part] - epochs) * self._steps_per_epoch
+        total_steps = epochs * self._steps_per_epoch
+        warmup_steps = int(warmup_that_fits(options.warmup_epochs, epochs) * self._steps_per_epoch)
+        lr = learning_rate(place, total_steps, warmup_steps, peak, options.final_lr)
+        steady_lr = peak * min(1.0, (place + 1) / max(1, warmup_steps))
         end = options.weight_decay if options.weight_decay_end is None else options.weight_decay_end
-        return Rates(lr, steady_lr, end + (options.weight_decay - end) * half_cosine(step / self.total_steps))
+        return Rates(lr, steady_lr, end + (options.weight_decay - end) * half_cosine(place / total_steps))
 
 
 def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, final: float = 0.0) -> float:

@@ -20,6 +20,11 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 
 
+def warmup_that_fits(warmup_epochs: float, epochs: int) -> float:
+    """A warm-up that is meant for longer schedules is a tenth of this one."""
+    return epochs / 10 if epochs <= warmup_epochs else warmup_epochs
+
+
 @dataclass(frozen=True)
 class OptimisationOptions(Options):
     """The step: batch, optimizer, schedule, precision."""
@@ -32,9 +37,9 @@ class OptimisationOptions(Options):
     """Micro-batches a process's share of the batch is cut into, for memory. Batch norm and regularisers over the batch
     then see one micro-batch, a queue takes the keys of all after the step. Not for losses over the batch."""
     optimizer: Literal["sgd", "lars", "adamw", "lamb"] = "sgd"
-    """lars for batches of thousands, adamw for vision transformers, lamb by NVIDIA's apex. Another one than the
-    method's sets --lr and --weight-decay: sgd 0.03 and 1e-4, lars 0.6 and 1e-6, adamw 1.5e-4 and 0.1, lamb 1e-3 and
-    0.01. The method's --decay, --weight-decay-end, --vector-lr, --trust and --trust-clip are then not used."""
+    """lars and lamb for batches of thousands, adamw for vision transformers. Another one than the method's sets --lr
+    and --weight-decay: sgd 0.03 and 1e-4, lars 0.6 and 1e-6, adamw 1.5e-4 and 0.1, lamb 1e-3 and 0.01. The method's
+    --decay, --weight-decay-end, --vector-lr, --trust and --trust-clip are then not used."""
     lr: Positive[float] = 0.03
     """Peak learning rate per 256 images: it is scaled in proportion to --batch-size, and falls along a cosine."""
     weight_decay: NotNegative[float] = 1e-4

@@ -28,7 +28,7 @@ class TrainStep:
     def __init__(
         self, method: Method, options: OptimisationOptions, device: torch.device, cuda_graph: bool = False
     ) -> None:
-        """method: on the device. Raises UserError for a missing optimizer package."""
+        """method: on the device."""
         self.optimizer = make_optimizer(options, method, method.steady)
         self.skips_3 = torch.tensor(Skips(), device=device)  # never read by the host here
         self._method, self._model = method, data_parallel(method, static_graph=options.accumulate == 1)
@@ -96,7 +96,11 @@ class TrainStep:
     def load_state_dict(self, state: dict) -> None:
         # What groups are set to follows from the options and the step; a version before may have known less of it.
         own, saved = self.optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
-        groups = [{**group, "params": before["params"]} for group, before in zip(own, saved, strict=True)]
+        kept = "params", "step"  # LAMB counts its steps there
+        groups = [
+            {**group, **{name: before[name] for name in kept if name in before}}
+            for group, before in zip(own, saved, strict=True)
+        ]
         self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         self._scaler.load_state_dict(state["scaler"])
         self.skips_3 = state["skips"].to(self.skips_3).view(3)

@@ -34,11 +34,13 @@ from fasttrain.networks.batch_norm import has_batch_norm, is_split
 from fasttrain.networks.groups import MAX_SHARE, Groups, check_groups, check_rows
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.display import Display
+from fasttrain.run.extension import check_extension, keep_extension
 from fasttrain.run.folder import DataRecord, check_outside, keep_data, prepare, run_path
 from fasttrain.run.health import Health
-from fasttrain.run.metrics import Metrics, Sink, open_files, require_tensorboard
+from fasttrain.run.metrics import Metrics, Sink
 from fasttrain.run.resume import resume
 from fasttrain.run.samples import write_samples
+from fasttrain.run.sinks import check_services, open_sinks
 from fasttrain.system.collectives import common_generator
 from fasttrain.system.durable import write_json
 from fasttrain.system.errors import RunError, UserError
@@ -174,12 +176,11 @@ def train(config: TrainConfig) -> int:
         knn = KnnMonitor(config.data, config.logging.knn_k, config.views.size, ranks.device, workers)
 
     # The first rank claims the folder; then all go on from the checkpoint that it chooses.
-    if config.logging.tensorboard:
-        require_tensorboard()
     settings = Settings.of(config)
     run = pathlib.Path(ranks.share(str(run_path(config.run))))
 
     def begin() -> Lock:
+        check_services(config.logging)
         if isinstance(store, FolderStore):
             check_outside(run, path)
         return prepare(run, settings, config.run.fresh)
@@ -188,6 +189,7 @@ def train(config: TrainConfig) -> int:
 
     def restore(state: dict) -> None:
         nonlocal data  # whose statistics belong to the run, as its weights do
+        check_extension(run, settings, state["step"], loader.steps_per_epoch)
         data = replace(data, mean=state.get("mean", data.mean), std=state.get("std", data.std))
         method.load_state_dict(state["method"])
         trainer.load_state_dict(state)
@@ -199,7 +201,7 @@ def train(config: TrainConfig) -> int:
     # The schedule is a function of the step; --max-steps does not change it.
     optimisation, batch_size = config.optimisation, config.optimisation.batch_size
     steps_per_epoch = loader.steps_per_epoch
-    schedule = Schedule(optimisation, steps_per_epoch)
+    schedule = Schedule(optimisation, steps_per_epoch, config.run.extend)
     last_step = min(schedule.total_steps, config.run.max_steps or schedule.total_steps)
     epoch, lr, stopped = max(0, step - 1) // steps_per_epoch, 0.0, 0
 
@@ -208,7 +210,8 @@ def train(config: TrainConfig) -> int:
 
     def record() -> tuple[Sink, ...]:
         keep_data(run, data)
-        return open_files(run, step, config.logging.tensorboard)
+        keep_extension(run, settings, step)
+        return open_sinks(run, step, config.logging, settings.values)
 
     files = ranks.together(lambda: record() if ranks.is_main else ())
     display = Display(Console(stderr=True, quiet=not ranks.is_main), step, last_step, batch_size, health.hint)
@@ -246,7 +249,7 @@ def train(config: TrainConfig) -> int:
                 if ranks.is_main and step == 0:
                     write_samples(run / "samples.png", batch, views, mean, std)
                 seed_step(config.run.seed, step, ranks.rank)
-                rates, progress = schedule(step), Progress(step / steps_per_epoch, optimisation.epochs)
+                rates, progress = schedule(step), Progress(step / steps_per_epoch, schedule.epochs(step))
                 label_B = on_device(batch.label_B, ranks.device)
                 terms = trainer.forward_backward(Sample(views, label_B, batch.index_B, progress))
                 trainer.update(step, rates)

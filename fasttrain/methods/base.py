@@ -17,7 +17,10 @@ from fasttrain.views.spec import Recipe
 
 
 class Progress(NamedTuple):
-    """How far a run is, for schedules: the passes over the data that are done, with fractions, and that will be."""
+    """How far a run is, for schedules: the passes over the data that are done, with fractions, and that will be.
+
+    A run that is extended (--extend) is less far from then on: neither at its end nor at its begin.
+    """
 
     epoch: float = 0.0
     epochs: float = 1.0

@@ -24,7 +24,6 @@ from fasttrain.input import Batch
 from fasttrain.run.clock import BatchClock, Marks, seconds_of
 from fasttrain.run.health import MEMORY, Health
 from fasttrain.system.durable import naming, replace_file
-from fasttrain.system.errors import UserError
 from fasttrain.system.regular import open_regular
 
 ON_THEIR_WAY = 8  # entries at most; then the host waits for the oldest
@@ -200,6 +199,7 @@ class MetricsFile:
         entries, damaged = read_lines(path)
         if damaged:
             print(f"warning: {path}: {damaged} damaged line(s) left out", file=sys.stderr, flush=True)
+        self.reached = max((entry["step"] for entry in entries), default=0)  # by earlier attempts
         kept = [entry for entry in entries if entry["step"] <= step]
         replace_file(path, lambda file: file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode()))
         self._path = path
@@ -219,39 +219,6 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-def require_tensorboard() -> Any:  # noqa: ANN401 - a class of a package that may be missing
-    """TensorBoard's SummaryWriter. Raises UserError where the package is missing."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard needs the tensorboard package: pip install tensorboard") from None
-    return SummaryWriter
-
-
-class TensorBoard:
-    """A curve for every figure."""
-
-    def __init__(self, folder: pathlib.Path) -> None:
-        """Raises UserError where the package is missing."""
-        self._writer = require_tensorboard()(str(folder))
-
-    def write(self, entry: Entry) -> None:
-        for name, value in entry.items():
-            if name != "step" and value is not None:
-                self._writer.add_scalar(name, value, entry["step"])
-
-    event = write
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-def open_files(run: pathlib.Path, step: int, tensorboard: bool) -> tuple[Sink, ...]:
-    """The sinks of a run that goes on from a step: RUN/metrics.jsonl and, if asked for, RUN/tensorboard."""
-    boards = (TensorBoard(run / "tensorboard"),) if tensorboard else ()
-    return MetricsFile(run / "metrics.jsonl", step), *boards
 
 
 def read_metrics(path: pathlib.Path) -> list[Entry]:

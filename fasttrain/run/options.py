@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fasttrain.system.options import Free, NotNegative, Options, Positive
+from fasttrain.system.options import Free, Growing, NotNegative, Options, Positive
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class RunOptions(Options):
     """Start from the settings of a RUN/config.json; what is typed counts more."""
     seed: NotNegative[int] = 0
     """Sets weights, order, views and everything else that is drawn."""
+    extend: Growing[Positive[tuple[int, ...]]] = ()
+    """Epochs by which a finished run is extended: a new schedule (warm-up, cosine) of that many, from its last weights,
+    queue and optimizer. Several: one after the other."""
     max_steps: Free[NotNegative[int]] = 0
     """Stop after this many steps, with a checkpoint; the schedule does not change. 0: no limit."""
     fresh: Free[bool] = False
@@ -42,6 +45,10 @@ class LoggingOptions(Options):
     """Steps between entries of metrics.jsonl."""
     tensorboard: Free[bool] = False
     """Also write TensorBoard events to RUN/tensorboard."""
+    wandb: Free[bool] = False
+    """Also tell Weights & Biases, by its own variables: WANDB_PROJECT, WANDB_MODE (offline: to RUN/wandb), …"""
+    mlflow: Free[bool] = False
+    """Also tell MLflow, by its own variables: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, …"""
     knn_every: Free[NotNegative[int]] = 0
     """Epochs between evaluations by kNN on the val split; the best is kept as checkpoints/best.pt. 0: never."""
     knn_k: Free[NotNegative[int]] = 0

@@ -50,6 +50,8 @@ def _digits(number: float) -> str:
 
 FREE = "free"  # in a field's type: a run may be continued with another value
 Free = Annotated[Value, FREE]
+GROWS = "grows"  # …: with the values it had, and more after them
+Growing = Annotated[Value, GROWS]
 Positive = Annotated[Value, Bounds(0, low_open=True)]
 Several = Annotated[Value, Bounds(2)]  # of which one says nothing
 NotNegative = Annotated[Value, Bounds(0)]
@@ -129,34 +131,46 @@ def replaced(options: Group, values: Mapping[str, Any]) -> Group:
     return dataclasses.replace(options, **changes)
 
 
-def free(options: Options) -> frozenset[str]:
-    """Names of the options that do not bind a run."""
-    names = {name for name, (_kind, marks) in _fields(type(options)).items() if FREE in marks}
+def _marked(options: Options, mark: str) -> frozenset[str]:
+    """Names of the options whose type bears a mark."""
+    names = {name for name, (_kind, marks) in _fields(type(options)).items() if mark in marks}
     groups = (getattr(options, field.name) for field in dataclasses.fields(options))
-    return frozenset(names.union(*(free(group) for group in groups if isinstance(group, Options))))
+    return frozenset(names.union(*(_marked(group, mark) for group in groups if isinstance(group, Options))))
 
 
 class Settings(NamedTuple):
-    """A run's options as they are kept in files: values of JSON by name, which of them do not bind the run, and what
-    an option counts as in a file from before there was one: its field's default."""
+    """A run's options as they are kept in files: values of JSON by name, which of them do not bind the run or may grow,
+    and what an option counts as in a file from before there was one: its field's default."""
 
     values: dict[str, Any]
     free: frozenset[str]
+    growing: frozenset[str]
     before: dict[str, Any]
 
     @classmethod
     def of(cls, options: Options) -> Settings:
         values, before = (json.loads(json.dumps(each)) for each in (flat(options), _defaults(options)))
-        return cls(values, free(options), before)
+        return cls(values, _marked(options, FREE), _marked(options, GROWS), before)
 
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
         """'--name was X, now Y' for every option that binds a run and had another value."""
         saved = {**{name: self.before[name] for name in self.before if name not in saved}, **saved}
         return [
-            f"{flag(name)} was {saved.get(name)!r}, now {self.values.get(name)!r}"
+            f"{flag(name)} was {saved.get(name)!r}, now {self.values.get(name)!r}{self._advice(name, saved.get(name))}"
             for name in {**self.values, **saved}
-            if name not in self.free and saved.get(name) != self.values.get(name)
+            if name not in self.free and not self._goes_on(name, saved.get(name))
         ]
+
+    def _goes_on(self, name: str, saved: object) -> bool:
+        """Does an option say what it said, or, where it may, that and more?"""
+        if name in self.growing and isinstance(saved, list):
+            return self.values[name][: len(saved)] == saved
+        return self.values.get(name) == saved
+
+    def _advice(self, name: str, saved: object) -> str:
+        if name not in self.growing or not isinstance(saved, list):
+            return ""
+        return f": type {flag(name)} {' '.join(map(str, saved))} (more may follow)"
 
 
 def _defaults(options: Options) -> dict[str, Any]:

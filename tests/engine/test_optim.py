@@ -10,18 +10,19 @@ import pytest
 import torch
 from torch import nn
 
+from fasttrain.engine.lamb import LAMB
 from fasttrain.engine.optim import (
     LARS,
     MOMENTUM,
     Rates,
     Schedule,
+    _apex_lamb,
     learning_rate,
     make_optimizer,
     set_rates,
     take_step,
 )
 from fasttrain.engine.options import OptimisationOptions
-from fasttrain.system.errors import UserError
 
 GOOD, BAD = torch.tensor(True), torch.tensor(False)
 
@@ -78,7 +79,7 @@ def test_lars_is_the_papers(trust: float, clip: bool) -> None:
             torch.testing.assert_close(p.detach(), w, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize(("name", "shrinks"), [("sgd", True), ("lars", False), ("adamw", False)])
+@pytest.mark.parametrize(("name", "shrinks"), [("sgd", True), ("lars", False), ("adamw", False), ("lamb", False)])
 def test_weight_decay_of_vectors(name: str, shrinks: bool) -> None:
     """Without a gradient, a weight moves by its decay alone; vectors have one in SGD only."""
     module = network()
@@ -94,7 +95,7 @@ def test_weight_decay_of_vectors(name: str, shrinks: bool) -> None:
             assert (p.norm() < was.norm()) == shrinks
 
 
-@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw", "lamb"])
 @pytest.mark.parametrize("good_before", [0, 2])
 def test_a_bad_step_changes_nothing_and_leaves_no_trace(name: str, good_before: int) -> None:
     """Also when it is the first: torch's fused SGD would take up uninitialised momentum there."""
@@ -116,6 +117,73 @@ def test_a_bad_step_changes_nothing_and_leaves_no_trace(name: str, good_before: 
         assert torch.equal(p, q)
 
 
+def lamb_by_loop(
+    weights: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+    moments: list[tuple[torch.Tensor, torch.Tensor]],
+    step: int,
+    lr: float,
+    decays: list[float],
+) -> None:
+    """You et al., algorithm 2 with φ(z) = z, one parameter after the other; apex's for those without weight decay."""
+    for w, g, (m, v), decay in zip(weights, gradients, moments, decays, strict=True):
+        m.copy_(0.9 * m + 0.1 * g)
+        v.copy_(0.999 * v + 0.001 * g**2)
+        update = (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-6) + decay * w
+        trust = w.norm() / update.norm() if decay and w.norm() > 0 and update.norm() > 0 else 1.0
+        w.sub_(lr * trust * update)
+
+
+@pytest.mark.parametrize(("dtype", "rtol", "atol"), [(torch.float64, 1e-12, 1e-14), (torch.float32, 1e-4, 1e-6)])
+@pytest.mark.parametrize("decay", ["all", "matrices"])
+def test_lamb_is_the_papers(decay: str, dtype: torch.dtype, rtol: float, atol: float) -> None:
+    module = network().to(dtype)
+    with torch.no_grad():
+        module[4].weight.zero_()  # a norm of 0: not scaled, until it has moved
+    optimizer = make_optimizer(options("lamb", 0.05, 0.1, decay=decay), module)
+    assert isinstance(optimizer, LAMB)
+    weights = [p.detach().double() for p in module.parameters()]
+    moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in weights]
+    decays = [0.1 if decay == "all" or w.dim() > 1 else 0.0 for w in weights]
+    for step in range(1, 6):
+        give_gradients(module, step)
+        lamb_by_loop(weights, [p.grad.double() for p in module.parameters()], moments, step, 0.05, decays)
+        take_step(optimizer, GOOD)
+        for p, w in zip(module.parameters(), weights, strict=True):
+            torch.testing.assert_close(p.detach().double(), w, rtol=rtol, atol=atol)
+
+
+def test_lamb_goes_on_from_its_state_and_counts_no_bad_step() -> None:
+    module, other = network(), network()
+    optimizer, resumed = (make_optimizer(options("lamb", 0.05, 0.1), m) for m in (module, other))
+    for step, good in enumerate((GOOD, BAD, GOOD)):
+        give_gradients(module, step)
+        take_step(optimizer, good)
+    state = copy.deepcopy(optimizer.state_dict())
+    # the very form of apex's
+    assert [group["step"] for group in state["param_groups"]] == [2, 2]
+    assert all(type(group["step"]) is int for group in state["param_groups"])
+    assert all(set(each) == {"exp_avg", "exp_avg_sq"} for each in state["state"].values())
+    other.load_state_dict(module.state_dict())
+    resumed.load_state_dict(state)
+    for m, o in ((module, optimizer), (other, resumed)):
+        give_gradients(m, 9)
+        take_step(o, GOOD)
+    assert all(torch.equal(p, q) for p, q in zip(module.parameters(), other.parameters(), strict=True))
+
+
+def test_lamb_counts_the_steps_of_networks_that_stand_still_and_leaves_them_alone() -> None:
+    """As apex does: a method may freeze some, by leaving them without gradients."""
+    module = network()
+    optimizer = make_optimizer(options("lamb", 0.05, 0.1), module)
+    give_gradients(module, 0)
+    module[4].weight.grad = None
+    before = module[4].weight.detach().clone()
+    take_step(optimizer, GOOD)
+    assert torch.equal(module[4].weight, before)
+    assert [group["step"] for group in optimizer.state_dict()["param_groups"]] == [1, 1]
+
+
 @pytest.fixture
 def apex(monkeypatch: pytest.MonkeyPatch) -> type[torch.optim.SGD]:
     """A stand-in for NVIDIA's package: its LAMB here is an SGD that does not know of bad steps."""
@@ -135,12 +203,12 @@ def apex(monkeypatch: pytest.MonkeyPatch) -> type[torch.optim.SGD]:
     return FusedLAMB
 
 
-def test_lamb_is_apex_s(apex: type[torch.optim.SGD]) -> None:
+def test_apexs_lamb_is_only_for_a_gpu_and_its_bad_steps_change_nothing(apex: type[torch.optim.SGD]) -> None:
     module = network()
     before = copy.deepcopy(module)
-    optimizer = make_optimizer(options("lamb", 0.1, 0.1), module)
+    assert type(make_optimizer(options("lamb", 0.1, 0.1), module)) is LAMB
+    optimizer = _apex_lamb([{"params": list(module.parameters()), "weight_decay": 0.1}], 0.1)
     assert type(optimizer) is apex
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     give_gradients(module, 0)
     take_step(optimizer, BAD)
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), before.parameters(), strict=True))
@@ -148,10 +216,34 @@ def test_lamb_is_apex_s(apex: type[torch.optim.SGD]) -> None:
     assert not any(torch.equal(p, q) for p, q in zip(module.parameters(), before.parameters(), strict=True))
 
 
-def test_lamb_without_apex_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_apex_there_is_none_of_its(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "apex", None)
-    with pytest.raises(UserError, match=r"needs NVIDIA's apex.*github.com/NVIDIA/apex"):
-        make_optimizer(options("lamb", 0.1, 0.1), network())
+    assert _apex_lamb([], 0.1) is None
+
+
+@pytest.mark.gpu
+def test_lamb_on_a_gpu_is_apexs_where_that_is_and_else_ours_is_the_cpus(
+    apex: type[torch.optim.SGD], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = network().float()
+    on_gpu = copy.deepcopy(module).cuda()
+    assert type(make_optimizer(options("lamb", 0.1, 0.1), on_gpu)) is apex
+    monkeypatch.setitem(sys.modules, "apex.optimizers", None)
+    optimizer, other = (make_optimizer(options("lamb", 0.05, 0.1), m) for m in (module, on_gpu))
+    assert type(other) is LAMB
+    for step, good in enumerate((BAD, GOOD, BAD, GOOD)):
+        give_gradients(module, step)
+        good_there = good.cuda()
+        for p, q in zip(module.parameters(), on_gpu.parameters(), strict=True):
+            q.grad = p.grad.cuda()
+        take_step(optimizer, good)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            take_step(other, good_there)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    for p, q in zip(module.parameters(), on_gpu.parameters(), strict=True):
+        torch.testing.assert_close(p, q.cpu(), rtol=1e-4, atol=1e-6)
 
 
 def test_cosine_from_peak_to_zero() -> None:
@@ -178,7 +270,23 @@ def test_weight_decay_follows_a_cosine_where_it_has_an_end() -> None:
     assert Schedule(options("sgd", 0.1, 0.3, epochs=10), 10)(77).weight_decay == pytest.approx(0.3)
 
 
-@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_a_schedule_that_is_extended_begins_anew_and_what_was_before_stays_as_it_was() -> None:
+    """4 epochs of 10 steps, then 2 whose warm-up fits, then 1 whose warm-up is shortened to a tenth."""
+    asked = options("adamw", 0.1, 0.04, weight_decay_end=0.4, epochs=4, warmup_epochs=1.0, final_lr=0.01)
+    plain, schedule = Schedule(asked, 10), Schedule(asked, 10, (2, 1))
+    assert schedule.total_steps == 70
+    assert [schedule(step) for step in range(40)] == [plain(step) for step in range(40)]
+    two = Schedule(OptimisationOptions(**{**vars(asked), "epochs": 2}), 10)
+    assert [schedule(step) for step in range(40, 60)] == [two(step) for step in range(20)]
+    assert [schedule(step).lr for step in (39, 40, 49, 50)] == pytest.approx([0.00127, 0.01, 0.1, 0.1], rel=0.01)
+    one = Schedule(OptimisationOptions(**{**vars(asked), "epochs": 1, "warmup_epochs": 0.1}), 10)
+    assert [schedule(step) for step in range(60, 70)] == [one(step) for step in range(10)]
+    assert [schedule(step).steady_lr for step in (39, 40, 49, 60)] == pytest.approx([0.1, 0.01, 0.1, 0.1])
+    assert [schedule(step).weight_decay for step in (40, 50, 70)] == pytest.approx([0.04, 0.22, 0.4])
+    assert [schedule.epochs(step) for step in (0, 39, 40, 59, 60, 69, 70)] == [4, 4, 6, 6, 7, 7, 7]
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw", "lamb"])
 @pytest.mark.parametrize("decay", ["all", "matrices"])
 def test_rates_reach_every_group(name: str, decay: str) -> None:
     """Networks that stay at the peak, vectors with a rate of their own, and weight decay where it is for."""

@@ -25,7 +25,7 @@ from fasttrain.kernels.augment import augment
 from fasttrain.methods import Method, Sample
 from fasttrain.networks import batch_norm
 from fasttrain.run.health import Health
-from fasttrain.run.metrics import Metrics, open_files, read_metrics
+from fasttrain.run.metrics import Metrics, MetricsFile, read_metrics
 from fasttrain.system.errors import UserError
 from fasttrain.views.draw import draw
 from fasttrain.views.spec import RECIPES
@@ -53,6 +53,7 @@ def snapshot(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     [
         "--optimizer lars --lr 5 --clip-norm 1",
         "--optimizer adamw --precision fp16 --accumulate 2 --epochs 2",
+        "--optimizer lamb --epochs 2",
         "--method moco --batch-norm plain --checkpoint-activations --resolution 8:24 --size 24 --knn-every 1",
     ],
 )
@@ -139,7 +140,7 @@ def test_gradients_are_clipped_at_their_true_size(precision: str) -> None:
     "changes",
     [
         {"batch_norm": "split"}, {"batch_norm": "plain", "optimizer": "adamw"}, {"optimizer": "lars", "accumulate": 2},
-        {"precision": "fp16", "clip_norm": 1.0}, {"precision": "bf16", "method": "xmoco"},
+        {"precision": "fp16", "clip_norm": 1.0}, {"precision": "bf16", "method": "xmoco"}, {"optimizer": "lamb"},
     ],
 )  # fmt: skip
 def test_a_bad_step_changes_nothing(changes: dict[str, Any], bad_first: bool) -> None:
@@ -380,14 +381,14 @@ def test_a_run_goes_on_on_another_device(shards: pathlib.Path, tmp_path: pathlib
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw", "lamb"])
 def test_a_step_never_waits_for_the_gpu(tmp_path: pathlib.Path, optimizer: str, precision: str) -> None:
     """Nor do the making of its views and the log, an entry for every step."""
     config = small("xmoco", optimizer=optimizer, precision=precision, clip_norm=1.0)
     ranks = Ranks("cuda")
     method = laid_out(build(config), ranks.device, precision)
     step = TrainStep(method, config.optimisation, ranks.device)
-    metrics = Metrics(open_files(tmp_path, 0, False), Health(ranks.device, 1), ranks.device, 1, 8)
+    metrics = Metrics((MetricsFile(tmp_path / "metrics.jsonl", 0),), Health(ranks.device, 1), ranks.device, 1, 8)
     sizes = torch.full((8,), 20, dtype=torch.int32), torch.full((8,), 24, dtype=torch.int32)
     index = torch.arange(8)
     pixels = torch.randint(0, 256, (8 * 20 * 24 * 3,), dtype=torch.uint8, device=ranks.device)

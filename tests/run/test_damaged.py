@@ -18,6 +18,7 @@ from support.launch import final_state, train
 
 from fasttrain import evaluate, report
 from fasttrain.config import load_config, parse_config
+from fasttrain.jobs.report import write_report
 from fasttrain.run import checkpoint
 from fasttrain.run.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, saved_checkpoints
 from fasttrain.run.evaluations import Evaluation, keep_evaluations
@@ -61,7 +62,7 @@ def read_by_all(run: pathlib.Path, settings: Settings) -> None:
     load_config(run)
     read_data(run)
     MetricsFile(run / "metrics.jsonl", 9).close()
-    report.write_report(run)
+    write_report(run)
 
 
 def in_one_line(read: Callable[[], object]) -> str:
@@ -156,7 +157,7 @@ def test_a_damaged_line_of_metrics_is_left_out_alone_and_counted(
     good = [json.dumps(entry).encode() for entry in sound]
     path.write_bytes(b"\n".join([good[0], *lines, *good[1:]]) + b'\n{"step": 9, "lo')
     assert read_lines(path) == (sound, len(lines))
-    report.write_report(run)
+    write_report(run)
     assert f"{len(lines)} damaged line(s) of metrics.jsonl are left out" in (run / "report.html").read_text("utf-8")
     MetricsFile(path, 2).close()
     assert f"warning: {path}: {len(lines)} damaged line(s) left out\n" in capsys.readouterr().err
@@ -170,7 +171,7 @@ def test_odd_names_and_values_are_drawn(run: pathlib.Path) -> None:
     ]
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries), "utf-8")
     assert len(read_metrics(run / "metrics.jsonl")) == 3
-    report.write_report(run)
+    write_report(run)
     assert (run / "report.html").read_text("utf-8").count("<svg") >= 8
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from fasttrain.run.display import Display
 from fasttrain.run.health import Health
-from fasttrain.run.metrics import Metrics, open_files
+from fasttrain.run.metrics import Metrics, MetricsFile
 
 CPU = torch.device("cpu")
 
@@ -18,4 +18,4 @@ def make_metrics(
     """A run's metrics from its first step on: to RUN/metrics.jsonl and to stderr."""
     health = Health(device, 1)
     display = Display(Console(stderr=True), 0, last_step, batch_size, health.hint)
-    return Metrics((*open_files(run, 0, False), display), health, device, every, batch_size)
+    return Metrics((MetricsFile(run / "metrics.jsonl", 0), display), health, device, every, batch_size)
