@@ -52,8 +52,9 @@ class Format(NamedTuple):
 
 def refused(to: str, source: Source, reason: str, others: str = "safetensors and onnx") -> UserError:
     """Of an encoder that a format can't hold, with the formats that can."""
-    stem = " with --cifar-stem" if source.options.cifar_stem else ""
-    return UserError(f"--to {to} can't take --arch {source.options.arch}{stem}: {reason}; {others} can")
+    arch, stem = source.options.arch, " with --cifar-stem" if source.options.cifar_stem else ""
+    others = f"timm, hf, {others}" if arch.startswith("timm:") else others
+    return UserError(f"--to {to} can't take --arch {arch}{stem}: {reason}; {others} can")
 
 
 def transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
