@@ -14,6 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["fasttrain", "fasttrain.*"]),
+    package_data={"fasttrain": ["py.typed"]},
     install_requires=[
         "torch>=2.8",
         "torchvision>=0.23",

@@ -17,13 +17,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.repeated import Repeated
+from fasttrain.engine.views import make_views
 from fasttrain.input import IMAGENET_MEAN, IMAGENET_STD, Batch, Loader, Order, open_dataset, open_loader
-from fasttrain.kernels.augment import Views, augment
+from fasttrain.kernels.augment import Views
 from fasttrain.networks.encoders import make_encoder
 from fasttrain.networks.options import EncoderOptions
 from fasttrain.run.clock import BatchClock, seconds_of
 from fasttrain.system.errors import UserError
-from fasttrain.views.draw import draw
 from fasttrain.views.spec import RECIPES
 
 SIZE = 224  # px, of a view
@@ -111,12 +111,8 @@ class _Loop:
         return seconds_of(self._clock.take()).data / (time.perf_counter() - began)
 
     def _step(self, batch: Batch) -> None:
-        sizes = batch.height_B, batch.width_B
-        table = draw(RECIPES["mocov2"], *sizes, batch.index_B, 0, 0, SIZE)
-        self._views = augment(
-            batch.pixels, batch.offset_B, *sizes, table, (SIZE, SIZE), IMAGENET_MEAN, IMAGENET_STD,
-            dtype=torch.bfloat16, out=self._views,
-        )  # fmt: skip
+        normal = IMAGENET_MEAN, IMAGENET_STD
+        self._views = make_views(batch, RECIPES["mocov2"], SIZE, 0, 0, *normal, torch.bfloat16, out=self._views)
         with torch.autocast("cuda", torch.bfloat16):
             features_BF = self._encoder(self._views[0][0])
         features_BF.float().square().mean().backward()

@@ -7,11 +7,13 @@ import pathlib
 import threading
 from collections.abc import Iterator
 
+import torch
+
+from fasttrain.engine.views import make_views
 from fasttrain.formats.beton import BetonReader
 from fasttrain.formats.manifest import Manifest
 from fasttrain.input import IMAGENET_MEAN, IMAGENET_STD, Order, ThreadLoader, open_dataset
-from fasttrain.kernels.augment import Views, augment
-from fasttrain.views.draw import draw
+from fasttrain.kernels.augment import Views
 from fasttrain.views.spec import RECIPES, ViewSpec
 
 _CROPS = (ViewSpec(jitter_p=0, gray_p=0, blur_p=0, count=2),)
@@ -68,12 +70,9 @@ class Ours:
         for batch in self._loader.epoch(n):
             count += len(batch)
             if self._recipe is not None:
-                sizes = batch.height_B, batch.width_B
-                table = draw(self._recipe, *sizes, batch.index_B, 0, n, self._size)
-                self._views = augment(
-                    batch.pixels, batch.offset_B, *sizes, table, (self._size,) * 2, IMAGENET_MEAN,
-                    IMAGENET_STD, out=self._views,
-                )  # fmt: skip
+                self._views = make_views(
+                    batch, self._recipe, self._size, 0, n, IMAGENET_MEAN, IMAGENET_STD, torch.float32, out=self._views
+                )
         return count
 
     def close(self) -> None:

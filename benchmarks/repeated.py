@@ -41,3 +41,6 @@ class Repeated:
 
     def place(self, index: int) -> str:
         return self._store.place(index % self._count)
+
+    def source_name(self, index: int) -> str:
+        return self._store.source_name(index % self._count)

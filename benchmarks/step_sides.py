@@ -163,11 +163,10 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
     from fasttrain.engine.optim import Schedule
     from fasttrain.engine.ranks import Ranks
     from fasttrain.engine.step import TrainStep
+    from fasttrain.engine.views import make_views
     from fasttrain.input import Order, open_dataset, open_loader, pixel_statistics
-    from fasttrain.kernels.augment import Views, augment
+    from fasttrain.kernels.augment import Views
     from fasttrain.methods import Sample
-    from fasttrain.views.draw import draw
-    from fasttrain.views.spec import sides
 
     config = make_config(
         "moco", data=str(data), arch=case.arch, cifar_stem=case.cifar_stem, size=case.size, recipe="mocov1",
@@ -188,7 +187,6 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
     trainer.optimizer.step = parts.wrap("optimizer", trainer.optimizer.step)  # type: ignore[method-assign]
     dtype, count, rates = AUTOCAST["bf16"], 0, Schedule(config.optimisation, 1)(0)
     recipe = config.views.recipe_for(config.method.views)
-    size_V = sides(recipe, case.size)
 
     if data is None:
         shape = (2, case.batch_size, case.size, case.size, 3)
@@ -222,11 +220,7 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
             with parts.part("data wait"):
                 epoch, batch = next(batches)
             with parts.part("views"):
-                size_2B = batch.height_B, batch.width_B
-                table = draw(recipe, *size_2B, batch.index_B, 0, epoch, case.size)
-                views = augment(
-                    batch.pixels, batch.offset_B, *size_2B, table, size_V, mean, std, dtype=dtype, out=views
-                )  # fmt: skip
+                views = make_views(batch, recipe, case.size, 0, epoch, mean, std, dtype, out=views)
             trainer.forward_backward(Sample(views, None, batch.index_B))
             trainer.update(count, rates)
             count += 1

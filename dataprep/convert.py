@@ -30,21 +30,22 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
     sys.path[0] = str(next(folder for folder in above if (folder / "fasttrain/__init__.py").exists()))
 
 from fasttrain import __version__
+from fasttrain.dataprep.download import begin_copy, copied, list_source, remove_copy
 from fasttrain.dataprep.encode import MAX_SIDE, Check, Encoding, Write, encode_samples
 from fasttrain.dataprep.engines import ENGINES, Note, ShardWork
 from fasttrain.dataprep.plan import PlannedShard, by_split, plan_shards
 from fasttrain.dataprep.shards import ShardRecord, read_record
+from fasttrain.dataprep.sources.attempts import without_secrets
 from fasttrain.dataprep.sources.kinds import Kind, fingerprint, open_source, shuffled_splits
+from fasttrain.dataprep.sources.remote import is_remote, local_path
 from fasttrain.dataprep.sources.source import Source
 from fasttrain.dataprep.state import begin, clear_state, finished_manifest
 from fasttrain.formats.manifest import Manifest
 from fasttrain.system.cli import finish, parse
-from fasttrain.system.errors import RunError, UserError, note
-from fasttrain.system.lock import lock
+from fasttrain.system.errors import EXIT_SKIPPED, RunError, UserError, note
+from fasttrain.system.lock import Lock, lock
 from fasttrain.system.options import Bounds, Options
 from fasttrain.system.progress import progress
-
-EXIT_SKIPPED = 3
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,16 @@ class ConvertConfig(Options):
     eval, test, in any spelling) of either kind; a .tar or .zip of such a folder, or a folder of one .tar per class;
     WebDataset .tar files (one, a folder, or a quoted pattern like 'set-{000..012}.tar'); parquet files with a column of
     images; a folder of CIFAR-10 or CIFAR-100 batches; an .npz; FFCV's .beton files. Archives are read in place: nothing
-    is unpacked, no link is followed.
+    is unpacked, no link is followed. Any of these may be far away (hf://datasets/OWNER/NAME, s3://, gs://, https://):
+    it is copied to OUT.source for the time of the conversion.
     The same command on an unfinished OUT continues it. Unreadable images are named, counted and left out; what is no
     image, or of another split, is counted, too. The last line on stdout is JSON. Exit status: 0 every image converted,
     or 3 finished but some images were skipped, 2 bad input, 1 disk full or another failure (run again to continue),
     or 130 interrupted.
     """
 
-    source: pathlib.Path
-    """SOURCE, the images."""
+    source: str
+    """SOURCE, the images: a path, or a URL of any protocol that fsspec knows."""
     out: pathlib.Path
     """OUT, the folder to make."""
     kind: Kind = "auto"
@@ -101,17 +103,17 @@ def check(config: ConvertConfig) -> None:
     if config.format == "webdataset" and config.write in ("raw", "smart"):
         raise UserError(f"--write {config.write} is for --format ffcv: a .tar shard holds files of images")
     # Path.resolve() raises an error of its own where a link leads to itself.
-    source, out = (pathlib.Path(os.path.realpath(path)) for path in (config.source, config.out))
+    source, out = (pathlib.Path(os.path.realpath(path)) for path in (local_path(config.source), config.out))
     if out == source or source in out.parents:
         raise UserError(f"{config.out} lies inside the source {config.source}: name another folder")
     if config.out.exists() and not config.out.is_dir():
         raise UserError(f"{config.out}: not a folder")
 
 
-def settings_of(config: ConvertConfig, source: Source) -> dict[str, Any]:
-    """Return what decides the content of the shards, as manifest.json records it."""
+def settings_of(config: ConvertConfig, source: str) -> dict[str, Any]:
+    """Return what decides the content of the shards, as manifest.json records it; source: its fingerprint."""
     names = ("format", "write", "max_side", "quality", "check", "shard_size", "val_fraction", "seed")
-    return {**{name: getattr(config, name) for name in names}, "source": fingerprint(source)}
+    return {**{name: getattr(config, name) for name in names}, "source": source}
 
 
 def versions() -> dict[str, str]:
@@ -190,14 +192,14 @@ def complete(
     for split, names in by_split(plan).items():
         group = [records[name] for name in names]
         if not any(record.shard.num_samples for record in group):
-            clear_state(out, records)
+            clear_state(out)
             first = group[0].skipped[0]
             raise UserError(
                 f"no image of the {split} split can be read; the first is {first['path']}: {first['reason']}"
             )
     manifest = manifest_of(source, plan, records, settings)
     manifest.save(out)
-    clear_state(out, records)
+    clear_state(out)
     return manifest
 
 
@@ -215,25 +217,69 @@ def convert(config: ConvertConfig) -> tuple[Manifest, float]:
         RunError: disk full, or a worker died; finished shards are kept.
     """
     check(config)
-    source = open_source(config.source, config.kind, config.labels)
+    if is_remote(config.source):
+        return convert_remote(config)
+    source = open_source(pathlib.Path(config.source), config.kind, config.labels)
+    settings = settings_of(config, fingerprint(source))
     tell(source)
-    settings = settings_of(config, source)
-    plan = plan_shards(shuffled_splits(source, config.val_fraction, config.seed), config.shard_size, config.format)
+    plan = planned(config, source)
     config.out.mkdir(parents=True, exist_ok=True)
-    with lock(config.out, f"{config.out}: another conversion is writing here"):
-        manifest = finished_manifest(config.out, settings)
-        if manifest is not None:
-            clear_state(config.out, (planned.name for planned in plan))
-            print(f"{config.out} is already converted with these settings")
+    with locked(config.out):
+        if manifest := finished(config.out, settings):
             return manifest, 0.0
         # Until the last shard is written, an image must not even have been replaced by another of the same size.
         begin(config.out, {**settings, "source": fingerprint(source, times=True), "versions": versions()})
-        try:
-            records, images_per_sec = convert_shards(config, source, plan)
-            return complete(config.out, source, plan, records, settings), images_per_sec
-        except OSError as error:
-            reason = f"{error.strerror or error}: finished shards are kept, run the same command again to continue"
-            raise RunError(f"{error.filename or config.out}: {reason}") from None
+        return write(config, source, plan, settings)
+
+
+def convert_remote(config: ConvertConfig) -> tuple[Manifest, float]:
+    """Convert a source that is far away: by a copy beside OUT, which is removed once all is done."""
+    remote = list_source(config.source, config.out)
+    settings = settings_of(config, remote.digest())
+    config.out.mkdir(parents=True, exist_ok=True)
+    with locked(config.out):
+        manifest, images_per_sec = finished(config.out, settings), 0.0
+        if manifest is None:
+            begin(config.out, {**settings, "source": remote.digest(times=True), "versions": versions()})
+            begin_copy(config.source, remote, config.out)
+            source = open_source(copied(remote, config.out), config.kind, config.labels)
+            source.notes.insert(0, f"read from {without_secrets(remote.url)}")
+            tell(source)
+            manifest, images_per_sec = write(config, source, planned(config, source), settings)
+        remove_copy(config.out)
+        return manifest, images_per_sec
+
+
+def locked(out: pathlib.Path) -> Lock:
+    """Keep other conversions out of a folder; UserError if one is there."""
+    return lock(out, f"{out}: another conversion is writing here")
+
+
+def planned(config: ConvertConfig, source: Source) -> list[PlannedShard]:
+    """Return the shards to write, in order."""
+    splits = shuffled_splits(source, config.val_fraction, config.seed)
+    return plan_shards(splits, config.shard_size, config.format)
+
+
+def finished(out: pathlib.Path, settings: dict[str, Any]) -> Manifest | None:
+    """Return the manifest if all was done before, and say so; None if not. UserError for other settings."""
+    manifest = finished_manifest(out, settings)
+    if manifest is not None:
+        clear_state(out)
+        print(f"{out} is already converted with these settings")
+    return manifest
+
+
+def write(
+    config: ConvertConfig, source: Source, plan: list[PlannedShard], settings: dict[str, Any]
+) -> tuple[Manifest, float]:
+    """Write what is missing, and the manifest; return it and the images per second. Raises as convert."""
+    try:
+        records, images_per_sec = convert_shards(config, source, plan)
+        return complete(config.out, source, plan, records, settings), images_per_sec
+    except OSError as error:
+        reason = f"{error.strerror or error}: finished shards are kept, run the same command again to continue"
+        raise RunError(f"{error.filename or config.out}: {reason}") from None
 
 
 def summary(manifest: Manifest, images_per_sec: float) -> dict[str, Any]:

@@ -7,12 +7,11 @@ each finished shard lies its record (fasttrain.dataprep.shards). convert.py lock
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from fasttrain.dataprep.shards import record_path
-from fasttrain.formats.manifest import FILE_NAME, STATE_FILE, Manifest
+from fasttrain.formats.manifest import EXTENSION, FILE_NAME, STATE_FILE, Manifest
 from fasttrain.system.durable import read_json, temporary_path, write_json
 from fasttrain.system.errors import UserError
 
@@ -46,10 +45,11 @@ def begin(out: Path, state: dict[str, Any]) -> None:
         write_json(path, state)
 
 
-def clear_state(out: Path, names: Iterable[str]) -> None:
-    """Remove what only an unfinished conversion needs: the records of the shards of these names, and the state."""
-    for name in names:
-        record_path(out, name).unlink(missing_ok=True)
+def clear_state(out: Path) -> None:
+    """Remove what only an unfinished conversion needs: the records of shards, and the state."""
+    for extension in EXTENSION.values():
+        for path in out.glob(record_path(out, f"*-{'[0-9]' * 5}*{extension}").name):
+            path.unlink(missing_ok=True)
     (out / STATE_FILE).unlink(missing_ok=True)
 
 

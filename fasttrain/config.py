@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from fasttrain.engine.options import OPTIMIZERS, MachineOptions, OptimisationOptions, warmup_that_fits
 from fasttrain.input.options import DataOptions
 from fasttrain.methods import METHODS, MethodOptions, method_options
-from fasttrain.networks.options import WIDTHS, EncoderOptions, is_vision_transformer
+from fasttrain.networks.options import WIDTHS, EncoderOptions, is_outside, is_vision_transformer
 from fasttrain.presets import PRESETS
 from fasttrain.run.folder import config_of, read_settings
 from fasttrain.run.options import LoggingOptions, RunOptions
@@ -55,6 +56,8 @@ class TrainConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if type(self.method) is not method_options(self.run.method):
+            raise UserError(f"--method {self.run.method} has options of its own: make_config() has them")
         self.views.recipe_for(self.method.views)
         if self.optimisation.accumulate > 1 and self.method.over_batch:
             raise UserError(
@@ -67,8 +70,10 @@ class TrainConfig(Options):
 def make_config(method: str = "xmoco", preset: str = "imagenet", **values: Any) -> TrainConfig:  # noqa: ANN401
     """A configuration from Python: values by the names of the options, defaults as on a command line.
 
-    Raises UserError for a name that this method does not have, and for values no run could use.
+    A path may be any os.PathLike. Raises UserError for a name that this method does not have, and for values no run
+    could use.
     """
+    values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
     defaults = _defaults(method, preset, {}, values)
     if unknown := sorted(set(values) - set(flat(defaults))):
         raise UserError(_foreign(unknown[0], method) or f"{method} has no option {flag(unknown[0])}")
@@ -86,7 +91,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     argv = [_with_dashes(word) for word in argv]
     typed = {name: value for name in (*SELECTORS, "size") if (value := _last(argv, flag(name))) is not None}
     saved = read_settings(pathlib.Path(typed["config"])) if typed.get("config") else {}
-    _check_method(saved, typed.get("method", ""), typed.get("config"))
+    _check_named(saved, typed.get("method", ""), typed.get("arch", ""), typed.get("config"))
     method = typed.get("method") or saved.get("method") or RunOptions.method
     preset = typed.get("preset") or saved.get("preset") or RunOptions.preset
     words = [word.partition("=")[0] for word in argv if word.startswith("--")]
@@ -110,7 +115,7 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
 
 def _defaults(method: str, preset: str, given: Mapping[str, Any], typed: Mapping[str, Any]) -> TrainConfig:
     """The configuration of a method and a preset, with what is given by a file, that typed values then replace."""
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise UserError(f"unknown --preset {preset!r}; choose from: {', '.join(PRESETS)}")
     options = method_options(method)
     config = TrainConfig(
@@ -195,22 +200,24 @@ def _foreign(name: str, method: str) -> str:
     return f"{flag(name)} is an option of --method {', '.join(owners)}, not of {method}" if owners else ""
 
 
-def _check_method(saved: Mapping[str, Any], named: str, where: object) -> None:
-    """Raises UserError where a file states a method from outside that is not named, too: a stranger's could run any."""
-    method = saved.get("method")
-    if isinstance(method, str) and ":" in method and method != named:
-        raise UserError(f"{where} wants the code of {method}, which runs only where --method names it, too")
+def _check_named(saved: Mapping[str, Any], method: str, arch: str, where: object) -> None:
+    """Raises UserError where a file states a method or an encoder from outside that is not named, too: a stranger's
+    could run any code."""
+    for name, named, outside in (("method", method, lambda value: ":" in value), ("arch", arch, is_outside)):
+        stated = saved.get(name)
+        if isinstance(stated, str) and outside(stated) and stated != named:
+            raise UserError(f"{where} wants the code of {stated}, which runs only where {flag(name)} names it, too")
 
 
-def load_config(run: pathlib.Path, named: str = "") -> TrainConfig:
+def load_config(run: pathlib.Path, method: str = "", arch: str = "") -> TrainConfig:
     """The configuration a run folder was made with.
 
-    named: the method, which has to be said where it is from outside. Raises UserError where it is not, and when the
-    folder is none of a run, or of an earlier version.
+    method, arch: of a run whose method or encoder is from outside, that. Raises UserError where it is not said, and
+    when the folder is none of a run, or of an earlier version.
     """
     path = config_of(run)
     saved = read_settings(path)
-    _check_method(saved, named, path)
+    _check_named(saved, method, arch, path)
     try:
         return replaced(_defaults(saved["method"], saved["preset"], {}, {}), saved)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -16,6 +16,7 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
 
 from fasttrain.config import parse_config
 from fasttrain.system.cli import finish
+from fasttrain.system.signals import interrupt_ends
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,8 +28,9 @@ def main(argv: list[str] | None = None) -> int:
         lower = f"lower --batch-size (now {config.optimisation.batch_size}) or --size (now {config.views.size})"
         cut = "" if config.method.over_batch else "--accumulate or "  # which a loss over the batch refuses
         other = f"try {cut}--checkpoint-activations, or share the batch among more processes"
-        with explained(f"{lower}, {other}"):
-            return train(config)
+        with explained(f"{lower}, {other}"), interrupt_ends():
+            finished = train(config)
+        return 128 + finished.stopped if finished.stopped else 0
 
     return finish(command)
 

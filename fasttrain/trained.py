@@ -23,7 +23,8 @@ from fasttrain.weights.preprocessing import Preprocessing
 
 class Trained(NamedTuple):
     """encoder: the library's own module, plain batch norm, fp32, on the CPU, in evaluation mode; (N, 3, size, size) →
-    (N, F). config: of its run. images: those it was trained on. digest: SHA-256 of the checkpoint."""
+    (N, F). config: of its run. images: those it was trained on. digest: SHA-256 of the checkpoint. projector: the
+    method's head on it, (N, F) → (N, D), in evaluation mode."""
 
     encoder: nn.Module
     preprocessing: Preprocessing
@@ -31,26 +32,48 @@ class Trained(NamedTuple):
     images: DataRecord
     step: int
     digest: str
+    projector: nn.Module
 
 
 def load_trained(
-    run: pathlib.Path, best: bool = False, checkpoint: pathlib.Path | None = None, method: str = "", data: str = ""
-) -> Trained:
+    run: pathlib.Path, best: bool = False, checkpoint: pathlib.Path | None = None, method: str = "", data: str = "",
+    arch: str = "",
+) -> Trained:  # fmt: skip
     """The encoder of a run's newest checkpoint, of its best, or of one that is named.
 
-    method: of a run whose method is from outside, that. data: see images_of. Raises UserError and DataError.
+    method, arch: of a run whose method or encoder is from outside, that. data: see images_of. Raises UserError and
+    DataError.
     """
-    config = load_config(run, method)
+    config = load_config(run, method, arch)
     images, size = images_of(run, config, data), config.views.size
     found = chosen_checkpoint(run, config.run.checkpoint_every, best, checkpoint)
     built = make_method(config.method, config.encoder, size, config.run.seed)
     load_weights(built, found)
+    trained, projector = built.evaluated
     encoder, _ = make_encoder(config.encoder, size)
-    encoder.load_state_dict(built.evaluated[0].state_dict())
+    encoder.load_state_dict(trained.state_dict())
     preprocessing = Preprocessing(size, crop_fraction(size), images.mean, images.std)
-    return Trained(
-        encoder.eval().requires_grad_(False), preprocessing, config, images, found.state["step"], found.digest
+    encoder, projector = (module.eval().requires_grad_(False) for module in (encoder, projector))
+    return Trained(encoder, preprocessing, config, images, found.state["step"], found.digest, projector)
+
+
+def load_encoder(
+    run: str | os.PathLike[str], best: bool = False, checkpoint: str | os.PathLike[str] | None = None, method: str = "",
+    data: str = "",
+) -> tuple[nn.Module, Preprocessing]:  # fmt: skip
+    """A run's encoder and how images are prepared for it: (N, 3, size, size) → (N, F), as the library that it comes
+    from makes it, with plain batch norm, fp32, on the CPU, frozen and in evaluation mode.
+
+        encoder, preprocessing = load_encoder("runs/first")
+        features = encoder(preprocessing.transform()(image)[None])
+
+    run, best, checkpoint: the run folder's newest checkpoint, checkpoints/best.pt, or one that is named. method, data:
+    see load_trained. Raises UserError where there is none or it is another network's, DataError for a damaged one.
+    """
+    found = load_trained(
+        pathlib.Path(run), best, None if checkpoint is None else pathlib.Path(checkpoint), method, data
     )
+    return found.encoder, found.preprocessing
 
 
 def chosen_checkpoint(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import augment, loader_gpu, record, redundancy, similarity, step
+from benchmarks import augment, loader_gpu, record, redundancy, similarity, startup, step
 from benchmarks import convert as bench_convert
 from benchmarks.loader import LoaderBenchmark, main
 from benchmarks.repeated import LEAST_BATCHES, Repeated
@@ -20,7 +20,8 @@ from fasttrain.dataprep.convert import ConvertConfig
 from fasttrain.dataprep.convert import main as convert
 from fasttrain.formats.manifest import Manifest
 from fasttrain.input import Order, ThreadLoader, open_dataset
-from fasttrain.system.errors import UserError
+from fasttrain.system.cli import finish
+from fasttrain.system.errors import RunError, UserError
 
 
 def test_loader_benchmark_of_our_own_sides(
@@ -56,6 +57,7 @@ def test_loader_benchmark_on_a_gpu(shards: pathlib.Path) -> None:
         lambda: bench_convert.ConvertBenchmark(pathlib.Path("x"), rounds=0),
         lambda: augment.AugmentBenchmark("x", rounds=0),
         lambda: redundancy.RedundancyBenchmark(rounds=0),
+        lambda: startup.StartupBenchmark(rounds=0),
         lambda: similarity.SimilarityBenchmark(rounds=0),
         lambda: step.StepBenchmark(rounds=0),
     ],
@@ -364,3 +366,22 @@ def test_redundancy_benchmark(
     assert set(figures["8x16"]) == set(redundancy.LOSSES)
     assert all(side["ms"] > 0 for side in figures["8x16"].values())
     assert len((tmp_path / "redundancy.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("slow", "status"), [("none", 0), ("fasttrain/train.py --help", 1), (startup.BOTH, 1)])
+def test_startup_benchmark_fails_where_a_person_would_wait(
+    slow: str, status: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = startup.command_lines()
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(startup, "seconds", lambda words: 5.0 if words == lines.get(slow) else 0.5)
+    assert finish(lambda: startup.measure(startup.StartupBenchmark(rounds=2))) == status
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(figures["seconds"]) == set(lines)
+    assert len((tmp_path / "startup.jsonl").read_text().splitlines()) == 1
+
+
+def test_startup_benchmark_starts_commands() -> None:
+    assert startup.seconds(startup.command_lines()["fasttrain/report.py --help"]) > 0
+    with pytest.raises(RunError, match="ZeroDivisionError"):
+        startup.seconds(["-c", "1 / 0"])

@@ -4,14 +4,7 @@ import pathlib
 import shutil
 
 import pytest
-from support.commands import ROOT, typed
-
-COMMANDS = sorted(
-    str(path.relative_to(ROOT))
-    for room in ("fasttrain", "dataprep")
-    for path in (ROOT / room).glob("*.py")
-    if 'if __name__ == "__main__"' in path.read_text()
-)
+from support.commands import COMMANDS, ROOT, typed
 
 
 def test_there_are_commands() -> None:

@@ -111,15 +111,25 @@ def test_values_are_checked_from_python_too() -> None:
         ("cross", "qeue", "batch, queue, queue-both, none"),
         ("blur", 0.5, "--blur can't be 0.5"), ("cifar_stem", 1, "--cifar-stem can't be 1"), ("preset", "huge", "huge"),
         ("arch", 3, "--arch can't be 3"), ("optimizer", ["sgd"], "--optimizer can't be"), ("recipe", 3, "--recipe"),
-        ("epochs", "5", "--epochs can't be '5'"),
+        ("epochs", "5", "--epochs can't be '5'"), ("method", 3, "unknown --method 3"), ("preset", [], "--preset \\[]"),
+        ("resolution", 96, "--resolution 96 is not two sides"), ("data", 3, "--data can't be 3"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             make_config(**{"method": "moco", name: value})
 
 
+def test_a_path_from_python_is_one_of_text() -> None:
+    assert make_config(data=pathlib.Path("x"), run=pathlib.Path("y")) == make_config(data="x", run="y")
+
+
+def test_options_of_another_method_are_no_configuration() -> None:
+    with pytest.raises(UserError, match="--method moco has options of its own"):
+        dataclasses.replace(make_config("moco", data="x"), method=make_config("simclr").method)
+
+
 def test_an_option_of_other_methods_is_refused_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from fasttrain import config
-    from fasttrain.methods.moco import MoCoOptions
+    from fasttrain.methods.options.moco import MoCoOptions
 
     @dataclasses.dataclass(frozen=True)
     class CentredOptions(MoCoOptions):
@@ -215,7 +225,9 @@ def test_what_a_run_folder_says_is_not_enough_to_import_code(
     prepare(tmp_path / "run", Settings.of(make_config("moco", data="x")), False).close()
     path = tmp_path / "run/config.json"
     path.write_text(path.read_text().replace('"moco"', '"module_of_a_stranger:Options"'))
-    (tmp_path / "run/module_of_a_stranger.py").write_text("from fasttrain.methods.moco import MoCoOptions as Options")
+    (tmp_path / "run/module_of_a_stranger.py").write_text(
+        "from fasttrain.methods.options.moco import MoCoOptions as Options"
+    )
     monkeypatch.chdir(tmp_path / "run")
     monkeypatch.setattr(sys, "path", [*sys.path])
     for attempt in (

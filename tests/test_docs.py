@@ -53,7 +53,7 @@ def test_every_link_within_the_project_leads_to_a_file(path: pathlib.Path) -> No
     assert [link for link in links if not (path.parent / pathlib.Path(link)).exists()] == []
 
 
-ROOMS = ("fasttrain", "kernels", "dataprep", "benchmarks", "recipes", "tests")
+ROOMS = ("fasttrain", "kernels", "dataprep", "benchmarks", "examples", "recipes", "tests")
 FILES = [path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.*")]
 
 

@@ -82,6 +82,7 @@ def test_the_wheel_has_one_name_and_all_rooms(wheel: pathlib.Path) -> None:
     for room in ("kernels", "dataprep"):  # links, which rglob does not follow
         ours |= {f"{NAME}/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / room).rglob("*.py")}
     assert {file for file in files if file.endswith(".py")} == ours
+    assert f"{NAME}/py.typed" in files
 
 
 def test_only_our_name_is_taken(environment: Environment) -> None:

@@ -366,6 +366,33 @@ def test_evaluate_and_report_as_a_user(
     assert not list(run.glob("features-*"))
 
 
+MINE = """
+from torch import nn
+
+
+def make(size):
+    return nn.Sequential(nn.Conv2d(3, 8, size // 4, size // 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+"""
+
+
+@pytest.mark.parametrize("arch", [pytest.param("timm:resnet18", marks=pytest.mark.slow), "encoder_of_mine:make"])
+def test_an_encoder_of_another_library_or_of_one_s_own_is_trained_and_evaluated(
+    shards: pathlib.Path, tmp_path: pathlib.Path, run_command: RunCommand, arch: str
+) -> None:
+    (tmp_path / "encoder_of_mine.py").write_text(MINE)
+    words = "fasttrain/train.py", "--data", shards, "--run", "run", *SMALL, "--arch", arch, "--method", "moco"
+    for steps in (1, 2):
+        process = run_command(*words, "--max-steps", steps)
+        assert process.returncode == 0, process.stderr
+    assert "continuing run from step 1" in process.stderr
+    process = run_command("fasttrain/evaluate.py", "run", "--knn")
+    if arch.startswith("encoder_of_mine"):
+        assert f"wants the code of {arch}, which runs only where --arch names it, too" in one_line(process)
+        process = run_command("fasttrain/evaluate.py", "run", "--knn", "--arch", arch)
+    assert process.returncode == 0, process.stderr
+    assert 0 <= json.loads(process.stdout.splitlines()[-1])["knn_top1"] <= 100
+
+
 def test_an_evaluation_finds_the_runs_images_and_statistics_from_anywhere(
     shards: pathlib.Path, tmp_path: pathlib.Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from fasttrain.formats.listing import SourceError, Unused, other_file
@@ -14,8 +14,11 @@ from fasttrain.formats.splits import pick, split_of
 _SHARD = re.compile(r"(.*?)(\d+)(?:-of-\d+)?")
 
 
-def expand(pattern: str) -> list[str]:
-    """Return the files that a pattern with braces (`{000..012}`, `{a,b}`) and wildcards names, sorted."""
+def expand(pattern: str, matching: Callable[[str], Iterable[str]] = glob.glob, wildcards: str = "*?[") -> list[str]:
+    """Return the files that a pattern with braces (`{000..012}`, `{a,b}`) and wildcards names, sorted.
+
+    matching: gives the files that a pattern with these wildcards names.
+    """
     ranged = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     listed = re.search(r"\{([^{}]*,[^{}]*)\}", pattern)
     if found := ranged or listed:
@@ -24,9 +27,10 @@ def expand(pattern: str) -> list[str]:
             values = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
         else:
             values = found[1].split(",")
-        return sorted({name for v in values for name in expand(pattern[: found.start()] + v + pattern[found.end() :])})
-    if any(character in pattern for character in "*?["):
-        return sorted(glob.glob(pattern))
+        each = (f"{pattern[: found.start()]}{value}{pattern[found.end() :]}" for value in values)
+        return sorted({name for one in each for name in expand(one, matching, wildcards)})
+    if any(character in pattern for character in wildcards):
+        return sorted(matching(pattern))
     return [pattern]
 
 

@@ -10,13 +10,13 @@ from fasttrain.engine.options import MachineOptions, OptimisationOptions
 from fasttrain.methods import Method, MethodOptions
 from fasttrain.networks.batch_norm import convert_batch_norm, is_synchronised
 from fasttrain.networks.convolution import convert_convolutions
-from fasttrain.networks.encoders import feature_width, make_encoder
+from fasttrain.networks.encoders import WrongSize, check_sides, make_encoder, named, sizes_near, takes
 from fasttrain.networks.options import EncoderOptions
 from fasttrain.networks.queue import Queue
 from fasttrain.networks.recompute import checkpoint_activations
 from fasttrain.system.errors import UserError
 from fasttrain.views.options import ViewOptions
-from fasttrain.views.spec import sides
+from fasttrain.views.spec import Recipe, sides
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of --precision
 
@@ -39,14 +39,23 @@ def make_networks(
 ) -> Method:  # fmt: skip
     """The method for training: on its device, its networks as the options have them run. Raises UserError."""
     built = make_method(method, encoder, views.size, seed)
-    recipe = views.recipe_for(method.views)
-    sizes = {views.size_at(epoch, optimisation.epochs) for epoch in range(optimisation.epochs)}
-    for side in sorted({side for size in sizes for side in sides(recipe, size)} - {views.size}):
-        feature_width(built.encoder, encoder.arch, side)
+    for size in sorted({views.size_at(epoch, optimisation.epochs) for epoch in range(optimisation.epochs)}):
+        _check_sides(built, encoder, views, views.recipe_for(method.views), size)
     if machine.checkpoint_activations:
         checkpoint_activations(built.encoder)
     compile_networks(built, machine, device, optimisation.accumulate)
     return laid_out(built, device, optimisation.precision)
+
+
+def _check_sides(built: Method, encoder: EncoderOptions, views: ViewOptions, recipe: Recipe, size: int) -> None:
+    """Raises UserError, with sizes that do, where the encoder can't take an epoch's views, small crops among them."""
+    try:
+        check_sides(built.encoder, encoder.arch, views.size, sorted(set(sides(recipe, size)) - {views.size}))
+    except WrongSize as error:
+        final = size == views.size
+        near = sizes_near(size, lambda n: takes(encoder, n if final else views.size, sides(recipe, n)))
+        whose = "these are small crops of --size" if final else "--resolution comes to views of"
+        raise UserError(f"{error}; {whose} {size}, where {named(near)}") from error
 
 
 def compile_networks(method: Method, machine: MachineOptions, device: torch.device, accumulate: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import inspect
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from fasttrain.system.cli import said
 from fasttrain.system.collectives import world_size
 from fasttrain.system.cores import share_of, usable_cores
 from fasttrain.system.errors import EXIT_FAILURE, EXIT_USER_ERROR, DataError, RunError, UserError
-from fasttrain.system.memory import keep_freed_memory
+from fasttrain.system.memory import keep_freed_memory, release_freed_memory
 from fasttrain.system.pulse import Pulse
 
 TIMEOUT = datetime.timedelta(minutes=10)  # a rank that waits longer for another gives up with an error
@@ -54,6 +55,8 @@ class Ranks:
             torch.cuda.set_device(self.device)
             torch.backends.cudnn.benchmark = True  # views have one size for a long time: take its fastest convolutions
         if self.world_size > 1:
+            if dist.is_initialized():
+                raise UserError("this process is in a group of torch.distributed, and training makes its own: leave it")
             backend = "cuda:nccl,cpu:gloo" if on_gpu else "gloo"
             dist.init_process_group(backend, timeout=TIMEOUT)
             self._control = dist.new_group(backend="gloo", timeout=TIMEOUT)  # flags cross it without a GPU sync
@@ -172,6 +175,22 @@ class Ranks:
         if self._pulse:
             self._pulse.close()
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def given_back() -> Iterator[None]:
+    """What Ranks takes in here is as before afterwards: this thread's cores, torch's threads, how memory is kept.
+
+    Not the group: after an error, the other ranks may still be in it.
+    """
+    cores, threads, benchmark = os.sched_getaffinity(0), torch.get_num_threads(), torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = benchmark
+        release_freed_memory()
 
 
 def data_parallel(module: nn.Module, static_graph: bool) -> nn.Module:

@@ -20,9 +20,8 @@ from fasttrain.kernels.augment import augment
 from fasttrain.system.cli import warn
 from fasttrain.system.errors import DataError, RunError, UserError
 from fasttrain.system.progress import progress
-from fasttrain.views.draw import center
+from fasttrain.views.draw import center, crop_fraction
 
-SMALL_VIEW = 64  # px; views this small show the whole of a small picture, larger ones the customary centre crop
 LABELS_TRIED = 20  # of each split, before anything is computed
 _UNLABELLED = "images without labels; kNN and the linear probe need a class folder for each"
 
@@ -59,6 +58,9 @@ class EvenSubset:
 
     def place(self, index: int) -> str:
         return self._store.place(int(self._index[index]))
+
+    def source_name(self, index: int) -> str:
+        return self._store.source_name(int(self._index[index]))
 
 
 def open_labelled(
@@ -107,11 +109,6 @@ def central_views(
             table = center(batch.height_B, batch.width_B, crop_fraction(size))
             (group,) = augment(batch.pixels, batch.offset_B, batch.height_B, batch.width_B, table, (size,), mean, std)
             yield batch, group[0]
-
-
-def crop_fraction(size: int) -> float:
-    """Side of the square that is evaluated, as a part of the image's shorter side, for views of a size."""
-    return 1.0 if size <= SMALL_VIEW else 0.875
 
 
 @torch.no_grad()

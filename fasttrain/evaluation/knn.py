@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fasttrain.evaluation.features import Features
 
-NEIGHBOURS, TEMPERATURE = 200, 0.1  # of Wu et al., for ImageNet
+NEIGHBOURS = 200  # of Wu et al., for ImageNet
 LEAST = 5  # neighbours: fewer follow single images
 QUERY_ROWS, MEMORY_ROWS = 2048, 16384  # similarities held at once: 128 MiB, whatever the size of the sets
 

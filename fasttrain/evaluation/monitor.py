@@ -12,7 +12,8 @@ from torch import nn
 from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.accuracy import Accuracy, accuracy
 from fasttrain.evaluation.features import extract, open_labelled
-from fasttrain.evaluation.knn import TEMPERATURE, knn, neighbours
+from fasttrain.evaluation.knn import knn, neighbours
+from fasttrain.evaluation.options import TEMPERATURE
 from fasttrain.input.options import DataOptions
 from fasttrain.methods import Method
 from fasttrain.run.checkpoint import keep_best

@@ -136,7 +136,7 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(_to_open(data)), formats=_FORMATS) as image:
             check_size(image.height, image.width)
             image.load()
-            return _to_rgb(image)
+            return to_rgb(image)
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -167,7 +167,7 @@ def _reason(data: bytes, error: Exception) -> str:
     return "truncated" if "truncated" in text.lower() else f"damaged: {text}"
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode in ("I", "F"):
         raise ImageError("pixels of 32 bits, or with a sign: how bright they are is not known")
     if image.mode.startswith("I;16"):  # convert() would clip instead of scale

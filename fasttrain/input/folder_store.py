@@ -11,7 +11,8 @@ from PIL import Image
 from fasttrain.formats import jpeg
 from fasttrain.formats.folder import folder_fingerprint, list_folder, read_regular
 from fasttrain.formats.image import decode_rgb, exif_orientation, jpeg_header, read_rgb, turned
-from fasttrain.formats.layout import lines_of
+from fasttrain.formats.layout import Layout, lines_of
+from fasttrain.formats.listing import SourceError
 from fasttrain.formats.manifest import ManifestError
 from fasttrain.formats.splits import seeded_order, set_apart
 from fasttrain.input.stores import Encoded, as_encoded, tell_once, write_pixels
@@ -20,6 +21,7 @@ from fasttrain.input.stores import Encoded, as_encoded, tell_once, write_pixels
 # image as a crop is then still averaged from two pixels or more for each of the view's, and a crop of 20 % of the area
 # (the smallest of the MoCo recipes) still has 0.9 of the view's side.
 LEAST_SIDE_IN_VIEWS = 2
+CONVERTIBLE = (".tar", ".zip", ".parquet", ".npz")  # what of convert.py's sources is known by its name
 
 
 class _Stream(NamedTuple):
@@ -40,7 +42,7 @@ class FolderStore:
         of each class that is the validation split, the images that a conversion with its default seed sets apart.
         Raises DataError for a missing folder, one without images, a split it does not have, or one it has already.
         """
-        layout = list_folder(root)
+        layout = list_images(root)
         tell_once(str(root), lines_of(layout))
         self.classes, splits = layout.classes, layout.splits
         if val_fraction:
@@ -83,6 +85,19 @@ class FolderStore:
         return str(self._root / self._samples[index].path)
 
     place = name
+
+    def source_name(self, index: int) -> str:
+        return self._samples[index].path
+
+
+def list_images(root: pathlib.Path) -> Layout:
+    """As list_folder; where a folder without images holds what can be converted, the error says so."""
+    try:
+        return list_folder(root)
+    except SourceError as error:
+        if any(f"({extension})" in str(error) for extension in CONVERTIBLE):  # among what it counts as not used
+            raise SourceError(f"{error}: convert them first, by dataprep/convert.py") from None
+        raise
 
 
 def shrink_factor(height: int, width: int, least_side: int) -> int:

@@ -112,6 +112,7 @@ class ThreadLoader:
             self._free.put(self._new_buffer(1))
         self._lock, self._watch = threading.Lock(), Watch("sample", store.place, LoaderError)
         self._stop = threading.Event()
+        self._planner: threading.Thread | None = None
 
     def state_dict(self) -> dict[str, int]:
         """The position: the epoch and the step in it that comes next."""
@@ -130,7 +131,9 @@ class ThreadLoader:
             self._epoch, self._next_step = n, 0
         ready: queue.Queue = queue.Queue(AHEAD)
         stop = self._stop = threading.Event()
-        planner = threading.Thread(target=self._plan, args=(n, self._next_step, ready, stop), daemon=True)
+        planner = self._planner = threading.Thread(
+            target=self._plan, args=(n, self._next_step, ready, stop), daemon=True
+        )
         planner.start()
         try:
             while (item := self._take(ready)) is not None:
@@ -152,6 +155,8 @@ class ThreadLoader:
     def close(self) -> None:
         """Stop the threads. A second call does nothing."""
         self._stop.set()
+        if self._planner:  # of an epoch that was abandoned: it would wait for a pool that is closed
+            self._planner.join(timeout=0 if self._watch.stalled else STALL_SECONDS)
         self._pool.close()
 
     # The planner thread

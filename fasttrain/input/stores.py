@@ -15,7 +15,7 @@ from fasttrain.formats import jpeg
 from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.image import check_size
 from fasttrain.formats.manifest import Manifest, ManifestError, Shard, wrong_label
-from fasttrain.formats.names import sample_name
+from fasttrain.formats.names import read_names, sample_name
 from fasttrain.system.errors import DataError, note
 
 
@@ -47,6 +47,12 @@ class Store(Protocol):
 
     def place(self, index: int) -> str:
         """The same without touching the storage, which may be what hangs."""
+
+    def source_name(self, index: int) -> str:
+        """What the source called the sample, or shard:row. For going through in order: a shard's are read at once.
+
+        Raises DataError or OSError where they can't be read.
+        """
 
 
 class Stream(NamedTuple):
@@ -133,6 +139,7 @@ class Shards(Generic[AnyReader]):
         """names: the file of names of each shard."""
         self.classes, self.fingerprint = tuple(classes), fingerprint
         self._shards, self._names = shards, names
+        self._names_read: tuple[int, list[str]] = -1, []  # of which shard, and they
         self._start_S = np.cumsum([0] + [shard.num_samples for shard in shards])
         self.num_samples = int(self._start_S[-1])
 
@@ -148,6 +155,15 @@ class Shards(Generic[AnyReader]):
     def place(self, index: int) -> str:
         shard, row = self.locate(index)
         return sample_name(self._shards[shard].path, row, None)
+
+    def source_name(self, index: int) -> str:
+        shard, row = self.locate(index)
+        reader, names = self._shards[shard], self._names[shard]
+        if names is None:
+            return f"{reader.path.name}:{row}"
+        if self._names_read[0] != shard:
+            self._names_read = shard, read_names(names, reader.num_samples)
+        return self._names_read[1][row]
 
 
 class ShardStore(Shards[BetonReader]):

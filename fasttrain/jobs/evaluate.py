@@ -42,7 +42,7 @@ def open_splits(data: pathlib.Path, images: DataRecord, config: TrainConfig) -> 
 def evaluate(options: EvaluateConfig) -> int:
     """Print and keep the figures; returns the exit status."""
     run = pathlib.Path(options.run)
-    config = load_config(run, options.method)
+    config = load_config(run, options.method, options.arch)
     images, size = images_of(run, config, options.data), config.views.size
     data = pathlib.Path(os.path.realpath(options.data or images.path))
     if not options.data and not data.exists():

@@ -39,7 +39,9 @@ def export(options: ExportConfig) -> int:
     _check_packages(options.to, made)
     beside = path / BESIDE if made.folder else path.parent / f"{path.name}.json"
     _check_replaceable(path, beside)
-    trained = load_trained(pathlib.Path(options.run), options.best, method=options.method, data=options.data)
+    trained = load_trained(
+        pathlib.Path(options.run), options.best, method=options.method, data=options.data, arch=options.arch
+    )
     views, pictures = some_images(trained, options.data)
     source = Source(trained.encoder, trained.config.encoder, trained.preprocessing)
     told = {MARK: __version__, "to": options.to, "arch": source.options.arch, "step": trained.step}

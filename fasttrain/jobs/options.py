@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from fasttrain.evaluation.knn import TEMPERATURE
+from fasttrain.evaluation.options import TEMPERATURE
 from fasttrain.system.options import Bounds, NotNegative, Options, Positive
 
 
@@ -24,6 +24,8 @@ class EvaluateConfig(Options):
     method: str = ""
     """Only of a run whose method is from outside: that, package.module:Class, once more. What a run folder says is not
     enough to run code."""
+    arch: str = ""
+    """Likewise, of a run whose encoder is from outside: package.module:function."""
     knn: bool = False
     """Weighted k-nearest-neighbour classification."""
     linear: bool = False
@@ -38,6 +40,45 @@ class EvaluateConfig(Options):
     """Evaluate checkpoints/best.pt, the best by training's --knn-every, instead of the newest checkpoint."""
     untrained: bool = False
     """Also evaluate the same network with the weights it started from; those figures end in _untrained."""
+    batch_size: Positive[int] = 256
+    """Images a step."""
+    workers: Annotated[int | Literal["auto"], Bounds(1)] = "auto"
+    """Decoding threads. auto: every core this process may use."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU when there is one."""
+
+
+@dataclass(frozen=True)
+class EmbedConfig(Options):
+    """Write the features that a run's encoder gives of images, in the images' order.
+
+    OUT.npy is fp32, a row an image, with OUT.tsv (name, split, label, class) and OUT.json (where all of it comes from)
+    beside it; OUT.parquet holds all three. Images that can't be read are left out, named and counted. The same command
+    continues after an interruption. The last line of the output is JSON. Exit status: 0 done, 3 done without some
+    images, 2 bad input, 1 anything else.
+    """
+
+    run: str
+    """Run folder; by place, or by --run."""
+    images: str
+    """Folder of images, converted data set, or FFCV's .beton file or a folder of them."""
+    out: str
+    """File to write, ending in .npy or .parquet."""
+    split: Literal["all", "train", "val"] = "all"
+    """all: every split that is there, train first."""
+    layer: str = ""
+    """Empty: the encoder's output. projection: the projection head's. Or the name of a module in the encoder, such as
+    layer3: maps are averaged over positions, of tokens the class token is taken."""
+    normalize: bool = False
+    """Scale every row to length 1."""
+    best: bool = False
+    """By checkpoints/best.pt, the best by training's --knn-every, instead of the newest checkpoint."""
+    checkpoint: str = ""
+    """By this checkpoint of the run."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: faster, and what evaluate.py compares; three digits of each number remain."""
+    method: str = ""
+    """Only of a run whose method is from outside: that, package.module:Class, once more."""
     batch_size: Positive[int] = 256
     """Images a step."""
     workers: Annotated[int | Literal["auto"], Bounds(1)] = "auto"
@@ -78,3 +119,5 @@ class ExportConfig(Options):
     """Where images of the run are now, if they have moved: any data set will do."""
     method: str = ""
     """Only of a run whose method is from outside: that, package.module:Class, once more."""
+    arch: str = ""
+    """Likewise, of a run whose encoder is from outside: package.module:function."""

@@ -5,30 +5,30 @@ The file reads top to bottom: set up, the loop, the end. One step is on one scre
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from types import FrameType
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from fasttrain.config import TrainConfig
 from fasttrain.engine.networks import AUTOCAST, is_compiled, make_networks
 from fasttrain.engine.optim import Schedule
 from fasttrain.engine.options import BASE_BATCH
-from fasttrain.engine.ranks import Ranks
+from fasttrain.engine.ranks import Ranks, given_back
 from fasttrain.engine.skips import Skips
 from fasttrain.engine.step import TrainStep
+from fasttrain.engine.views import make_views, on_device
 from fasttrain.evaluation.features import seems_labelled
 from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
 from fasttrain.input import FolderStore, Loader, Order, Store, open_dataset, open_loader, pixel_statistics
 from fasttrain.jobs.report import write_report
-from fasttrain.kernels.augment import Views, augment
+from fasttrain.kernels.augment import Views
 from fasttrain.methods import Method, Progress, Sample
 from fasttrain.networks.batch_norm import has_batch_norm, is_split
 from fasttrain.networks.groups import MAX_SHARE, Groups, check_groups, check_rows
@@ -46,39 +46,19 @@ from fasttrain.system.durable import write_json
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.lock import Lock
 from fasttrain.system.options import Settings
-from fasttrain.system.streams import tell_at_once
-from fasttrain.views.draw import draw
+from fasttrain.system.signals import StopSignal
 from fasttrain.views.spec import sides
 
 NAMED = 8  # samples in an error line
 
 
-class StopSignal:
-    """Remembers SIGTERM, SIGINT, SIGUSR1 or SIGHUP until the step is done; a second SIGINT ends the process at once.
+class Finished(NamedTuple):
+    """How a training has ended. run: its folder. step: the last that is done. stopped: the number of the signal that
+    ended it, 0 for none."""
 
-    Launchers repeat the others (a scheduler signals torchrun, torchrun its processes), so those only count once. A
-    terminal that goes away sends SIGHUP; where it is ignored, as under nohup, it stays so.
-    """
-
-    received = 0
-
-    def __init__(self) -> None:
-        self.tell: Callable[[str], None] = self._write  # until there is a display
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._remember)
-
-    def _remember(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            signal.signal(number, signal.SIG_DFL)
-        if self.received:
-            return
-        self.received = number
-        self.tell("stopping after this step, with a checkpoint")
-
-    def _write(self, text: str) -> None:
-        if os.environ.get("RANK", "0") == "0":
-            tell_at_once(text)
+    run: pathlib.Path
+    step: int
+    stopped: int
 
 
 def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
@@ -137,13 +117,6 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed((common * 65_537 + rank) % 2**63)
 
 
-def on_device(label_B: Tensor | None, device: torch.device) -> Tensor | None:
-    """Labels where the views are; the host does not wait for the copy."""
-    if label_B is None or device.type == "cpu":
-        return label_B
-    return label_B.pin_memory().to(device, non_blocking=True)
-
-
 def state_of(
     step: int, settings: Settings, data: DataRecord, method: Method, trainer: TrainStep, loader: Loader
 ) -> dict:
@@ -154,11 +127,26 @@ def state_of(
     }  # fmt: skip
 
 
-def train(config: TrainConfig) -> int:
-    """Train to the end of the schedule, --max-steps or a signal; returns the exit status."""
-    stop = StopSignal()
+def train(config: TrainConfig) -> Finished:
+    """Train to the end of the schedule, --max-steps or a signal, which ends it after a step, with a checkpoint.
+
+    What it changes in this process is as before when it returns or raises: signal handlers, the threads and cores that
+    torch uses, torch's random state. config: of make_config. Raises UserError for what it can't be trained with,
+    RunError, DataError or OSError for what goes wrong on the way, and KeyboardInterrupt for a second Ctrl-C.
+    """
+    if not isinstance(config, TrainConfig):
+        raise UserError(f"train() takes a configuration, as make_config() returns it, not {config!r}")
+    if not config.data.data:
+        raise UserError("--data is missing: the images to train on")
+    with StopSignal() as stop, given_back(), contextlib.ExitStack() as closing:
+        return _train(config, stop, closing)
+
+
+def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack) -> Finished:
+    """closing: takes all that has to be closed, whatever happens from here on."""
     # First, as it keeps this process, and all threads that it starts from now on, on its share of the cores.
     ranks = Ranks(config.machine.device)
+    closing.enter_context(torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []))
 
     # What may be refused for its options or its data comes before the run folder is touched.
     method = make_networks(
@@ -169,6 +157,7 @@ def train(config: TrainConfig) -> int:
     path = pathlib.Path(config.data.data)
     store = open_dataset(path, "train", config.data.loader, config.views.size, config.data.val_fraction)
     loader = make_loader(store, config, ranks)
+    closing.callback(loader.close)
     groups = make_groups(config, method, ranks)
     data = DataRecord(os.path.realpath(path), store.fingerprint, *pixel_statistics(path, config.data.loader))
     workers, knn = ranks.threads(config.machine.workers), None
@@ -185,7 +174,7 @@ def train(config: TrainConfig) -> int:
             check_outside(run, path)
         return prepare(run, settings, config.run.fresh)
 
-    claim = ranks.together(lambda: begin() if ranks.is_main else None)
+    ranks.together(lambda: closing.enter_context(begin()) if ranks.is_main else None)
 
     def restore(state: dict) -> None:
         nonlocal data  # whose statistics belong to the run, as its weights do
@@ -217,6 +206,7 @@ def train(config: TrainConfig) -> int:
     display = Display(Console(stderr=True, quiet=not ranks.is_main), step, last_step, batch_size, health.hint)
     stop.tell = display.note
     metrics = Metrics((*files, display), health, ranks.device, config.logging.log_every, batch_size)
+    closing.callback(metrics.close)
     display.say(f"learning rate {optimisation.peak_lr:g}: --lr {optimisation.lr:g} × {batch_size}/{BASE_BATCH}")
     if groups and groups.share > MAX_SHARE:
         part = f"{groups.share:.0%} of the images that normalise a key also normalise its query"
@@ -227,7 +217,7 @@ def train(config: TrainConfig) -> int:
     views_dtype = AUTOCAST.get(optimisation.precision, torch.float32)
     views: Views | None = None  # one buffer for all steps of a size
     shown: tuple[int, ...] = ()  # its sides
-    try:
+    with closing:  # also before the report, which reads what is written until then
         if evaluations.due(step):  # may not have been done when this checkpoint was written
             with display.aside("evaluating"):
                 stopped = evaluations(method, step, epoch, metrics)
@@ -241,11 +231,7 @@ def train(config: TrainConfig) -> int:
                     display.status(f"{'compiling' if compiles else 'the first step'} at {size} px")
                     views, shown = None, size_V
                 with metrics.making_views():
-                    size_2B = batch.height_B, batch.width_B
-                    table = draw(recipe, *size_2B, batch.index_B, config.run.seed, epoch, size)
-                    views = augment(
-                        batch.pixels, batch.offset_B, *size_2B, table, size_V, mean, std, dtype=views_dtype, out=views
-                    )
+                    views = make_views(batch, recipe, size, config.run.seed, epoch, mean, std, views_dtype, out=views)
                 if ranks.is_main and step == 0:
                     write_samples(run / "samples.png", batch, views, mean, std)
                 seed_step(config.run.seed, step, ranks.rank)
@@ -275,14 +261,9 @@ def train(config: TrainConfig) -> int:
                         stopped = evaluations(method, step, epoch, metrics)
                 if stopped or ends:
                     break
-    finally:
-        loader.close()
-        metrics.close()
-        if claim:
-            claim.close()
     if ranks.is_main:
         write_report(run)
         done = f"stopped by {signal.Signals(stopped).name}" if stopped else "done"
         print(f"{done} at step {step}; {run / 'report.html'}", file=sys.stderr, flush=True)
     ranks.close()
-    return 128 + stopped if stopped else 0
+    return Finished(run, step, stopped)

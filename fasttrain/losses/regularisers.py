@@ -9,48 +9,17 @@ shares the contrast's pass over it. Under data parallelism "batch" is the global
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fasttrain.losses.batch import batch_consistency, batch_uniformity
+from fasttrain.losses.options import BatchRegularisers, Regularisers
 from fasttrain.losses.queue import MutualConsistency, QueueConsistency, QueueTerm, QueueUniformity, queue_terms
 from fasttrain.system.collectives import gather_rows
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import NotNegative, Options, Positive
 
 CONSISTENCIES: dict[str, type[QueueTerm]] = {"queue": QueueConsistency, "queue-both": MutualConsistency}
-
-
-@dataclass(frozen=True)
-class BatchRegularisers(Options):
-    """XMoCo's regularisers, on top of the own loss of a method that has no queue."""
-
-    cross: Literal["batch", "none"] = "none"
-    """Cross-similarity consistency: keep similarities between views over the batch's pairs."""
-    cross_weight: NotNegative[float] = 1.0
-    """Weight of that consistency."""
-    uniform: Literal["batch", "none"] = "none"
-    """Uniform similarity: whether the similarities to the batch's other images should be uniform."""
-    uniform_weight: NotNegative[float] = 0.1
-    """Weight of that uniformity."""
-    uniform_temperature: Positive[float] = 0.2
-    """Temperature of the distribution that should be uniform."""
-
-
-@dataclass(frozen=True)
-class Regularisers(BatchRegularisers):
-    """XMoCo's regularisers, on top of the own loss of a method with a queue."""
-
-    cross: Literal["batch", "queue", "queue-both", "none"] = "none"  # type: ignore[assignment]
-    """Cross-similarity consistency: keep similarities between views over the batch's pairs, or each image's
-    similarities to the queue; queue-both: with the query's as the key's target, too, as CO2 does (arXiv 2010.02217)."""
-    uniform: Literal["batch", "queue", "none"] = "none"  # type: ignore[assignment]
-    """Uniform similarity: which negatives' similarities should be uniform."""
-    cross_temperature: Positive[float] = 0.2
-    """Temperature of the distributions compared by --cross queue and queue-both."""
 
 
 def regularised(

@@ -1,68 +1,23 @@
-"""Methods by name. A method is one file and one entry here; see docs/adding-a-method.md."""
+"""Methods by name, and the contract between a method and everything else; see docs/adding-a-method.md."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
+from typing import TYPE_CHECKING, Any
 
-from fasttrain.methods.barlow import BarlowOptions
-from fasttrain.methods.base import Method, MethodOptions, Output, Progress, Sample
-from fasttrain.methods.byol import BYOLOptions
-from fasttrain.methods.co2 import CO2Options
-from fasttrain.methods.dino import DINOOptions
-from fasttrain.methods.moco import MoCoOptions
-from fasttrain.methods.mocov3 import MoCoV3Options
-from fasttrain.methods.nnclr import NNCLROptions
-from fasttrain.methods.ressl import ReSSLOptions
-from fasttrain.methods.sce import SCEOptions
-from fasttrain.methods.simclr import SimCLROptions
-from fasttrain.methods.simsiam import SimSiamOptions
-from fasttrain.methods.supcon import SupConOptions
-from fasttrain.methods.swav import SwAVOptions
-from fasttrain.methods.vicreg import VICRegOptions
-from fasttrain.methods.xmoco import XMoCoOptions
-from fasttrain.system.errors import UserError
+from fasttrain.methods.options import METHODS, MethodOptions, method_options
+
+if TYPE_CHECKING:
+    from fasttrain.methods.base import Method, Output, Progress, Sample
 
 __all__ = ["METHODS", "Method", "MethodOptions", "Output", "Progress", "Sample", "method_options"]
 
-METHODS: dict[str, type[MethodOptions]] = {
-    "moco": MoCoOptions,
-    "xmoco": XMoCoOptions,
-    "mocov3": MoCoV3Options,
-    "co2": CO2Options,
-    "ressl": ReSSLOptions,
-    "sce": SCEOptions,
-    "simclr": SimCLROptions,
-    "nnclr": NNCLROptions,
-    "byol": BYOLOptions,
-    "simsiam": SimSiamOptions,
-    "barlow": BarlowOptions,
-    "vicreg": VICRegOptions,
-    "swav": SwAVOptions,
-    "dino": DINOOptions,
-    "supcon": SupConOptions,
-}
 
+if not TYPE_CHECKING:  # with it, a checker takes any name for one of them
 
-def method_options(name: str) -> type[MethodOptions]:
-    """The options of the method of that name: one of METHODS, or "package.module:Class" for one from outside, of the
-    current folder or installed.
+    def __getattr__(name: str) -> Any:  # noqa: ANN401
+        """What a method is made of, once it is asked for: it needs torch, which options do not."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from fasttrain.methods import base
 
-    Raises UserError for an unknown name, a module that is not there, and a class that is no MethodOptions with views.
-    """
-    if name in METHODS:
-        return METHODS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        choices = f"{', '.join(METHODS)}, or package.module:Class of your own"
-        raise UserError(f"unknown --method {name!r}; choose from: {choices}")
-    if (here := os.getcwd()) not in sys.path:  # a command that is run by its path does not have it there
-        sys.path.append(here)
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UserError(f"--method {name}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, MethodOptions) and hasattr(found, "views")):
-        raise UserError(f"--method {name}: {attribute} is not a dataclass that extends MethodOptions and has views")
-    return found
+        return getattr(base, name)

@@ -5,15 +5,11 @@ A method is networks and named loss terms, composed. Everything it keeps from st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from fasttrain.kernels.augment import Views
-from fasttrain.system.options import Options
-from fasttrain.views.spec import Recipe
 
 
 class Progress(NamedTuple):
@@ -83,24 +79,3 @@ class Method(nn.Module):
         good: 0-dim bool on the device; where it is false nothing may change, and the host must not look. progress:
         before this step. carry: see Output.
         """
-
-
-@dataclass(frozen=True)
-class MethodOptions(Options):
-    """A method's own options; their defaults are its paper's."""
-
-    views: ClassVar[Recipe]
-    """The views it needs: how many of each size, and how they are drawn where no other recipe is asked for."""
-    needs_labels: ClassVar[bool] = False
-    over_batch: ClassVar[bool] = False
-    """Whether its loss compares the images of a batch, which then can't be cut into micro-batches."""
-    paper: ClassVar[Mapping[str, Any]] = {}
-    """Its paper's values of options that all methods have."""
-    paper_vit: ClassVar[Mapping[str, Any]] = {}
-    """Its paper's other values, of any option, where the encoder is a vision transformer; after those of a preset."""
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """By preset: other values, of its own options and of those that all methods have."""
-
-    def build(self, encoder: nn.Module, width: int) -> Method:
-        """The method around a query encoder (N, 3, S, S) → (N, width)."""
-        raise NotImplementedError

@@ -19,16 +19,24 @@ from fasttrain.kernels.autograd import Context
 from fasttrain.networks.groups import GROUPS, groups_of_rank
 from fasttrain.networks.synchronised import normalise_together
 from fasttrain.system.collectives import world_size
+from fasttrain.system.errors import UserError
+
+TIMM_S = "BatchNormAct2d"  # batch norm, then what it holds as modules
 
 
 class _BatchNorm(nn.Module):
     """Normalises by running statistics in evaluation; what it does in training is up to `_normalised`."""
 
     def __init__(self, plain: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
-        """Takes over the parameters and buffers of `plain`, under the same names."""
+        """Takes over the parameters, buffers and modules of `plain`, under the same names. Raises UserError for one
+        that computes something else than torch's or timm's."""
         super().__init__()
-        if plain.momentum is None or not plain.track_running_stats:
-            raise ValueError("batch norm needs running statistics with a fixed momentum here")
+        known = type(plain).forward is nn.BatchNorm2d.forward or type(plain).__name__ == TIMM_S
+        if not known or plain.momentum is None or not plain.track_running_stats:
+            raise UserError(
+                f"--batch-norm plain is all that this encoder can have: its {type(plain).__name__} is of another kind "
+                "than torch's, or has no running statistics with a fixed momentum"
+            )
         self.weight: Tensor | None = plain.weight  # None, as is the bias, without affine parameters
         self.bias: Tensor | None = plain.bias
         self.running_mean: Tensor
@@ -37,11 +45,17 @@ class _BatchNorm(nn.Module):
         self.register_buffer("running_var", plain.running_var)
         self.register_buffer("num_batches_tracked", plain.num_batches_tracked)
         self.eps, self.momentum = plain.eps, plain.momentum
+        for name, child in plain.named_children():
+            self.add_module(name, child)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return self._normalised(x)
+        if self.training:
+            x = self._normalised(x)
+        else:
+            x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        for child in self.children():  # timm's: drop and act
+            x = child(x)
+        return x
 
     def _normalised(self, x: Tensor) -> Tensor:
         raise NotImplementedError

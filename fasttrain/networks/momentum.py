@@ -8,10 +8,14 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fasttrain.networks.vision_transformer import keep_paths
+
 
 def momentum_copy(module: nn.Module) -> nn.Module:
-    """A copy that takes no gradient."""
-    return copy.deepcopy(module).requires_grad_(False)
+    """A copy that takes no gradient and drops no paths."""
+    copied = copy.deepcopy(module).requires_grad_(False)
+    keep_paths(copied)
+    return copied
 
 
 def cosine_momentum(start: float, part: float, end: float = 1.0) -> float:

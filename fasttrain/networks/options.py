@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fasttrain.networks.groups import GROUPS
-from fasttrain.system.options import NotNegative, Options, Positive
+from fasttrain.system.options import Fraction, NotNegative, Options, Positive
 
 WIDTHS = {"vit_tiny": 192, "vit_small": 384, "vit_base": 768}  # by --arch
+TIMM = "timm:"
+VISION_TRANSFORMERS = "vit_", "deit", "beit", "eva", "flexivit_"  # how torchvision's and timm's names begin
 
 
 @dataclass(frozen=True)
 class VisionTransformerOptions(Options):
     """Vision transformers, of --arch vit_tiny, vit_small and vit_base."""
 
-    vit_patch: NotNegative[int] = 0
-    """Side of a patch in pixels. 0: by --size, 4 up to 32 px, 8 up to 64 px, 16 above."""
     vit_heads: NotNegative[int] = 0
     """Attention heads. 0: one for 64 of the width; MoCo v3's vit_small has 12."""
     vit_positions: Literal["fixed", "learned"] = "fixed"
@@ -29,9 +29,16 @@ class EncoderOptions(Options):
 
     arch: str = "resnet50"
     """'small' (ours, trains well on two CPU cores), vit_tiny, vit_small or vit_base (MoCo v3's and DINO's vision
-    transformers), or any torchvision classification model's name."""
+    transformers), any torchvision classification model's name, timm:NAME of the package timm, or
+    package.module:function of your own, which gives a module of features (N, F)."""
     cifar_stem: bool = False
-    """For torchvision ResNets: 3x3 stride-1 first convolution and no max-pool, for images of about 32 px."""
+    """For ResNets: 3x3 stride-1 first convolution and no max-pool, for images of about 32 px."""
+    patch_size: NotNegative[int] = 0
+    """Side of a patch in pixels, of ours and of timm's encoders that take one. 0: the encoder's own; ours by --size, 4
+    up to 32 px, 8 up to 64 px, 16 above."""
+    drop_path: Fraction[float | None] = None
+    """Stochastic depth: the chance, in training, that an image skips an encoder's last residual branch; that of earlier
+    ones is less. Momentum encoders skip none. None: the encoder's own, which is mostly 0."""
     batch_norm: Literal["split", "sync", "plain"] = "split"
     """split: statistics over groups of images; methods with a queue of keys shuffle these between them, so that a query
     can't tell its key by them. sync: over the images of all processes; plain: over those of each."""
@@ -44,4 +51,9 @@ class EncoderOptions(Options):
 
 def is_vision_transformer(arch: str) -> bool:
     """Whether an architecture of that name is one, for what a method's paper sets differently there."""
-    return arch.startswith("vit_")
+    return not is_outside(arch) and arch.removeprefix(TIMM).startswith(VISION_TRANSFORMERS)
+
+
+def is_outside(arch: str) -> bool:
+    """Whether it is code of one's own that makes an architecture of that name."""
+    return ":" in arch and not arch.startswith(TIMM)

@@ -27,7 +27,10 @@ def checkpoint_activations(encoder: nn.Module) -> None:
 
 
 def stages(module: nn.Module) -> list[nn.Module]:
-    """The parts of a network that follow one another and have two weight matrices or kernels at least."""
+    """The parts of a network that follow one another and have two weight matrices or kernels at least.
+
+    Where there is but one it is taken apart: to recompute all at once would save nothing.
+    """
     total = sum(p.numel() for p in module.parameters())
     found = []
     for child in module.children():
@@ -35,10 +38,11 @@ def stages(module: nn.Module) -> list[nn.Module]:
             found += stages(child) or [child]
         elif sum(p.dim() > 1 for p in child.parameters()) > 1:
             found.append(child)
-    return found
+    return (len(found) == 1 and stages(found[0])) or found
 
 
-def _recomputed(stage: nn.Module, forward: Callable, *inputs: object) -> object:
+def _recomputed(stage: nn.Module, forward: Callable, *inputs: object, **named: object) -> object:
+    forward = functools.partial(forward, **named)
     if not stage.training:
         return forward(*inputs)
     contexts = (contextlib.nullcontext(), _statistics_untouched(stage))

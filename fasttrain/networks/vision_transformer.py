@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from torchvision.models.vision_transformer import EncoderBlock
 from torchvision.ops import StochasticDepth
 
-from fasttrain.networks.options import WIDTHS, VisionTransformerOptions
+from fasttrain.networks.options import WIDTHS, EncoderOptions
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import flag
 
 DEPTH = 12
 WIDTH_OF_HEAD = 64
@@ -33,49 +32,72 @@ class _Size(NamedTuple):
     width: int
 
 
-def make_vision_transformer(arch: str, size: int, options: VisionTransformerOptions) -> nn.Module:
+def make_vision_transformer(options: EncoderOptions, size: int) -> nn.Module:
     """An encoder (N, 3, S, S) → (N, D), of WIDTHS, with fresh weights, for views of side S: `size` and others.
 
-    Raises UserError for a size that its patches don't divide, and for heads that don't divide its width.
+    Raises ValueError for a size that its patches don't divide, UserError for heads that don't divide its width.
     """
-    width = WIDTHS[arch]
-    patch = options.vit_patch or (4 if size <= 32 else 8 if size <= 64 else 16)
-    heads = options.vit_heads or width // WIDTH_OF_HEAD
+    width = WIDTHS[options.arch]
+    patch = options.patch_size or (4 if size <= 32 else 8 if size <= 64 else 16)
+    heads = options.vit.vit_heads or width // WIDTH_OF_HEAD
     if width % heads:
-        raise UserError(f"--vit-heads {heads} does not divide the width of --arch {arch}, {width}")
-    if size % patch:
-        raise UserError(f"--arch {arch} can't take views of {size} px: {_not_divided(patch)}")
-    return _VisionTransformer(_Size(size, patch, heads, width), options.vit_positions == "learned")
+        raise UserError(f"--vit-heads {heads} does not divide the width of --arch {options.arch}, {width}")
+    _check_divided(patch, size)
+    return _VisionTransformer(_Size(size, patch, heads, width), options.vit.vit_positions == "learned")
 
 
-def check_own(encoder: nn.Module, arch: str, options: VisionTransformerOptions) -> None:
-    """Raises UserError for patches or heads that another network, with its own or with none, does not have."""
-    own = {}
-    if isinstance(encoder, torchvision.models.VisionTransformer):
-        own = {"vit_patch": encoder.patch_size, "vit_heads": encoder.encoder.layers[0].num_heads}
-    for name in ("vit_patch", "vit_heads"):
-        if getattr(options, name) not in (0, own.get(name)):
-            raise UserError(f"{flag(name)} is for --arch {', '.join(WIDTHS)}, not {arch!r}")
+def take_any_size(network: torchvision.models.VisionTransformer) -> None:
+    """Have torchvision's network take views of any size that its patches divide, and compute as ours do."""
+    network.__class__ = _AnySize
+    _lighten(network)
 
 
-def _not_divided(patch: int) -> str:
-    return f"its patches of {patch} px don't divide them"
+def _lighten(network: torchvision.models.VisionTransformer) -> None:
+    for block in network.encoder.layers:
+        block.__class__ = _Block
+    network.encoder.layers[-1].__class__ = _LastBlock
 
 
-class _VisionTransformer(torchvision.models.VisionTransformer):
-    """Features are the class token after the final norm. State names are torchvision's, without heads."""
+def _check_divided(patch: int, *sides: int) -> None:
+    if any(side % patch for side in sides):
+        raise ValueError(f"its patches of {patch} px don't divide them")
+
+
+class _AnySize(torchvision.models.VisionTransformer):
+    """Features are the class token after the final norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) → (N, D). Raises ValueError where the patches don't divide H and W."""
+        _check_divided(self.patch_size, *x.shape[2:])
+        patches = self.conv_proj(x)
+        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches.flatten(2).mT], 1)
+        tokens = self.encoder.layers(tokens + self._positions(patches.shape[2], patches.shape[3]))
+        return self.encoder.ln(tokens[:, 0])
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        """(1, T, D) of a grid of patches."""
+        positions, side = self.encoder.pos_embedding, self.image_size // self.patch_size
+        if rows == columns == side:
+            return positions
+        if not isinstance(positions, nn.Parameter):
+            return fixed_positions(self.hidden_dim, (rows, columns), side, positions.device)
+        grid = positions[:, 1:].mT.unflatten(2, (side, side))
+        grid = F.interpolate(grid, (rows, columns), mode="bicubic")
+        return torch.cat([positions[:, :1], grid.flatten(2).mT], 1)
+
+
+class _VisionTransformer(_AnySize):
+    """State names are torchvision's, without heads."""
 
     def __init__(self, size: _Size, learned: bool) -> None:
         super().__init__(size.image, size.patch, DEPTH, size.heads, size.width, 4 * size.width, num_classes=1)
         self.heads = nn.Identity()  # type: ignore[assignment]
-        self._side = size.image // size.patch  # of the grid of patches
-        for block in self.encoder.layers:
-            block.__class__ = _Block
-        self.encoder.layers[-1].__class__ = _LastBlock
+        _lighten(self)
         self._initialise()
         if not learned:
             del self.encoder.pos_embedding
-            fixed = fixed_positions(size.width, (self._side, self._side), self._side)
+            side = size.image // size.patch
+            fixed = fixed_positions(size.width, (side, side), side)
             self.encoder.register_buffer("pos_embedding", fixed)
 
     @torch.no_grad()
@@ -94,26 +116,6 @@ class _VisionTransformer(torchvision.models.VisionTransformer):
         nn.init.zeros_(self.conv_proj.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.class_token, std=1e-6)
         nn.init.trunc_normal_(self.encoder.pos_embedding, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) → (N, D). Raises ValueError where the patches don't divide H and W."""
-        if x.shape[2] % self.patch_size or x.shape[3] % self.patch_size:
-            raise ValueError(_not_divided(self.patch_size))
-        patches = self.conv_proj(x)
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches.flatten(2).mT], 1)
-        tokens = self.encoder.layers(tokens + self._positions(patches.shape[2], patches.shape[3]))
-        return self.encoder.ln(tokens[:, 0])
-
-    def _positions(self, rows: int, columns: int) -> Tensor:
-        """(1, T, D) of a grid of patches."""
-        positions = self.encoder.pos_embedding
-        if rows == columns == self._side:
-            return positions
-        if not isinstance(positions, nn.Parameter):
-            return fixed_positions(self.hidden_dim, (rows, columns), self._side, positions.device)
-        grid = positions[:, 1:].mT.unflatten(2, (self._side, self._side))
-        grid = F.interpolate(grid, (rows, columns), mode="bicubic")
-        return torch.cat([positions[:, :1], grid.flatten(2).mT], 1)
 
 
 def fixed_positions(width: int, grid: tuple[int, int], own_side: int, device: torch.device | None = None) -> Tensor:
@@ -163,21 +165,28 @@ class _LastBlock(_Block):
         return self._attended(x[:, :1], *query, *self._by_head(F.linear(normed, weight, bias), 2))
 
 
+def patch_projection(encoder: nn.Module) -> nn.Module | None:
+    """A vision transformer's first layer, under torchvision's name or timm's; None of other encoders."""
+    if isinstance(encoder, torchvision.models.VisionTransformer):
+        return encoder.conv_proj
+    return getattr(getattr(encoder, "patch_embed", None), "proj", None) if hasattr(encoder, "blocks") else None
+
+
 def freeze_patches(encoder: nn.Module) -> None:
     """Keep a vision transformer's patch projection as it was drawn, for stable training (MoCo v3).
 
     Before its optimizer and its momentum copy are made. Other encoders have none, and stay as they are.
     """
-    if isinstance(encoder, torchvision.models.VisionTransformer):
-        encoder.conv_proj.requires_grad_(False)
+    if (projection := patch_projection(encoder)) is not None:
+        projection.requires_grad_(False)
 
 
-def drop_paths(encoder: nn.Module, rate: float) -> None:
+def drop_paths(encoder: nn.Module, rate: float) -> bool:
     """Stochastic depth (arXiv 1603.09382): in training, an image skips a residual branch by a chance that grows
     linearly over the blocks, from 0 to `rate`.
 
-    In vision transformers, and in whatever has such branches already; other encoders stay as they are. A momentum copy
-    that is to have none takes rate 0.
+    In torchvision's vision transformers, ours among them, and in what has its StochasticDepth already; whether the
+    encoder is one of these.
     """
     if isinstance(encoder, torchvision.models.VisionTransformer):
         for block in encoder.encoder.layers:
@@ -185,3 +194,13 @@ def drop_paths(encoder: nn.Module, rate: float) -> None:
     paths = [module for module in encoder.modules() if isinstance(module, StochasticDepth)]
     for number, path in enumerate(paths):
         path.p = rate * number / max(1, len(paths) - 1)
+    return bool(paths)
+
+
+def keep_paths(encoder: nn.Module) -> None:
+    """Have no image skip a branch, of torchvision's or of timm's encoders."""
+    for module in encoder.modules():
+        if isinstance(module, StochasticDepth):
+            module.p = 0.0
+        elif hasattr(module, "drop_prob"):  # timm's DropPath
+            module.drop_prob = 0.0  # type: ignore[assignment]

@@ -11,14 +11,12 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from fasttrain import __version__
 from fasttrain.run.options import RunOptions
 from fasttrain.system.durable import temporary_path, write_json
 from fasttrain.system.errors import UserError
 from fasttrain.system.lock import Lock, lock
-from fasttrain.system.options import Settings
+from fasttrain.system.options import Settings, named_now
 from fasttrain.system.regular import read_at_most
 
 FORMAT = 2  # of config.json: the options have other names and meanings in each
@@ -139,7 +137,7 @@ def read_settings(path: pathlib.Path) -> dict[str, Any]:
             f"{path} is of a run by an earlier version of fasttrain, whose options were others: start anew "
             "with another --run, or --fresh"
         )
-    return settings
+    return named_now(settings)
 
 
 def job() -> str:
@@ -174,6 +172,8 @@ def _free_name(run: pathlib.Path) -> pathlib.Path:
 
 def environment() -> dict[str, str]:
     """Versions and machine, for the record."""
+    import torch  # here, so that a configuration is read without it
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {
         "fasttrain": __version__, "torch": torch.__version__, "python": platform.python_version(),

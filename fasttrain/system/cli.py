@@ -63,11 +63,13 @@ def with_place(name: str, options: type[Parsed], argv: Sequence[str], default: P
     import tyro
 
     argv, nothing = list(argv), io.StringIO()
+    if "--help" in argv or "-h" in argv:  # told by `parse`, once
+        return argv
     try:
         with contextlib.redirect_stderr(nothing), contextlib.redirect_stdout(nothing):
             config = (tyro.conf.OmitArgPrefixes,)
             _, stray = tyro.cli(options, args=argv, default=default, config=config, return_unknown_args=True)
-    except SystemExit:  # for --help, or another fault, which `parse` tells
+    except SystemExit:  # for a fault, which `parse` tells
         return argv
     if len(stray) != 1 or stray[0].startswith("-") or any(word.split("=")[0] == flag(name) for word in argv):
         return argv

@@ -8,6 +8,8 @@ EXIT_USER_ERROR = 2
 
 EXIT_FAILURE = 1
 
+EXIT_SKIPPED = 3  # done, but some images could not be read
+
 
 class UserError(Exception):
     """Bad input: something the person who typed the command can put right. Its text is the one line they see."""

@@ -7,9 +7,11 @@ import pathlib
 import re
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # glibc's numbers, from its malloc.h
+_USUAL = {_TRIM_THRESHOLD: 128 << 10, _TOP_PAD: 128 << 10, _MMAP_MAX: 1 << 16}  # its defaults
 _MADV_HUGEPAGE = 14  # Linux's
 _RESERVED = 1 << 30  # bytes of addresses; memory is taken when it is used
 _PAGE = 1 << 21  # a large page's size and alignment
+_kept = False  # freed memory, from keep_freed_memory on
 
 
 def keep_freed_memory() -> None:
@@ -18,9 +20,11 @@ def keep_freed_memory() -> None:
     A tensor of some megabytes is otherwise mapped, cleared page by page by the kernel, used once and unmapped, in every
     step again. Other C libraries and systems are left as they are.
     """
+    global _kept
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt") or not pathlib.Path("/proc/self/maps").exists():
         return
+    _kept = True
     libc.mallopt(_TRIM_THRESHOLD, -1)  # never
     libc.mallopt(_MMAP_MAX, 0)  # no block is mapped by itself
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -33,6 +37,17 @@ def keep_freed_memory() -> None:
             first, last = (int(address, 16) for address in line.split()[0].split(b"-"))
             first, last = -(-first // _PAGE) * _PAGE, last // _PAGE * _PAGE
             libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(max(0, last - first)), _MADV_HUGEPAGE)
+
+
+def release_freed_memory() -> None:
+    """Have malloc return to the system what it kept since keep_freed_memory, and keep no more than it usually does."""
+    global _kept
+    if _kept:
+        libc = ctypes.CDLL(None)
+        for parameter, value in _USUAL.items():
+            libc.mallopt(parameter, value)
+        libc.malloc_trim(ctypes.c_size_t(0))
+        _kept = False
 
 
 # What torch says, in errors without a type of their own, when memory of the host or a connection (gloo, NCCL) fails.

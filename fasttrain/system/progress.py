@@ -11,23 +11,24 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextlib.contextmanager
-def progress(total: int, done: int = 0, title: str = "") -> Iterator[Callable[[int], None]]:
+def progress(total: int, done: int = 0, title: str = "", unit: str = "images") -> Iterator[Callable[[int], None]]:
     """Yield a function to call with the number of images just done: a bar on a terminal, a line now and then otherwise.
 
     Args:
         total: images in all.
         done: those of them that an earlier run finished.
         title: what is done to them; shown before the figures.
+        unit: what is counted.
     """
     if not sys.stderr.isatty():
-        yield _plain_progress(total, done, f"{title}: " if title else "")
+        yield _plain_progress(total, done, f"{title}: " if title else "", unit)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]} images/s"), TimeRemainingColumn(),
+        TextColumn(f"{{task.fields[rate]}} {unit}/s"), TimeRemainingColumn(),
     )  # fmt: skip
     start, count, shown = time.perf_counter(), 0, 0
     with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -43,7 +44,7 @@ def progress(total: int, done: int = 0, title: str = "") -> Iterator[Callable[[i
         yield advance
 
 
-def _plain_progress(total: int, done: int, prefix: str) -> Callable[[int], None]:
+def _plain_progress(total: int, done: int, prefix: str, unit: str) -> Callable[[int], None]:
     start = last = time.perf_counter()
     count = 0
 
@@ -55,7 +56,7 @@ def _plain_progress(total: int, done: int, prefix: str) -> Callable[[int], None]
             last = now
             rate = count / (now - start)
             left = (total - done - count) / rate
-            figures = f"{done + count}/{total} images, {rate:.0f} images/s, {left:.0f} s left"
+            figures = f"{done + count}/{total} {unit}, {rate:.0f} {unit}/s, {left:.0f} s left"
             print(f"{prefix}{figures}", file=sys.stderr, flush=True)
 
     return advance

@@ -17,6 +17,7 @@ from torch import Tensor
 from fasttrain.kernels.augment.table import HUE, SATURATION, ViewTable
 from fasttrain.views.spec import BLUR_SIDE, Recipe, ViewSpec, expanded, num_views, sides
 
+SMALL_VIEW = 64  # px; views this small show the whole of a small picture, larger ones the customary centre crop
 _PERMUTATIONS = np.array(list(itertools.permutations(range(4))), dtype=np.int64)
 
 # Each row (one image, one view) consumes the same 36 uniform numbers whatever the recipe, at these places.
@@ -97,6 +98,11 @@ def center(height_B: Tensor, width_B: Tensor, fraction: float) -> ViewTable:
         sigma_BV=torch.zeros(shape),
         solarize_BV=torch.zeros(shape, dtype=torch.bool),
     )
+
+
+def crop_fraction(size: int) -> float:
+    """Side of the square that is evaluated, as a part of the image's shorter side, for views of a size."""
+    return 1.0 if size <= SMALL_VIEW else 0.875
 
 
 def _uniforms(index_B: np.ndarray, views: int, seed: int, epoch: int) -> np.ndarray:

@@ -93,7 +93,7 @@ def _described(recipe: Recipe) -> str:
 
 def resolution_sides(resolution: str) -> tuple[int, int]:
     """First and final side of a --resolution. Raises UserError where it is not two, the smaller first."""
-    found = re.fullmatch(r"(\d+):(\d+)", resolution)
+    found = re.fullmatch(r"(\d+):(\d+)", str(resolution))
     if not found or not 0 < int(found[1]) <= int(found[2]):
         raise UserError(f"--resolution {resolution!r} is not two sides of views such as 128:224, the smaller first")
     return int(found[1]), int(found[2])

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from fasttrain.networks.options import EncoderOptions
 from fasttrain.system.errors import UserError
@@ -55,35 +53,3 @@ def refused(to: str, source: Source, reason: str, others: str = "safetensors and
     arch, stem = source.options.arch, " with --cifar-stem" if source.options.cifar_stem else ""
     others = f"timm, hf, {others}" if arch.startswith("timm:") else others
     return UserError(f"--to {to} can't take --arch {arch}{stem}: {reason}; {others} can")
-
-
-def transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
-    """The run's own, by torchvision. Its usual Resize and CenterCrop cut at a whole pixel after resizing, which shows a
-    place up to a pixel beside."""
-    size, crop, mean, std = preprocessing
-
-    def apply(image: Image.Image) -> Tensor:
-        pixels = v2.functional.to_dtype(v2.functional.to_image(image.convert("RGB")), torch.float32, scale=True)
-        height, width = pixels.shape[-2:]
-        side = max(1, round(crop * min(height, width)))
-        place = (height - side) // 2, (width - side) // 2, side, side
-        pixels = v2.functional.resized_crop(pixels, *place, [size, size], antialias=True)
-        return v2.functional.normalize(pixels, list(mean), list(std))
-
-    return apply
-
-
-def transform_lines(preprocessing: Preprocessing) -> list[str]:
-    """The same as Python, as `transform`."""
-    size, crop, mean, std = preprocessing
-    return [
-        "import torch",
-        "from torchvision.transforms.v2 import functional as F",
-        "def transform(image):",
-        "    pixels = F.to_dtype(F.to_image(image.convert('RGB')), torch.float32, scale=True)",
-        "    height, width = pixels.shape[-2:]",
-        f"    side = max(1, round({crop} * min(height, width)))",
-        "    place = (height - side) // 2, (width - side) // 2, side, side",
-        f"    pixels = F.resized_crop(pixels, *place, [{size}, {size}], antialias=True)",
-        f"    return F.normalize(pixels, {list(mean)}, {list(std)})",
-    ]

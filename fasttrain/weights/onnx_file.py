@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrain.weights.exported import Loaded, Source, transform, transform_lines
+from fasttrain.weights.exported import Loaded, Source
 
 OPSET = 18
 INPUT, OUTPUT = "pixels", "features"
@@ -32,7 +32,7 @@ def write(source: Source, path: Path) -> dict[str, Any]:
     shape = ["batch", 3, size, size]
     return {
         "load": lines, "features": run, "opset": OPSET, "input": {"name": INPUT, "shape": shape, "dtype": "float32"},
-        "transform": transform_lines(source.preprocessing),
+        "transform": source.preprocessing.lines(),
     }  # fmt: skip
 
 
@@ -47,4 +47,4 @@ def load(source: Source, path: Path) -> Loaded:
         (found,) = session.run([OUTPUT], {INPUT: pixels.contiguous().numpy()})
         return torch.from_numpy(found)
 
-    return Loaded(features, transform(source.preprocessing), f"onnxruntime {onnxruntime.__version__}")
+    return Loaded(features, source.preprocessing.transform(), f"onnxruntime {onnxruntime.__version__}")

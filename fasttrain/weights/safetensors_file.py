@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fasttrain.networks.encoders import make_encoder
-from fasttrain.weights.exported import Loaded, Source, transform, transform_lines
+from fasttrain.weights.exported import Loaded, Source
 from fasttrain.weights.torchvision_file import recipe
 
 
@@ -23,7 +23,7 @@ def write(source: Source, path: Path) -> dict[str, Any]:
     if made := recipe(source):
         read += ["import torch, torchvision", *made.lines(), "model.load_state_dict(tensors)", "model.eval()"]
         told["features"] = "model(pixels)"
-    return {"load": read, **told, "transform": transform_lines(source.preprocessing)}
+    return {"load": read, **told, "transform": source.preprocessing.lines()}
 
 
 def load(source: Source, path: Path) -> Loaded:
@@ -33,4 +33,4 @@ def load(source: Source, path: Path) -> Loaded:
     encoder, _ = make_encoder(source.options, source.preprocessing.size)
     encoder.load_state_dict(load_file(path))
     by = f"safetensors {safetensors.__version__}"
-    return Loaded(encoder.eval(), transform(source.preprocessing), by)
+    return Loaded(encoder.eval(), source.preprocessing.transform(), by)

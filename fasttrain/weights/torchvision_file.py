@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from fasttrain.weights.exported import Loaded, Source, refused, transform, transform_lines
+from fasttrain.weights.exported import Loaded, Source, refused
 
 
 class Recipe(NamedTuple):
@@ -70,7 +70,7 @@ def write(source: Source, path: Path) -> dict[str, Any]:
     torch.save({name: tensor.clone() for name, tensor in source.encoder.state_dict().items()}, path)
     loaded = f"model.load_state_dict(torch.load({path.name!r}, weights_only=True))"
     lines = ["import torch, torchvision", *made.lines(), loaded, "model.eval()"]
-    return {"load": lines, "features": "model(pixels)", "transform": transform_lines(source.preprocessing)}
+    return {"load": lines, "features": "model(pixels)", "transform": source.preprocessing.lines()}
 
 
 def load(source: Source, path: Path) -> Loaded:
@@ -78,4 +78,4 @@ def load(source: Source, path: Path) -> Loaded:
     assert made is not None, "it was written"
     model = made.made()
     model.load_state_dict(torch.load(path, weights_only=True))
-    return Loaded(model.eval(), transform(source.preprocessing), f"torchvision {torchvision.__version__}")
+    return Loaded(model.eval(), source.preprocessing.transform(), f"torchvision {torchvision.__version__}")

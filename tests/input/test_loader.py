@@ -96,6 +96,19 @@ def test_an_abandoned_epoch_leaves_no_thread_and_the_next_one_works() -> None:
         assert not thread.is_alive()
 
 
+def test_closing_ends_the_threads_of_an_epoch_that_somebody_still_holds() -> None:
+    """As the frames of an error do."""
+    reader = ThreadLoader(Numbers(600), Order(600, 6), workers=2)
+    batches = reader.epoch(0)
+    next(batches)
+    planner = reader._planner
+    assert planner is not None
+    assert planner.is_alive()
+    reader.close()
+    assert not planner.is_alive()
+    batches.close()
+
+
 def test_a_broken_sample_is_replaced_counted_and_named() -> None:
     runs = []
     for workers in (1, 3):

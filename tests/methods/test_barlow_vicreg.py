@@ -10,7 +10,7 @@ from torch import nn
 from fasttrain.config import make_config
 from fasttrain.engine.optim import LARS, make_optimizer
 from fasttrain.losses.redundancy import barlow, vicreg
-from fasttrain.methods.barlow import IMAGENET100
+from fasttrain.methods.options.barlow import IMAGENET100
 
 BOTH = pytest.mark.parametrize("method", ["barlow", "vicreg"])
 

@@ -163,7 +163,7 @@ def test_settings_are_those_of_the_network() -> None:
     assert (vit.views.recipe, vit.encoder.vit.vit_positions) == ("dino-vit", "learned")
     assert (vit.optimisation.optimizer, vit.optimisation.lr) == ("adamw", 5e-4)
     assert (vit.optimisation.weight_decay, vit.optimisation.weight_decay_end) == (0.04, 0.4)
-    learned = build(small("dino", arch="vit_tiny", size=32, vit_patch=2))  # small crops of 14 px
+    learned = build(small("dino", arch="vit_tiny", size=32, patch_size=2))  # small crops of 14 px
     views = sample(2, config=small("dino", size=32))
     loss, *_ = learned(views)
     loss.backward()

@@ -74,14 +74,14 @@ def test_heads_of_simsiam_are_those_of_the_paper() -> None:
 
 
 def test_a_vision_transformer_has_the_paper_s_deeper_heads() -> None:
-    model: Any = build(small("mocov3", arch="vit_tiny", vit_patch=8))
+    model: Any = build(small("mocov3", arch="vit_tiny", patch_size=8))
     hidden = ["16-16", "norm+", "relu"]
     assert layers(model.projector) == ["192-16", *hidden[1:], *hidden, "16-8", "norm"]
     assert layers(model.predictor) == ["8-16", *hidden[1:], "16-8", "norm"]
 
 
 def test_a_vision_transformer_s_patch_projection_stays_as_it_was_drawn() -> None:
-    model, trainer = make("mocov3", arch="vit_tiny", vit_patch=8)
+    model, trainer = make("mocov3", arch="vit_tiny", patch_size=8)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     optimised = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     for number in range(2):

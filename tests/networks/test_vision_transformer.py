@@ -24,9 +24,13 @@ from fasttrain.networks.vision_transformer import (
 from fasttrain.system.errors import UserError
 
 
+def options_of(arch: str, patch_size: int = 0, **options: Any) -> EncoderOptions:
+    return EncoderOptions(arch=arch, patch_size=patch_size, vit=VisionTransformerOptions(**options))
+
+
 def tiny(size: int = 32, **options: Any) -> Any:
     torch.manual_seed(0)
-    return make_encoder(EncoderOptions(arch="vit_tiny", vit=VisionTransformerOptions(**options)), size)[0]
+    return make_encoder(options_of("vit_tiny", **options), size)[0]
 
 
 def views(size: int = 32, count: int = 4) -> Tensor:
@@ -36,7 +40,7 @@ def views(size: int = 32, count: int = 4) -> Tensor:
 
 @pytest.mark.parametrize(
     ("options", "heads", "patch"),
-    [({}, 3, 4), ({"vit_positions": "learned"}, 3, 4), ({"vit_heads": 12, "vit_patch": 8}, 12, 8)],
+    [({}, 3, 4), ({"vit_positions": "learned"}, 3, 4), ({"vit_heads": 12, "patch_size": 8}, 12, 8)],
 )
 def test_values_gradients_and_state_names_are_those_of_torchvision_s_network(
     options: dict[str, Any], heads: int, patch: int
@@ -61,9 +65,7 @@ def test_they_have_as_many_parameters_as_the_published_ones() -> None:
     counts = {}
     for arch, positions in (("vit_base", "learned"), ("vit_small", "fixed")):
         with torch.device("meta"):
-            encoder, width = make_encoder(
-                EncoderOptions(arch=arch, vit=VisionTransformerOptions(vit_positions=positions)), 224
-            )
+            encoder, width = make_encoder(options_of(arch, vit_positions=positions), 224)
         counts[arch] = width, sum(p.numel() for p in encoder.parameters())
     published = torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1.meta["num_params"]
     assert counts == {"vit_base": (768, published - 769 * 1000), "vit_small": (384, 21_590_016)}
@@ -87,17 +89,17 @@ def test_views_of_other_sizes_give_features(positions: str) -> None:
 @pytest.mark.parametrize(
     ("arch", "size", "options", "message"),
     [
-        ("vit_tiny", 97, {}, "^--arch vit_tiny can't take views of 97 px: its patches of 16 px don't divide them$"),
-        ("vit_tiny", 2, {}, "can't take views of 2 px"),
+        ("vit_tiny", 97, {}, "^--arch vit_tiny .* 97 px: its patches of 16 px don't divide .*; 96 or 112 px would do$"),
+        ("vit_tiny", 2, {}, "can't take views of 2 px.*; 4 px would do"),
         ("vit_tiny", 32, {"vit_heads": 5}, "--vit-heads 5 does not divide the width of --arch vit_tiny, 192"),
-        ("resnet18", 32, {"vit_heads": 6}, "--vit-heads is for --arch vit_tiny, vit_small, vit_base, not 'resnet18'"),
-        ("vit_b_16", 224, {"vit_heads": 12, "vit_patch": 8}, "--vit-patch is for .*, not 'vit_b_16'"),
+        ("resnet18", 32, {"vit_heads": 6}, "--vit-heads 6 is not for --arch resnet18: encoders"),
+        ("vit_b_16", 224, {"vit_heads": 12, "patch_size": 8}, "--patch-size 8 is not for --arch vit_b_16: encoders"),
         ("vit_smal", 32, {}, "unknown --arch 'vit_smal': .*vit_small"),
     ],
 )
 def test_what_can_not_be_is_a_clear_error(arch: str, size: int, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        make_encoder(EncoderOptions(arch=arch, vit=VisionTransformerOptions(**options)), size)
+        make_encoder(options_of(arch, **options), size)
 
 
 def test_vision_transformers_are_told_by_name() -> None:

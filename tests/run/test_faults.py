@@ -28,10 +28,11 @@ from support.launch import (
     wait_for_step,
 )
 
-from fasttrain import evaluate, jobs
+from fasttrain import evaluate
 from fasttrain.config import make_config
 from fasttrain.engine.optim import Rates
 from fasttrain.engine.step import TrainStep
+from fasttrain.jobs import evaluate as job
 from fasttrain.methods.moco import MoCo
 from fasttrain.methods.nnclr import NNCLR
 from fasttrain.run import folder
@@ -294,7 +295,7 @@ def test_memory_and_disk_that_an_evaluation_finds_full_are_one_line(
     def fails(*_arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(jobs.evaluate, name, fails)
+    monkeypatch.setattr(job, name, fails)
     assert evaluate.main([str(uninterrupted), "--knn"]) == 1
     told = capsys.readouterr()
     assert status in one_line_of(told.err)

@@ -6,6 +6,12 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+COMMANDS = sorted(
+    str(path.relative_to(ROOT))
+    for room in ("fasttrain", "dataprep")
+    for path in (ROOT / room).glob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text("utf-8")
+)
 CORES = os.sched_getaffinity(0)  # before conftest gives each of pytest's workers a part of them
 
 

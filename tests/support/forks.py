@@ -22,8 +22,15 @@ from multiprocessing.context import ForkServerProcess
 from support.commands import ROOT
 
 _CONTEXT = multiprocessing.get_context("forkserver")  # its server starts with the first fork
-_COMMANDS = ("train", "evaluate", "dataprep.convert", "dataprep.verify")
-_CONTEXT.set_forkserver_preload(["pytest", "tyro", *(f"fasttrain.{name}" for name in _COMMANDS)])
+_COMMANDS = ("train", "evaluate", "embed", "dataprep.convert", "dataprep.verify")
+_JOBS = (
+    "jobs.train",
+    "jobs.evaluate",
+    "jobs.embed",
+    "jobs.report",
+)  # with torch, which commands import when they need it
+_OURS = [f"fasttrain.{name}" for name in (*_COMMANDS, *_JOBS)]
+_CONTEXT.set_forkserver_preload(["pytest", "tyro", *_OURS])
 SECONDS = 120  # in which every process here has to end
 
 Function = Callable[..., int | None]

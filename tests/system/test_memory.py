@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.forks import finished
 
-from fasttrain.system.memory import keep_freed_memory
+from fasttrain.system.memory import keep_freed_memory, release_freed_memory
 
 
 def _count_faults(keep: bool) -> None:
@@ -32,3 +32,19 @@ def _count_faults(keep: bool) -> None:
 def test_a_freed_tensor_is_used_again(tmp_path: pathlib.Path) -> None:
     kept, left = (int(finished(tmp_path, _count_faults, keep).stdout) for keep in (True, False))
     assert 10 * kept < left
+
+
+def _count_resident() -> None:
+    def resident() -> int:
+        return int(pathlib.Path("/proc/self/statm").read_text("ascii").split()[1])
+
+    keep_freed_memory()
+    torch.ones(64 << 20)  # 256 MiB
+    kept = resident()
+    release_freed_memory()
+    print((kept - resident()) * resource.getpagesize() >> 20)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_what_is_kept_can_be_given_back(tmp_path: pathlib.Path) -> None:
+    assert int(finished(tmp_path, _count_resident).stdout) > 200

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from torch import nn
-
-from fasttrain.losses.queue import SCE
-from fasttrain.methods.moco import KeyOptions, MoCo
-from fasttrain.networks.heads import batch_norm_mlp
+from fasttrain.methods.options.moco import KeyOptions
 from fasttrain.system.options import Fraction, Momentum, Positive
 from fasttrain.views.spec import RECIPES, Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fasttrain.methods.moco import MoCo
 
 _CIFAR = {
     "recipe": "weak-key", "optimizer": "sgd", "weight_decay": 5e-4, "batch_norm": "split", "head": "cifar",
@@ -62,6 +63,10 @@ class SCEOptions(KeyOptions):
     """Weight of the positive in the target; 1: InfoNCE."""
 
     def build(self, encoder: nn.Module, width: int) -> MoCo:
+        from fasttrain.losses.queue import SCE
+        from fasttrain.methods.moco import MoCo
+        from fasttrain.networks.heads import batch_norm_mlp
+
         contrast = SCE(self.temperature, self.key_temperature, self.positive_weight)
         if self.head == "cifar":
             projector = batch_norm_mlp(width, (self.hidden,), self.dim, "bias")

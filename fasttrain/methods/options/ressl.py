@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
-from fasttrain.losses.queue import ReSSL
-from fasttrain.methods.moco import KeyOptions, MoCo
-from fasttrain.networks.heads import mlp_head
+from fasttrain.methods.options.moco import KeyOptions
 from fasttrain.system.options import Positive, Several
 from fasttrain.views.spec import RECIPES, Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fasttrain.methods.moco import MoCo
 
 # solo-learn's scripts/pretrain/imagenet-100/ressl.yaml, but for its SyncBN, where keys are not shuffled
 _IMAGENET100 = {
@@ -52,5 +53,9 @@ class ReSSLOptions(KeyOptions):
     """Temperature of the key's, which must be lower: it is what keeps features from becoming all alike."""
 
     def build(self, encoder: nn.Module, width: int) -> MoCo:
+        from fasttrain.losses.queue import ReSSL
+        from fasttrain.methods.moco import MoCo
+        from fasttrain.networks.heads import mlp_head
+
         projector = mlp_head(width, self.dim, self.hidden)
         return MoCo(encoder, projector, ReSSL(self.temperature, self.key_temperature), self)

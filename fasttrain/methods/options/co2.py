@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fasttrain.losses.regularisers import Regularisers
-from fasttrain.methods.moco import MoCoOptions
+from fasttrain.losses.options import Regularisers
+from fasttrain.methods.options.moco import MoCoOptions
 
 # Weight and temperature are the defaults of lightly's CO2Regularizer. The paper's own were not at hand, and are not
 # confirmed to be these.

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fasttrain.losses.regularisers import Regularisers
-from fasttrain.methods.moco import MoCoOptions
+from fasttrain.losses.options import Regularisers
+from fasttrain.methods.options.moco import MoCoOptions
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,37 @@
+"""The options of terms that go with many losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fasttrain.system.options import NotNegative, Options, Positive
+
+
+@dataclass(frozen=True)
+class BatchRegularisers(Options):
+    """XMoCo's regularisers, on top of the own loss of a method that has no queue."""
+
+    cross: Literal["batch", "none"] = "none"
+    """Cross-similarity consistency: keep similarities between views over the batch's pairs."""
+    cross_weight: NotNegative[float] = 1.0
+    """Weight of that consistency."""
+    uniform: Literal["batch", "none"] = "none"
+    """Uniform similarity: whether the similarities to the batch's other images should be uniform."""
+    uniform_weight: NotNegative[float] = 0.1
+    """Weight of that uniformity."""
+    uniform_temperature: Positive[float] = 0.2
+    """Temperature of the distribution that should be uniform."""
+
+
+@dataclass(frozen=True)
+class Regularisers(BatchRegularisers):
+    """XMoCo's regularisers, on top of the own loss of a method with a queue."""
+
+    cross: Literal["batch", "queue", "queue-both", "none"] = "none"  # type: ignore[assignment]
+    """Cross-similarity consistency: keep similarities between views over the batch's pairs, or each image's
+    similarities to the queue; queue-both: with the query's as the key's target, too, as CO2 does (arXiv 2010.02217)."""
+    uniform: Literal["batch", "queue", "none"] = "none"  # type: ignore[assignment]
+    """Uniform similarity: which negatives' similarities should be uniform."""
+    cross_temperature: Positive[float] = 0.2
+    """Temperature of the distributions compared by --cross queue and queue-both."""
