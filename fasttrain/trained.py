@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,26 +19,7 @@ from fasttrain.run.checkpoint import BEST, UNFIT, Checkpoint, load_checkpoint, l
 from fasttrain.run.folder import DataRecord, read_data
 from fasttrain.system.errors import UserError
 from fasttrain.system.memory import is_full_memory
-
-if TYPE_CHECKING:
-    from torchvision.transforms import v2
-
-
-class Preprocessing(NamedTuple):
-    """How an image becomes an encoder's input: its central square of `crop` times the shorter side, resized to
-    size × size with bilinear interpolation and antialiasing, in [0, 1], minus mean, divided by std, R, G, B."""
-
-    size: int
-    crop: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def transform(self) -> v2.Compose:
-        """The same for torchvision: a Pillow image, or a tensor (…, 3, H, W), uint8 or float in 0…1, becomes
-        (…, 3, size, size) float32."""
-        from fasttrain.evaluation.transform import central_transform
-
-        return central_transform(self.size, self.crop, self.mean, self.std)
+from fasttrain.weights.preprocessing import Preprocessing
 
 
 class Trained(NamedTuple):

@@ -98,3 +98,28 @@ class ReportConfig:
 
     run: str
     """Run folder; by place, or by --run."""
+
+
+@dataclass(frozen=True)
+class ExportConfig(Options):
+    """Write a run's encoder for another library, read it by that library, and compare features of the run's images.
+
+    Nothing is left under the file's name unless they agree to 1e-5 of their norm. How images are prepared lies beside
+    it as JSON. The last line of the output is JSON. Exit status: 0 done, 2 bad input, 1 anything else.
+    """
+
+    run: str
+    """Run folder; by place, or by --run."""
+    file: str
+    """What is written: a file, or for timm and hf a folder. Only an earlier export is replaced."""
+    to: Literal["torchvision", "timm", "safetensors", "onnx", "detectron2", "hf"] = "safetensors"
+    """torchvision: a state dict; timm: a folder for timm.create_model("local-dir:…"); hf: the same for transformers;
+    detectron2: a pickle for ResNets. safetensors and onnx take every encoder."""
+    best: bool = False
+    """Export checkpoints/best.pt, the best by training's --knn-every, instead of the newest checkpoint."""
+    data: str = ""
+    """Where images of the run are now, if they have moved: any data set will do."""
+    method: str = ""
+    """Only of a run whose method is from outside: that, package.module:Class, once more."""
+    arch: str = ""
+    """Likewise, of a run whose encoder is from outside: package.module:function."""
