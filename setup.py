@@ -5,6 +5,10 @@ import pathlib
 from setuptools import find_packages, setup
 
 root = pathlib.Path(__file__).parent
+COMMANDS = (
+    "fasttrain.dataprep.convert", "fasttrain.dataprep.verify", "fasttrain.train", "fasttrain.evaluate",
+    "fasttrain.embed", "fasttrain.export", "fasttrain.report",
+)  # fmt: skip
 
 setup(
     name="fasttrain",
@@ -13,8 +17,10 @@ setup(
     long_description=(root / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)],
     packages=find_packages(include=["fasttrain", "fasttrain.*"]),
     package_data={"fasttrain": ["py.typed"]},
+    entry_points={"console_scripts": [f"fasttrain-{file.split('.')[-1]} = {file}:main" for file in COMMANDS]},
     install_requires=[
         "torch>=2.8",
         "torchvision>=0.23",

@@ -100,6 +100,34 @@ def test_commands_run_from_anywhere(environment: Environment) -> None:
     assert json.loads(printed.splitlines()[-1])["images"] == 6
 
 
+COMMANDS = "convert", "verify", "train", "evaluate", "embed", "export", "report"
+
+
+def command(environment: Environment, name: str, *words: object) -> str:
+    """What a console command of the environment writes, run from a folder that is no checkout."""
+    # by its interpreter, as its own first line is too long for the kernel where the test's folder lies deep
+    return environment.run(environment.python.with_name(f"fasttrain-{name}"), *words)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_console_command_tells_how_it_is_used(environment: Environment, name: str) -> None:
+    assert f"fasttrain-{name} [-h]" in command(environment, name, "--help")
+
+
+@pytest.mark.slow
+def test_all_console_commands_do_their_work(environment: Environment) -> None:
+    make_images(environment.folder / "pictures", 2, 12)
+    command(environment, "convert", "pictures", "set", "--val-fraction", 0.25, "--workers", 1)
+    command(environment, "verify", "set")
+    small = "--arch", "small", "--size", 16, "--batch-size", 8, "--queue-size", 16, "--epochs", 1, "--seed", 3
+    command(environment, "train", "--data", "set", "--run", "run", *small)
+    assert "knn_top1" in json.loads(command(environment, "evaluate", "run", "--knn").splitlines()[-1])
+    assert json.loads(command(environment, "embed", "run", "set", "out.npy").splitlines()[-1])["images"] == 24
+    command(environment, "export", "run", "--to", "safetensors", "out.safetensors")
+    command(environment, "report", "run")
+    assert (environment.folder / "run/report.html").stat().st_size > 1000
+
+
 def test_hugging_faces_kernels_keep_their_name(environment: Environment) -> None:
     installed = environment.install("kernels")
     if installed.returncode:
