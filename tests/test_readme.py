@@ -10,7 +10,7 @@ from benchmarks.step import StepBenchmark
 from fasttrain.config import make_config
 from fasttrain.dataprep.convert import ConvertConfig
 from fasttrain.dataprep.verify import VerifyConfig
-from fasttrain.jobs.options import EvaluateConfig, ExportConfig, ReportConfig
+from fasttrain.jobs.options import EmbedConfig, EvaluateConfig, ExportConfig, ReportConfig
 from fasttrain.methods import METHODS
 from fasttrain.system.options import flat
 
@@ -36,6 +36,7 @@ FOREIGN = {"user", "nproc-per-node", "nodes", "gpus-per-node", "build"}
 def test_every_option_shown_exists() -> None:
     known = {name.replace("_", "-") for method in METHODS for name in flat(make_config(method))}
     for command in (
+        EmbedConfig,
         EvaluateConfig,
         ExportConfig,
         ReportConfig,
