@@ -139,11 +139,21 @@ def _marked(options: Options, mark: str) -> frozenset[str]:
 
 
 RENAMED = {"vit_patch": "patch_size"}  # options that files of runs may hold under their names of before
+DROPPED_PATHS = (
+    "vit_",
+    "convnext",
+    "efficientnet",
+    "swin",
+    "maxvit",
+)  # encoders of which DINO did before it was asked to
 
 
 def named_now(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved options under their present names."""
-    return {RENAMED.get(name, name): value for name, value in saved.items()}
+    """Saved options under their present names, and what a run did by itself before it was an option."""
+    now = {RENAMED.get(name, name): value for name, value in saved.items()}
+    if now.get("method") == "dino" and str(now.get("arch")).startswith(DROPPED_PATHS):
+        now.setdefault("drop_path", 0.1)
+    return now
 
 
 class Settings(NamedTuple):

@@ -7,6 +7,8 @@ from torch import nn
 from fasttrain.networks import convolution
 from fasttrain.networks.convolution import convert_convolutions, weight_gradient
 
+DTYPES = 4 * (torch.float32, torch.bfloat16)
+
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 2, 0), (1, 1, 0), (5, 2, 0)])
 @pytest.mark.parametrize("side", [5, 6, 8])
@@ -60,3 +62,29 @@ def test_large_outputs_and_other_precisions_are_left_to_torch(monkeypatch: pytes
     layer(torch.randn(2, 3, 4, 4)).sum().backward()
     with pytest.raises(AssertionError):
         step(layer, torch.randn(2, 3, 4, 4, requires_grad=True))
+
+
+@pytest.mark.parametrize(
+    ("layer", "side"),
+    [
+        (nn.Conv2d(256, 256, 5, 2, 2, groups=8), 1),
+        (nn.Conv2d(256, 256, 5, 2, 2, groups=256), 1),
+        (nn.Conv2d(256, 256, (1, 7), 2, (0, 3)), 1),
+        (nn.Conv2d(256, 256, 5, 1, "same", groups=8), 2),
+        (nn.Conv2d(64, 64, 7, 4, 3, groups=2), 3),
+        (nn.Conv2d(64, 64, 3, 3, 2, 2, groups=2), 2),
+    ],
+    ids=str,
+)
+def test_taps_that_meet_nothing_but_padding_have_no_gradient(layer: nn.Conv2d, side: int) -> None:
+    """oneDNN leaves what was in the memory there."""
+    convert_convolutions(layer)
+    x = torch.randn(8, layer.in_channels, side, side).to(memory_format=torch.channels_last)
+    expected = torch.autograd.grad(layer(x).square().sum(), layer.weight)[0]
+    for _ in range(10):
+        left = [torch.full_like(layer.weight, float("nan"), dtype=dtype) for dtype in DTYPES]
+        del left
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(x)
+        found = torch.autograd.grad(out.float().square().sum(), layer.weight)[0]
+        assert (found - expected).norm() <= 0.02 * expected.norm()
