@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import time
 
@@ -17,9 +18,10 @@ def check_extension(run: pathlib.Path, settings: Settings, step: int, steps_per_
     step: of the checkpoint that the run goes on from.
     """
     before, now = read_settings(run / CONFIG).get("extend", []), settings.values["extend"]
-    scheduled = (settings.values["epochs"] + sum(before)) * steps_per_epoch
-    if before != now and step < scheduled:
-        same = f"with --extend {' '.join(map(str, before))}" if before else "without --extend"
+    shared = os.path.commonprefix([before, now])
+    scheduled = (settings.values["epochs"] + sum(shared)) * steps_per_epoch
+    if now not in (before, shared) and step < scheduled:
+        same = f"with --extend {' '.join(map(str, shared))}" if shared else "without --extend"
         raise UserError(
             f"{run} has done {step} of {scheduled} steps, and what is extended is a finished run; finish it first, by "
             f"the same command {same}"
@@ -27,13 +29,17 @@ def check_extension(run: pathlib.Path, settings: Settings, step: int, steps_per_
 
 
 def keep_extension(run: pathlib.Path, settings: Settings, step: int) -> None:
-    """Record in config.json by what the run is extended, and the step and the time at which that began."""
+    """Record in config.json by what the run is extended, and the step and the time at which that began; instead of an
+    extension that never came to a checkpoint."""
     path, extend = run / CONFIG, settings.values["extend"]
     content = read_record(path)
     before = content["config"].get("extend", [])
     if before == extend:
         return
-    new = {"step": step, "extend": extend[len(before) :], "time": time.strftime("%Y-%m-%d %H:%M:%S%z")}
+    shared = os.path.commonprefix([before, extend])
     history = content.get("extended")
-    extended = [*history, new] if isinstance(history, list) else [new]
+    extended = history[: len(history) - (shared != before)] if isinstance(history, list) else []
+    if shared != extend:
+        now = time.strftime("%Y-%m-%d %H:%M:%S%z")
+        extended = [*extended, {"step": step, "extend": extend[len(shared) :], "time": now}]
     write_json(path, {**content, "config": {**content["config"], "extend": extend}, "extended": extended})

@@ -83,7 +83,9 @@ def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> Lock:
     run.mkdir(parents=True, exist_ok=True)
     claim = _claim(run)
     if path.exists():
-        if changed := settings.differences(read_settings(path)):
+        # What may grow is bound by the checkpoints: an extension that has none yet may have been a slip.
+        bound = {name: value for name, value in read_settings(path).items() if name not in settings.growing}
+        if changed := settings.differences(bound):
             raise UserError(f"{run} has other settings: {'; '.join(changed)}; use another --run, or --fresh")
         return claim
     write_json(path, {"format": FORMAT, "config": settings.values, "environment": environment(), "job": job()})

@@ -71,6 +71,20 @@ def test_less_than_it_was_extended_by_is_refused_with_what_to_type(
     assert final_state(run)["step"] == 9
 
 
+def test_an_extension_without_a_checkpoint_may_have_been_a_slip(run: pathlib.Path, shards: pathlib.Path) -> None:
+    def extended() -> tuple:
+        config = json.loads((run / "config.json").read_text())
+        return config["config"]["extend"], [(entry["step"], entry["extend"]) for entry in config.get("extended", [])]
+
+    for typed, recorded in ((["--extend", 1000], ([1000], [(8, [1000])])), ([], ([], []))):
+        assert train(shards, run, *MOCO, *typed, "--max-steps", 8) == 0  # as if it were stopped before a step
+        assert extended() == recorded
+    assert train(shards, run, *MOCO, "--extend", 1000, "--max-steps", 8) == 0
+    assert train(shards, run, *EXTENDED) == 0
+    assert extended() == ([1], [(8, [1])])
+    assert final_state(run)["step"] == 12
+
+
 def test_a_run_that_is_not_finished_is_not_extended(
     run: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
