@@ -139,8 +139,11 @@ class ViewLoader:
         return {"epoch": epoch, "step": step, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; a loop that is under way is over by this. Raises UserError for a position among other
-        batches than this loader's."""
+        """Go on from there; a loop that is under way is over by this. Raises UserError for what is no position, and for
+        one among other batches than this loader's."""
+        missing = {"epoch", "step", *_SAME} - state.keys()
+        if missing or not all(isinstance(state[name], int) and state[name] >= 0 for name in ("epoch", "step")):
+            raise UserError(f"this is no position of a ViewLoader: {str(state)[:300]}")
         for name, mine in self._identity().items():
             if state[name] != mine:
                 raise UserError(

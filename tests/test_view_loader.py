@@ -302,6 +302,9 @@ def test_a_position_among_other_batches_is_refused(shards: pathlib.Path, tar_sha
                 loader.load_state_dict(elsewhere.state_dict())
         with pytest.raises(UserError, match="another data"):
             loader.load_state_dict({**loader.state_dict(), "data": "other"})
+        for none in ({}, {**loader.state_dict(), "epoch": -1}, {**loader.state_dict(), "step": "2"}):
+            with pytest.raises(UserError, match="no position"):
+                loader.load_state_dict(none)
 
 
 def test_too_many_damaged_images_end_the_loop() -> None:

@@ -87,7 +87,7 @@ class Aside:
             while (entry := self._waiting.get()) is not None:
                 service.write(entry["step"], _figures(entry))
             service.close()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # the latter would end this thread without a word
             self._leave(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
     def _leave(self, why: str) -> None:

@@ -206,6 +206,13 @@ def test_one_that_fails_is_left_with_one_line(capsys: pytest.CaptureFixture[str]
     )
 
 
+def test_one_that_would_end_the_program_is_left_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    aside = Aside("wandb", lambda: Listener(at_opening=sys.exit))
+    aside._thread.join(10)
+    aside.close()
+    assert "the run goes on without --wandb: SystemExit" in one_line_of(capsys.readouterr().err)
+
+
 def test_one_that_hangs_holds_up_neither_a_step_nor_the_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
