@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import pathlib
 import time
 
@@ -18,7 +18,7 @@ def check_extension(run: pathlib.Path, settings: Settings, step: int, steps_per_
     step: of the checkpoint that the run goes on from.
     """
     before, now = read_settings(run / CONFIG).get("extend", []), settings.values["extend"]
-    shared = os.path.commonprefix([before, now])
+    shared = _shared(before, now)
     scheduled = (settings.values["epochs"] + sum(shared)) * steps_per_epoch
     if now not in (before, shared) and step < scheduled:
         same = f"with --extend {' '.join(map(str, shared))}" if shared else "without --extend"
@@ -36,10 +36,16 @@ def keep_extension(run: pathlib.Path, settings: Settings, step: int) -> None:
     before = content["config"].get("extend", [])
     if before == extend:
         return
-    shared = os.path.commonprefix([before, extend])
+    shared = _shared(before, extend)
     history = content.get("extended")
     extended = history[: len(history) - (shared != before)] if isinstance(history, list) else []
     if shared != extend:
         now = time.strftime("%Y-%m-%d %H:%M:%S%z")
         extended = [*extended, {"step": step, "extend": extend[len(shared) :], "time": now}]
     write_json(path, {**content, "config": {**content["config"], "extend": extend}, "extended": extended})
+
+
+def _shared(before: list[int], now: list[int]) -> list[int]:
+    """What both begin with."""
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False))
+    return [epochs for epochs, _ in pairs]
