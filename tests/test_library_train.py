@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.forks import finished, on_ranks, succeed
-from support.launch import TINY, final_state
+from support.launch import TINY, equal, final_state
 
 from fasttrain.config import TrainConfig, make_config
 from fasttrain.engine.step import TrainStep
@@ -93,6 +93,22 @@ def test_trainings_in_one_process_leave_it_as_it_was(
     assert train(tiny(shards, tmp_path / "b", loader="resident")) == Finished(tmp_path / "b", 3, 0)
     assert files() == opened
     assert not any(str(tmp_path) in path for path in opened)
+
+
+def test_a_second_training_at_the_same_time_is_refused(
+    as_before: None, shards: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would draw from one random state."""
+    assert train(tiny(shards, tmp_path / "alone")).step == 3
+
+    def second() -> None:
+        with pytest.raises(UserError, match="training already"):
+            train(tiny(shards, tmp_path / "second"))
+
+    at_step(monkeypatch, 1, second)
+    assert train(tiny(shards, tmp_path / "first")).step == 3
+    assert not (tmp_path / "second").exists()
+    assert equal(final_state(tmp_path / "alone"), final_state(tmp_path / "first")) == []
 
 
 def test_a_run_without_a_name_is_where_it_says(

@@ -10,6 +10,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ from fasttrain.system.signals import StopSignal
 from fasttrain.views.spec import sides
 
 NAMED = 8  # samples in an error line
+_alone = threading.Lock()  # held while this process trains: what is drawn comes from torch's one random state
 
 
 class Finished(NamedTuple):
@@ -139,8 +141,13 @@ def train(config: TrainConfig) -> Finished:
         raise UserError(f"train() takes a configuration, as make_config() returns it, not {config!r}")
     if not config.data.data:
         raise UserError("--data is missing: the images to train on")
-    with StopSignal() as stop, given_back(), contextlib.ExitStack() as closing:
-        return _train(config, stop, closing)
+    if not _alone.acquire(blocking=False):
+        raise UserError("this process is training already: a second one, at the same time, takes another process")
+    try:
+        with StopSignal() as stop, given_back(), contextlib.ExitStack() as closing:
+            return _train(config, stop, closing)
+    finally:
+        _alone.release()
 
 
 def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack) -> Finished:
