@@ -18,10 +18,11 @@ from torchvision.models.swin_transformer import SwinTransformer
 
 from fasttrain import embed
 from fasttrain.evaluation.features import central_views, extract
-from fasttrain.formats import embedding, unfinished
+from fasttrain.formats import embedding
 from fasttrain.formats.beton import BetonReader
-from fasttrain.formats.unfinished import Unfinished, folder_of
 from fasttrain.input import open_dataset
+from fasttrain.jobs import unfinished
+from fasttrain.jobs.unfinished import Unfinished, folder_of
 from fasttrain.networks.layer import Layer
 from fasttrain.run.checkpoint import saved_checkpoints
 from fasttrain.system.errors import EXIT_SKIPPED, EXIT_USER_ERROR, UserError
@@ -231,6 +232,27 @@ def killed(words: list[str], moment: str) -> int:
         embedding.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         embedding._write_parquet = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
     return embed.main(words)
+
+
+@pytest.mark.parametrize("converted", ["shards", "tar_shards"])
+def test_names_of_another_conversion_are_not_put_beside_the_rows(
+    run: Path, converted: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = shutil.copytree(request.getfixturevalue(converted), tmp_path / "data")
+    append = Unfinished.append
+
+    def and_swap_two_names(self: Unfinished, *batch: object) -> None:
+        append(self, *batch)  # type: ignore[arg-type]
+        (path, *_) = sorted(data.glob("*.names"))
+        first, second, *others = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([second, first, *others]))
+        monkeypatch.setattr(Unfinished, "append", append)
+
+    monkeypatch.setattr(Unfinished, "append", and_swap_two_names)
+    assert embed.main([str(run), str(data), str(out := tmp_path / "out.npy"), "--workers", "1"]) == EXIT_USER_ERROR
+    assert "not the names that the manifest tells of" in one_line_of(capsys.readouterr().err)
+    assert not out.exists()
 
 
 def test_a_resumed_one_computes_only_what_is_missing(run: Path, shards: Path, tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.features import central_views
 from fasttrain.formats.embedding import Row, check_out, finished, write
-from fasttrain.formats.unfinished import Unfinished, clear
 from fasttrain.input import Batch, Order, Store, open_dataset, split_names
 from fasttrain.input.blanks import Blanks
 from fasttrain.jobs.options import EmbedConfig
+from fasttrain.jobs.unfinished import Unfinished, clear
 from fasttrain.networks.layer import Layer
 from fasttrain.run.folder import environment
 from fasttrain.system.cli import warn
