@@ -27,7 +27,8 @@ from fasttrain.system.cli import warn
 from fasttrain.system.durable import reason
 from fasttrain.system.errors import EXIT_SKIPPED, EXIT_USER_ERROR, DataError, RunError, UserError, note
 from fasttrain.system.progress import progress
-from fasttrain.trained import Preprocessing, Trained, load_trained
+from fasttrain.trained import Trained, load_trained
+from fasttrain.weights.preprocessing import Preprocessing
 
 NAMED_FAILURES = 20  # are printed; all are in the file
 LOST = 10  # images of one batch, that is all of it, which the system can't read: storage is gone
