@@ -11,7 +11,6 @@ from torch import nn
 
 from fasttrain.config import TrainConfig, load_config
 from fasttrain.engine.networks import make_method
-from fasttrain.evaluation.features import crop_fraction
 from fasttrain.input import pixel_statistics
 from fasttrain.methods import Method
 from fasttrain.networks.encoders import make_encoder
@@ -19,6 +18,7 @@ from fasttrain.run.checkpoint import BEST, UNFIT, Checkpoint, load_checkpoint, l
 from fasttrain.run.folder import DataRecord, read_data
 from fasttrain.system.errors import UserError
 from fasttrain.system.memory import is_full_memory
+from fasttrain.views.draw import crop_fraction
 from fasttrain.weights.preprocessing import Preprocessing
 
 

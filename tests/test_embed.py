@@ -1,6 +1,7 @@
 """Features on disk: whose they are, in which order, and what is left when something ends the command."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,13 +14,15 @@ from PIL import Image
 from support.commands import one_line_of
 from support.forks import RunCommand, finished
 from support.launch import train
+from torchvision.models.swin_transformer import SwinTransformer
 
 from fasttrain import embed
 from fasttrain.evaluation.features import central_views, extract
-from fasttrain.formats import embedding, unfinished
+from fasttrain.formats import embedding
 from fasttrain.formats.beton import BetonReader
-from fasttrain.formats.unfinished import Unfinished, folder_of
 from fasttrain.input import open_dataset
+from fasttrain.jobs import unfinished
+from fasttrain.jobs.unfinished import Unfinished, folder_of
 from fasttrain.networks.layer import Layer
 from fasttrain.run.checkpoint import saved_checkpoints
 from fasttrain.system.errors import EXIT_SKIPPED, EXIT_USER_ERROR, UserError
@@ -231,6 +234,27 @@ def killed(words: list[str], moment: str) -> int:
     return embed.main(words)
 
 
+@pytest.mark.parametrize("converted", ["shards", "tar_shards"])
+def test_names_of_another_conversion_are_not_put_beside_the_rows(
+    run: Path, converted: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = shutil.copytree(request.getfixturevalue(converted), tmp_path / "data")
+    append = Unfinished.append
+
+    def and_swap_two_names(self: Unfinished, *batch: object) -> None:
+        append(self, *batch)  # type: ignore[arg-type]
+        (path, *_) = sorted(data.glob("*.names"))
+        first, second, *others = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([second, first, *others]))
+        monkeypatch.setattr(Unfinished, "append", append)
+
+    monkeypatch.setattr(Unfinished, "append", and_swap_two_names)
+    assert embed.main([str(run), str(data), str(out := tmp_path / "out.npy"), "--workers", "1"]) == EXIT_USER_ERROR
+    assert "not the names that the manifest tells of" in one_line_of(capsys.readouterr().err)
+    assert not out.exists()
+
+
 def test_a_resumed_one_computes_only_what_is_missing(run: Path, shards: Path, tmp_path: Path) -> None:
     words = [str(run), str(shards), str(tmp_path / "out.npy"), "--batch-size", "16", "--workers", "1"]
     finished(tmp_path, killed, words, "batch 6")  # 5 are of train, whose last is half full
@@ -334,20 +358,52 @@ class Tokens(torch.nn.Module):
     def __init__(self, classes: bool) -> None:
         super().__init__()
         self.cls_token = torch.nn.Parameter(torch.zeros(1, 1, 3)) if classes else None
-        self.block, self.again, self.unused = torch.nn.Identity(), torch.nn.Identity(), torch.nn.Identity()
+        self.patches, self.block, self.again, self.unused = (torch.nn.Identity() for _ in range(4))
 
     def forward(self, x_N3SS: torch.Tensor) -> torch.Tensor:
-        return self.again(self.again(self.block(x_N3SS.flatten(2).mT)))[:, 0]
+        tokens = self.patches(x_N3SS.flatten(2).mT)
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(len(tokens), 1, 3), tokens], 1)
+        return self.again(self.again(self.block(tokens)))[:, 0]
 
 
 def test_of_tokens_the_class_token_is_taken_or_their_mean() -> None:
     x = torch.randn(5, 3, 4, 4)
-    tokens = x.flatten(2).mT
-    assert torch.equal(Layer(Tokens(True), "block", 4)(x), tokens[:, 0])
+    tokens, encoder = x.flatten(2).mT, Tokens(True)
+    torch.nn.init.normal_(token := encoder.cls_token)  # type: ignore[arg-type]
+    before = token.clone()  # type: ignore[union-attr]
+    assert torch.equal(Layer(encoder, "block", 4)(x), before[0].expand(5, 3))
+    assert torch.equal(encoder.cls_token, before)  # type: ignore[arg-type]
     assert torch.allclose(Layer(Tokens(False), "block", 4)(x), tokens.mean(1))
     for name, said in (("again", "runs 2 times"), ("unused", "is not run"), ("blok", "it has block")):
         with pytest.raises(UserError, match=said):
             Layer(Tokens(True), name, 4)
+
+
+def test_where_the_class_token_is_not_among_the_tokens_their_mean_is_taken() -> None:
+    x = torch.randn(5, 3, 4, 4)
+    layer = Layer(Tokens(True), "patches", 4)
+    assert torch.allclose(layer(x), x.flatten(2).mT.mean(1))
+    assert layer.about == "patches gives (16, 3) an image: the mean of the tokens is taken"
+
+
+@pytest.mark.parametrize(("name", "last"), [("features.1", True), ("features.3", True), ("permute", False)])
+def test_of_a_map_with_its_channels_last_the_positions_are_averaged_too(name: str, last: bool) -> None:
+    encoder = SwinTransformer([4, 4], 12, [1, 1], [2, 2], [4, 4]).eval()
+    maps: list[torch.Tensor] = []
+    encoder.get_submodule(name).register_forward_hook(lambda _module, _inputs, out: maps.append(out))
+    x = torch.randn(2, 3, 32, 32)
+    found = Layer(encoder, name, 32)(x)
+    assert torch.allclose(found, maps[-1].mean((1, 2) if last else (2, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 4), (2, 3, 4)])
+def test_a_map_whose_shape_tells_nothing_is_refused(shape: tuple[int, ...]) -> None:
+    encoder = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.LazyLinear(math.prod(shape)), torch.nn.Unflatten(1, shape)
+    )
+    with pytest.raises(UserError, match="does not tell channels from positions"):
+        Layer(encoder, "2", 4)
 
 
 def test_an_archive_or_a_folder_of_them_is_to_be_converted(

@@ -25,22 +25,31 @@ def pip(*words: object, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Built from a copy, as a build leaves files in its checkout."""
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A copy, as a build leaves files in its checkout, at a path with a space."""
     if not importlib.util.find_spec("setuptools"):
         pytest.skip("setuptools is not installed")
-    folder = tmp_path_factory.mktemp("wheel")
-    checkout = folder / "checkout"
-    checkout.mkdir()
+    copy = tmp_path_factory.mktemp("checkout") / "a copy"
+    copy.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, checkout)
+        shutil.copy(ROOT / name, copy)
     for name in ("fasttrain", "kernels", "dataprep"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        shutil.copytree(ROOT / name, checkout / name, symlinks=True, ignore=ignored)
-    built = pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, checkout, cwd=folder)
-    assert built.returncode == 0, built.stdout + built.stderr
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
+    return copy
+
+
+def built(source: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """The wheel of a checkout or of a source archive."""
+    done = pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
     (path,) = folder.glob("*.whl")
     return path
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return built(checkout, tmp_path_factory.mktemp("wheel"))
 
 
 class Environment:
@@ -83,6 +92,16 @@ def test_the_wheel_has_one_name_and_all_rooms(wheel: pathlib.Path) -> None:
         ours |= {f"{NAME}/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / room).rglob("*.py")}
     assert {file for file in files if file.endswith(".py")} == ours
     assert f"{NAME}/py.typed" in files
+
+
+def test_a_source_archive_gives_the_same_wheel(
+    checkout: pathlib.Path, wheel: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    code = f"import setuptools.build_meta; setuptools.build_meta.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=checkout, check=True, capture_output=True, timeout=100)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    names = [zipfile.ZipFile(each).namelist() for each in (wheel, built(archive, tmp_path))]
+    assert sorted(names[0]) == sorted(names[1])
 
 
 def test_only_our_name_is_taken(environment: Environment) -> None:

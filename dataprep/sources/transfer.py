@@ -14,7 +14,7 @@ from fasttrain.dataprep.sources.remote import RemoteFile, is_http, is_remote
 from fasttrain.system.errors import RunError, UserError
 
 BLOCK_BYTES, SMALLEST_BLOCK = 1 << 23, 1 << 18  # asked for at once; less after failures: a slow line takes too long
-STREAM_BYTES = 1 << 20  # of a response of HTTP, handed on at once
+STREAM_BYTES = 1 << 20  # of a response of HTTP, at once
 
 
 def received(store: Any, ended: threading.Event, file: RemoteFile, start: int) -> Iterator[bytes]:  # noqa: ANN401
@@ -82,21 +82,8 @@ def _response(store: Any, file: RemoteFile, start: int) -> Iterator[bytes]:  # n
         if partial and not answer.get("Content-Range", "").startswith(f"bytes {start}-"):
             raise attempts.Cut("the server sent another part than was asked for")
         passed = start if partial else 0
-        while block := _gathered(stream):
+        while block := stream.read(STREAM_BYTES):  # what has come, that many at most
             wanted = block[max(0, start - passed) :]
             passed += len(block)
             if wanted:
                 yield wanted
-
-
-def _gathered(stream: Any) -> bytes:  # noqa: ANN401 - fsspec's file
-    """Return the next bytes of a response: STREAM_BYTES, or what came before it ended or was cut."""
-    parts, size = list[bytes](), 0
-    try:
-        while size < STREAM_BYTES and (part := stream.read(STREAM_BYTES - size)):
-            parts.append(part)
-            size += len(part)
-    except Exception:
-        if not parts:  # else it is raised again by the next read
-            raise
-    return b"".join(parts)

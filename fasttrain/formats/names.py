@@ -6,6 +6,7 @@ Nothing but messages needs a name, so a file is opened only where one is asked f
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import BinaryIO
@@ -105,9 +106,15 @@ def _line(file: BinaryIO, row: int) -> bytes | None:
     return None
 
 
-def read_names(path: Path, count: int) -> list[str]:
-    """Return the names of all samples of a shard; DataError or OSError for a file that has not so many."""
-    lines = read_at_most(path, MAX_FILE_BYTES).decode("utf-8", "replace").split("\n")
+def read_names(path: Path, count: int, sha256: str = "") -> list[str]:
+    """Return the names of all samples of a shard; DataError or OSError for a file that has not so many.
+
+    sha256: in hex, of the file that it has to be; "" for any.
+    """
+    content = read_at_most(path, MAX_FILE_BYTES)
+    if sha256 not in ("", hashlib.sha256(content).hexdigest()):
+        raise DataError(f"{path}: not the names that the manifest tells of: damaged, or converted anew")
+    lines = content.decode("utf-8", "replace").split("\n")
     if len(lines) != count + 1 or lines[-1]:
         raise DataError(f"{path}: not {count} lines")
     return [unescaped(line) for line in lines[:-1]]

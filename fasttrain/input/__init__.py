@@ -1,4 +1,4 @@
-"""Loaders: decode, nothing else. open_dataset and open_loader are the doors."""
+"""Loaders: decode, nothing else. open_dataset and open_loader open them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fasttrain.input.batch import Batch
-    from fasttrain.input.doors import (
+    from fasttrain.input.datasets import (
         IMAGENET_MEAN,
         IMAGENET_STD,
         open_dataset,
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _FILES = {
     "Batch": "batch", "FolderStore": "folder_store", "Loader": "loader", "LoaderError": "loader",
     "ThreadLoader": "loader", "MAX_FAILED_FRACTION": "loader", "Order": "order", "Store": "stores",
-    "IMAGENET_MEAN": "doors", "IMAGENET_STD": "doors", "open_dataset": "doors", "open_loader": "doors",
-    "pixel_statistics": "doors", "split_names": "doors",
+    "IMAGENET_MEAN": "datasets", "IMAGENET_STD": "datasets", "open_dataset": "datasets", "open_loader": "datasets",
+    "pixel_statistics": "datasets", "split_names": "datasets",
 }  # fmt: skip
 __all__ = [
     "IMAGENET_MEAN", "IMAGENET_STD", "MAX_FAILED_FRACTION", "Batch", "FolderStore", "Loader", "LoaderError", "Order",

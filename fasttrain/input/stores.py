@@ -121,9 +121,17 @@ def open_shards(
     return readers
 
 
-def names_of(folder: pathlib.Path, manifest: Manifest, split: str) -> list[pathlib.Path | None]:
+class Names(NamedTuple):
+    """A shard's file of names, and its SHA-256 (hex) as the manifest has it."""
+
+    path: pathlib.Path
+    sha256: str
+
+
+def names_of(folder: pathlib.Path, manifest: Manifest, split: str) -> list[Names | None]:
     """The file of names of each shard of a split; None for one that has none."""
-    return [folder / shard.names.name if shard.names else None for shard in manifest.splits[split]]
+    found = (shard.names for shard in manifest.splits[split])
+    return [Names(folder / names.name, names.sha256) if names else None for names in found]
 
 
 class Shards(Generic[AnyReader]):
@@ -134,7 +142,7 @@ class Shards(Generic[AnyReader]):
         shards: Sequence[AnyReader],
         classes: Sequence[str],
         fingerprint: str,
-        names: Sequence[pathlib.Path | None],
+        names: Sequence[Names | None],
     ) -> None:
         """names: the file of names of each shard."""
         self.classes, self.fingerprint = tuple(classes), fingerprint
@@ -150,7 +158,8 @@ class Shards(Generic[AnyReader]):
 
     def name(self, index: int) -> str:
         shard, row = self.locate(index)
-        return sample_name(self._shards[shard].path, row, self._names[shard])
+        names = self._names[shard]
+        return sample_name(self._shards[shard].path, row, names.path if names else None)
 
     def place(self, index: int) -> str:
         shard, row = self.locate(index)
@@ -162,7 +171,7 @@ class Shards(Generic[AnyReader]):
         if names is None:
             return f"{reader.path.name}:{row}"
         if self._names_read[0] != shard:
-            self._names_read = shard, read_names(names, reader.num_samples)
+            self._names_read = shard, read_names(names.path, reader.num_samples, names.sha256)
         return self._names_read[1][row]
 
 
@@ -171,7 +180,7 @@ class ShardStore(Shards[BetonReader]):
 
     def __init__(
         self, shards: Sequence[BetonReader], classes: Sequence[str], fingerprint: str, label_S: Sequence[np.ndarray],
-        names: Sequence[pathlib.Path | None],
+        names: Sequence[Names | None],
     ) -> None:  # fmt: skip
         """label_S: the labels of each file, -1 for none. names: as for Shards."""
         super().__init__(shards, classes, fingerprint, names)

@@ -1,1 +1,1 @@
-"""What the commands do, and what a library calls: to train, evaluate and report."""
+"""What the commands do, and what a library calls: to train, evaluate, embed, export and report."""

@@ -17,17 +17,18 @@ from torch.nn import functional as F
 from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.features import central_views
 from fasttrain.formats.embedding import Row, check_out, finished, write
-from fasttrain.formats.unfinished import Unfinished, clear
 from fasttrain.input import Batch, Order, Store, open_dataset, split_names
 from fasttrain.input.blanks import Blanks
 from fasttrain.jobs.options import EmbedConfig
+from fasttrain.jobs.unfinished import Unfinished, clear
 from fasttrain.networks.layer import Layer
 from fasttrain.run.folder import environment
 from fasttrain.system.cli import warn
 from fasttrain.system.durable import reason
 from fasttrain.system.errors import EXIT_SKIPPED, EXIT_USER_ERROR, DataError, RunError, UserError, note
 from fasttrain.system.progress import progress
-from fasttrain.trained import Preprocessing, Trained, load_trained
+from fasttrain.trained import Trained, load_trained
+from fasttrain.weights.preprocessing import Preprocessing
 
 NAMED_FAILURES = 20  # are printed; all are in the file
 LOST = 10  # images of one batch, that is all of it, which the system can't read: storage is gone
