@@ -77,10 +77,10 @@ def timm_weights(name: str) -> Released:
         with _patience(), _quiet():
             try:
                 with _cached():
-                    model = timm.create_model(name, pretrained=True, num_classes=0)
+                    model = timm.create_model(name, pretrained=True)  # its classes too: with others, timm takes holes
             except FileNotFoundError:
                 note(f"fetching {TIMM}{name}")
-                model = timm.create_model(name, pretrained=True, num_classes=0)
+                model = timm.create_model(name, pretrained=True)
     except Exception as error:  # timm's, the hub's, safetensors' and the network's errors have no base in common
         raise UserError(f"timm can't give its weights: {one_line(f'{type(error).__name__}: {error}', 300)}") from None
     tensors = model.state_dict()
