@@ -36,10 +36,10 @@ from fasttrain.networks.groups import MAX_SHARE, Groups, check_groups, check_row
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.display import Display
 from fasttrain.run.extension import check_extension, keep_extension
-from fasttrain.run.folder import DataRecord, check_outside, goes_on, keep_data, keep_init, prepare, run_path
+from fasttrain.run.folder import DataRecord, check_outside, keep_data, keep_init, prepare, run_path
 from fasttrain.run.health import Health
 from fasttrain.run.metrics import Metrics, Sink
-from fasttrain.run.resume import resume
+from fasttrain.run.resume import goes_on, resume
 from fasttrain.run.samples import write_samples
 from fasttrain.run.sinks import check_services, open_sinks
 from fasttrain.system.collectives import common_generator

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fasttrain import __version__
-from fasttrain.run.checkpoint import saved_checkpoints
 from fasttrain.run.options import RunOptions
 from fasttrain.system.durable import temporary_path, write_json
 from fasttrain.system.errors import UserError
@@ -77,7 +76,7 @@ def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> Lock:
         raise UserError(f"{run} is no folder; choose another --run")
     if run.exists() and not path.exists() and any(file.name not in BEGUN for file in run.iterdir()):
         raise UserError(f"{run} exists and is not a run folder; choose another --run")
-    if fresh and run.exists() and not _same_job(path):
+    if fresh and run.exists() and not same_job(path):
         with _claim(run):
             run.rename(_free_name(run))
     run.mkdir(parents=True, exist_ok=True)
@@ -88,11 +87,6 @@ def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> Lock:
         return claim
     write_json(path, {"format": FORMAT, "config": settings.values, "environment": environment(), "job": job()})
     return claim
-
-
-def goes_on(run: pathlib.Path, fresh: bool) -> bool:
-    """Whether a run that `prepare` is asked for will have a checkpoint to go on from."""
-    return any(saved_checkpoints(run / "checkpoints")) and (not fresh or _same_job(run / CONFIG))
 
 
 def keep_init(run: pathlib.Path, record: dict[str, Any]) -> None:
@@ -165,7 +159,7 @@ def job() -> str:
     return "" if name == "none" else name
 
 
-def _same_job(path: pathlib.Path) -> bool:
+def same_job(path: pathlib.Path) -> bool:
     """Was this process started again by its launcher, or the folder begun by the same job?
 
     Both are asked: torchrun does not count a start because a machine joined, and not every job has a name of its own.

@@ -9,9 +9,15 @@ from collections.abc import Callable
 
 from fasttrain.engine.ranks import Ranks
 from fasttrain.run.checkpoint import UNFIT, Checkpoint, CheckpointError, load_checkpoint, load_newest, saved_checkpoints
+from fasttrain.run.folder import CONFIG, same_job
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.memory import is_full_memory
 from fasttrain.system.options import Settings
+
+
+def goes_on(run: pathlib.Path, fresh: bool) -> bool:
+    """Whether a run that `prepare` is asked for will have a checkpoint to go on from."""
+    return any(saved_checkpoints(run / "checkpoints")) and (not fresh or same_job(run / CONFIG))
 
 
 def resume(

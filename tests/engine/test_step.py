@@ -217,7 +217,7 @@ def test_ranks_accumulate_as_one_process_does_and_skip_together(tmp_path: pathli
 @pytest.fixture
 def nan_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     """Views that hold a NaN at some steps of a run."""
-    from fasttrain.jobs import train as module
+    from fasttrain.engine import views as module
 
     def damage(steps: set[int]) -> None:
         calls, augment = iter(range(10_000)), module.augment
