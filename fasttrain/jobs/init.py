@@ -39,6 +39,9 @@ def initial_weights(config: TrainConfig, encoder: nn.Module, source: str = "") -
         fitted = fit(encoder, found.tensors, found.heads)
     except (UserError, DataError, RunError) as error:
         raise UserError(f"--init {source}: {error}") from None
+    here = config.encoder.arch.partition(".")[0]
+    if found.arch and here.startswith(TIMM) and here != TIMM + found.arch:  # such as tf_efficientnet_b0, padded unlike
+        fitted.notes.append(f"they are {found.arch}'s, which may compute something else with them")
     line = fitted.line(source)
     if not fitted.whole and not config.encoder.init_partial:
         raise UserError(f"{line}; --init-partial takes what fits, and begins the others at random")

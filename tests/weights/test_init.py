@@ -219,6 +219,15 @@ def test_a_folder_of_timm_is_read_with_its_heads(heads: int, tmp_path: pathlib.P
             initial_weights(config, encoder)
 
 
+def test_tensors_of_another_network_of_timm_are_told(tmp_path: pathlib.Path) -> None:
+    timm = pytest.importorskip("timm")
+    timm.models.save_for_hf(timm.create_model("tf_efficientnet_b0"), tmp_path, safe_serialization=True)
+    for name, told in (("efficientnet_b0", True), ("tf_efficientnet_b0.ns_jft_in1k", False)):
+        config = make_config("moco", data="d", arch=f"timm:{name}", size=32, init=str(tmp_path))
+        line = initial_weights(config, make_encoder(config.encoder, 32)[0]).line
+        assert ("they are tf_efficientnet_b0's, which may compute something else" in line) == told
+
+
 def test_a_checkpoint_is_told_from_within_its_folder(source: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = saved_checkpoints(source / "checkpoints")[0]
     monkeypatch.chdir(checkpoint.parent)
