@@ -188,6 +188,8 @@ def test_what_is_no_run_or_has_no_checkpoint_is_one_line(
     assert export(copy, tmp_path / "x", "torchvision") == 2
     assert "has no checkpoint yet" in one_line_of(capsys.readouterr().err)
     assert not (tmp_path / "x").exists()
+    assert export(tmp_path / "x", run, "torchvision") == 2  # the one in the other's place
+    assert "x is not a run folder" in one_line_of(capsys.readouterr().err)
 
 
 def test_what_a_library_finds_wrong_is_one_line(

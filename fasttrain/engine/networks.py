@@ -60,6 +60,7 @@ def _check_sides(built: Method, encoder: EncoderOptions, views: ViewOptions, rec
         raise UserError(f"{error}; {whose} {size}, where {named(near)}") from error
 
 
+@torch.no_grad()
 def initialise(method: Method, weights: Mapping[str, Tensor]) -> None:
     """Give weights, by the encoder's names, to the encoder and to every copy of it that the method keeps.
 
@@ -67,8 +68,9 @@ def initialise(method: Method, weights: Mapping[str, Tensor]) -> None:
     """
     names = method.encoder.state_dict().keys()
     for module in method.modules():
-        if module.state_dict().keys() == names:
-            module.load_state_dict(weights, strict=False)
+        if (own := module.state_dict()).keys() == names:
+            for name, tensor in weights.items():
+                own[name].copy_(tensor)
 
 
 def compile_networks(method: Method, machine: MachineOptions, device: torch.device, accumulate: int) -> None:

@@ -20,6 +20,7 @@ from fasttrain import __version__
 from fasttrain.evaluation.features import EvenSubset, central_views
 from fasttrain.input import Batch, Store, open_dataset
 from fasttrain.jobs.options import ExportConfig
+from fasttrain.run.folder import config_of
 from fasttrain.system.durable import publish, read_json, temporary_path, write_json
 from fasttrain.system.errors import DataError, RunError, UserError
 from fasttrain.trained import Trained, load_trained
@@ -37,6 +38,7 @@ def export(options: ExportConfig) -> int:
     """Write, read again, compare, and only then give the file its name; returns the exit status."""
     made, path = FORMATS[options.to], pathlib.Path(os.path.abspath(options.file))
     _check_packages(options.to, made)
+    config_of(pathlib.Path(options.run))  # first, for one who has exchanged the two
     beside = path / BESIDE if made.folder else path.parent / f"{path.name}.json"
     _check_replaceable(path, beside)
     trained = load_trained(

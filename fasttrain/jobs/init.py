@@ -19,6 +19,7 @@ from fasttrain.weights.fit import fit
 from fasttrain.weights.foreign import heads_of
 from fasttrain.weights.read import read_file
 from fasttrain.weights.released import Released, timm_weights, torchvision_weights
+from fasttrain.weights.timm_folder import TENSORS
 
 
 class Init(NamedTuple):
@@ -38,6 +39,9 @@ def initial_weights(config: TrainConfig, encoder: nn.Module, source: str = "") -
         fitted = fit(encoder, found.tensors, found.heads)
     except (UserError, DataError, RunError) as error:
         raise UserError(f"--init {source}: {error}") from None
+    here = config.encoder.arch.partition(".")[0]
+    if found.arch and here.startswith(TIMM) and here != TIMM + found.arch:  # such as tf_efficientnet_b0, padded unlike
+        fitted.notes.append(f"they are {found.arch}'s, which may compute something else with them")
     line = fitted.line(source)
     if not fitted.whole and not config.encoder.init_partial:
         raise UserError(f"{line}; --init-partial takes what fits, and begins the others at random")
@@ -75,9 +79,11 @@ def _found(source: str, config: TrainConfig) -> tuple[str, Released]:
     """Where the source lies, absolute if it is a path, and what it holds."""
     if source.startswith(TIMM):
         return source, timm_weights(source.removeprefix(TIMM))
-    path = pathlib.Path(source)
+    path = pathlib.Path(os.path.abspath(source))
     if not os.path.lexists(path):
         return source, torchvision_weights(source, config.encoder.arch)
+    if (path / TENSORS).is_file() and (path / CONFIG).is_file():  # as timm and export.py write it
+        return str(path), timm_weights(f"local-dir:{path}")
     if path.is_dir():
         return _of_run(path, None, config)
     if path.parent.name == "checkpoints" and (path.parent.parent / CONFIG).exists():
@@ -85,7 +91,7 @@ def _found(source: str, config: TrainConfig) -> tuple[str, Released]:
     file = read_file(path)
     if isinstance(file.content, dict) and {"format", "method", "loader"} <= file.content.keys():
         raise UserError("a checkpoint of a run tells its encoder only inside of its run folder, in RUN/checkpoints")
-    return os.path.abspath(path), Released(file.tensors, file.digest)
+    return str(path), Released(file.tensors, file.digest)
 
 
 def _of_run(run: pathlib.Path, checkpoint: pathlib.Path | None, config: TrainConfig) -> tuple[str, Released]:

@@ -69,6 +69,11 @@ def timm_encoder(options: EncoderOptions, size: int) -> nn.Module:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3) or ["resnet50", "vit_small_patch16_224"]
         raise UserError(f"unknown --arch {options.arch!r}: timm has others, such as {', '.join(near)}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:  # for the tag, which says nothing of the network
+        tagged = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*")) or "it without a tag"
+        raise UserError(f"unknown --arch {options.arch!r}: timm has {tagged}") from None
     asked = {"patch_size": options.patch_size or None, "drop_path": options.drop_path}
     given: dict[str, Any] = {"img_size": size, "dynamic_img_size": True}
     given |= {TIMM_NAMES[name]: value for name, value in asked.items() if value is not None}

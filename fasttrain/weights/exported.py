@@ -51,5 +51,5 @@ class Format(NamedTuple):
 def refused(to: str, source: Source, reason: str, others: str = "safetensors and onnx") -> UserError:
     """Of an encoder that a format can't hold, with the formats that can."""
     arch, stem = source.options.arch, " with --cifar-stem" if source.options.cifar_stem else ""
-    others = f"timm, hf, {others}" if arch.startswith("timm:") else others
+    others = f"timm, hf, {others}" if arch.startswith("timm:") and not stem else others
     return UserError(f"--to {to} can't take --arch {arch}{stem}: {reason}; {others} can")

@@ -87,8 +87,12 @@ def fit(encoder: nn.Module, tensors: Mapping[str, Tensor], heads: frozenset[int]
             continue
         taken[name] = found
         original = tensors.get(place.prefix + place.names[name], found)
-        if name.endswith(POSITIONS) and name not in fixed and original.shape != tensor.shape:
+        if name in fixed or original.shape == tensor.shape:
+            continue
+        if name.endswith(POSITIONS):
             notes.append(f"positions of {original.shape[1]} tokens interpolated to {tensor.shape[1]}")
+        else:
+            notes.append(f"{name} converted by timm from {_shape(original)} to {_shape(tensor)}")
     inner, left_over = _left(place)
     outside = sum(not name.startswith(place.prefix) for name in tensors)
     return Fit(taken, len(here), not_taken, inner, left_over, place.prefix, outside, notes)
@@ -231,8 +235,8 @@ def _objection(there: Tensor, here: Tensor) -> str:
     """Why a tensor can't be taken, or ""."""
     if there.shape != here.shape:
         return f"{_shape(there)} there, {_shape(here)} here"
-    if there.is_floating_point() != here.is_floating_point():
-        return f"{there.dtype} there".removeprefix("torch.")
+    if there.is_floating_point() != here.is_floating_point() or (there.is_floating_point() and there.itemsize == 1):
+        return f"{there.dtype} there".removeprefix("torch.")  # such as a quantised one, whose scale lies elsewhere
     return "" if torch.isfinite(there).all() else "not finite there"
 
 

@@ -39,11 +39,17 @@ class Preprocessing(NamedTuple):
         """The same as Python, as `transform`. torchvision's usual Resize and CenterCrop cut at a whole pixel after
         resizing, which shows a place up to a pixel beside."""
         return [
+            "import numpy as np",
             "import torch",
-            "from PIL import ImageOps",
+            "from PIL import Image, ImageOps",
             "from torchvision.transforms.v2 import functional as F",
             "def transform(image):",
-            "    image = ImageOps.exif_transpose(image).convert('RGB')",
+            "    image = ImageOps.exif_transpose(image)",
+            "    if image.mode.startswith('I;16'):  # which Pillow would clip",
+            "        image = Image.fromarray((np.asarray(image) >> 8).astype('uint8'))",
+            "    layer = image.convert('RGBA')",
+            "    image = Image.new('RGB', layer.size, 'white')",
+            "    image.paste(layer, mask=layer)",
             "    pixels = F.to_dtype(F.to_image(image), torch.float32, scale=True)",
             "    height, width = pixels.shape[-2:]",
             f"    side = max(1, round({self.crop} * min(height, width)))",

@@ -112,12 +112,12 @@ def _content(path: pathlib.Path, file: BinaryIO) -> object:
 
 
 def tensors_of(content: object) -> dict[str, Tensor]:
-    """Dense tensors by their present names, of dicts within dicts; of one that is there twice, once."""
+    """Dense tensors, of values, by their present names, of dicts within dicts; of one that is there twice, once."""
     found, seen, left = {}, set(), [("", content)]
     while left:
         path, value = left.pop()
         if isinstance(value, Tensor):
-            if path and value.layout == torch.strided:
+            if path and value.layout == torch.strided and not value.is_meta:
                 found[present_name(path)] = value.detach()
         elif isinstance(value, Mapping) and id(value) not in seen:
             seen.add(id(value))

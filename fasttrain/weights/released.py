@@ -10,7 +10,7 @@ import socket
 import urllib.parse
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torchvision
@@ -27,11 +27,13 @@ _HASH = re.compile(r"-([0-9a-f]{8,})\.")  # how a SHA-256 begins, in the names o
 
 
 class Released(NamedTuple):
-    """tensors by name. digest: SHA-256 of the file, or of the tensors. heads: numbers of attention heads, if known."""
+    """tensors by name. digest: SHA-256 of the file, or of the tensors. heads: numbers of attention heads, if known.
+    arch: timm's name of the network, if known."""
 
     tensors: dict[str, Tensor]
     digest: str
     heads: frozenset[int] = frozenset()
+    arch: str = ""
 
 
 def torchvision_weights(name: str, arch: str) -> Released:
@@ -77,14 +79,14 @@ def timm_weights(name: str) -> Released:
         with _patience(), _quiet():
             try:
                 with _cached():
-                    model = timm.create_model(name, pretrained=True, num_classes=0)
+                    model = timm.create_model(name, pretrained=True)  # its classes too: with others, timm takes holes
             except FileNotFoundError:
                 note(f"fetching {TIMM}{name}")
-                model = timm.create_model(name, pretrained=True, num_classes=0)
+                model = timm.create_model(name, pretrained=True)
     except Exception as error:  # timm's, the hub's, safetensors' and the network's errors have no base in common
         raise UserError(f"timm can't give its weights: {one_line(f'{type(error).__name__}: {error}', 300)}") from None
-    tensors = model.state_dict()
-    return Released(tensors, digest_of(tensors), heads_of(model))
+    tensors, known = model.state_dict(), cast(dict[str, Any], model.pretrained_cfg)
+    return Released(tensors, digest_of(tensors), heads_of(model), known["architecture"])
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def _write(source: Source, path: Path, to: str) -> None:
 def _as_timm(source: Source, to: str) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     """timm's name of an encoder, its arguments, and its tensors under timm's names. Raises UserError for none."""
     encoder, tensors = source.encoder, source.encoder.state_dict()
-    if source.options.arch.startswith("timm:"):
+    if source.options.arch.startswith("timm:") and not source.options.cifar_stem:
         own: Any = encoder
         return own.pretrained_cfg["architecture"], _arguments(own), tensors
     if recipe(source) is None:

@@ -195,6 +195,7 @@ def test_a_wrong_size_is_one_line_with_sizes_that_work(arch: str, size: int, wou
     [
         ("timm:resnet1", {}, r"unknown --arch 'timm:resnet1': timm has others, such as resnet"),
         ("timm:hf_hub:timm/resnet18", {}, r"unknown --arch"),
+        ("timm:resnet18.a1_in2k", {}, r"unknown --arch 'timm:resnet18.a1_in2k': timm has resnet18.a1_in1k, "),
         ("timm:resnet18", {"patch_size": 4}, "--patch-size 4 is not for --arch timm:resnet18"),
         ("timm:vgg11", {"drop_path": 0.1}, "--drop-path 0.1 is not for --arch timm:vgg11"),
         ("resnet18", {"drop_path": 0.1}, "--drop-path 0.1 is not for --arch resnet18"),

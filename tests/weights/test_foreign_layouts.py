@@ -253,6 +253,16 @@ def test_dinov2s_official_names_go_through_timms_own_conversion(tmp_path: pathli
     assert "positions of 17 tokens interpolated to 5" in fitted.line("F")
 
 
+def test_patches_that_timm_resizes_are_told(tmp_path: pathlib.Path) -> None:
+    timm = pytest.importorskip("timm")
+    released, encoder = (
+        timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, patch_size=side) for side in (16, 8)
+    )
+    fitted = from_file(tmp_path, random(released).state_dict(), encoder)
+    assert fitted.whole
+    assert "patch_embed.proj.weight converted by timm from 192×3×16×16 to 192×3×8×8" in fitted.line("F")
+
+
 def test_a_transformer_with_more_in_its_blocks_is_another_one(tmp_path: pathlib.Path) -> None:
     fitted = from_file(tmp_path, random(timm_vit(6, init_values=1.0)).state_dict(), our_vit(6))
     assert not fitted.not_taken
@@ -292,11 +302,14 @@ def test_values_that_are_not_finite_are_not_taken(tmp_path: pathlib.Path) -> Non
     assert from_file(tmp_path, state, encoder).not_taken == {"layer1.0.conv1.weight": "not finite there"}
 
 
-def test_half_precision_is_taken_and_whole_numbers_are_not(tmp_path: pathlib.Path) -> None:
+def test_half_precision_is_taken_and_numbers_of_a_byte_are_not(tmp_path: pathlib.Path) -> None:
     encoder, _ = make_encoder(EncoderOptions(arch="resnet18"), SIZE)
     state = {n: t.half() if t.is_floating_point() else t for n, t in resnet(nn.Identity()).state_dict().items()}
     state["conv1.weight"] = (state["conv1.weight"] * 100).to(torch.int8)
-    assert from_file(tmp_path, state, encoder).not_taken == {"conv1.weight": "int8 there"}
+    state["bn1.weight"] = state["bn1.weight"].to(torch.float8_e4m3fn)
+    assert from_file(tmp_path, state, encoder).not_taken == {
+        "conv1.weight": "int8 there", "bn1.weight": "float8_e4m3fn there"
+    }  # fmt: skip
 
 
 def test_a_file_of_something_else_says_what_is_in_it(tmp_path: pathlib.Path) -> None:

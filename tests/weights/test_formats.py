@@ -6,8 +6,10 @@ import pathlib
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.encoders import relative, smooth_pictures, source, unlike_fresh
 
 from fasttrain.networks.options import EncoderOptions, VisionTransformerOptions
@@ -52,6 +54,8 @@ def check(to: str, exported: Source, folder: pathlib.Path, monkeypatch: pytest.M
         ("torchvision", "vit_tiny", {}),
         ("torchvision", "vit_tiny", {"vit": LEARNED}),
         ("torchvision", "shufflenet_v2_x0_5", {}),
+        ("torchvision", "convnext_tiny", {}),
+        ("torchvision", "mnasnet0_5", {}),
         ("timm", "resnet50", {}),
         ("timm", "vit_tiny", {}),
         ("timm", "vit_tiny", {"vit": LEARNED}),
@@ -91,8 +95,6 @@ def test_the_preparation_that_travels_beside_it_shows_what_the_encoder_was_shown
     to: str, levels: float, size: int, crop: float, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need(to)
-    import numpy as np
-
     from fasttrain.kernels.augment import augment
     from fasttrain.views.draw import center
 
@@ -106,6 +108,19 @@ def test_the_preparation_that_travels_beside_it_shows_what_the_encoder_was_shown
         (own,) = augment(pixels, torch.zeros(1, dtype=torch.int64), height_B, width_B, table, (size,), mean, std)
         apart = (prepare(picture) - own[0, 0]).abs() * 255 * torch.tensor(std)[:, None, None]
         assert float(apart.mean()) < levels
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "CMYK"])
+def test_the_typed_preparation_shows_pictures_of_any_mode_as_they_were_loaded(mode: str) -> None:
+    prepare, picture = source("small").preprocessing, smooth_pictures(1)[0]
+    if mode == "I;16":
+        picture = Image.fromarray(np.array(picture.convert("L")).astype(np.uint16) * 256)
+    else:
+        picture.putalpha(picture.getchannel("G"))
+        picture = picture.convert("RGB").convert(mode) if mode == "CMYK" else picture.convert(mode)
+    defined: dict[str, Any] = {}
+    exec("\n".join(prepare.lines()), defined)
+    torch.testing.assert_close(defined["transform"](picture), prepare.transform()(picture))
 
 
 def test_safetensors_say_what_they_are(tmp_path: pathlib.Path) -> None:
@@ -170,6 +185,7 @@ def test_timms_readers_are_held_to_every_tensor(
         ("torchvision", "small", False, "safetensors and onnx can"),
         ("timm", "small", False, "safetensors and onnx can"),
         ("timm", "resnet18", True, "torchvision, safetensors and onnx can"),
+        ("timm", "timm:resnet18", True, "safetensors and onnx can"),
         ("hf", "shufflenet_v2_x0_5", False, "torchvision, safetensors and onnx can"),
         ("detectron2", "resnet18", True, "safetensors and onnx can"),
         ("detectron2", "vit_tiny", False, "safetensors and onnx can"),

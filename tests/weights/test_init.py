@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.commands import one_line_of
+from support.encoders import source as source_of
 from support.launch import equal, final_state, train, train_on_ranks
 from torch import Tensor
 
@@ -17,11 +18,12 @@ from fasttrain.engine.networks import initialise, make_method
 from fasttrain.engine.ranks import Ranks
 from fasttrain.jobs.init import initial_weights, initial_weights_of_all
 from fasttrain.networks.encoders import make_encoder
-from fasttrain.networks.options import EncoderOptions
+from fasttrain.networks.options import EncoderOptions, VisionTransformerOptions
 from fasttrain.run.checkpoint import saved_checkpoints
 from fasttrain.system.errors import UserError
 from fasttrain.train import main
 from fasttrain.trained import load_trained
+from fasttrain.weights.formats import FORMATS
 
 SMALL = EncoderOptions(arch="small")
 
@@ -189,6 +191,48 @@ def test_both_encoders_start_equal(method: str, average: str, arch: str, tmp_pat
     for network in (built.encoder, getattr(built, average)):
         for name, tensor in network.state_dict().items():
             assert torch.equal(tensor, state[name]), name
+
+
+def test_a_network_that_minds_the_version_of_its_state_starts_from_weights(tmp_path: pathlib.Path) -> None:
+    config = make_config("moco", data="d", arch="mnasnet0_5", size=32, init=str(tmp_path / "w.pth"))
+    state = moved(make_encoder(config.encoder, 32)[0].state_dict())
+    torch.save(state, tmp_path / "w.pth")
+    built = make_method(config.method, config.encoder, 32, 0)
+    initialise(built, initial_weights(config, built.encoder).weights)
+    for network in (built.encoder, built.key_encoder):
+        assert torch.equal(network.state_dict()["layers.0.weight"], state["layers.0.weight"])
+
+
+@pytest.mark.parametrize("heads", [12, 3])
+def test_a_folder_of_timm_is_read_with_its_heads(heads: int, tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("timm")
+    exported = source_of("vit_tiny", vit=VisionTransformerOptions(vit_heads=12))
+    FORMATS["timm"].write(exported, tmp_path / "folder")
+    config = make_config("moco", data="d", arch="vit_tiny", size=32, vit_heads=heads, init=str(tmp_path / "folder"))
+    encoder, _ = make_encoder(config.encoder, 32)
+    if heads == 12:
+        found = initial_weights(config, encoder)
+        assert found.line == f"--init {tmp_path}/folder: 150 of 150 tensors of the encoder taken"
+        assert torch.equal(found.weights["conv_proj.weight"], exported.encoder.state_dict()["conv_proj.weight"])
+    else:
+        with pytest.raises(UserError, match="12 heads, this encoder's 3"):
+            initial_weights(config, encoder)
+
+
+def test_tensors_of_another_network_of_timm_are_told(tmp_path: pathlib.Path) -> None:
+    timm = pytest.importorskip("timm")
+    timm.models.save_for_hf(timm.create_model("tf_efficientnet_b0"), tmp_path, safe_serialization=True)
+    for name, told in (("efficientnet_b0", True), ("tf_efficientnet_b0.ns_jft_in1k", False)):
+        config = make_config("moco", data="d", arch=f"timm:{name}", size=32, init=str(tmp_path))
+        line = initial_weights(config, make_encoder(config.encoder, 32)[0]).line
+        assert ("they are tf_efficientnet_b0's, which may compute something else" in line) == told
+
+
+def test_a_checkpoint_is_told_from_within_its_folder(source: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = saved_checkpoints(source / "checkpoints")[0]
+    monkeypatch.chdir(checkpoint.parent)
+    config = make_config("moco", data="d", arch="small", size=16, init=checkpoint.name)
+    assert initial_weights(config, make_encoder(SMALL, 16)[0]).record["source"] == str(checkpoint)
 
 
 def test_runs_of_other_methods_give_the_encoder_that_is_evaluated(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:

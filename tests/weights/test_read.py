@@ -145,3 +145,8 @@ def test_a_digest_of_tensors_depends_on_names_shapes_and_values() -> None:
     states = [{"a": one}, {"b": one}, {"a": one.view(2, 3)}, {"a": one + 1}, {"a": one.double()}, {"a": one, "b": one}]
     assert len({digest_of(state) for state in states}) == len(states)
     assert digest_of({"a": one, "b": one * 2}) == digest_of({"b": one * 2, "a": one.clone()})
+
+
+def test_a_tensor_without_values_is_not_there(path: pathlib.Path) -> None:
+    torch.save({"w": torch.ones(3), "empty": torch.ones(3, device="meta")}, path)
+    assert list(read_file(path).tensors) == ["w"]

@@ -107,6 +107,17 @@ def test_timms_weights_come_from_the_hubs_cache(tmp_path: pathlib.Path, monkeypa
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
+def test_a_folder_of_timm_with_holes_is_refused(tmp_path: pathlib.Path) -> None:
+    timm, safetensors = pytest.importorskip("timm"), pytest.importorskip("safetensors.torch")
+    network = timm.create_model("resnet18", num_classes=3)
+    timm.models.save_for_hf(network, tmp_path, safe_serialization=True)
+    assert set(timm_weights(f"local-dir:{tmp_path}").tensors) == set(network.state_dict())
+    kept = {name: tensor for name, tensor in network.state_dict().items() if name != "layer1.0.conv1.weight"}
+    safetensors.save_file(kept, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"Missing key.*layer1\.0\.conv1\.weight"):
+        timm_weights(f"local-dir:{tmp_path}")
+
+
 @pytest.mark.parametrize("name", ["resnet18.a1_in1k", "nosuch"])
 def test_what_timm_can_not_give_is_one_line(name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("timm")
