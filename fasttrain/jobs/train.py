@@ -226,6 +226,8 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     metrics = Metrics((*files, display), health, ranks.device, config.logging.log_every, batch_size)
     closing.callback(metrics.close)
     display.say(f"learning rate {optimisation.peak_lr:g}: --lr {optimisation.lr:g} × {batch_size}/{BASE_BATCH}")
+    if config.run.extend and not step:
+        display.say(f"{run} has nothing to extend: training from the start")
     if groups and groups.share > MAX_SHARE:
         part = f"{groups.share:.0%} of the images that normalise a key also normalise its query"
         display.say(f"{part}: a larger batch has less")

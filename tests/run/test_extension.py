@@ -30,12 +30,16 @@ def run(finished: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_a_run_extended_later_and_killed_meanwhile_is_the_run_extended_from_the_start(
-    finished: pathlib.Path, run: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+    finished: pathlib.Path, run: pathlib.Path, shards: pathlib.Path, tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     assert train(shards, tmp_path / "whole", *EXTENDED) == 0
+    nothing = "whole has nothing to extend: training from the start"
+    assert nothing in " ".join(capsys.readouterr().err.split())
     assert train(shards, run, *EXTENDED, "--max-steps", 10, "--checkpoint-every", 1) == 0
     saved_checkpoints(run / "checkpoints")[0].unlink()  # as if it had ended before this was written
     assert train(shards, run, *EXTENDED) == 0
+    assert "nothing to extend" not in capsys.readouterr().err
     assert final_state(run)["step"] == 12
     assert equal(final_state(tmp_path / "whole"), final_state(run)) == []
     keys = "key_projector.0.weight"  # frozen, if the momentum's cosine stayed at its end
