@@ -40,9 +40,9 @@ from fasttrain.dataprep.sources.kinds import Kind, fingerprint, open_source, shu
 from fasttrain.dataprep.sources.remote import is_remote, local_path
 from fasttrain.dataprep.sources.source import Source
 from fasttrain.dataprep.state import begin, clear_state, finished_manifest
-from fasttrain.formats.manifest import Manifest
+from fasttrain.formats.manifest import STATE_FILE, Manifest
 from fasttrain.system.cli import finish, parse
-from fasttrain.system.errors import EXIT_SKIPPED, RunError, UserError, note
+from fasttrain.system.errors import EXIT_SKIPPED, DataError, RunError, UserError, note
 from fasttrain.system.lock import Lock, lock
 from fasttrain.system.options import Bounds, Options
 from fasttrain.system.progress import progress
@@ -242,10 +242,17 @@ def convert_remote(config: ConvertConfig) -> tuple[Manifest, float]:
         if manifest is None:
             begin(config.out, {**settings, "source": remote.digest(times=True), "versions": versions()})
             begin_copy(config.source, remote, config.out)
-            source = open_source(copied(remote, config.out), config.kind, config.labels)
+            path = copied(remote, config.out)
+            try:
+                source = open_source(path, config.kind, config.labels)
+                plan = planned(config, source)
+            except (UserError, DataError) as error:
+                if set(os.listdir(config.out)) == {STATE_FILE}:  # other options may do, with the same copy
+                    clear_state(config.out)
+                raise UserError(str(error).replace(str(path), without_secrets(remote.url))) from error
             source.notes.insert(0, f"read from {without_secrets(remote.url)}")
             tell(source)
-            manifest, images_per_sec = write(config, source, planned(config, source), settings)
+            manifest, images_per_sec = write(config, source, plan, settings)
         remove_copy(config.out)
         return manifest, images_per_sec
 

@@ -506,6 +506,21 @@ def test_a_conversion_that_ended_after_the_download_uses_the_copy(
     assert contents(tmp_path / "out") == contents(tmp_path / "local")
 
 
+@pytest.mark.usefixtures("memory")
+def test_options_that_will_not_do_may_be_others_with_the_same_copy(
+    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert run("memory://set", out, "--val-fraction", 0.01) == 2
+    said = one_line_of(capfd.readouterr().err)
+    assert "memory://set: setting apart 0.01 of each class" in said
+    monkeypatch.setattr(transfer, "received", lambda *_arguments, **_options: pytest.fail("it was here"))
+    monkeypatch.setattr(download, "received", transfer.received)
+    assert run("memory://set", out) == 3
+    assert run(images, tmp_path / "local") == 3
+    assert contents(out) == contents(tmp_path / "local")
+
+
 def test_a_full_disk_keeps_what_is_whole(web: Web, shards: Path, tmp_path: Path) -> None:
     web.files["/a/set-002.tar"] += bytes(1 << 20)
     words = [f"{web.url}/a/set-{{000..002}}.tar", str(tmp_path / "out"), *map(str, OPTIONS)]
