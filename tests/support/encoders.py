@@ -1,9 +1,10 @@
-"""Encoders without a run around them, whose statistics are not those of fresh batch norm, and smooth pictures."""
+"""Encoders without a run around them, whose statistics are not those of fresh batch norm, and pictures for them."""
 
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.cbook import get_sample_data
 from PIL import Image
 from torch import Tensor, nn
 
@@ -33,6 +34,14 @@ def source(arch: str, size: int = 32, crop: float = 1.0, **options: Any) -> Sour
     torch.manual_seed(0)
     made = EncoderOptions(arch=arch, **options)
     return Source(unlike_fresh(make_encoder(made, size)[0]), made, Preprocessing(size, crop, *STATISTICS))
+
+
+def photographs(count: int) -> list[Image.Image]:
+    """Parts of the photograph that matplotlib brings, in several shapes."""
+    with get_sample_data("grace_hopper.jpg") as file:
+        whole = Image.open(file).convert("RGB")
+    boxes = [(40 * number, 30 * number, 260 + 40 * number, 210 + 50 * number) for number in range(count)]
+    return [whole.crop(box) for box in boxes]
 
 
 def smooth_pictures(count: int = 4) -> list[Image.Image]:

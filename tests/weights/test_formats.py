@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.encoders import relative, smooth_pictures, source, unlike_fresh
+from support.encoders import photographs, relative, smooth_pictures, source, unlike_fresh
 
 from fasttrain.networks.options import EncoderOptions, VisionTransformerOptions
 from fasttrain.system.errors import UserError
@@ -39,9 +39,8 @@ def check(to: str, exported: Source, folder: pathlib.Path, monkeypatch: pytest.M
     """Write, type, compare; returns what was typed."""
     told = json.loads(json.dumps(FORMATS[to].write(exported, folder / "out")))
     defined = typed(told, folder, monkeypatch)
-    size = exported.preprocessing.size
     for images in (3, 1):
-        pixels = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(images))
+        pixels = torch.stack([defined["transform"](image) for image in photographs(images)])
         assert relative(exported.encoder(pixels), torch.as_tensor(defined["features"](pixels))) < 1e-5
     return defined
 
