@@ -58,9 +58,11 @@ def as_before() -> Iterator[None]:
     """Fails a test that leaves more behind than it found, threads and files of a run included."""
     number = torch.get_num_threads()
     torch.set_num_threads(number + 2)  # not what training takes
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
     before, threads = state(), set(threading.enumerate())
     yield
     assert state() == before
+    signal.signal(signal.SIGINT, handler)
     torch.set_num_threads(number)
     deadline = time.monotonic() + SECONDS
     while left := {thread for thread in set(threading.enumerate()) - threads if not thread.name.startswith(KEPT)}:
