@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import inspect
+import itertools
 import os
 import socket
 import time
@@ -14,6 +16,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from fasttrain.system.cli import said
@@ -58,7 +61,9 @@ class Ranks:
             if dist.is_initialized():
                 raise UserError("this process is in a group of torch.distributed, and training makes its own: leave it")
             backend = "cuda:nccl,cpu:gloo" if on_gpu else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            dist.init_process_group(
+                backend, store=_new_place(), rank=self.rank, world_size=self.world_size, timeout=TIMEOUT
+            )
             self._control = dist.new_group(backend="gloo", timeout=TIMEOUT)  # flags cross it without a GPU sync
             self._pulse = Pulse(self._take_cores())
         self.cores = usable_cores()
@@ -175,6 +180,22 @@ class Ranks:
         if self._pulse:
             self._pulse.close()
             dist.destroy_process_group()
+
+
+_groups = itertools.count()  # that this process has joined
+
+
+@functools.cache
+def _meeting_point() -> dist.Store:
+    return next(rendezvous("env://", timeout=TIMEOUT))[0]
+
+
+def _new_place() -> dist.Store:
+    """Where the ranks of the next group tell each other their addresses.
+
+    A rank that is early for a second training must not find those of the first, nor a store that is about to go.
+    """
+    return dist.PrefixStore(str(next(_groups)), _meeting_point())
 
 
 @contextlib.contextmanager
