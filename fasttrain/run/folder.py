@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fasttrain import __version__
+from fasttrain.run.earlier import named_now
 from fasttrain.run.options import RunOptions
 from fasttrain.system.durable import temporary_path, write_json
 from fasttrain.system.errors import UserError
 from fasttrain.system.lock import Lock, lock
-from fasttrain.system.options import Settings, named_now
+from fasttrain.system.options import Settings
 from fasttrain.system.regular import read_at_most
 
 FORMAT = 2  # of config.json: the options have other names and meanings in each

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from fasttrain.engine.ranks import Ranks
 from fasttrain.run.checkpoint import UNFIT, Checkpoint, CheckpointError, load_checkpoint, load_newest, saved_checkpoints
+from fasttrain.run.earlier import named_now
 from fasttrain.run.folder import CONFIG, same_job
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.memory import is_full_memory
@@ -72,7 +73,7 @@ def _restore(checkpoint: Checkpoint, settings: Settings, fingerprint: str, resto
 
 def _objection(state: dict, settings: Settings, fingerprint: str) -> str:
     """What keeps this run from going on from a state, or ""."""
-    if changed := settings.differences(state.get("config", {})):
+    if changed := settings.differences(named_now(state.get("config", {}))):
         return f"a checkpoint of other settings: {'; '.join(changed)}"
     if state.get("data") != fingerprint:
         images = settings.values["data"]

@@ -138,24 +138,6 @@ def _marked(options: Options, mark: str) -> frozenset[str]:
     return frozenset(names.union(*(_marked(group, mark) for group in groups if isinstance(group, Options))))
 
 
-RENAMED = {"vit_patch": "patch_size"}  # options that files of runs may hold under their names of before
-DROPPED_PATHS = (
-    "vit_",
-    "convnext",
-    "efficientnet",
-    "swin",
-    "maxvit",
-)  # encoders of which DINO did before it was asked to
-
-
-def named_now(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Saved options under their present names, and what a run did by itself before it was an option."""
-    now = {RENAMED.get(name, name): value for name, value in saved.items()}
-    if now.get("method") == "dino" and str(now.get("arch")).startswith(DROPPED_PATHS):
-        now.setdefault("drop_path", 0.1)
-    return now
-
-
 class Settings(NamedTuple):
     """A run's options as they are kept in files: values of JSON by name, which of them do not bind the run or may grow,
     and what an option counts as in a file from before there was one: its field's default."""
@@ -172,7 +154,7 @@ class Settings(NamedTuple):
 
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
         """'--name was X, now Y' for every option that binds a run and had another value."""
-        saved = {**self.before, **named_now(saved)}
+        saved = {**self.before, **saved}
         return [
             f"{flag(name)} was {saved.get(name)!r}, now {self.values.get(name)!r}{self._advice(name, saved.get(name))}"
             for name in {**self.values, **saved}

@@ -20,6 +20,7 @@ from fasttrain.networks.momentum import momentum_copy
 from fasttrain.networks.options import EncoderOptions, VisionTransformerOptions, is_vision_transformer
 from fasttrain.networks.recompute import checkpoint_activations, stages
 from fasttrain.networks.vision_transformer import freeze_patches, patch_projection
+from fasttrain.run.earlier import named_now
 from fasttrain.run.folder import prepare
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import Settings
@@ -353,5 +354,5 @@ def test_a_run_from_before_patches_of_all_encoders_had_one_name_is_read(tmp_path
     assert load_config(tmp_path / "run") == config
     prepare(tmp_path / "run", settings, False).close()  # goes on
     saved = {"vit_patch" if name == "patch_size" else name: value for name, value in settings.values.items()}
-    assert settings.differences(saved) == []  # as a checkpoint holds them
-    assert settings.differences({**saved, "vit_patch": 4}) == ["--patch-size was 4, now 8"]
+    assert settings.differences(named_now(saved)) == []  # as a checkpoint holds them
+    assert settings.differences(named_now({**saved, "vit_patch": 4})) == ["--patch-size was 4, now 8"]

@@ -1,8 +1,8 @@
-"""Options: how bounds are told, and what those of earlier runs are now."""
+"""Options: how bounds are told."""
 
 import pytest
 
-from fasttrain.system.options import Bounds, named_now
+from fasttrain.system.options import Bounds
 
 
 @pytest.mark.parametrize(
@@ -16,13 +16,3 @@ from fasttrain.system.options import Bounds, named_now
 )
 def test_bounds_are_told_as_they_are_typed(bounds: Bounds, text: str) -> None:
     assert str(bounds) == text
-
-
-def test_dino_dropped_paths_before_that_was_an_option() -> None:
-    assert named_now({"method": "dino", "arch": "vit_tiny", "vit_patch": 8}) == {
-        "method": "dino", "arch": "vit_tiny", "patch_size": 8, "drop_path": 0.1,
-    }  # fmt: skip
-    for others in ({"method": "moco", "arch": "vit_tiny"}, {"method": "dino", "arch": "resnet18"}):
-        assert named_now(others) == others
-    chosen = {"method": "dino", "arch": "vit_tiny", "drop_path": 0.2}
-    assert named_now(chosen) == chosen

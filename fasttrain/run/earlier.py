@@ -1,0 +1,17 @@
+"""Settings of runs by earlier versions, as this one has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+RENAMED = {"vit_patch": "patch_size"}
+DROPPED_PATHS = "vit_", "convnext", "efficientnet", "swin", "maxvit"  # by DINO, before it was asked to
+
+
+def named_now(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved options under their present names, and what a run did by itself before it was an option."""
+    now = {RENAMED.get(name, name): value for name, value in saved.items()}
+    if now.get("method") == "dino" and str(now.get("arch")).startswith(DROPPED_PATHS):
+        now.setdefault("drop_path", 0.1)
+    return now
