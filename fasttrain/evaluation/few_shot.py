@@ -7,6 +7,7 @@ are compared by: softmax regression without an intercept on rows that are centre
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,10 @@ C = 4000.0  # 1 / 0.00025, of MSN
 
 def few_shot(
     memory: Features, queries: Features, num_classes: int, shots: int, draws: int, device: torch.device, ranks: Sharing
-) -> tuple[list[Tensor], dict[str, Any]]:
-    """The queries' likeliest classes for each draw of `shots` images a class, (N, min(5, C)) int64 on the CPU each, and
-    the settings. The figure is the mean of the draws' accuracies, beside their standard deviation.
+) -> tuple[Tensor, dict[str, Any]]:
+    """Rank the queries' classes, see evaluation/accuracy.py, by each draw of `shots` images a class: (draws · N, r), all
+    queries of the first draw, then of the second. With the settings, among which is the standard deviation of the
+    draws' top-1 accuracies, in points.
 
     A draw depends on its number and the labels alone. The ranks share the draws, and all return the same.
     """
@@ -43,9 +45,12 @@ def few_shot(
     fewer = int((memory.label_N.bincount(minlength=num_classes) < shots).sum())
     settings = {
         "shots": shots, "draws": draws, "classes_with_fewer": fewer, "classifier": "logistic regression", "C": C,
-        "intercept": False, "rows": "centred, L2-normalised", "drawn_from": "train",
+        "intercept": False, "normalised": True,
     }  # fmt: skip
-    return [found[draw] for draw in range(draws)], settings
+    if draws > 1:
+        right = [float((found[draw][:, 0] == queries.label_N).double().mean()) for draw in range(draws)]
+        settings["top1_std"] = round(100 * statistics.stdev(right), 2)
+    return torch.cat([found[draw] for draw in range(draws)]), settings
 
 
 def drawn_rows(label_N: Tensor, shots: int, draw: int) -> np.ndarray:

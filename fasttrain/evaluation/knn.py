@@ -47,10 +47,10 @@ def knn(
     memory: Features, queries: Features, num_classes: int, k: Sequence[int], temperatures: Sequence[float],
     device: torch.device, ranks: Sharing,
 ) -> dict[tuple[int, float], Tensor]:  # fmt: skip
-    """The queries' likeliest classes, (N, min(5, C)) int64 on the CPU, for each k that votes and each temperature.
+    """Rank the queries' classes, see evaluation/accuracy.py, for each k that votes and each temperature.
 
     The k nearest by cosine similarity s vote with exp(s / temperature); the memory is read once for all of them. k: as
-    for `neighbours`, so that a pair's k is the one it returns. A class without a vote is −1. Labels lie below
+    for `neighbours`, so that a pair's k is the one it returns. A class without a vote is not named. Labels lie below
     num_classes. Each rank takes a part of the queries, and all return the same.
     """
     k_all = sorted({neighbours(memory.label_N, each) for each in k})

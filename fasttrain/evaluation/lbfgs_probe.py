@@ -22,7 +22,7 @@ PATIENCE = 10  # values of C (a factor of 280) since the last that was better th
 def lbfgs_probe(
     train: Features, test: Features, num_classes: int, device: torch.device, ranks: Sharing
 ) -> tuple[Tensor, dict[str, Any]]:
-    """The likeliest classes of `test`, (N, min(5, C)) int64 on the CPU, and the settings.
+    """Rank the classes of `test`, see evaluation/accuracy.py; with the settings.
 
     Features are as the encoder gives them: neither standardised nor normalised, as in both papers, so that a value of C
     means what it means there. C is the first of C_GRID with the most right answers of a tenth of train that is held

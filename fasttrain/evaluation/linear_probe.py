@@ -17,7 +17,9 @@ def linear_probe(
     memory: Features, queries: Features, num_classes: int, device: torch.device, ranks: Sharing,
     solver: Literal["sgd", "lbfgs"] = "sgd",
 ) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
-    """The queries' likeliest classes by a classifier of `memory`, (N, min(5, C)) int64 on the CPU, best first, and the
-    settings. A class that `memory` lacks is never among them (see best_classes). All ranks return the same."""
+    """Rank the queries' classes, see evaluation/accuracy.py, by a classifier fitted to `memory`; with the settings.
+
+    A class that `memory` lacks is never among them. All ranks return the same.
+    """
     probe = sgd_probe if solver == "sgd" else lbfgs_probe
     return probe(memory, queries, num_classes, device, ranks)

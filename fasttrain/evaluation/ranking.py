@@ -8,9 +8,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 from torch import Tensor
 
+from fasttrain.evaluation.accuracy import RANKED
 from fasttrain.system.collectives import sum_over_ranks
 
-MOST_RANKED = 5  # top-5 is the last figure that is asked for
 CHOSEN_ON = "a held-out tenth of train"  # never on val
 NEVER = -float("inf")  # the score of a class that can't be the answer
 
@@ -38,13 +38,13 @@ ALONE = _Alone()  # this process does everything, whoever else there is: what th
 
 
 def best_classes(score_NC: Tensor) -> Tensor:
-    """The likeliest classes of each row, best first: (N, min(5, C)) int64 on the CPU.
+    """The likeliest classes of each row, best first: (N, r) int64 on the CPU, see evaluation/accuracy.py.
 
     Of equal scores the lower class comes first. Where a score is NEVER stands −1, which is no image's class: what was
     not predicted can't be right by luck.
     """
     sorted_NC, class_NC = score_NC.sort(dim=1, descending=True, stable=True)
-    most = min(MOST_RANKED, score_NC.shape[1])
+    most = min(RANKED, score_NC.shape[1])
     return class_NC.masked_fill(sorted_NC == NEVER, -1)[:, :most].cpu()
 
 

@@ -20,7 +20,7 @@ CHUNK_ROWS = 16384
 def sgd_probe(
     train: Features, test: Features, num_classes: int, device: torch.device, ranks: Sharing
 ) -> tuple[Tensor, dict[str, Any]]:
-    """The likeliest classes of `test`, (N, min(5, C)) int64 on the CPU, and the settings.
+    """Rank the classes of `test`, see evaluation/accuracy.py; with the settings.
 
     SGD with a cosine schedule, EPOCHS passes over nine tenths of train, once for each of LEARNING_RATES; the tenth held
     out chooses among them. Features are standardised with train's statistics. Deterministic: the ranks share the

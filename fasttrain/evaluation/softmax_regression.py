@@ -19,7 +19,7 @@ ENOUGH = 1e-4  # of the decrease that the slope promises: a shorter step is trie
 NOISE = 1e-9  # a first gradient below this part of Σ ‖x‖² is rounding, as of features that are all the same
 ROUNDING = 1e-13  # by which a sum over all rows may seem to rise
 
-Rows = Iterable[tuple[Tensor, Tensor]]  # inputs (n, D) fp64 and classes (n,) int64, some at a time, each time anew
+Chunks = Iterable[tuple[Tensor, Tensor]]  # inputs (n, D) fp64 and classes (n,) int64, some at a time, each time anew
 
 
 class _Point(NamedTuple):
@@ -33,7 +33,7 @@ class SoftmaxRegression:
     """One classifier for each C that is asked for, over the same rows."""
 
     def __init__(
-        self, rows: Rows, offset_C: Tensor, penalised_D: Tensor, total: Callable[[Tensor], Tensor] = lambda part: part
+        self, rows: Chunks, offset_C: Tensor, penalised_D: Tensor, total: Callable[[Tensor], Tensor] = lambda part: part
     ) -> None:
         """rows: of this process; total: sums over all that share them. offset_C: is added to the logits: 0, or −∞ for a
         class that no row has, whose weights stay 0. penalised_D: 1, or 0 for the input that is an intercept's.
