@@ -26,9 +26,7 @@ class Design:
     ) -> None:
         """index_N: which rows. inputs: makes them of rows of features in fp64, (n, F) → (n, D)."""
         self._features, self._index_N, self._inputs, self._device = features, index_N, inputs, device
-        width = features.rows(slice(0, 1), device).shape[1] + 1
-        room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else KEPT_BYTES
-        self._kept = list(self._read()) if 8 * len(index_N) * width <= room else None
+        self._kept = list(self._read()) if 8 * len(index_N) * (features.width + 1) <= _room(device) else None
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self._kept) if self._kept is not None else self._read()
@@ -38,6 +36,14 @@ class Design:
             rows = self._index_N[first : first + CHUNK_ROWS]
             x_ND = self._inputs(self._features.rows(rows, self._device).double())
             yield x_ND, self._features.label_N[rows].to(self._device)
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that one Design may keep."""
+    if device.type != "cuda":
+        return KEPT_BYTES
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + cached) // 2
 
 
 def offset_of_classes(label_N: Tensor, num_classes: int, device: torch.device) -> Tensor:

@@ -21,26 +21,27 @@ from fasttrain.evaluation.ranking import Sharing
 from fasttrain.evaluation.softmax_regression import SoftmaxRegression
 
 C = 4000.0  # 1 / 0.00025, of MSN
+TOLERANCE = 1e-5  # of the gradient, see SoftmaxRegression.fit
 
 
 def few_shot(
     memory: Features, queries: Features, num_classes: int, shots: int, draws: int, device: torch.device, ranks: Sharing
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Rank the queries' classes, see evaluation/accuracy.py, by each draw of `shots` images a class: (draws · N, r), all
-    queries of the first draw, then of the second. With the settings, among which is the standard deviation of the
-    draws' top-1 accuracies, in points.
+    """Rank the queries' classes, see evaluation/accuracy.py, by each draw of `shots` images a class; with the settings.
 
+    (draws · N, r), all queries by the first draw, then all by the second. Among the settings, as top1_std, is the
+    standard deviation of top-1 over the draws, in points.
     A draw depends on its number and the labels alone. The ranks share the draws, and all return the same.
     """
-    everything = np.arange(len(queries))
+    asked = Design(queries, np.arange(len(queries)), _inputs, device)
+    penalised_D = torch.ones(memory.width, dtype=torch.float64, device=device)
     mine = {}
     for draw in range(ranks.rank, draws, ranks.world_size):
         drawn = drawn_rows(memory.label_N, shots, draw)
         rows = Design(memory, drawn, _inputs, device)
         offset_C = offset_of_classes(memory.label_N[drawn], num_classes, device)
-        penalised_D = torch.ones(memory.rows(slice(0, 1), device).shape[1], dtype=torch.float64, device=device)
-        weight_DC, _ = SoftmaxRegression(rows, offset_C, penalised_D).fit(C)
-        mine[draw] = ranked_by(weight_DC, offset_C, Design(queries, everything, _inputs, device))
+        weight_DC, _ = SoftmaxRegression(rows, offset_C, penalised_D).fit(C, TOLERANCE)
+        mine[draw] = ranked_by(weight_DC, offset_C, asked)
     found = {draw: ranked for of_rank in ranks.gather(mine) for draw, ranked in of_rank.items()}
     fewer = int((memory.label_N.bincount(minlength=num_classes) < shots).sum())
     settings = {

@@ -34,13 +34,7 @@ def knn_settings(label_N: Tensor, k: int, temperature: float) -> dict[str, Any]:
     """What is printed with a figure, for the memory's labels and the k that was asked for: the k that voted."""
     voted = neighbours(label_N, k)
     cut = {"k_asked": k} if k > voted else {}
-    return {
-        "k": voted,
-        **cut,
-        "temperature": temperature,
-        "similarity": "cosine",
-        "vote": "exp(similarity/temperature)",
-    }
+    return {"k": voted, **cut, "temperature": temperature}
 
 
 def knn(

@@ -13,10 +13,11 @@ from torch import Tensor
 from fasttrain.evaluation.design import Design, offset_of_classes, ranked_by
 from fasttrain.evaluation.features import Features
 from fasttrain.evaluation.ranking import CHOSEN_ON, Sharing, held_out_tenth, share_of_rows, summed
-from fasttrain.evaluation.softmax_regression import TOLERANCE, SoftmaxRegression
+from fasttrain.evaluation.softmax_regression import SoftmaxRegression
 
 C_GRID = tuple(10 ** np.linspace(-6, 5, 45))
-PATIENCE = 10  # values of C (a factor of 280) since the last that was better than all before
+PATIENCE = 6  # values of C (a factor of 32) since the last that was better than all before
+TOLERANCE = {"grid": 1e-4, "refit": 1e-6}  # of the gradient, see SoftmaxRegression.fit
 
 
 def lbfgs_probe(
@@ -32,7 +33,7 @@ def lbfgs_probe(
     inputs = _Inputs(train, device, ranks)
     chosen, tried, start_DC = _choose(train, inputs, num_classes)
     regression, offset_C = _regression(train, np.arange(len(train)), inputs, num_classes)
-    weight_DC, converged = regression.fit(chosen, start_DC)
+    weight_DC, converged = regression.fit(chosen, TOLERANCE["refit"], start_DC)
     ranked = ranked_by(weight_DC, offset_C, inputs.part_of(test, np.arange(len(test))))
     settings = {
         "solver": "lbfgs", "C": float(f"{chosen:.3g}"), "grid": "45 values of C, 1e-06 to 1e+05", "tried": tried,
@@ -51,8 +52,8 @@ class _Inputs:
     def __init__(self, train: Features, device: torch.device, ranks: Sharing) -> None:
         self.device, self._ranks, self.total = device, ranks, summed(ranks)
         rows = Design(train, np.arange(len(train))[share_of_rows(len(train), ranks)], lambda x_NF: x_NF, device)
-        width = train.rows(slice(0, 1), device).shape[1]
-        total_F = sum((x_NF.sum(0) for x_NF, _ in rows), torch.zeros(width, dtype=torch.float64, device=device))
+        zeros_F = torch.zeros(train.width, dtype=torch.float64, device=device)
+        total_F = sum((x_NF.sum(0) for x_NF, _ in rows), zeros_F)
         self.mean_F = self.total(total_F) / len(train)
         self.penalised_D = torch.cat([torch.ones_like(self.mean_F), self.mean_F.new_zeros(1)])
 
@@ -80,12 +81,12 @@ def _choose(train: Features, inputs: _Inputs, num_classes: int) -> tuple[float, 
     or loss lower than all before: larger ones fit train better and the rest worse, and take the longest.
     """
     fitted, held_out = held_out_tenth(len(train))
-    regression, offset_C = _regression(train, fitted if len(fitted) else held_out, inputs, num_classes)
+    regression, offset_C = _regression(train, fitted, inputs, num_classes)
     rows = inputs.part_of(train, held_out)
     most, least, best, last = -1.0, float("inf"), 0, 0
     weight_DC = chosen_DC = None
     for number, C in enumerate(C_GRID):
-        weight_DC, _ = regression.fit(C, weight_DC)
+        weight_DC, _ = regression.fit(C, TOLERANCE["grid"], weight_DC)
         right, loss = _score(rows, weight_DC, offset_C, inputs.total)
         if right > most:
             best, chosen_DC = number, weight_DC

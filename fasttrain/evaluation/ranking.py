@@ -56,10 +56,11 @@ def share_of_rows(total: int, ranks: Sharing, block: int = 1) -> slice:
 
 
 def held_out_tenth(total: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers of train: those to fit to, and a tenth (one at least) to choose on. Always the same."""
+    """Row numbers of train: those to fit to, and a tenth (one at least) to choose on. Always the same; of one row, it
+    is both."""
     order = np.random.default_rng(0).permutation(total)
     count = max(1, total // 10)
-    return order[count:], np.sort(order[:count])
+    return order[count if total > 1 else 0 :], np.sort(order[:count])
 
 
 def summed(ranks: Sharing) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 MOST_STEPS = 1000  # as DINOv2's probe
-TOLERANCE = 1e-5  # of the gradient's norm, in parts of its norm where all weights are 0
 MEMORY = 20  # pairs of steps and changes of gradient that stand for the curvature
 ENOUGH = 1e-4  # of the decrease that the slope promises: a shorter step is tried below it
 NOISE = 1e-9  # a first gradient below this part of Σ ‖x‖² is rounding, as of features that are all the same
@@ -50,14 +49,17 @@ class SoftmaxRegression:
         self._scatter_D1 = scatter_D.clamp_min(0)[:, None]
         self._penalty_D1 = (self._basis_DD.square().T @ penalised_D)[:, None]
         first_norm = float(self._at(self._zeros_DC, 1.0).gradient_DC.norm())
-        self._least_norm = TOLERANCE * max(first_norm, NOISE * float(scatter_D.sum()))
+        self._first_norm = max(first_norm, NOISE * float(scatter_D.sum()))
 
-    def fit(self, C: float, start_DC: Tensor | None = None) -> tuple[Tensor, bool]:
-        """Weights (D, C), and whether they are the optimum to TOLERANCE. start_DC: weights that are near, for speed."""
+    def fit(self, C: float, tolerance: float, start_DC: Tensor | None = None) -> tuple[Tensor, bool]:
+        """Weights (D, C), and whether their gradient's norm is below `tolerance` times that of all weights 0.
+
+        start_DC: weights that are near, for speed; the optimum is one.
+        """
         point = self._at(self._zeros_DC if start_DC is None else start_DC, C)
         pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=MEMORY)
         for _ in range(MOST_STEPS):
-            if point.gradient_DC.norm() <= self._least_norm:
+            if point.gradient_DC.norm() <= tolerance * self._first_norm:
                 return point.weight_DC, True
             following = self._line_search(point, self._direction(point, pairs, C), C)
             if following is None:

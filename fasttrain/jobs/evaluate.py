@@ -160,12 +160,13 @@ def measure(subject: Subject, options: EvaluateConfig, ranks: Ranks) -> Iterator
         for labelled in subject.sets:
             with Scratch(subject.run, key_of(subject, options, untrained, labelled), ranks) as scratch:
                 for found in protocols(subject, options, method, labelled, ranks, scratch):
-                    figures = accuracy(found.ranked_Nr, found.label_N, len(labelled.train.classes), found.draws)
+                    classes = labelled.train.classes
+                    figures = accuracy(found.ranked_Nr, found.label_N, len(classes), found.draws)
                     yield Evaluation(
                         found.protocol, step, untrained, found.settings, str(labelled.path), labelled.fingerprint,
-                        len(found.label_N) // found.draws, variant="_".join(filter(None, (labelled.variant, found.variant))),
-                        per_class=per_class(found.ranked_Nr, found.label_N, labelled.train.classes),
-                        **figures._asdict(),
+                        len(found.label_N) // found.draws, **figures._asdict(),
+                        variant="_".join(filter(None, (labelled.variant, found.variant))),
+                        per_class=per_class(found.ranked_Nr, found.label_N, classes),
                     )  # fmt: skip
 
 
