@@ -10,6 +10,7 @@ appends a line to benchmarks/results/label_free.jsonl; the last line of the outp
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import statistics
@@ -62,7 +63,7 @@ def measure(options: LabelFreeBenchmark) -> int:
     print(f"{'milliseconds':12}" + "".join(f"{name:>20}" for name in FIGURES))
     for rows, width in SHAPES:
         z_ND = make_features(rows, width, "cuda" if on_gpu else "cpu")
-        runs = {name: lambda figure=figure: figure(z_ND) for name, figure in FIGURES.items()}
+        runs = {name: functools.partial(figure, z_ND) for name, figure in FIGURES.items()}
         times: dict[str, list[float]] = {name: [] for name in runs}
         for attempt in range(options.rounds + 1):
             for name, run in runs.items():

@@ -105,6 +105,13 @@ def read_init(run: pathlib.Path) -> dict[str, Any]:
     return found
 
 
+def keep_steps(run: pathlib.Path, last: int, per_epoch: int) -> None:
+    """Record in the run's config.json the step that its training is to end at, and how many an epoch has."""
+    content, steps = read_record(run / CONFIG), {"last": last, "per_epoch": per_epoch}
+    if content.get("steps") != steps:
+        write_json(run / CONFIG, {**content, "steps": steps})
+
+
 def keep_data(run: pathlib.Path, data: DataRecord) -> None:
     """Record the images in the run's config.json, also where they have moved."""
     path = run / CONFIG
