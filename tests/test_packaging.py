@@ -119,7 +119,7 @@ def test_commands_run_from_anywhere(environment: Environment) -> None:
     assert json.loads(printed.splitlines()[-1])["images"] == 6
 
 
-COMMANDS = "convert", "verify", "train", "evaluate", "embed", "export", "report"
+COMMANDS = "convert", "verify", "train", "evaluate", "embed", "export", "report", "runs"
 
 
 def command(environment: Environment, name: str, *words: object) -> str:

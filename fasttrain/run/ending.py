@@ -5,6 +5,7 @@ A run that goes on removes it, so that it is there only while nobody trains.
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import signal
@@ -14,12 +15,14 @@ from typing import Any
 
 from fasttrain.run.folder import LOCK
 from fasttrain.system.cli import said, warn
-from fasttrain.system.durable import read_json, reason, write_json
+from fasttrain.system.durable import reason, write_json
 from fasttrain.system.lock import is_held
+from fasttrain.system.regular import read_at_most
 
 FILE = "ending.json"
 WRITTEN = "done", "stopped", "failed"
 MOST = 500  # characters of a line
+MAX_BYTES = 1 << 16  # of the file
 TIME = "%Y-%m-%d %H:%M:%S%z"
 
 
@@ -57,12 +60,12 @@ def keep_ending(run: pathlib.Path, step: int, stopped: int, error: BaseException
     """
     if error and os.path.lexists(run / FILE):
         return
-    by_hand = isinstance(error, KeyboardInterrupt)
-    if stopped or by_hand:
-        name = signal.Signals(stopped or signal.SIGINT).name
-        state, line = "stopped", f"{name}{', before it could write a checkpoint' if by_hand else ''}"
+    if isinstance(error, KeyboardInterrupt):
+        state, line = "stopped", f"by {signal.SIGINT.name}, before it could write a checkpoint"
+    elif error:
+        state, line = "failed", _line(error)
     else:
-        state, line = ("failed", _line(error)) if error else ("done", "")
+        state, line = ("stopped", f"by {signal.Signals(stopped).name}") if stopped else ("done", "")
     try:
         write_json(run / FILE, asdict(Ending(state, line, step, time.strftime(TIME))))
     except OSError as fault:
@@ -85,13 +88,13 @@ def ending_of(run: pathlib.Path, record: dict[str, Any]) -> Ending:
     except OSError as error:
         return Ending("unknown", f"whether it runs can't be told here: {said(error)}")
     try:
-        ending = Ending(**read_json(run / FILE))
+        ending = Ending(**json.loads(read_at_most(run / FILE, MAX_BYTES)))
     except FileNotFoundError:
         if "steps" in record:  # which is written where an ending will be
             return Ending("killed", "nobody trains it, and it has not said how it ended")
         return Ending("unknown", "not running; it never began its first step, or is by a version that kept no endings")
     except OSError as error:
         return Ending("unknown", said(error))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         return Ending("unknown", f"{run / FILE} is damaged: {error}")
     return ending if ending.state in WRITTEN else Ending("unknown", f"{run / FILE} is damaged: {ending.state!r}")
