@@ -138,8 +138,8 @@ def _lines_backwards(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def _evaluated(evaluations: list[Evaluation], protocol: str) -> Accuracy | None:
-    """The newest of the run's own weights."""
-    found = [each for each in evaluations if each.protocol == protocol and not each.untrained]
+    """The newest headline of a protocol, of the run's own weights."""
+    found = [each for each in evaluations if each.name == protocol and not each.untrained]
     return Accuracy(found[-1].top1, found[-1].step, "evaluation") if found else None
 
 

@@ -29,8 +29,8 @@ def trained(step: int, rate: float = 10.0, loss: float | None = 2.5) -> dict[str
     return {"step": step, "epoch": 0, "loss": loss, "lr": 0.1, "images_per_sec": rate, "data_wait": 0.0}
 
 
-def evaluated(protocol: str, step: int, top1: float, untrained: bool = False) -> Evaluation:
-    return Evaluation(protocol, step, untrained, {}, "x", "f", 10, top1, top1, 10.0)
+def evaluated(protocol: str, step: int, top1: float, untrained: bool = False, variant: str = "") -> Evaluation:
+    return Evaluation(protocol, step, untrained, {}, "x", "f", 10, top1, top1, 10.0, variant=variant)
 
 
 def test_what_was_trained_on_what_and_how_far_it_is(run: pathlib.Path) -> None:
@@ -73,6 +73,7 @@ def test_the_newer_knn_accuracy_counts_and_where_it_is_from_is_told(
     if at:
         keep_evaluations(run, [evaluated("knn", 20, 99.0), evaluated("knn", at, 70.0)])
         keep_evaluations(run, [evaluated("knn", at, 5.0, untrained=True), evaluated("linear", 20, 80.0)])
+        keep_evaluations(run, [evaluated(protocol, 60, 95.0, variant="on_birds") for protocol in ("knn", "linear")])
     found = summary(run)
     assert found.knn == expected
     assert found.linear == (Accuracy(80.0, 20, "evaluation") if at else None)
