@@ -144,6 +144,8 @@ def test_all_console_commands_do_their_work(environment: Environment) -> None:
     assert json.loads(command(environment, "embed", "run", "set", "out.npy").splitlines()[-1])["images"] == 24
     command(environment, "export", "run", "--to", "safetensors", "out.safetensors")
     command(environment, "report", "run")
+    (listed,) = json.loads(command(environment, "runs", ".", "--json").splitlines()[-1])["runs"]
+    assert (listed["run"], listed["state"]) == ("run", "done")
     assert (environment.folder / "run/report.html").stat().st_size > 1000
 
 

@@ -1,4 +1,4 @@
-"""The run folder: config.json, metrics.jsonl, checkpoints/, samples.png, evaluation.json, report.html."""
+"""The run folder: config.json, metrics.jsonl, checkpoints/, samples.png, evaluation.json, ending.json, report.html."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 from support.commands import one_line_of
-from support.launch import ENDLESS, TINY, command, started, train, wait_for_step
+from support.launch import ENDLESS, TINY, command, started, train, train_on_ranks, wait_for_step
 
 from fasttrain.config import parse_config
 from fasttrain.jobs import train as job
@@ -43,28 +43,39 @@ def test_a_run_that_is_done_says_so_also_after_it_was_started_again(
     assert read_record(run / "config.json")["steps"] == {"last": 16, "per_epoch": 4}
 
 
-def test_a_run_is_running_until_it_is_killed_and_stopped_once_it_was_told_to(
-    shards: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_a_run_is_running_until_it_stops_or_is_killed(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run = tmp_path / "run"
     with started(command(shards, run, *ENDLESS), tmp_path / "log") as process:
-        wait_for_step(run, 4, process)
+        before = wait_for_step(run, 4, process)
         assert state(run)[0] == "running"
-        process.kill()
-        process.wait()
-    assert state(run)[:2] == ("killed", "nobody trains it, and it has not said how it ended")
-    with started(command(shards, run, *ENDLESS), tmp_path / "log") as process:
-        before = wait_for_step(run, 12, process)
         process.terminate()
         assert process.wait(60) == 128 + signal.SIGTERM
     assert state(run)[:2] == ("stopped", "by SIGTERM")
-    assert state(run)[2] >= before
+    last = state(run)[2]
+    assert last >= before
+    with started(command(shards, run, *ENDLESS), tmp_path / "log") as process:
+        wait_for_step(run, last + 4, process)
+        process.kill()
+        process.wait()
+    assert state(run)[:2] == ("killed", "nobody trains it, and it has not said how it ended")
+
+
+def test_on_two_ranks_it_is_kept_once_for_both(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = tmp_path / "run"
+    done = train_on_ranks(tmp_path, 2, shards, run, "--max-steps", 3)
+    assert [process.returncode for process in done] == [0, 0], done
+    assert state(run) == ("done", "", 3)
+    done = train_on_ranks(tmp_path, 2, shards, run, "--epochs", 99, "--fresh", "--method", "moco", "--lr", "1e30")
+    assert all(process.returncode for process in done)
+    assert state(run)[0] == "failed"
+    assert state(run)[1].startswith("the loss or its gradients were not finite")
 
 
 def test_an_error_of_ours_is_kept_as_it_was_told_until_the_run_goes_on(
     shards: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
+    assert train(shards, run, "--max-steps", 1) == 0
     with monkeypatch.context() as patch:
         patch.setattr(job, "save_checkpoint", raising(RunError("checkpoint x can't be written:\ndisk full")))
         assert train(shards, run, "--max-steps", 3) == 1
