@@ -42,7 +42,7 @@ def test_a_finished_run_holds_everything(uninterrupted: tuple[str, pathlib.Path]
     method, run = uninterrupted
     assert final_state(run)["step"] == 16
     assert {p.name for p in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "samples.png", "report.html", "checkpoints", "lock",
+        "config.json", "metrics.jsonl", "samples.png", "report.html", "checkpoints", "lock", "ending.json",
     }  # fmt: skip
     assert Image.open(run / "samples.png").size[0] > 500
     metrics = read_metrics(run / "metrics.jsonl")
