@@ -38,7 +38,7 @@ def plain(
 def assert_maximum(
     maximum: torch.Tensor, x: torch.Tensor, keys: torch.Tensor, temperature: torch.Tensor, own: int | None
 ) -> None:
-    """Holds the largest similarities to fp64. Of products of 16 bits, which are exact in fp32, sums alone are rounded."""
+    """Holds the largest similarities to fp64. Products of 16 bits are exact in fp32, whose sums alone are rounded."""
     s = _similarities(x.double(), keys.double(), temperature.double(), own)
     assert maximum.dtype == torch.promote_types(x.dtype, torch.float32)
     assert not maximum.requires_grad
