@@ -48,6 +48,7 @@ def test_a_finished_run_holds_everything(uninterrupted: tuple[str, pathlib.Path]
     metrics = read_metrics(run / "metrics.jsonl")
     assert [entry["step"] for entry in metrics] == list(range(2, 17, 2))
     names = {"loss", "contrast"} | ({"cross", "uniform"} if method == "xmoco" else set())
+    names |= {"contrastive_accuracy", "positive_similarity", "negative_similarity", "queue_filled"}
     names |= {
         "epoch",
         "lr",
