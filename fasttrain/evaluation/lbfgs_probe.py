@@ -15,7 +15,7 @@ from fasttrain.evaluation.features import Features
 from fasttrain.evaluation.ranking import CHOSEN_ON, Sharing, held_out_tenth, share_of_rows, summed
 from fasttrain.evaluation.softmax_regression import SoftmaxRegression
 
-C_GRID = tuple(10 ** np.linspace(-6, 5, 45))
+C_GRID = tuple((10 ** np.linspace(-6, 5, 45)).tolist())
 PATIENCE = 6  # values of C (a factor of 32) since the last that was better than all before
 TOLERANCE = {"grid": 1e-4, "refit": 1e-6}  # of the gradient, see SoftmaxRegression.fit
 

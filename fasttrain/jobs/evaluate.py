@@ -217,11 +217,14 @@ def over_features(
     neither = not (options.knn.knn or options.linear.linear or options.few_shot.shots)
     if options.knn.knn or neither:
         k_all, temperatures = options.knn.k, options.knn.temperature
-        ranked = knn(memory, queries, classes, k_all, temperatures, device, ranks)
-        for number, (k, temperature) in enumerate(itertools.product(k_all, temperatures)):
+        pairs: dict[tuple[int, float], dict[str, Any]] = {}  # two k may be cut to the same
+        for k, temperature in itertools.product(k_all, temperatures):
             settings = knn_settings(memory.label_N, k, temperature)
-            variant = f"k{settings['k']}_t{temperature:g}" if number else ""
-            yield Found("knn", variant, of | settings, ranked[settings["k"], temperature], label_N)
+            pairs.setdefault((settings["k"], temperature), settings)
+        ranked = knn(memory, queries, classes, k_all, temperatures, device, ranks)
+        for number, ((k, temperature), settings) in enumerate(pairs.items()):
+            variant = f"k{k}_t{temperature:g}" if number else ""
+            yield Found("knn", variant, of | settings, ranked[k, temperature], label_N)
     if options.linear.linear or neither:
         ranked_Nr, settings = linear_probe(memory, queries, classes, device, ranks, options.linear.solver)
         yield Found("linear", "", of | settings, ranked_Nr, label_N)
