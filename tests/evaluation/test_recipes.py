@@ -2,7 +2,7 @@
 
 import pytest
 
-from fasttrain.evaluation.recipes import FINETUNE_VIT, LINEAR_DINO, LINEAR_MOCO, Supervised, described, recipe
+from fasttrain.evaluation.recipes import FINETUNE_VIT, LINEAR_DINO, LINEAR_MOCO, described, recipe
 from fasttrain.system.errors import UserError
 
 IMAGENET = 1_281_167
@@ -69,9 +69,10 @@ def test_settings_tell_what_decides_a_figure() -> None:
     assert told == {
         "epochs": 100, "batch_size": 256, "optimizer": "SGD, momentum 0.9", "lr": 30.0,
         "schedule": "×0.1 at epochs 60, 80", "weight_decay": 0.0,
-        "views": "random crops of 0.08 to 1 of the area, flips", "encoder": "frozen", "features": "encoder output", "head_init": "normal, 0.01", "precision": "fp32",
+        "views": "random crops of 0.08 to 1 of the area, flips", "encoder": "frozen", "features": "encoder output",
+        "head_init": "normal, 0.01", "precision": "fp32",
     }  # fmt: skip
-    tuned: Supervised = recipe("semi", "resnet50", 128_116, 0.1)
+    tuned = recipe("semi", "resnet50", 128_116, 0.1)
     told = described(tuned, "encoder output", "cuda")
     assert (told["lr"], told["head_lr"], told["precision"]) == (0.01, 0.2, "bf16")
     assert told["encoder"] == "trained, batch norm over all processes"
