@@ -93,10 +93,10 @@ def recipe(
 
     fraction: of the labels, in semi. epochs, batch_size: other ones than the recipe's, 0: its own; milestones and
     warm-up keep their share of the epochs. A set of fewer images than a batch has batches of the largest power of two
-    in it. Raises UserError for fewer than two images.
+    in it. Raises UserError for fewer than two images, of the set or of a batch.
     """
-    if images < 2:
-        raise UserError(f"{protocol} needs two images to train on at least, and there is {images}")
+    if images < 2 or batch_size == 1:
+        raise UserError(f"{protocol} needs two images at least to train on, and in a batch")
     finetune = FINETUNE_VIT if is_vision_transformer(arch) else FINETUNE
     semi = SEMI_HUNDREDTH if fraction < BETWEEN else SEMI_TENTH
     by_name = {"linear_moco": LINEAR_MOCO, "linear_dino": LINEAR_DINO, "finetune": finetune, "semi": semi}

@@ -60,8 +60,9 @@ def test_a_small_set_has_a_smaller_batch(images: int, batch_size: int) -> None:
 
 
 def test_one_image_is_too_few() -> None:
-    with pytest.raises(UserError, match="needs two images"):
-        recipe("semi", "resnet50", 1)
+    for images, batch_size in ((1, 0), (100, 1)):
+        with pytest.raises(UserError, match="needs two images"):
+            recipe("semi", "resnet50", images, batch_size=batch_size)
 
 
 def test_settings_tell_what_decides_a_figure() -> None:

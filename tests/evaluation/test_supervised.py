@@ -1,0 +1,270 @@
+"""Classifiers trained on images: what they learn, what they leave alone, how they go on, and on several ranks."""
+
+import os
+import pathlib
+import signal
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.forks import on_ranks, succeed
+from support.launch import equal
+from torch import Tensor, nn
+
+from fasttrain.engine.ranks import Ranks
+from fasttrain.engine.views import make_views
+from fasttrain.evaluation import supervised, unfinished_classifier
+from fasttrain.evaluation.classifier import Classifier
+from fasttrain.evaluation.features import Preparation
+from fasttrain.evaluation.recipes import OverImages, Supervised, recipe
+from fasttrain.evaluation.supervised import settings_of, train_classifier
+from fasttrain.input import open_dataset
+from fasttrain.networks.batch_norm import convert_batch_norm
+from fasttrain.networks.encoders import make_encoder
+from fasttrain.networks.options import EncoderOptions
+from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.signals import Stopped
+
+PREPARATION = Preparation(16, (0.5,) * 3, (0.25,) * 3, 4, 1, 0.5)
+COLOURS = {"blue": (20, 30, 220), "green": (20, 200, 40), "red": (210, 30, 20)}
+BOTH: list[OverImages] = ["linear_moco", "finetune"]
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """16 training and 5 validation images of each of three colours, some noise on them."""
+    root, generator = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 5)):
+        for name, colour in COLOURS.items():
+            (folder := root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.array(colour) + generator.integers(-20, 20, (20, 24, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{i:02d}.png")
+    return root
+
+
+def encoder_of(seed: int = 0, arch: str = "small") -> nn.Module:
+    torch.manual_seed(seed)
+    encoder, _ = make_encoder(EncoderOptions(arch=arch), 16)
+    encoder(torch.randn(8, 3, 16, 16))  # running statistics that are not those of the start
+    return encoder
+
+
+def short(protocol: OverImages, epochs: int = 3) -> Supervised:
+    """Three steps of 16 images an epoch."""
+    return recipe(protocol, "small", 48, 0.1, epochs=epochs, batch_size=16)
+
+
+def trained(
+    data: pathlib.Path, work: pathlib.Path, chosen: Supervised, encoder: nn.Module | None = None, seed: int = 0,
+    preparation: Preparation = PREPARATION,
+) -> Tensor:  # fmt: skip
+    stores = open_dataset(data, "train"), open_dataset(data, "val")
+    return train_classifier(encoder or encoder_of(), chosen, *stores, preparation, work, Ranks("cpu"), seed)
+
+
+@pytest.fixture
+def classifiers(monkeypatch: pytest.MonkeyPatch) -> list[Classifier]:
+    """Takes what is trained in a test."""
+    found: list[Classifier] = []
+    real = supervised.ranked
+    monkeypatch.setattr(supervised, "ranked", lambda *words: (found.append(words[0]), real(*words))[1])
+    return found
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> list[int]:
+    """Do something before a step, counted from this call on; returns a list that grows with every step."""
+    done: list[int] = []
+
+    def made(*words: Any, **names: Any) -> Any:
+        if len(done) == step:
+            act()
+        done.append(1)
+        return make_views(*words, **names)
+
+    monkeypatch.setattr(supervised, "make_views", made)
+    return done
+
+
+class Killed(Exception):
+    """Ends the process, as it were: nothing is saved on the way out."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("protocol", [*BOTH, "semi"])
+def test_what_is_separable_is_learned_to_the_last_image(
+    protocol: OverImages, colours: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranked_Nr = trained(colours, tmp_path / "work", short(protocol, 10))
+    assert ranked_Nr[:, 0].tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert ranked_Nr.sort(1).values.tolist() == [[0, 1, 2]] * 15
+    assert f"{protocol}, epoch 10 of 10: loss 0.0" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_frozen_encoder_keeps_its_weights_and_running_statistics(
+    colours: pathlib.Path, tmp_path: pathlib.Path, classifiers: list[Classifier]
+) -> None:
+    encoder = encoder_of().train()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    random_state = torch.get_rng_state()
+    trained(colours, tmp_path, short("linear_moco", 1), encoder)
+    for after in (encoder, classifiers[0].encoder):
+        assert equal(before, dict(after.state_dict())) == []
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert classifiers[0].head.weight.abs().max() > 0.1
+
+
+def test_fine_tuning_changes_a_copy(
+    colours: pathlib.Path, tmp_path: pathlib.Path, classifiers: list[Classifier]
+) -> None:
+    encoder = encoder_of().requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    trained(colours, tmp_path, short("finetune", 1), encoder)
+    assert equal(before, dict(encoder.state_dict())) == []
+    changed = set(equal(before, dict(classifiers[0].encoder.state_dict())))
+    assert changed == {f"/{name}" for name in before}
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize("protocol", BOTH)
+def test_a_killed_one_goes_on_inside_the_epoch_and_ends_with_the_same_bits(
+    protocol: OverImages, colours: pathlib.Path, tmp_path: pathlib.Path, classifiers: list[Classifier],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    whole = trained(colours, tmp_path / "whole", short(protocol))
+    monkeypatch.setattr(unfinished_classifier, "SAVE_SECONDS", 0.0)
+    at_step(monkeypatch, 5, kill)
+    with pytest.raises(Killed):
+        trained(colours, tmp_path / "killed", short(protocol))
+    left = at_step(monkeypatch, -1, kill)
+    assert torch.equal(trained(colours, tmp_path / "killed", short(protocol)), whole)
+    assert len(left) == 9 - 5
+    assert equal(*(dict(classifier.state_dict()) for classifier in classifiers)) == []
+    assert not (tmp_path / "killed").exists()
+
+
+def test_a_signal_ends_it_with_a_checkpoint_and_the_same_command_goes_on(
+    colours: pathlib.Path, tmp_path: pathlib.Path, classifiers: list[Classifier], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    trained(colours, tmp_path / "whole", short("linear_moco"))
+    at_step(monkeypatch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped) as stopped:
+        trained(colours, tmp_path / "stopped", short("linear_moco"))
+    assert stopped.value.number == signal.SIGTERM
+    assert "linear_moco stopped by SIGTERM after 5 steps; the same command continues" in capsys.readouterr().err
+    left = at_step(monkeypatch, -1, kill)
+    trained(colours, tmp_path / "stopped", short("linear_moco"))
+    assert len(left) == 4
+    assert equal(*(dict(classifier.state_dict()) for classifier in classifiers)) == []
+
+
+def test_what_is_left_of_another_classifier_is_not_taken(
+    colours: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unfinished_classifier, "SAVE_SECONDS", 0.0)
+    at_step(monkeypatch, 5, kill)
+    with pytest.raises(Killed):
+        trained(colours, tmp_path, short("linear_moco"))
+    others: list[tuple[Any, ...]] = [
+        (short("linear_moco", 2),), (short("linear_moco"), encoder_of(1)), (short("linear_moco"), None, 1)
+    ]  # fmt: skip
+    for other in others:
+        done = at_step(monkeypatch, -1, kill)
+        trained(colours, tmp_path, *other)
+        assert len(done) == 3 * other[0].epochs
+    left = at_step(monkeypatch, -1, kill)
+    trained(colours, tmp_path, short("linear_moco"))
+    assert len(left) == 4
+
+
+def test_a_damaged_state_is_told_and_begun_anew(
+    colours: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(unfinished_classifier, "SAVE_SECONDS", 0.0)
+    at_step(monkeypatch, 2, kill)
+    with pytest.raises(Killed):
+        trained(colours, tmp_path, short("linear_moco", 1))
+    (state,) = tmp_path.glob("*/step-*.pt")
+    state.write_bytes(state.read_bytes()[:-100])
+    done = at_step(monkeypatch, -1, kill)
+    trained(colours, tmp_path, short("linear_moco", 1))
+    assert len(done) == 3
+    assert "can be read: the classifier is trained anew" in capsys.readouterr().err
+
+
+def on_rank(data: pathlib.Path, out: pathlib.Path, protocol: OverImages) -> None:
+    real = supervised.ranked
+
+    def kept(classifier: Classifier, *words: Any) -> Tensor:
+        ranked_Nr = real(classifier, *words)
+        rank = os.environ["RANK"]
+        torch.save({"ranked": ranked_Nr, **classifier.state_dict()}, out / f"{rank}.pt")
+        return ranked_Nr
+
+    supervised.ranked = kept
+    trained(data, out / "work", short(protocol, 2))
+
+
+@pytest.mark.parametrize("protocol", BOTH)
+def test_two_ranks_train_the_classifier_of_one(
+    protocol: OverImages, colours: pathlib.Path, tmp_path: pathlib.Path, classifiers: list[Classifier]
+) -> None:
+    ranked_Nr = trained(colours, tmp_path / "one", short(protocol, 2))
+    done = on_ranks(tmp_path, 2, on_rank, colours, tmp_path, protocol)
+    succeed(done)
+    both = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert equal(*both) == []
+    assert torch.equal(both[0]["ranked"], ranked_Nr)
+    for name, tensor in classifiers[0].state_dict().items():
+        if "num_batches" not in name:  # which synchronised batch norm does not count
+            assert torch.allclose(both[0][name], tensor, rtol=1e-3, atol=1e-3), name
+    assert [f"{protocol}, epoch 2 of 2" in one.stderr for one in done] == [True, False]
+
+
+def test_images_that_cannot_be_read_have_no_classes_and_cost_no_other_its_own(
+    colours: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    data = tmp_path / "data"
+    for image in colours.rglob("*.png"):
+        copy = data / image.relative_to(colours)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        damaged = image.name == "03.png"
+        copy.write_bytes(image.read_bytes()[: 60 if damaged else None])
+    ranked_Nr = trained(data, tmp_path / "work", short("linear_moco", 10))
+    assert ranked_Nr[:, 0].tolist() == [0, 0, 0, -1, 0, 1, 1, 1, -1, 1, 2, 2, 2, -1, 2]
+    assert ranked_Nr[3].tolist() == [-1] * 3
+
+
+def test_dinos_classifier_says_what_it_sees() -> None:
+    seen = settings_of(encoder_of(arch="vit_tiny"), short("linear_dino"), 16, torch.device("cpu"))
+    assert seen["features"] == "class tokens of the last 4 blocks"
+    seen = settings_of(encoder_of(), short("linear_dino"), 16, torch.device("cpu"))
+    assert seen["features"] == "encoder output"
+
+
+def test_what_can_not_be_trained_is_one_line(
+    colours: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, ranks = open_dataset(colours, "train"), cast("Ranks", SimpleNamespace(world_size=3))
+    with pytest.raises(UserError, match="linear_moco: a batch of 16 images can't be shared by 3 processes"):
+        train_classifier(encoder_of(), short("linear_moco"), store, store, PREPARATION, tmp_path, ranks, 0)
+    with pytest.raises(RunError, match="linear_moco: the loss of epoch 1 is no number"):
+        broken = encoder_of()
+        torch.nn.init.constant_(next(broken.parameters()), float("nan"))
+        trained(colours, tmp_path, short("linear_moco"), broken)
+    split = convert_batch_norm(encoder_of(), "split", 2)
+    with pytest.raises(ValueError, match="plain batch norm"):
+        trained(colours, tmp_path, short("finetune"), split)
+
+    monkeypatch.setattr(store, "labels", lambda index_N: np.where(index_N == 20, -1, 0))
+    with pytest.raises(UserError, match="images without labels"):
+        train_classifier(encoder_of(), short("linear_moco"), store, store, PREPARATION, tmp_path, Ranks("cpu"), 0)
