@@ -20,12 +20,13 @@ from fasttrain.input import Selection, Store
 
 
 class Ranked(NamedTuple):
-    """What a protocol has made of val: see evaluation/accuracy.py. variant: "" for all labels, else which of them."""
+    """What a protocol has made of val: see train_classifier. variant: "" for all labels, else which of them."""
 
     protocol: str
     variant: str
     settings: dict[str, Any]
     ranked_Nr: Tensor
+    label_N: Tensor
 
 
 class _Asked(NamedTuple):
@@ -52,8 +53,8 @@ def over_images(
         )  # fmt: skip
         settings = settings_of(encoder, chosen, preparation.size, ranks.device)
         settings |= {"train_images": images, "labels": asked.labels, "seed": seed}
-        ranked_Nr = train_classifier(encoder, chosen, asked.train, val, preparation, work / asked.key, ranks, seed)
-        yield Ranked(asked.protocol, asked.variant, settings, ranked_Nr)
+        classified = train_classifier(encoder, chosen, asked.train, val, preparation, work / asked.key, ranks, seed)
+        yield Ranked(asked.protocol, asked.variant, settings, *classified)
 
 
 def _asked(options: OverImagesOptions, train: Store, seed: int) -> Iterator[_Asked]:
@@ -69,4 +70,6 @@ def _asked(options: OverImagesOptions, train: Store, seed: int) -> Iterator[_Ask
 
 
 def _semi(variant: str, train: Store, part: np.ndarray, labels: str) -> _Asked:
-    return _Asked("semi", variant, Selection(train, part), labels, f"semi_{hashlib.sha256(part).hexdigest()[:16]}")
+    return _Asked(
+        "semi", variant, Selection(train, part), labels, f"semi_{hashlib.sha256(part.tobytes()).hexdigest()[:16]}"
+    )

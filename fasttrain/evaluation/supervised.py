@@ -7,6 +7,7 @@ on after an interruption, on a CPU to the same bits.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import pathlib
 import signal
@@ -27,7 +28,7 @@ from fasttrain.evaluation.classifier import Classifier, make_optimizer, set_rate
 from fasttrain.evaluation.features import FAILED, Preparation, check_labels, full_precision, outputs
 from fasttrain.evaluation.recipes import CROP_SCALE, Supervised, described, precision
 from fasttrain.evaluation.unfinished_classifier import Unfinished, digest
-from fasttrain.input import Batch, Order, Selection, Store, open_loader
+from fasttrain.input import Batch, LoaderError, Order, Selection, Store, open_loader
 from fasttrain.kernels.augment import Views
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.progress import progress
@@ -45,13 +46,13 @@ def settings_of(encoder: nn.Module, recipe: Supervised, size: int, device: torch
 def train_classifier(
     encoder: nn.Module, recipe: Supervised, train: Store, val: Store, preparation: Preparation, work: pathlib.Path,
     ranks: Ranks, seed: int,
-) -> Tensor:  # fmt: skip
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Train a classifier by a recipe on all ranks, and rank the classes of every image of val, once, at the end.
 
     encoder: (N, 3, S, S) → (N, F), with plain batch norm where it is trained; it is left as it is. preparation: its
-    batch is val's. work: a folder for what an interruption leaves, whose lock the caller has; removed when done. seed:
-    of the head's weights, the order and the views.
-    Returns ranked_Nr, as evaluation/accuracy.py has it, the same on every rank; -1 for an image that can't be read.
+    batch is val's. work: a folder that this process alone uses, from which the same call goes on; the caller removes
+    it once the figures are kept. seed: of the head's weights, the order and the views.
+    Returns ranked_Nr, as evaluation/accuracy.py has it, and label_N, of the images that can be read, on every rank.
     Raises UserError for a batch that the ranks can't share and for images without labels, LoaderError for too many that
     can't be read, RunError for a loss that is no number, and Stopped after a signal, with what is done saved.
     """
@@ -67,9 +68,7 @@ def train_classifier(
     drawn_on = [ranks.device] if ranks.device.type == "cuda" else []
     with StopSignal() as stop, torch.random.fork_rng(drawn_on):
         Training(classifier, recipe, train, preparation, unfinished, ranks, seed).run(stop)
-    ranked_Nr = ranked(classifier, val, preparation, ranks)
-    unfinished.done()
-    return ranked_Nr
+    return ranked(classifier, val, preparation, ranks)
 
 
 class Training:
@@ -115,6 +114,7 @@ class Training:
     def _take_step(self, batch: Batch, epoch: int) -> Tensor:
         """Returns the batch's loss, and its part that is classified right; (2,) on the device."""
         preparation, kind = self._preparation, self._ranks.device.type
+        assert batch.label_B is not None
         check_labels(self._store, batch.index_B, batch.label_B)
         self._views = make_views(
             batch, CROP_AND_FLIP, preparation.size, self._seed, epoch, preparation.mean, preparation.std,
@@ -149,7 +149,9 @@ class Training:
     def _check(self, epoch: int, loss: float) -> None:
         if not math.isfinite(loss):
             name = f"{self._recipe.protocol}: the loss of epoch {epoch + 1} is no number"
-            raise RunError(f"{name}: {'the features are none, either' if self._recipe.frozen else 'the encoder has diverged'}")
+            raise RunError(
+                f"{name}: {'the features are none, either' if self._recipe.frozen else 'the encoder has diverged'}"
+            )
 
     def _end_if(self, number: int) -> None:
         """Raises Stopped for a signal, once the state is saved."""
@@ -178,18 +180,31 @@ class Training:
         return state["step"]
 
 
-def ranked(classifier: Classifier, val: Store, preparation: Preparation, ranks: Ranks) -> Tensor:
-    """The likeliest classes of every image's central crop: see train_classifier. Every rank classifies its share."""
+def ranked(classifier: Classifier, val: Store, preparation: Preparation, ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """The likeliest classes of every image's central crop, and its label: see train_classifier. Every rank classifies
+    its share."""
     mine = Selection(val, np.array_split(np.arange(val.num_samples), ranks.world_size)[ranks.rank])
     limit, top = int(preparation.max_failed_fraction * val.num_samples), min(RANKED, len(val.classes))
-    parts = [torch.empty(0, top, dtype=torch.int64)]
-    shown = progress(mine.num_samples, title="val") if ranks.is_main else contextlib.nullcontext(_quiet)
-    with shown as advance:
-        for logits_BC, label_B in outputs(classifier.eval(), mine, ranks.device, preparation, limit):
-            ranked_Br = torch.from_numpy(logits_BC).topk(top).indices
-            parts.append(torch.where(label_B[:, None] == FAILED, -1, ranked_Br))
-            advance(len(label_B))
-    return torch.cat(ranks.gather(torch.cat(parts)))
+    parts = [(torch.empty(0, top, dtype=torch.int64), torch.empty(0, dtype=torch.int64))]
+
+    def classify() -> None:
+        shown = progress(mine.num_samples, title="val") if ranks.is_main else contextlib.nullcontext(_quiet)
+        with shown as advance:
+            for logits_BC, label_B in outputs(classifier.eval(), mine, ranks.device, preparation, limit):
+                parts.append((torch.from_numpy(logits_BC).topk(top).indices, label_B))
+                advance(len(label_B))
+
+    ranks.together(classify)
+    ranked_Nr, label_N = (torch.cat(part) for part in zip(*itertools.chain(*ranks.gather(parts)), strict=True))
+    good_N = label_N != FAILED
+    ranks.together(lambda: _check_failed(int((~good_N).sum()), limit, val))
+    return ranked_Nr[good_N], label_N[good_N]
+
+
+def _check_failed(failed: int, limit: int, val: Store) -> None:
+    """Raises LoaderError where the ranks together could not read more than `limit` images, or any."""
+    if failed > limit or failed == val.num_samples:
+        raise LoaderError(f"{failed} images can't be read, more than --max-failed-fraction of training allows")
 
 
 def _quiet(_count: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import pathlib
@@ -63,10 +62,3 @@ class Unfinished:
         """Keep a state, with its "step", in place of the one before. Raises CheckpointError where it can't."""
         save_checkpoint(self._folder, state, keep_last=1)
         self._saved = time.monotonic()
-
-    def done(self) -> None:
-        """Remove the folder, and that around it if nothing else is in it."""
-        if self._ranks.is_main:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                self._folder.parent.rmdir()

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from fasttrain.evaluation.classifier import Classifier
 from fasttrain.evaluation.features import Preparation
 from fasttrain.evaluation.recipes import OverImages, Supervised, recipe
 from fasttrain.evaluation.supervised import settings_of, train_classifier
-from fasttrain.input import open_dataset
+from fasttrain.input import LoaderError, open_dataset
 from fasttrain.networks.batch_norm import convert_batch_norm
 from fasttrain.networks.encoders import make_encoder
 from fasttrain.networks.options import EncoderOptions
@@ -60,11 +61,11 @@ def short(protocol: OverImages, epochs: int = 3) -> Supervised:
 
 
 def trained(
-    data: pathlib.Path, work: pathlib.Path, chosen: Supervised, encoder: nn.Module | None = None, seed: int = 0,
-    preparation: Preparation = PREPARATION,
-) -> Tensor:  # fmt: skip
-    stores = open_dataset(data, "train"), open_dataset(data, "val")
-    return train_classifier(encoder or encoder_of(), chosen, *stores, preparation, work, Ranks("cpu"), seed)
+    data: pathlib.Path, work: pathlib.Path, chosen: Supervised, encoder: nn.Module | None = None, seed: int = 0
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Ranked classes and labels."""
+    train, val = open_dataset(data, "train"), open_dataset(data, "val")
+    return train_classifier(encoder or encoder_of(), chosen, train, val, PREPARATION, work, Ranks("cpu"), seed)
 
 
 @pytest.fixture
@@ -102,11 +103,10 @@ def kill() -> None:
 def test_what_is_separable_is_learned_to_the_last_image(
     protocol: OverImages, colours: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ranked_Nr = trained(colours, tmp_path / "work", short(protocol, 10))
-    assert ranked_Nr[:, 0].tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    ranked_Nr, label_N = trained(colours, tmp_path / "work", short(protocol, 10))
+    assert ranked_Nr[:, 0].tolist() == label_N.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     assert ranked_Nr.sort(1).values.tolist() == [[0, 1, 2]] * 15
     assert f"{protocol}, epoch 10 of 10: loss 0.0" in capsys.readouterr().err
-    assert not (tmp_path / "work").exists()
 
 
 def test_a_frozen_encoder_keeps_its_weights_and_running_statistics(
@@ -145,10 +145,18 @@ def test_a_killed_one_goes_on_inside_the_epoch_and_ends_with_the_same_bits(
     with pytest.raises(Killed):
         trained(colours, tmp_path / "killed", short(protocol))
     left = at_step(monkeypatch, -1, kill)
-    assert torch.equal(trained(colours, tmp_path / "killed", short(protocol)), whole)
+    assert equal(trained(colours, tmp_path / "killed", short(protocol)), whole) == []
     assert len(left) == 9 - 5
     assert equal(*(dict(classifier.state_dict()) for classifier in classifiers)) == []
-    assert not (tmp_path / "killed").exists()
+
+
+def test_one_that_is_done_is_not_trained_again_until_its_folder_is_gone(
+    colours: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal may come while later protocols are under way."""
+    first = trained(colours, tmp_path, short("finetune", 1))
+    at_step(monkeypatch, 0, kill)
+    assert equal(trained(colours, tmp_path, short("finetune", 1)), first) == []
 
 
 def test_a_signal_ends_it_with_a_checkpoint_and_the_same_command_goes_on(
@@ -204,11 +212,12 @@ def test_a_damaged_state_is_told_and_begun_anew(
 def on_rank(data: pathlib.Path, out: pathlib.Path, protocol: OverImages) -> None:
     real = supervised.ranked
 
-    def kept(classifier: Classifier, *words: Any) -> Tensor:
-        ranked_Nr = real(classifier, *words)
-        rank = os.environ["RANK"]
-        torch.save({"ranked": ranked_Nr, **classifier.state_dict()}, out / f"{rank}.pt")
-        return ranked_Nr
+    def kept(classifier: Classifier, *words: Any) -> tuple[Tensor, Tensor]:
+        found = real(classifier, *words)
+        torch.save(
+            {"ranked": found[0], "labels": found[1], **classifier.state_dict()}, out / f"{os.environ['RANK']}.pt"
+        )
+        return found
 
     supervised.ranked = kept
     trained(data, out / "work", short(protocol, 2))
@@ -218,30 +227,30 @@ def on_rank(data: pathlib.Path, out: pathlib.Path, protocol: OverImages) -> None
 def test_two_ranks_train_the_classifier_of_one(
     protocol: OverImages, colours: pathlib.Path, tmp_path: pathlib.Path, classifiers: list[Classifier]
 ) -> None:
-    ranked_Nr = trained(colours, tmp_path / "one", short(protocol, 2))
+    ranked_Nr, label_N = trained(colours, tmp_path / "one", short(protocol, 2))
     done = on_ranks(tmp_path, 2, on_rank, colours, tmp_path, protocol)
     succeed(done)
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert equal(*both) == []
-    assert torch.equal(both[0]["ranked"], ranked_Nr)
+    assert equal([both[0]["ranked"], both[0]["labels"]], [ranked_Nr, label_N]) == []
     for name, tensor in classifiers[0].state_dict().items():
         if "num_batches" not in name:  # which synchronised batch norm does not count
             assert torch.allclose(both[0][name], tensor, rtol=1e-3, atol=1e-3), name
     assert [f"{protocol}, epoch 2 of 2" in one.stderr for one in done] == [True, False]
 
 
-def test_images_that_cannot_be_read_have_no_classes_and_cost_no_other_its_own(
+def test_images_that_cannot_be_read_are_left_out_unless_there_are_too_many(
     colours: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    data = tmp_path / "data"
-    for image in colours.rglob("*.png"):
-        copy = data / image.relative_to(colours)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        damaged = image.name == "03.png"
-        copy.write_bytes(image.read_bytes()[: 60 if damaged else None])
-    ranked_Nr = trained(data, tmp_path / "work", short("linear_moco", 10))
-    assert ranked_Nr[:, 0].tolist() == [0, 0, 0, -1, 0, 1, 1, 1, -1, 1, 2, 2, 2, -1, 2]
-    assert ranked_Nr[3].tolist() == [-1] * 3
+    data = shutil.copytree(colours, tmp_path / "data")
+    for image in data.rglob("03.png"):
+        image.write_bytes(image.read_bytes()[:60])
+    ranked_Nr, label_N = trained(data, tmp_path / "work", short("linear_moco", 10))
+    assert ranked_Nr[:, 0].tolist() == label_N.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    train, val = open_dataset(data, "train"), open_dataset(data, "val")
+    strict = PREPARATION._replace(max_failed_fraction=0.1)
+    with pytest.raises(LoaderError, match="2 images can't be read, more than --max-failed-fraction"):
+        train_classifier(encoder_of(), short("linear_moco", 10), train, val, strict, tmp_path / "work", Ranks("cpu"), 0)
 
 
 def test_dinos_classifier_says_what_it_sees() -> None:
@@ -257,9 +266,9 @@ def test_what_can_not_be_trained_is_one_line(
     store, ranks = open_dataset(colours, "train"), cast("Ranks", SimpleNamespace(world_size=3))
     with pytest.raises(UserError, match="linear_moco: a batch of 16 images can't be shared by 3 processes"):
         train_classifier(encoder_of(), short("linear_moco"), store, store, PREPARATION, tmp_path, ranks, 0)
+    broken = encoder_of()
+    torch.nn.init.constant_(next(broken.parameters()), float("nan"))
     with pytest.raises(RunError, match="linear_moco: the loss of epoch 1 is no number"):
-        broken = encoder_of()
-        torch.nn.init.constant_(next(broken.parameters()), float("nan"))
         trained(colours, tmp_path, short("linear_moco"), broken)
     split = convert_batch_norm(encoder_of(), "split", 2)
     with pytest.raises(ValueError, match="plain batch norm"):
