@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pathlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,7 @@ def over_images(
             asked.protocol, arch, images, images / train.num_samples, options.supervised_epochs,
             options.supervised_batch_size,
         )  # fmt: skip
+        chosen = replace(chosen, protocol=" ".join(filter(None, (asked.protocol, asked.variant))))  # in messages
         settings = settings_of(encoder, chosen, preparation.size, ranks.device)
         settings |= {"train_images": images, "labels": asked.labels, "seed": seed}
         classified = train_classifier(encoder, chosen, asked.train, val, preparation, work / asked.key, ranks, seed)

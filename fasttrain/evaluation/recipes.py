@@ -23,11 +23,11 @@ OverImages = Literal["linear_moco", "linear_dino", "finetune", "semi"]  # the pr
 class Supervised:
     """How a linear classifier, the head, is trained on an encoder's features of random crops and flips.
 
-    head_lr, encoder_lr: peak learning rates, for BASE_BATCH images where `scaled`; encoder_lr None: the encoder is
-    frozen, in evaluation mode. sgd has a momentum of 0.9; adamw leaves vectors without weight decay. schedule: ×gamma
-    at each of the `milestones` (epochs), or half a cosine down to 0. head_init: normal, N(0, 0.01) and bias 0, or
-    uniform, ±1/√F, torch's own. features: the encoder's output, or what DINO's linear classifier reads (see
-    networks/class_tokens.py).
+    protocol: what messages call it. head_lr, encoder_lr: peak learning rates, for BASE_BATCH images where `scaled`;
+    encoder_lr None: the encoder is frozen, in evaluation mode. sgd has a momentum of 0.9; adamw leaves vectors without
+    weight decay. schedule: ×gamma at each of the `milestones` (epochs), or half a cosine down to 0. head_init: normal,
+    N(0, 0.01) and bias 0, or uniform, ±1/√F, torch's own. features: the encoder's output, or what DINO's linear
+    classifier reads (see networks/class_tokens.py).
     """
 
     protocol: str

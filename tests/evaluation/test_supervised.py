@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fasttrain.engine.ranks import Ranks
 from fasttrain.engine.views import make_views
 from fasttrain.evaluation import supervised, unfinished_classifier
-from fasttrain.evaluation.classifier import Classifier
+from fasttrain.evaluation.classifier import Classifier, make_optimizer, set_rates
 from fasttrain.evaluation.features import Preparation
 from fasttrain.evaluation.recipes import OverImages, Supervised, recipe
 from fasttrain.evaluation.supervised import settings_of, train_classifier
@@ -253,11 +253,32 @@ def test_images_that_cannot_be_read_are_left_out_unless_there_are_too_many(
         train_classifier(encoder_of(), short("linear_moco", 10), train, val, strict, tmp_path / "work", Ranks("cpu"), 0)
 
 
-def test_dinos_classifier_says_what_it_sees() -> None:
-    seen = settings_of(encoder_of(arch="vit_tiny"), short("linear_dino"), 16, torch.device("cpu"))
-    assert seen["features"] == "class tokens of the last 4 blocks"
-    seen = settings_of(encoder_of(), short("linear_dino"), 16, torch.device("cpu"))
-    assert seen["features"] == "encoder output"
+def test_dinos_classifier_says_what_it_sees(
+    colours: pathlib.Path, tmp_path: pathlib.Path, classifiers: list[Classifier]
+) -> None:
+    encoder, cpu = encoder_of(arch="vit_tiny"), torch.device("cpu")
+    told = settings_of(encoder, short("linear_dino"), 16, cpu)
+    assert told["features"] == "class tokens of the last 4 blocks"
+    trained(colours, tmp_path, short("linear_dino", 1), encoder)
+    assert classifiers[0].head.in_features == 4 * 192
+    assert settings_of(encoder_of(), short("linear_dino"), 16, cpu)["features"] == "encoder output"
+
+
+def test_a_transformer_is_fine_tuned_by_adamw_without_decay_of_vectors(
+    colours: pathlib.Path, tmp_path: pathlib.Path, classifiers: list[Classifier]
+) -> None:
+    encoder = encoder_of(arch="vit_tiny")
+    chosen = recipe("finetune", "vit_tiny", 48, epochs=1, batch_size=16)
+    before = encoder.state_dict()
+    trained(colours, tmp_path, chosen, encoder)
+    after = classifiers[0].encoder.state_dict()
+    assert not torch.equal(before["encoder.layers.encoder_layer_0.mlp.0.weight"],
+                           after["encoder.layers.encoder_layer_0.mlp.0.weight"])  # fmt: skip
+    optimizer = make_optimizer(classifiers[0], chosen)
+    decays = {p.dim() > 1: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {True: 0.05, False: 0.0}
+    set_rates(optimizer, 0.5)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5 * 2.5e-4 * 16 / 256}
 
 
 def test_what_can_not_be_trained_is_one_line(
