@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +15,20 @@ CHOSEN_ON = "a held-out tenth of train"  # never on val
 NEVER = -float("inf")  # the score of a class that can't be the answer
 
 Value = TypeVar("Value")
+
+
+class Ranked(NamedTuple):
+    """What a protocol has made of val, and the labels of the same images; see Evaluation of run/evaluations.py.
+
+    draws: how often each image is among them.
+    """
+
+    protocol: str
+    variant: str
+    settings: dict[str, Any]
+    ranked_Nr: Tensor
+    label_N: Tensor
+    draws: int = 1
 
 
 class Sharing(Protocol):
