@@ -1,0 +1,84 @@
+"""A map of images as SVG: a point for each, all of a class in one path, in colours that everyone can tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fasttrain.page.shell import text
+
+WIDTH, HEIGHT, EDGE, FONT = 368, 320, 10, 12  # pixels at the size it is shown in
+CHARACTER = 6.8  # width of one, of a text of that size
+SHAPES = "dot", "box", "cross"
+LONGEST = 18  # characters of a label
+LEAST, CLOSE = 5, 0.6  # points that a label stands for, and how far from their middle, in parts of what all points are
+
+
+class Group(NamedTuple):
+    """Points of one look: their places among all, a colour by its number, a shape of SHAPES, and what stands beside
+    their middle, "" for nothing."""
+
+    index_N: np.ndarray
+    colour: int
+    shape: str
+    label: str = ""
+
+
+def drawn(map_N2: np.ndarray, groups: Sequence[Group], alt: str) -> str:
+    """The map as an SVG element. alt: what it shows, in words."""
+    at_N2 = _fitted(map_N2)
+    paths = (
+        f'<path class="{group.shape} m{group.colour}" d="{_marks(at_N2[group.index_N], group.shape)}"/>'
+        for group in groups
+        if len(group.index_N)
+    )
+    labels = "".join(f'<text x="{x:.0f}" y="{y:.0f}">{text(label)}</text>' for x, y, label in _labels(at_N2, groups))
+    return (
+        f'<svg class=map role="img" aria-label="{text(alt)}" viewBox="0 0 {WIDTH} {HEIGHT}">{"".join(paths)}{labels}'
+        "</svg>"
+    )
+
+
+def shortened(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def _fitted(map_N2: np.ndarray) -> np.ndarray:
+    """Coordinates in pixels: both axes on one scale, outliers beyond a thousandth at the edge."""
+    low_2, high_2 = np.quantile(map_N2, (0.001, 0.999), axis=0)
+    room_2 = np.array([WIDTH, HEIGHT]) - 2 * EDGE
+    scale = float(min(room_2 / np.maximum(high_2 - low_2, 1e-12)))
+    centred_N2 = (map_N2 - (low_2 + high_2) / 2) * min(scale, 1e9)
+    return np.clip(centred_N2, -room_2 / 2 - EDGE / 2, room_2 / 2 + EDGE / 2) * (1, -1) + room_2 / 2 + EDGE
+
+
+def _marks(at_N2: np.ndarray, shape: str) -> str:
+    """A dot and a box are lines without a length, whose ends the style sheet makes round or square."""
+    mark = "h0" if shape != "cross" else "l4 4m-4 0l4-4"
+    moved_N2 = at_N2 - (2 if shape == "cross" else 0)
+    return "".join(f"M{x:.1f} {y:.1f}{mark}" for x, y in moved_N2)
+
+
+def _labels(at_N2: np.ndarray, groups: Sequence[Group]) -> list[tuple[float, float, str]]:
+    """Middle and words of the labels that fit, those of the closest groups first; a group that is all over has no
+    middle."""
+    spots = []
+    everywhere = CLOSE * _spread(at_N2)
+    for group in groups:
+        here_N2 = at_N2[group.index_N]
+        if group.label and len(here_N2) >= LEAST:
+            spots.append((_spread(here_N2), np.median(here_N2, axis=0), shortened(group.label)))
+    placed: list[tuple[float, float, float, str]] = []
+    for _, (x, y), label in sorted((spot for spot in spots if spot[0] < everywhere), key=lambda spot: spot[0]):
+        half = CHARACTER * len(label) / 2
+        x, y = float(np.clip(x, half, WIDTH - half)), float(np.clip(y + FONT / 3, FONT, HEIGHT - 4))
+        if all(abs(x - left) > half + other or abs(y - top) > FONT + 2 for left, top, other, _ in placed):
+            placed.append((x, y, half, label))
+    return [(x, y, label) for x, y, _, label in placed]
+
+
+def _spread(at_N2: np.ndarray) -> float:
+    """How far points are from their middle, at the median."""
+    return float(np.median(np.linalg.norm(at_N2 - np.median(at_N2, axis=0), axis=1)))
