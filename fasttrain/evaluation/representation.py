@@ -80,9 +80,9 @@ def represent(
         step=step, data=data, features=features, size=preparation.size, predicted_by=protocol,
         classes=tuple(train.classes), maps=drawn.names, variance=drawn.variance, map_MN2=drawn.map_MN2,
         label_N=label_N[mapped_N], predicted_N=predicted_N[mapped_N], query_label_Q=label_N[query_Q],
-        query_predicted_Q=predicted_N[query_Q], neighbour_label_QK=label_M[neighbour_QK],
-        similarity_QK=similarity_QK, memory_C=_counts(label_M, classes), count_C=_counts(label_N, classes), right_C=_counts(label_N[label_N == predicted_N], classes),
-        confusion_CC=confusion_CC, pair_P3=pair_P3,
+        query_predicted_Q=predicted_N[query_Q], neighbour_label_QK=label_M[neighbour_QK], similarity_QK=similarity_QK,
+        memory_C=_counts(label_M, classes), count_C=_counts(label_N, classes),
+        right_C=_counts(label_N[label_N == predicted_N], classes), confusion_CC=confusion_CC, pair_P3=pair_P3,
         thumbnails=tuple(_jpeg(view, THUMBNAIL) for row in rows for _, view in row),
         views=tuple(part for whole, view in viewed for part in (_jpeg(whole, WHOLE), _jpeg(view, preparation.size))),
     )  # fmt: skip

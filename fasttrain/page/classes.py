@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from fasttrain.page.map import shortened
@@ -11,11 +13,12 @@ from fasttrain.run.representation import Representation
 ALL, BEST_AND_WORST = 40, 15  # classes that are all shown, and of more those at both ends
 FEW = 5  # val images of a class: the accuracy of fewer is hardly one
 BINS = 10
+WORDNET = re.compile(r"^n\d{8}[_ ](?=.)")
 
 
 def name_of(kept: Representation, label: int) -> str:
-    """A class's name, as one that says something."""
-    return kept.classes[label].strip() or f"class {label}"
+    """A class's name, without WordNet's number before it; one that says nothing is a number."""
+    return WORDNET.sub("", kept.classes[label].strip()) or f"class {label}"
 
 
 def accuracies(kept: Representation) -> str:

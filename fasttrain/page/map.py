@@ -17,8 +17,8 @@ LEAST, CLOSE = 5, 0.6  # points that a label stands for, and how far from their 
 
 
 class Group(NamedTuple):
-    """Points of one look: their places among all, a colour by its number, a shape of SHAPES, and what stands beside
-    their middle, "" for nothing."""
+    """Points of one look: their places among all, a colour by its number, a shape of SHAPES ("": they are drawn as
+    others), and what stands at their middle, "" for nothing."""
 
     index_N: np.ndarray
     colour: int
@@ -32,7 +32,7 @@ def drawn(map_N2: np.ndarray, groups: Sequence[Group], alt: str) -> str:
     paths = (
         f'<path class="{group.shape} m{group.colour}" d="{_marks(at_N2[group.index_N], group.shape)}"/>'
         for group in groups
-        if len(group.index_N)
+        if group.shape and len(group.index_N)
     )
     labels = "".join(f'<text x="{x:.0f}" y="{y:.0f}">{text(label)}</text>' for x, y, label in _labels(at_N2, groups))
     return (

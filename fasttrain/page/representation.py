@@ -78,7 +78,7 @@ def _groups(kept: Representation) -> tuple[list[Group], str]:
     telling = kept.predicted_by and len(occurring) > 1 and right_N.any() and not right_N.all()
     if telling and not _unseen(kept):
         looks = [Group(np.flatnonzero(right_N), 0, "dot"), Group(np.flatnonzero(~right_N), 6, "cross")]
-        return looks + names, f"by whether {_protocol(kept)} names the class"
+        return looks + names, f"marked by whether {_protocol(kept)} names the class"
     return [Group(np.arange(len(kept.label_N)), 0, "dot"), *names], "a dot each"
 
 
@@ -100,42 +100,51 @@ def _unseen(kept: Representation) -> bool:
 
 
 def _neighbours(kept: Representation) -> str:
-    k = kept.neighbour_label_QK.shape[1]
-    if not len(kept.query_label_Q) or not k:
+    queries, k = kept.neighbour_label_QK.shape
+    if not queries or not k:
         return ""
-    rows = "".join(_query(kept, q) for q in range(len(kept.query_label_Q)))
     said = f"The {k} images of train whose features are nearest to a val image's, and their cosine similarity."
     if kept.predicted_by:
-        said += " Every third val image was taken for another class where there is such a one."
-    median = int(np.median(kept.memory_C[kept.query_label_Q])) if (kept.query_label_Q >= 0).all() else -1
-    if median == 0:
-        said += (
-            " Most of their classes have no image in train, so no neighbour could be of the same: look at the pictures."
-        )
-    elif 0 < median < k:
-        said += f" Their classes have {median:,} in train at the median: most neighbours have to be of other classes."
-    said += " ✗ and a dashed frame: of another class." if "class=other" in rows else ""
+        said += " Every third val image was taken for another class, where there is such a one."
+    labelled = bool((kept.query_label_Q >= 0).all())
+    median = int(np.median(kept.memory_C[kept.query_label_Q])) if labelled else 0
+    if not labelled:
+        said += " The images have no labels: look whether they are alike."
+    elif not median:
+        said += " Most of these classes have no image in train: look whether the images are alike."
+    elif median < k:
+        said += f" Classes have {median:,} in train at the median, so most neighbours have to be of others."
+        said += " ✓ and a frame: of the same class."
+    else:
+        said += " ✗ and a dashed frame: of another class."
+    rows = "".join(_query(kept, q, median >= k) for q in range(queries))
     return section("Nearest neighbours", f"<div class=queries>{rows}</div>", note=f"{_of(kept)} {text(said)}")
 
 
-def _query(kept: Representation, q: int) -> str:
-    """A val image and its neighbours. Those of another class are marked only where train has some of its own."""
+def _query(kept: Representation, q: int, wrong_marked: bool) -> str:
+    """A val image and its neighbours. Marked are those of other classes, or else those of its own."""
     label, found, k = int(kept.query_label_Q[q]), int(kept.query_predicted_Q[q]), kept.neighbour_label_QK.shape[1]
-    name = name_of(kept, label) if label >= 0 else "no label"
-    first = q * (1 + k)
-    taken = f'<span title="{text(name_of(kept, found))}">✗ {text(_protocol(kept))}: {text(name_of(kept, found))}</span>'
-    below = f"<strong>{text(name)}</strong>{taken if 0 <= found != label else ''}"
-    cells = [f"<figure>{_image(kept.thumbnails[first], f'val image: {name}')}<figcaption>{below}</figcaption></figure>"]
-    if label >= 0 and not kept.memory_C[label]:
-        cells[0] = cells[0].replace("</figcaption>", "<span>none in train</span></figcaption>")
-    for place, (other, similarity) in enumerate(zip(kept.neighbour_label_QK[q], kept.similarity_QK[q], strict=True)):
-        of = name_of(kept, int(other)) if other >= 0 else "no label"
-        wrong = bool(label >= 0 and other != label and kept.memory_C[label] > 0)
-        alt = f"neighbour {place + 1}: {of}, similarity {similarity:.2f}{', another class' if wrong else ''}"
-        caption = f'{"✗ " * wrong}{similarity:.2f}<span title="{text(of)}">{text(of)}</span>'
-        picture = _image(kept.thumbnails[first + 1 + place], alt)
-        cells.append(f"<figure{' class=other' * wrong}>{picture}<figcaption>{caption}</figcaption></figure>")
+    name = _named(kept, label)
+    below = f"<strong>{text(name)}</strong>"
+    if 0 <= found != label >= 0:
+        below += f"<span>✗ {text(_protocol(kept))}: {text(name_of(kept, found))}</span>"
+    pictures = kept.thumbnails[q * (1 + k) : (q + 1) * (1 + k)]
+    cells = [f"<figure>{_image(pictures[0], f'val image: {name}')}<figcaption>{below}</figcaption></figure>"]
+    neighbours = zip(pictures[1:], kept.neighbour_label_QK[q].tolist(), kept.similarity_QK[q].tolist(), strict=True)
+    for place, (picture, other, similarity) in enumerate(neighbours, 1):
+        of, kind, mark, words = _named(kept, other), "", "", ""
+        if wrong_marked and other != label:
+            kind, mark, words = " class=other", "✗ ", ", another class"
+        elif not wrong_marked and other == label >= 0:
+            kind, mark, words = " class=same", "✓ ", ", the same class"
+        image = _image(picture, f"neighbour {place}: {of}, similarity {similarity:.2f}{words}")
+        caption = f'{mark}{similarity:.2f}<span title="{text(of)}">{text(of)}</span>'
+        cells.append(f"<figure{kind}>{image}<figcaption>{caption}</figcaption></figure>")
     return f"<div class=query>{''.join(cells)}</div>"
+
+
+def _named(kept: Representation, label: int) -> str:
+    return name_of(kept, label) if label >= 0 else "no label"
 
 
 def _classes(kept: Representation) -> str:
@@ -144,22 +153,19 @@ def _classes(kept: Representation) -> str:
         return ""
     of = f"{_of(kept)} By {text(_protocol(kept))}."
     if _unseen(kept):
-        return section("Classes", note=f"{of} Most val images are of classes without an image in train: no accuracy.")
+        return section("Classes", f"<p class=note>{of} Most val images are of classes that train has no image of.</p>")
     few = int(np.median(kept.count_C[kept.count_C > 0]))
-    bars = (
-        accuracies(kept)
-        if few >= FEW
-        else (
-            f"<p class=sub>Classes have {few} val {'image' if few == 1 else 'images'} at the median: too few for an "
-            "accuracy of each.</p>"
-        )
-    )
+    if few < FEW:
+        images = f"{few} val {'image' if few == 1 else 'images'} at the median"
+        bars = f"<p class=note>{of} Classes have {images}: too few for an accuracy of each.</p>"
+    else:
+        bars = f"<p class=note>{of} Share of a class's val images that is classified right.</p>{accuracies(kept)}"
     found = confusions(kept)
-    whole = "Rows: a class; columns: what its val images were taken for, in percent. Right ones are framed." if "<table" in found else ""
-    title = "<h3>Which class is taken for which</h3>"
-    none = "" if few < FEW else "<p class=sub>No class was taken for the same other one twice.</p>"
-    mistakes = f"{title}<p class=note>{whole}</p>{found}" if found else none
-    return section("Classes", bars, mistakes, note=f"{of} Share of a class's val images that is classified right.")
+    if "<table" in found:
+        said = "Rows: a class; columns: what its val images were taken for, in percent. Right ones are framed."
+        found = f"<p class=note>{said}</p>{found}"
+    mistakes = f"<h3>Which class is taken for which</h3>{found}" if found else ""
+    return section("Classes", bars, mistakes)
 
 
 def _views(kept: Representation) -> str:
@@ -170,10 +176,8 @@ def _views(kept: Representation) -> str:
         f"{_image(view, f'its central view of {kept.size} px')}</figure>"
         for whole, view in zip(kept.views[::2], kept.views[1::2], strict=True)
     )
-    note = f"Val images, and the {kept.size} px of each that evaluation gives to the encoder."
-    return section(
-        "What the encoder sees", f"<div class=seen>{''.join(pairs)}</div>", note=note
-    )
+    note = f"Val images, and the {kept.size} × {kept.size} pixels of each that evaluation gives to the encoder."
+    return section("What the encoder sees", f"<div class=seen>{''.join(pairs)}</div>", note=note)
 
 
 def _image(jpeg: bytes, alt: str) -> str:

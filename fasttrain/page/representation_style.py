@@ -35,9 +35,11 @@ STYLE = (
 .query img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; }
 .query figcaption { font-size: .75rem; margin: .15rem 0 0; line-height: 1.3; overflow: hidden;
   text-overflow: ellipsis; }
-.query figure:first-child figcaption { font-size: .8rem; } .query figcaption strong { font-size: .85rem; }
+.query figure:first-child figcaption { font-size: .8rem; } .query figcaption strong { font-size: .85rem;
+  overflow-wrap: anywhere; }
 .query figcaption span { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .query .other img { outline: 2px dashed var(--bad); outline-offset: -2px; } .query .other { color: var(--bad); }
+.query .same img { outline: 3px solid var(--good); outline-offset: -3px; } .query .same { color: var(--good); }
 .small { image-rendering: pixelated; }
 .bars { columns: 3 260px; column-gap: 2rem; margin: .6rem 0 1rem; padding: 0; list-style: none; }
 .bars li { display: grid; grid-template-columns: 7.5rem 1fr 3.2rem; gap: .6rem; align-items: center; font-size: .85rem;
@@ -51,15 +53,17 @@ STYLE = (
 .confusion td { text-align: center; vertical-align: middle; padding: 0; min-width: 1.6rem; height: 1.6rem;
   background: color-mix(in oklab, var(--c1) var(--share), var(--panel)); }
 .confusion td.most { color: var(--paper); } .confusion td.right { outline: 1px solid var(--ink); outline-offset: -2px; }
-.confusion thead td { background: none; } .confusion th { padding: .1rem .3rem; max-width: min(9rem, 24vw); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.confusion thead td { background: none; }
+.confusion th { padding: .1rem .3rem; max-width: min(9rem, 24vw); overflow: hidden; text-overflow: ellipsis;
+  white-space: nowrap; }
 .confusion tbody th { position: sticky; left: 0; background: var(--paper); text-align: right; color: var(--ink); }
 .confusion thead th { vertical-align: bottom; } .confusion thead span { writing-mode: vertical-rl; max-height: 8rem;
   overflow: hidden; text-overflow: ellipsis; transform: rotate(180deg); }
 .pairs { columns: 2 300px; column-gap: 2rem; padding: 0; list-style: none; font-size: .9rem; }
 .pairs li { padding: .2rem 0; break-inside: avoid; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
-.seen { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 260px), 1fr)); gap: 1rem 1.6rem;
+.seen { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); gap: 1rem 1.6rem;
   margin-top: 1rem; }
 .seen figure { display: flex; gap: .6rem; align-items: center; }
-.seen img { height: 112px; width: auto; max-width: 60%; object-fit: contain; border-radius: 5px; }
+.seen img { height: 116px; width: auto; max-width: 56%; object-fit: contain; border-radius: 5px; }
 """
 )

@@ -135,12 +135,11 @@ def _unpacked(content: bytes) -> Representation:
     about: dict[str, Any] = json.loads(arrays[_ABOUT].tobytes())
     bounds, joined = arrays[_OFFSETS].tolist(), arrays[_PICTURES].tobytes()
     pictures = tuple(joined[first:last] for first, last in itertools.pairwise(bounds))
-    told = {name: about[name] for name in _TOLD}
-    told = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    told: dict[str, Any] = {name: about[name] for name in _TOLD}
+    told |= {name: tuple(value) for name, value in told.items() if isinstance(value, list)}
     parted = len(pictures) - int(about["views"])
-    return Representation(
-        **told, **{name: arrays[name] for name in ARRAYS}, thumbnails=pictures[:parted], views=pictures[parted:]
-    )
+    told |= {name: arrays[name] for name in ARRAYS}
+    return Representation(**told, thumbnails=pictures[:parted], views=pictures[parted:])
 
 
 def _array(content: bytes) -> np.ndarray:
