@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import math
 import re
@@ -18,7 +19,6 @@ import numpy as np
 
 from fasttrain.page.shell import text
 from fasttrain.page.style import ACCENT, COLOURS, INK, LINE, SOFT
-from fasttrain.system.errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT, FONT = 368, 220, 12
 CHARACTER = 6.8  # width of one, of a text of that size, in a wide font
 BUCKETS = 160  # of a curve, each shown by its least and its greatest value
+SIZES = (1e9, "G"), (1e6, "M"), (1e3, "k")
 FEW = 40  # values that are shown as they are, without a mean
-RC = {
+RC: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": FONT, "text.color": INK, "axes.edgecolor": LINE,
     "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT, "path.simplify": True,
 }  # fmt: skip
@@ -89,39 +90,50 @@ def svg(figure: Figure, alt: str) -> str:
 
 def curves(
     lines: Sequence[Line], alt: str, scale: Scale | None = None, references: Sequence[tuple[float, str]] = (),
-    marks: Sequence[tuple[float, str]] = (), most: float = math.inf,
+    marks: Sequence[tuple[float, str]] = (), most: float = math.inf, width: float = WIDTH,
 ) -> str:  # fmt: skip
     """Lines over steps, with their values at their ends, on an axis that shows what moves.
 
     references: (value, name) of levels to compare with. marks: (step, name) of events. most: the greatest value there
     can be. Values that are not finite are gaps. alt: what the chart shows; what the lines do is added to it.
     """
-    with canvas() as figure:
+    with canvas(width, HEIGHT if width == WIDTH else 1.4 * HEIGHT) as figure:
         low, high = _limits(lines, [value for value, _ in references], most)
         ticks = _ticks(low, high, 4)
         labels = [_digits(value, ticks) for value in ticks]
-        ends = [_end(line, len(lines) > 1) for line in lines]
-        names = [name for _, name in references]
-        left = 10 + CHARACTER * max(map(len, labels), default=0)
-        right = 10 + CHARACTER * max(map(len, [*(label for *_, label in ends), *names]), default=0)
+        beside = [*(_end(line, len(lines) > 1, high - low) for line in lines),
+                  *((value, f"{name} {_ended(value, high - low)}", SOFT) for value, name in references)]  # fmt: skip
+        words = labels, [label for _, label, _ in beside]
+        left, right = (10 + CHARACTER * max(map(len, each), default=0) for each in words)
         axes = _axes(figure, left, right)
-        x_N = [x for line in lines for x in line.x_N]
-        first, last = min(x_N, default=0), max(x_N, default=1)
-        axes.set_xlim(first if last > first else first - 1, last if last > first else first + 1)
+        x_N = [x for line in lines for x in line.x_N] or [0.0, 1.0]
+        single = min(x_N) == max(x_N)
+        axes.set_xlim(min(x_N) - single, max(x_N) + single)
         axes.set_ylim(low, high)
         axes.set_yticks(ticks, labels)
         _steps_below(axes, scale)
-        for step, name in marks:
-            axes.axvline(step, color=SOFT, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
-            axes.text(step, 1.01, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom", color=SOFT)
+        _marked(axes, marks)
         for value, _ in references:
             axes.axhline(value, color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
         for line in lines:
             _draw(axes, line, low, high)
-        beside = [(y, label, line.colour) for line, (_, y, label) in zip(lines, ends, strict=True)]
-        _beside(axes, [*beside, *((value, name, SOFT) for value, name in references)], low, high)
-        said = "; ".join(_in_words(line, len(lines) > 1) for line in lines)
+        _beside(axes, beside, low, high)
+        said = "; ".join(_in_words(line, len(lines) > 1, high - low) for line in lines)
         return svg(figure, f"{alt}: {said}" + "".join(f"; {name} {value:.4g}" for value, name in references))
+
+
+def _marked(axes: Axes, marks: Sequence[tuple[float, str]]) -> None:
+    """Events: a line at the step of each, with its name above where that finds room."""
+    low, high = axes.get_xlim()
+    width, free = axes.bbox.width * 72 / axes.figure.dpi, -math.inf
+    for step, name in marks:
+        place, half = (step - low) / (high - low) * width, CHARACTER * len(name) / 2
+        if not 0 <= place <= width:
+            continue
+        axes.axvline(step, color=SOFT, linewidth=1, linestyle=(0, (1, 3)), zorder=1)
+        if place - half > free and place + half < width + 20:
+            axes.text(step, 1.01, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom", color=SOFT)
+            free = place + half + CHARACTER
 
 
 def _axes(figure: Figure, left: float, right: float, top: float = 20, bottom: float = 26) -> Axes:
@@ -141,12 +153,18 @@ def _steps_below(axes: Axes, scale: Scale | None) -> None:
     low, high = axes.get_xlim()
     ticks = [tick for tick in _ticks(low, high, 4) if low <= tick <= high and tick == round(tick)] or [round(high)]
     axes.set_xticks([])
-    kinds: dict[str, Callable[[float], str]] = {"step": count}
+    kinds: dict[str, Callable[[float], str]] = {"step": lambda x: _digits(x, ticks)}
     if scale is not None:
         kinds |= {"epoch": lambda x: f"{scale.epoch(x):.3g}", "hours": lambda x: f"{scale.hours(x):.2g} h"}
     for kind, label in kinds.items():
         for tick in ticks:
-            place = "right" if tick > high - 0.06 * (high - low) else "left" if tick < low + 0.06 * (high - low) else "center"
+            place = (
+                "right"
+                if tick > high - 0.06 * (high - low)
+                else "left"
+                if tick < low + 0.06 * (high - low)
+                else "center"
+            )
             axes.text(
                 tick, -0.04, label(tick), transform=axes.get_xaxis_transform(), ha=place, va="top", color=SOFT,
                 gid=f"class:x-{kind}" if scale is not None else None,
@@ -167,7 +185,7 @@ def _draw(axes: Axes, line: Line, low: float, high: float) -> None:
 
 def _beside(axes: Axes, labels: list[tuple[float, str, str]], low: float, high: float) -> None:
     """Labels (value, text, colour) at the right end of what they name, moved apart where they would overlap."""
-    height = 72 * axes.figure.get_size_inches()[1] * axes.get_position().height
+    height = axes.bbox.height * 72 / axes.figure.dpi
     apart = (FONT + 3) * (high - low) / height
     placed: list[float] = []
     for value, *_ in sorted(labels):
@@ -204,17 +222,16 @@ def _ticks(low: float, high: float, number: int) -> list[float]:
 
 def _digits(value: float, ticks: Sequence[float]) -> str:
     """A tick's label, with as many digits as tell it from its neighbours."""
-    if max(map(abs, ticks)) >= 10_000:
-        return count(value)
-    apart = abs(ticks[1] - ticks[0]) if len(ticks) > 1 else abs(value)
+    size, letter = next((s for s in SIZES if max(map(abs, ticks)) >= max(s[0], 10_000)), (1.0, ""))
+    apart = abs(ticks[1] - ticks[0]) / size if len(ticks) > 1 else abs(value) / size
     places = max(0, -math.floor(math.log10(apart) + 1e-9)) if apart else 0
     places += apart * 10**places % 1 > 0.01  # 2.5 apart
-    return f"{value:,.{places}f}" if places < 5 else f"{value:.3g}"
+    return f"{value / size:,.{places}f}{letter}" if places < 5 else f"{value:.2g}"
 
 
 def count(value: float) -> str:
     """A number in at most 6 characters."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, letter in SIZES:
         if abs(value) >= max(size, 10_000):
             return f"{value / size:.4g}{letter}"
     return f"{value:,.0f}" if value == round(value) else f"{value:.3g}"
@@ -225,21 +242,33 @@ def short(value: float) -> str:
     return count(value) if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _end(line: Line, named: bool) -> tuple[float, float, str]:
-    """Where a line ends (x, y), and what is said there."""
-    values = [(x, y) for x, y in zip(line.x_N, line.y_N, strict=True) if math.isfinite(y)]
-    x, y = values[-1] if values else (0.0, 0.0)
-    y = float(smoothed(np.asarray(line.y_N, float))[-1]) if line.smooth and len(line.y_N) >= FEW else y
-    said = short(y) if values and math.isfinite(y) else ""
-    return x, y if math.isfinite(y) else 0.0, f"{line.name} {said}".strip() if named else said
+def _ended(value: float, span: float) -> str:
+    """A value on an axis of such a span, to about a hundredth of it."""
+    places = math.floor(math.log10(span)) if span > 0 else 0
+    if value == 0 or abs(value) >= 10_000:
+        return count(value)
+    if places < -4:
+        return f"{value:.2g}"
+    return f"{value:,.{max(0, 2 - places)}f}"
 
 
-def _in_words(line: Line, named: bool) -> str:
+def _end(line: Line, named: bool, span: float) -> tuple[float, str, str]:
+    """Where a line ends, what is said there, and in which colour."""
+    finite = [y for y in line.y_N if math.isfinite(y)]
+    y = finite[-1] if finite else 0.0
+    if line.smooth and len(line.y_N) >= FEW and math.isfinite(mean := smoothed(np.asarray(line.y_N, float))[-1]):
+        y = float(mean)
+    said = _ended(y, span) if finite else ""
+    return y, f"{line.name} {said}".strip() if named else said, line.colour
+
+
+def _in_words(line: Line, named: bool, span: float) -> str:
     values = [y for y in line.y_N if math.isfinite(y)]
     if not values:
         return f"{line.name} without a value".strip()
-    span = f"from {short(values[0])} to {short(values[-1])}" if len(values) > 1 else short(values[0])
-    return f"{line.name} {span}" if named else span
+    first, last = _ended(values[0], span), _ended(values[-1], span)
+    said = f"from {first} to {last}" if len(values) > 1 else first
+    return f"{line.name} {said}" if named else said
 
 
 def smoothed(y_N: np.ndarray) -> np.ndarray:
@@ -261,7 +290,7 @@ def thinned(x_N: np.ndarray, y_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return x_N, y_N
     edges = np.linspace(0, len(y_N), BUCKETS + 1).astype(int)
     kept = {0, len(y_N) - 1}
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         part = y_N[low:high]
         kept |= {low + int(np.where(np.isnan(part), far, part).argmin() if far > 0 else
                            np.where(np.isnan(part), far, part).argmax()) for far in (np.inf, -np.inf)}  # fmt: skip
@@ -272,7 +301,7 @@ def thinned(x_N: np.ndarray, y_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def ridges(rows: Sequence[tuple[str, Sequence[Sequence[float]]]], colours: Sequence[str], alt: str) -> str:
     """Distributions over [-1, 1], a row for each label, those of a row over one another; counts in equal bins."""
     shares = [[_shares(counts) for counts in each] for _, each in rows]
-    with canvas(height=60 + 34 * len(rows)) as figure:
+    with canvas(height=52 + 24 * len(rows)) as figure:
         left = 10 + CHARACTER * max(len(label) for label, _ in rows)
         axes = _axes(figure, left, 10, top=24, bottom=26)
         bins = len(shares[0][0])
@@ -283,11 +312,11 @@ def ridges(rows: Sequence[tuple[str, Sequence[Sequence[float]]]], colours: Seque
         for row, each in enumerate(shares):
             base = len(rows) - 1 - row
             for share_N, colour in zip(each, colours, strict=True):
-                top_N = base + 1.5 * share_N / tallest
+                top_N = base + 1.6 * share_N / tallest
                 axes.fill_between(centre_N, base, top_N, color=colour, alpha=0.3, linewidth=0, zorder=row + 2)
                 axes.plot(centre_N, top_N, color=colour, linewidth=1.2, zorder=row + 2)
         axes.set_xlim(max(low, -1), min(high, 1))
-        axes.set_ylim(-0.05, len(rows) + 0.6)
+        axes.set_ylim(-0.05, len(rows) + 0.7)
         axes.grid(visible=False)
         axes.set_yticks(range(len(rows)), [label for label, _ in reversed(rows)])
         ticks = _ticks(max(low, -1), min(high, 1), 5)

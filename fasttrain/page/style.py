@@ -51,6 +51,7 @@ p { margin: .3rem 0 1rem; } .sub, .note { color: var(--soft); max-width: 52rem; 
 .facts { display: flex; flex-wrap: wrap; gap: .6rem 2.4rem; margin: 1.2rem 0 0; }
 .facts div { min-width: 6rem; } .facts dt { color: var(--soft); font-size: .8rem; }
 .facts dd { margin: 0; font-size: 1.1rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.if-narrow { display: none; } .if-wide { max-width: 900px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 2rem 1.6rem;
   margin-top: 1rem; }
 figure { margin: 0; max-width: 480px; min-width: 0; } figure.wide { max-width: none; }
@@ -60,19 +61,20 @@ figcaption strong { color: var(--ink); font-weight: 600; display: block; font-si
 svg { stroke-linejoin: round; stroke-linecap: butt; }
 svg text { font-family: inherit; font-variant-numeric: tabular-nums; }
 .key { white-space: nowrap; margin-right: .8rem; font-variant-numeric: tabular-nums; }
-.key::before { content: ""; display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin-right: .35rem;
-  background: var(--of); }
-.x-epoch, .x-hours, .axis { display: none; }
+.key::before { content: ""; display: inline-block; width: .7rem; height: .7rem; border-radius: 50%;
+  margin-right: .35rem; background: var(--of); }
+.x-epoch, .x-hours { display: none; }
 #by-epoch:checked ~ main .x-step, #by-hours:checked ~ main .x-step { display: none; }
 #by-epoch:checked ~ main .x-epoch, #by-hours:checked ~ main .x-hours { display: inline; }
 .by { position: absolute; opacity: 0; }
 .switch { display: inline-flex; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; margin: .4rem 0; }
-.switch label { padding: .55rem 1rem; min-height: 2.75rem; cursor: pointer; font-size: .9rem; }
+.switch label { padding: .65rem 1.1rem; cursor: pointer; font-size: .9rem; }
 #by-step:checked ~ main label[for=by-step], #by-epoch:checked ~ main label[for=by-epoch],
 #by-hours:checked ~ main label[for=by-hours] { background: var(--c1); color: var(--paper); }
 #by-step:focus-visible ~ main label[for=by-step], #by-epoch:focus-visible ~ main label[for=by-epoch],
 #by-hours:focus-visible ~ main label[for=by-hours] { outline: 3px solid var(--c2); outline-offset: -3px; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
+table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .9rem;
+  font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .45rem .8rem .45rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: normal; } td.best { font-weight: 700; color: var(--good); }
 details { border-bottom: 1px solid var(--line); } summary { cursor: pointer; padding: .7rem 0; min-height: 2.75rem; }
@@ -83,13 +85,14 @@ details { border-bottom: 1px solid var(--line); } summary { cursor: pointer; pad
 .settings small { color: var(--soft); font-size: .8rem; display: block; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; background: var(--panel); padding: .7rem 1rem;
   border-radius: 8px; }
+@media (max-width: 940px) { .if-wide { display: none; } .if-narrow { display: block; max-width: 480px; } }
 @media (max-width: 720px) {
   table:not(.grid), table:not(.grid) tbody { display: block; } table:not(.grid) thead { display: none; }
   table:not(.grid) tr { display: block; padding: .6rem 0; border-bottom: 1px solid var(--line); }
   table:not(.grid) th, table:not(.grid) td { display: inline-block; border: 0; padding: 0 1rem .1rem 0; }
   table:not(.grid) th:first-child, table:not(.grid) td:first-child { display: block; font-weight: 600;
     color: var(--ink); }
-  td[data-name]::before { content: attr(data-name) " "; color: var(--soft); font-weight: normal; }
+  td[data-name]:not(:first-child)::before { content: attr(data-name) " "; color: var(--soft); font-weight: normal; }
 }
 @media print { main { padding: 0; max-width: none; } .switch { display: none; } figure { break-inside: avoid; } }
 """
