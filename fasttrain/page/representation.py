@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-import io
 import pathlib
 
 import numpy as np
-from PIL import Image
-
 from fasttrain.page.classes import FEW, accuracies, confusions, name_of
 from fasttrain.page.map import Group, drawn, shortened
 from fasttrain.page.representation_style import MAP_COLOURS
@@ -59,7 +56,7 @@ def _maps(kept: Representation) -> str:
         )
         for name, map_N2 in zip(kept.maps, kept.map_MN2, strict=True)
     )
-    note = f"{_of(kept)} Features of {images}, drawn in two dimensions; {by}. The encoder has seen no label."
+    note = f"{_of(kept)} Features of {images}, drawn in two dimensions; {by}."
     return section("Map of the images", charts(pictures), _keys(kept, groups), note=note)
 
 
@@ -105,7 +102,7 @@ def _neighbours(kept: Representation) -> str:
         return ""
     said = f"The {k} images of train whose features are nearest to a val image's, and their cosine similarity."
     if kept.predicted_by:
-        said += " Every third val image was taken for another class, where there is such a one."
+        said += f" One of three was chosen among those that {_protocol(kept)} takes for another class."
     labelled = bool((kept.query_label_Q >= 0).all())
     median = int(np.median(kept.memory_C[kept.query_label_Q])) if labelled else 0
     if not labelled:
@@ -118,7 +115,7 @@ def _neighbours(kept: Representation) -> str:
     else:
         said += " ✗ and a dashed frame: of another class."
     rows = "".join(_query(kept, q, median >= k) for q in range(queries))
-    return section("Nearest neighbours", f"<div class=queries>{rows}</div>", note=f"{_of(kept)} {text(said)}")
+    return section("Nearest neighbours", f"<div class=queries>{rows}</div>", note=text(said))
 
 
 def _query(kept: Representation, q: int, wrong_marked: bool) -> str:
@@ -129,7 +126,7 @@ def _query(kept: Representation, q: int, wrong_marked: bool) -> str:
     if 0 <= found != label >= 0:
         below += f"<span>✗ {text(_protocol(kept))}: {text(name_of(kept, found))}</span>"
     pictures = kept.thumbnails[q * (1 + k) : (q + 1) * (1 + k)]
-    cells = [f"<figure>{_image(pictures[0], f'val image: {name}')}<figcaption>{below}</figcaption></figure>"]
+    cells = [f"<figure>{_image(pictures[0], f'val image: {name}', kept.size)}<figcaption>{below}</figcaption></figure>"]
     neighbours = zip(pictures[1:], kept.neighbour_label_QK[q].tolist(), kept.similarity_QK[q].tolist(), strict=True)
     for place, (picture, other, similarity) in enumerate(neighbours, 1):
         of, kind, mark, words = _named(kept, other), "", "", ""
@@ -137,7 +134,7 @@ def _query(kept: Representation, q: int, wrong_marked: bool) -> str:
             kind, mark, words = " class=other", "✗ ", ", another class"
         elif not wrong_marked and other == label >= 0:
             kind, mark, words = " class=same", "✓ ", ", the same class"
-        image = _image(picture, f"neighbour {place}: {of}, similarity {similarity:.2f}{words}")
+        image = _image(picture, f"neighbour {place}: {of}, similarity {similarity:.2f}{words}", kept.size)
         caption = f'{mark}{similarity:.2f}<span title="{text(of)}">{text(of)}</span>'
         cells.append(f"<figure{kind}>{image}<figcaption>{caption}</figcaption></figure>")
     return f"<div class=query>{''.join(cells)}</div>"
@@ -151,7 +148,7 @@ def _classes(kept: Representation) -> str:
     occurring = int((kept.count_C > 0).sum())
     if not kept.predicted_by or occurring < 2:
         return ""
-    of = f"{_of(kept)} By {text(_protocol(kept))}."
+    of = f"By {text(_protocol(kept))}."
     if _unseen(kept):
         return section("Classes", f"<p class=note>{of} Most val images are of classes that train has no image of.</p>")
     few = int(np.median(kept.count_C[kept.count_C > 0]))
@@ -172,17 +169,15 @@ def _views(kept: Representation) -> str:
     if kept.views[::2] == kept.views[1::2]:  # small images, which are seen as they are
         return ""
     pairs = (
-        f"<figure>{_image(whole, 'a val image')}<span aria-hidden=true>→</span>"
-        f"{_image(view, f'its central view of {kept.size} px')}</figure>"
+        f"<figure>{_image(whole, 'a val image', SMALL + 1)}<span aria-hidden=true>→</span>"
+        f"{_image(view, f'its central {kept.size} pixels', kept.size)}</figure>"
         for whole, view in zip(kept.views[::2], kept.views[1::2], strict=True)
     )
     note = f"Val images, and the {kept.size} × {kept.size} pixels of each that evaluation gives to the encoder."
     return section("What the encoder sees", f"<div class=seen>{''.join(pairs)}</div>", note=note)
 
 
-def _image(jpeg: bytes, alt: str) -> str:
-    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as picture:
-        width, height = picture.size
-    kind = " class=small" if max(width, height) <= SMALL else ""
-    data = base64.b64encode(jpeg).decode()
-    return f'<img{kind} width={width} height={height} alt="{text(alt)}" src="data:image/jpeg;base64,{data}">'
+def _image(jpeg: bytes, alt: str, size: int) -> str:
+    """size: of the picture, in pixels."""
+    kind = " class=small" if size <= SMALL else ""
+    return f'<img{kind} alt="{text(alt)}" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'

@@ -23,6 +23,7 @@ from fasttrain.system.regular import read_at_most
 
 FILE = "representation.npz"
 MAX_BYTES = 1 << 26  # of it
+PICTURE_BYTES = 1 << 22  # of all pictures
 LARGEST = 1e30  # of a coordinate
 _ABOUT, _PICTURES, _OFFSETS = "about", "pictures", "pictures_at"
 _DAMAGE = (ValueError, TypeError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -72,12 +73,14 @@ class Representation:
         wrong += [name for name in _CLASSES if not _within(getattr(self, name), -1, c)]
         wrong += [name for name in _COUNTS if not _within(getattr(self, name), 0, np.inf)]
         wrong += [name for name in _FLOATS if not _within(getattr(self, name), -LARGEST, LARGEST)]
+        pictures = self.thumbnails + self.views
         odd = {
             "confusion_CC": self.confusion_CC.shape not in ((0, 0), (c, c)),
             "pair_P3": self.pair_P3.shape[1:] != (3,) or not _within(self.pair_P3[:, :2], 0, c),
             "thumbnails": len(self.thumbnails) != q * (1 + k),
             "views": len(self.views) % 2 == 1,
-            "pictures": not all(picture[:3] == _JPEG for picture in (*self.thumbnails, *self.views)),
+            "pictures": not all(picture[:3] == _JPEG for picture in pictures)
+            or sum(map(len, pictures)) > PICTURE_BYTES,
             "numbers": type(self.step) is not int or type(self.size) is not int,
             "variance": not all(type(share) is float and math.isfinite(share) for share in self.variance),
             "names": not all(isinstance(n, str) for n in (self.data, self.features, *self.classes, *self.maps)),
