@@ -18,12 +18,13 @@ LEAST, CLOSE = 5, 0.6  # points that a label stands for, and how far from their 
 
 class Group(NamedTuple):
     """Points of one look: their places among all, a colour by its number, a shape of SHAPES ("": they are drawn as
-    others), and what stands at their middle, "" for nothing."""
+    others), what that stands for, and whether their middle is marked with the same words."""
 
     index_N: np.ndarray
     colour: int
     shape: str
-    label: str = ""
+    name: str = ""
+    marked: bool = False
 
 
 def drawn(map_N2: np.ndarray, groups: Sequence[Group], alt: str) -> str:
@@ -39,6 +40,16 @@ def drawn(map_N2: np.ndarray, groups: Sequence[Group], alt: str) -> str:
         f'<svg class=map role="img" aria-label="{text(alt)}" viewBox="0 0 {WIDTH} {HEIGHT}">{"".join(paths)}{labels}'
         "</svg>"
     )
+
+
+def keys(groups: Sequence[Group]) -> str:
+    """What the colours and shapes stand for; "" where nothing is to be said."""
+    words = "".join(
+        f'<span class="key {each.shape} m{each.colour}" title="{text(each.name)}">{text(shortened(each.name))}</span> '
+        for each in groups
+        if each.shape and each.name
+    )
+    return f"<p class=keys>{words}</p>" if words else ""
 
 
 def shortened(name: str) -> str:
@@ -68,8 +79,8 @@ def _labels(at_N2: np.ndarray, groups: Sequence[Group]) -> list[tuple[float, flo
     everywhere = CLOSE * _spread(at_N2)
     for group in groups:
         here_N2 = at_N2[group.index_N]
-        if group.label and len(here_N2) >= LEAST:
-            spots.append((_spread(here_N2), np.median(here_N2, axis=0), shortened(group.label)))
+        if group.marked and len(here_N2) >= LEAST:
+            spots.append((_spread(here_N2), np.median(here_N2, axis=0), shortened(group.name)))
     placed: list[tuple[float, float, float, str]] = []
     for _, (x, y), label in sorted((spot for spot in spots if spot[0] < everywhere), key=lambda spot: spot[0]):
         half = CHARACTER * len(label) / 2

@@ -6,8 +6,9 @@ import base64
 import pathlib
 
 import numpy as np
+
 from fasttrain.page.classes import FEW, accuracies, confusions, name_of
-from fasttrain.page.map import Group, drawn, shortened
+from fasttrain.page.map import Group, drawn, keys
 from fasttrain.page.representation_style import MAP_COLOURS
 from fasttrain.page.shell import charts, figure, section, text
 from fasttrain.run.evaluations import NAMES
@@ -56,8 +57,8 @@ def _maps(kept: Representation) -> str:
         )
         for name, map_N2 in zip(kept.maps, kept.map_MN2, strict=True)
     )
-    note = f"{_of(kept)} Features of {images}, drawn in two dimensions; {by}."
-    return section("Map of the images", charts(pictures), _keys(kept, groups), note=note)
+    note = f"{_of(kept)} Features of {images}, drawn in two dimensions; {text(by)}."
+    return section("Map of the images", charts(pictures), keys(groups), note=note)
 
 
 def _groups(kept: Representation) -> tuple[list[Group], str]:
@@ -66,29 +67,19 @@ def _groups(kept: Representation) -> tuple[list[Group], str]:
     places = {c: np.flatnonzero(kept.label_N == c) for c in occurring.tolist()}
     if 1 < len(occurring) <= COLOURED:
         ten = len(MAP_COLOURS)
+        shapes = ["dot"] * ten + ["box"] * ten
         return [
-            Group(index_N, at % ten, "box" if at >= ten else "dot", name_of(kept, c))
+            Group(index_N, at % ten, shapes[at], name_of(kept, c), marked=True)
             for at, (c, index_N) in enumerate(places.items())
         ], "coloured by class"
-    names = [Group(index_N, 0, "", name_of(kept, c)) for c, index_N in places.items() if len(places) > 1]
+    middles = [Group(index_N, 0, "", name_of(kept, c), marked=True) for c, index_N in places.items() if len(places) > 1]
     right_N = kept.label_N == kept.predicted_N
     telling = kept.predicted_by and len(occurring) > 1 and right_N.any() and not right_N.all()
-    if telling and not _unseen(kept):
-        looks = [Group(np.flatnonzero(right_N), 0, "dot"), Group(np.flatnonzero(~right_N), 6, "cross")]
-        return looks + names, f"marked by whether {_protocol(kept)} names the class"
-    return [Group(np.arange(len(kept.label_N)), 0, "dot"), *names], "a dot each"
-
-
-def _keys(kept: Representation, groups: list[Group]) -> str:
-    shown = [group for group in groups if group.shape and (group.label or group.shape == "cross")]
-    words = [group.label or f"wrong, {len(group.index_N):,}" for group in shown]
-    if any(group.shape == "cross" for group in groups):
-        shown, words = [groups[0], *shown], [f"right, {len(groups[0].index_N):,}", *words]
-    keys = (
-        f'<span class="key {group.shape} m{group.colour}" title="{text(word)}">{text(shortened(word))}</span> '
-        for group, word in zip(shown, words, strict=True)
-    )
-    return f"<p class=keys>{''.join(keys)}</p>" if shown else ""
+    if not telling or _unseen(kept):
+        return [Group(np.arange(len(kept.label_N)), 0, "dot"), *middles], "a dot each"
+    looks = (("dot", "right", right_N, 0), ("cross", "wrong", ~right_N, 6))
+    groups = [Group(np.flatnonzero(of_N), m, shape, f"{word}, {of_N.sum():,}") for shape, word, of_N, m in looks]
+    return groups + middles, f"marked by whether {_protocol(kept)} names the class"
 
 
 def _unseen(kept: Representation) -> bool:
