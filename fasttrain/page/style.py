@@ -20,6 +20,15 @@ def _variables(scheme: int) -> str:
     return " ".join(f"--{name}: {pair[scheme]};" for name, pair in COLOURS.items())
 
 
+def _in_blocks(kind: str) -> str:
+    """Rules for tables whose rows are blocks, with each cell's column named in it."""
+    return f"""{kind}, {kind} tbody {{ display: block; }} {kind} thead {{ display: none; }}
+{kind} tr {{ display: block; padding: .6rem 0; border-bottom: 1px solid var(--line); }}
+{kind} td {{ display: inline-block; border: 0; padding: 0 1rem .1rem 0; }}
+{kind} td:first-child {{ display: block; font-weight: 600; color: var(--ink); }}
+{kind} td:not(:first-child)::before {{ content: attr(data-name) " "; color: var(--soft); font-weight: normal; }}"""
+
+
 STYLE = (
     f":root {{ color-scheme: light dark; {_variables(0)} }}\n"
     f"@media (prefers-color-scheme: dark) {{ :root {{ {_variables(1)} }} }}\n"
@@ -84,14 +93,9 @@ details { border-bottom: 1px solid var(--line); } summary { cursor: pointer; pad
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; background: var(--panel); padding: .7rem 1rem;
   border-radius: 8px; }
 @media (max-width: 940px) { .if-wide { display: none; } .if-narrow { display: block; max-width: 480px; } }
-@media (max-width: 720px) {
-  table:not(.grid), table:not(.grid) tbody { display: block; } table:not(.grid) thead { display: none; }
-  table:not(.grid) tr { display: block; padding: .6rem 0; border-bottom: 1px solid var(--line); }
-  table:not(.grid) th, table:not(.grid) td { display: inline-block; border: 0; padding: 0 1rem .1rem 0; }
-  table:not(.grid) th:first-child, table:not(.grid) td:first-child { display: block; font-weight: 600;
-    color: var(--ink); }
-  td[data-name]:not(:first-child)::before { content: attr(data-name) " "; color: var(--soft); font-weight: normal; }
-}
-@media print { main { padding: 0; max-width: none; } .switch { display: none; } figure { break-inside: avoid; } }
+.runs { list-style: none; padding: 0; margin: 1rem 0; columns: 2 320px; } .runs li { padding: .35rem 0; }
+"""
+    f"{_in_blocks('table.many')} @media (max-width: 720px) {{ {_in_blocks('table')} }}\n"
+    """@media print { main { padding: 0; max-width: none; } .switch { display: none; } figure { break-inside: avoid; } }
 """
 )
