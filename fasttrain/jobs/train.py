@@ -25,9 +25,17 @@ from fasttrain.engine.ranks import Ranks, given_back
 from fasttrain.engine.skips import Skips
 from fasttrain.engine.step import TrainStep
 from fasttrain.engine.views import make_views, on_device
-from fasttrain.evaluation.features import seems_labelled
 from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
-from fasttrain.input import FolderStore, Loader, Order, Store, open_dataset, open_loader, pixel_statistics
+from fasttrain.input import (
+    FolderStore,
+    Loader,
+    Order,
+    Store,
+    open_dataset,
+    open_loader,
+    pixel_statistics,
+    seems_labelled,
+)
 from fasttrain.jobs.init import initial_weights_of_all
 from fasttrain.jobs.report import write_report
 from fasttrain.kernels.augment import Views
