@@ -153,9 +153,7 @@ def _axes(figure: Figure, left: float, right: float, top: float = 20, bottom: fl
 def _steps_below(axes: Axes, scale: Scale | None) -> None:
     """Labels of the x axis in steps, and in epochs and hours, of which the page shows one."""
     low, high = axes.get_xlim()
-    ticks = [
-        tick for tick in _ticks(low, high, 4) if low <= tick <= high and (scale is None or tick == round(tick))
-    ] or [round(high)]
+    ticks = [tick for tick in _ticks(low, high, 4) if scale is None or tick == round(tick)] or [round(high)]
     axes.set_xticks([])
     kinds: dict[str, Callable[[float], str]] = {"step": lambda x: _digits(x, ticks)}
     if scale is not None:
@@ -185,7 +183,10 @@ def _draw(axes: Axes, line: Line, low: float, high: float) -> None:
         marker=marker, markersize=5, clip_on=False,
     )  # fmt: skip
     if smooth:
-        axes.plot(*thinned(x_N, smoothed(y_N)), color=line.colour, linewidth=2, clip_on=False)
+        y_N = smoothed(y_N)
+        axes.plot(*thinned(x_N, y_N), color=line.colour, linewidth=2, clip_on=False)
+    if x_N.size and x_N[-1] < axes.get_xlim()[1]:  # it ends before others do
+        axes.plot(x_N[-1:], y_N[-1:], color=line.colour, marker="o", markersize=5, clip_on=False)
 
 
 def _beside(axes: Axes, labels: list[tuple[float, str, str]], low: float, high: float) -> None:

@@ -8,7 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import numpy as np
+
 from fasttrain.page.charts import Line, curves
+from fasttrain.page.curves import same
 from fasttrain.page.headlines import duration, newest_of_each, settings_of, top1_name
 from fasttrain.page.history import History
 from fasttrain.page.settings import PLACES, shown
@@ -18,10 +21,16 @@ from fasttrain.run.earlier import named_now
 from fasttrain.run.evaluations import Evaluation
 from fasttrain.run.metrics import FIGURES
 from fasttrain.system.errors import UserError
+from fasttrain.system.options import flag
 
 KIND = "comparison"
 MOST_NAMED, MOST_COLUMNS, MOST_CHARTS = 6, 12, 24  # runs named in the head of the table, in columns; charts
 RATE = "images per second"
+SHARES = {"contrastive_accuracy": "Contrastive accuracy, %", "queue_filled": "Queue filled, %"}
+NOTE = (
+    "Green: the highest of figures that were measured alike. Below an accuracy is its interval at 95 %, over images: "
+    "where two overlap, these images hardly tell the runs apart, and seeds differ besides."
+)
 
 
 class Row(NamedTuple):
@@ -39,7 +48,7 @@ def write_comparison(histories: Sequence[History], path: pathlib.Path) -> None:
     title = f"{len(histories)} runs compared"
     parts = (
         f"<h1>{title}</h1>", _legend(histories, colours, path), *_warnings(histories),
-        section("What differs", _table(histories)),
+        section("What differs", _table(histories), note=NOTE),
         section("Curves", charts(_curves(histories, colours)), note=_note(histories)),
     )  # fmt: skip
     write_page(path, title, parts, KIND)
@@ -112,7 +121,7 @@ def _accuracies(histories: Sequence[History]) -> list[Row]:
     rows = []
     for name, found in _by_protocol(histories).items():
         there = [each for each in found if each]
-        cells = ["–" if each is None else f"{each.top1:.1f}{_interval(each)}" for each in found]
+        cells = ["–" if each is None else f"<span>{each.top1:.1f}</span>{_interval(each)}" for each in found]
         alike = len({(each.fingerprint or each.data, settings_of(each)) for each in there}) == 1
         values = [each.top1 if each else -1.0 for each in found]
         rows.append(Row(f"{name}, %", cells, _highest(values) if alike and len(there) > 1 else []))
@@ -120,7 +129,7 @@ def _accuracies(histories: Sequence[History]) -> list[Row]:
 
 
 def _interval(each: Evaluation) -> str:
-    return "" if each.low is None or each.high is None else f" ({each.low:.1f}–{each.high:.1f})"
+    return "" if each.low is None or each.high is None else f" <small>{each.low:.1f}–{each.high:.1f}</small>"
 
 
 def _highest(values: Sequence[float]) -> list[int]:
@@ -130,14 +139,15 @@ def _highest(values: Sequence[float]) -> list[int]:
 def _facts(histories: Sequence[History]) -> list[Row]:
     """Rates and sizes; of other facts than rates, those that differ."""
     rates = [history.throughput for history in histories]
-    rows = [Row(RATE, [f"{rate:,.0f}" for rate in rates], _highest(rates))]
+    alike = len({(str(history.environment.get("machine")), _processes(history)) for history in histories}) == 1
+    rows = [Row(RATE, [f"{rate:,.0f}" for rate in rates], _highest(rates) if alike else [])]
     facts: dict[str, Callable[[History], str]] = {
         "steps": lambda history: f"{history.step:,}",
         "epochs done": lambda history: f"{history.scale().epoch(history.step):.3g}",
         "training time": lambda history: duration(history.scale().hours(history.step)),
         "state": lambda history: history.ending.get("state", "–"),
         "machine": lambda history: str(history.environment.get("machine", "–")),
-        "processes": lambda history: str(history.starts[-1]["processes"]) if history.starts else "–",
+        "processes": _processes,
         "fasttrain": lambda history: str(history.environment.get("fasttrain", "–")),
         "commit": lambda history: (history.starts[-1]["commit"] if history.starts else "") or "–",
         "images": lambda history: history.fingerprint[:8] or "–",
@@ -146,50 +156,61 @@ def _facts(histories: Sequence[History]) -> list[Row]:
     return rows + [row for row in found if len(set(row.cells)) > 1]
 
 
+def _processes(history: History) -> str:
+    return str(history.starts[-1]["processes"]) if history.starts else "–"
+
+
 def _settings(histories: Sequence[History]) -> list[Row]:
     configs: list[dict[str, Any]] = [named_now(history.config) for history in histories]
     names = dict.fromkeys(name for config in configs for name in config)
     kept = [name for name in names if name not in PLACES - {"method", "preset", "data"}]
-    rows = [
-        Row(f"--{name.replace('_', '-')}", [shown(config.get(name, "–")) for config in configs], []) for name in kept
-    ]
+    rows = [Row(flag(name), [shown(config.get(name, "–")) for config in configs], []) for name in kept]
     return [row for row in rows if len(set(row.cells)) > 1]
 
 
 def _over_epochs(histories: Sequence[History]) -> bool:
     """Are curves over epochs? Of the same images they are the fairer measure where batches differ."""
-    return len({history.fingerprint for history in histories}) == 1 and all(
-        h.scale().epoch(h.step) > 2 for h in histories
-    )
+    alike = len({history.fingerprint for history in histories}) == 1
+    return alike and all(history.scale().epoch(history.step) > 2 for history in histories)
 
 
 def _note(histories: Sequence[History]) -> str:
     over = "Over epochs." if _over_epochs(histories) else "Over steps."
     gray = f" In colours: the {len(SERIES)} most accurate runs." if len(histories) > len(SERIES) else ""
-    return f"{over} Means over a 25th of each run; numbers at the ends are the runs'.{gray}"
+    return f"{over} Means over a 25th of each run. At a curve's end: its run's number, and the value.{gray}"
 
 
 def _curves(histories: Sequence[History], colours: Sequence[str]) -> list[str]:
-    """A chart of each figure that two runs or more have."""
-    names = [("knn_top1", "kNN top-1 while training, %", True), ("probe_top1", "Probe top-1 while training, %", True)]
-    terms = dict.fromkeys(name for history in histories for entry in history.entries[-1:] for name in entry)
-    named = {"contrastive_accuracy": "Contrastive accuracy"}
-    names += [
-        (name, named.get(name, name.replace("_", " ").capitalize()), False) for name in terms if name not in FIGURES
-    ]
-    names += [("rankme", "RankMe", True), ("std", "Standard deviation of a dimension", True)]
-    names += [("images_per_sec", "Images per second", False), ("lr", "Learning rate", False)]
-    epochs = _over_epochs(histories)
-    figures = []
-    for name, title, events in names[:MOST_CHARTS]:
-        lines = []
-        for number, (history, colour) in enumerate(zip(histories, colours, strict=True), 1):
-            steps, values = history.column(name, events=events)
-            x_N = [history.scale().epoch(step) for step in steps] if epochs else steps
-            if steps:
-                lines.append(Line(str(number), x_N, values, colour, not events, len(steps) < 4, colour != SOFT, True))
-        if len(lines) > 1:
-            lines.sort(key=lambda line: line.named)  # those in colours over the others
-            alt = f"{title} of {len(lines)} runs over {'epochs' if epochs else 'steps'}"
-            figures.append(figure(title, curves(lines, alt)))
+    """A chart of each figure that two runs or more have, but for one that shows what another one does."""
+    last = [history.entries[-1] for history in histories if history.entries]
+    terms = list(dict.fromkeys(name for entry in last for name in entry if name not in FIGURES))
+    of_events = {"knn_top1": "kNN top-1 while training, %", "probe_top1": "Probe top-1 while training, %",
+                 "rankme": "RankMe", "std": "Standard deviation of a dimension"}  # fmt: skip
+    of_entries = {name: name.replace("_", " ").capitalize() for name in terms} | SHARES
+    of_entries |= {"images_per_sec": "Images per second", "lr": "Learning rate"}
+    figures, seen = [], list[list[Line]]()
+    for name, title in [*of_events.items(), *of_entries.items()][:MOST_CHARTS]:
+        lines = _lines(histories, colours, name, name in of_events)
+        if len(lines) < 2 or any(_alike(lines, others) for others in seen):
+            continue
+        seen.append(lines)
+        alt = f"{title} of {len(lines)} runs over {'epochs' if _over_epochs(histories) else 'steps'}"
+        in_front = sorted(lines, key=lambda line: line.named)  # those in colours over the others
+        figures.append(figure(title, curves(in_front, alt)))
     return figures
+
+
+def _lines(histories: Sequence[History], colours: Sequence[str], name: str, events: bool) -> list[Line]:
+    """The curve of each run that has a figure."""
+    epochs, lines = _over_epochs(histories), []
+    for number, (history, colour) in enumerate(zip(histories, colours, strict=True), 1):
+        steps, values = history.column(name, 100.0 if name in SHARES else 1.0, events)
+        x_N = list(map(history.scale().epoch, steps)) if epochs else steps
+        if steps:
+            lines.append(Line(str(number), x_N, values, colour, not events, len(steps) < 4, colour != SOFT, True))
+    return lines
+
+
+def _alike(lines: Sequence[Line], others: Sequence[Line]) -> bool:
+    pairs = zip(lines, others, strict=False)
+    return len(lines) == len(others) and all(same(np.asarray(a.y_N), np.asarray(b.y_N)) for a, b in pairs)

@@ -60,9 +60,8 @@ def table(
         )
         lines.append(f"<tr>{''.join(cells)}</tr>")
     named = "".join(f"<th>{text(name)}</th>" for name in head)
-    return (
-        f"<table class='{kind}'><thead><tr>{named}</tr></thead><tbody>{''.join(lines)}</tbody></table>" if lines else ""
-    )
+    whole = f"<table class='{kind}'><thead><tr>{named}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return whole if lines else ""
 
 
 def pairs(values: Iterable[tuple[str, str]], kind: str) -> str:

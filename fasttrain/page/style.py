@@ -9,7 +9,7 @@ COLOURS = {
     "bad": ("#b42318", "#ff8a7a"),
     "c1": ("#1d62d1", "#74acff"), "c2": ("#ad4e08", "#f3a461"), "c3": ("#197a4b", "#5fcb92"),
     "c4": ("#7a3fd6", "#bb9dff"), "c5": ("#b8205f", "#f58ab5"), "c6": ("#0d7377", "#4fcdc6"),
-    "c7": ("#7d6008", "#dcb84e"), "c8": ("#51606f", "#a9b6c3"),
+    "c7": ("#7d6008", "#dcb84e"), "c8": ("#9c3a3a", "#e79a9a"),
 }  # fmt: skip
 SERIES = tuple(light for name, (light, _) in COLOURS.items() if name[1:].isdigit())  # of curves side by side
 INK, SOFT, LINE, PAPER, BAD = (COLOURS[name][0] for name in ("ink", "soft", "line", "paper", "bad"))
@@ -84,6 +84,7 @@ table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .9re
   font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .45rem .8rem .45rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: normal; } td.best { font-weight: 700; color: var(--good); }
+td small { display: block; color: var(--soft); font-size: .8rem; font-weight: normal; }
 details { border-bottom: 1px solid var(--line); } summary { cursor: pointer; padding: .7rem 0; min-height: 2.75rem; }
 .settings { columns: 3 300px; column-gap: 2.4rem; margin: 0 0 1rem; } .settings div { display: flex; gap: 1rem;
   justify-content: space-between; border-bottom: 1px solid var(--line); padding: .3rem 0; break-inside: avoid;
