@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Sequence
 
 from fasttrain.jobs.options import ReportConfig
+from fasttrain.page.comparison import write_comparison
 from fasttrain.page.headlines import newest_of_each
 from fasttrain.page.history import History
 from fasttrain.page.run_page import write_run_page
+from fasttrain.system.errors import UserError
 
 
 def write_report(run: pathlib.Path) -> dict:
@@ -29,6 +32,20 @@ def _figures(history: History) -> dict[str, float]:
     return {**figures, "images_per_sec": round(history.throughput, 1)}
 
 
+def compare(runs: Sequence[pathlib.Path], out: pathlib.Path) -> dict:
+    """Write a page that compares runs; returns the figures of each by its path. Raises UserError where one is none."""
+    histories = [History.read(run) for run in runs]
+    write_comparison(histories, out)
+    return {"runs": {str(history.run): _figures(history) for history in histories}, "report": str(out)}
+
+
 def report(options: ReportConfig) -> int:
-    print(json.dumps(write_report(pathlib.Path(options.run))))
+    runs = list(dict.fromkeys(map(pathlib.Path, options.run)))
+    if len(runs) > 1:
+        out = pathlib.Path(options.out) if options.out else runs[0].resolve().parent / "comparison.html"
+        print(json.dumps(compare(runs, out)))
+    elif runs and not options.out:
+        print(json.dumps(write_report(runs[0])))
+    else:
+        raise UserError("--out is for a page that compares several runs" if runs else "which run? none was given")
     return 0

@@ -36,8 +36,8 @@ RC: dict[Any, Any] = {
 
 
 class Line(NamedTuple):
-    """A curve. name: short, shown at its end beside others. smooth: with a mean over the values around each.
-    points: each value is marked."""
+    """A curve. name: short, shown at its end beside others, if named. smooth: with a mean over the values around each,
+    which is alone if bare. points: each value is marked."""
 
     name: str
     x_N: Sequence[float]
@@ -45,6 +45,8 @@ class Line(NamedTuple):
     colour: str = ACCENT
     smooth: bool = False
     points: bool = False
+    named: bool = True
+    bare: bool = False
 
 
 class Scale(NamedTuple):
@@ -101,7 +103,7 @@ def curves(
         low, high = _limits(lines, [value for value, _ in references], most)
         ticks = _ticks(low, high, 4)
         labels = [_digits(value, ticks) for value in ticks]
-        beside = [*(_end(line, len(lines) > 1, high - low) for line in lines),
+        beside = [*(_end(line, len(lines) > 1, high - low) for line in lines if line.named),
                   *((value, f"{name} {_ended(value, high - low)}", SOFT) for value, name in references)]  # fmt: skip
         words = labels, [label for _, label, _ in beside]
         left, right = (10 + CHARACTER * max(map(len, each), default=0) for each in words)
@@ -151,7 +153,7 @@ def _axes(figure: Figure, left: float, right: float, top: float = 20, bottom: fl
 def _steps_below(axes: Axes, scale: Scale | None) -> None:
     """Labels of the x axis in steps, and in epochs and hours, of which the page shows one."""
     low, high = axes.get_xlim()
-    ticks = [tick for tick in _ticks(low, high, 4) if low <= tick <= high and tick == round(tick)] or [round(high)]
+    ticks = [tick for tick in _ticks(low, high, 4) if scale is None or tick == round(tick)] or [round(high)]
     axes.set_xticks([])
     kinds: dict[str, Callable[[float], str]] = {"step": lambda x: _digits(x, ticks)}
     if scale is not None:
@@ -175,12 +177,16 @@ def _draw(axes: Axes, line: Line, low: float, high: float) -> None:
     x_N, y_N = np.asarray(line.x_N, float), np.clip(np.asarray(line.y_N, float), low, high)
     marker = "o" if line.points or np.isfinite(y_N).sum() == 1 else None
     smooth = line.smooth and len(y_N) >= FEW
-    axes.plot(
+    if not (smooth and line.bare):
+        axes.plot(
         *thinned(x_N, y_N), color=line.colour, linewidth=1 if smooth else 1.8, alpha=0.35 if smooth else 1,
         marker=marker, markersize=5, clip_on=False,
     )  # fmt: skip
     if smooth:
-        axes.plot(*thinned(x_N, smoothed(y_N)), color=line.colour, linewidth=2, clip_on=False)
+        y_N = smoothed(y_N)
+        axes.plot(*thinned(x_N, y_N), color=line.colour, linewidth=2, clip_on=False)
+    if x_N.size and x_N[-1] < axes.get_xlim()[1]:  # it ends before others do
+        axes.plot(x_N[-1:], y_N[-1:], color=line.colour, marker="o", markersize=5, clip_on=False)
 
 
 def _beside(axes: Axes, labels: list[tuple[float, str, str]], low: float, high: float) -> None:

@@ -67,7 +67,7 @@ def _terms(history: History) -> tuple[list[str], list[str]]:
         steps, values = history.column(name)
         value_N = np.asarray(values)
         words = name.replace("_", " ")
-        twin = next((other for other, other_N in seen.items() if _same(value_N, other_N)), None)
+        twin = next((other for other, other_N in seen.items() if same(value_N, other_N)), None)
         if not np.isfinite(value_N).any() and name != "loss":
             left_out.append(f"{words}, never a number that can be drawn")
         elif twin is not None:
@@ -81,7 +81,8 @@ def _terms(history: History) -> tuple[list[str], list[str]]:
     return figures, left_out
 
 
-def _same(a_N: np.ndarray, b_N: np.ndarray) -> bool:
+def same(a_N: np.ndarray, b_N: np.ndarray) -> bool:
+    """Do two curves show the same?"""
     return len(a_N) == len(b_N) and bool(np.allclose(a_N, b_N, rtol=SAME, atol=0, equal_nan=True))
 
 

@@ -45,8 +45,11 @@ def key(name: str, colour: str, value: str = "") -> str:
     return f'<span class=key style="--of: var(--{variable})">{text(name)}{text(f" {value}" if value else "")}</span>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], best: Iterable[tuple[int, int]] = ()) -> str:
-    """Cells are plain words, or HTML that begins with "<". best: places (row, column) of marked cells."""
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], best: Iterable[tuple[int, int]] = (), kind: str = ""
+) -> str:
+    """Cells are plain words, or HTML that begins with "<". best: places (row, column) of marked cells. kind: "many" for
+    more columns than a page is wide."""
     marked = set(best)
     lines = []
     for y, row in enumerate(rows):
@@ -57,7 +60,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], best: Iterable[tup
         )
         lines.append(f"<tr>{''.join(cells)}</tr>")
     named = "".join(f"<th>{text(name)}</th>" for name in head)
-    return f"<table><thead><tr>{named}</tr></thead><tbody>{''.join(lines)}</tbody></table>" if lines else ""
+    whole = f"<table class='{kind}'><thead><tr>{named}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return whole if lines else ""
 
 
 def pairs(values: Iterable[tuple[str, str]], kind: str) -> str:
@@ -82,11 +86,12 @@ def write_page(path: pathlib.Path, title: str, parts: Iterable[str], kind: str) 
         f'<input class=by type=radio name=by id=by-{name} aria-label="over {what}"{" checked" * (name == "step")}>'
         for name, what in AXES.items()
     )
+    content = _with_own_ids("".join(parts))
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width, initial-scale=1"><meta name="generator" content="fasttrain {kind}">'
         f'<link rel="icon" href="data:,"><title>{text(title)} – fasttrain</title><style>{STYLE}</style></head>'
-        f"<body>{chosen}<main>{_with_own_ids(''.join(parts))}</main></body></html>\n"
+        f"<body>{chosen if switch() in content else ''}<main>{content}</main></body></html>\n"
     )
     replace_file(path, lambda file: file.write(page.encode()))
 

@@ -11,7 +11,7 @@ COLOURS = {
     "bad": ("#b42318", "#ff8a7a"),
     "c1": ("#1d62d1", "#74acff"), "c2": ("#ad4e08", "#f3a461"), "c3": ("#197a4b", "#5fcb92"),
     "c4": ("#7a3fd6", "#bb9dff"), "c5": ("#b8205f", "#f58ab5"), "c6": ("#0d7377", "#4fcdc6"),
-    "c7": ("#7d6008", "#dcb84e"), "c8": ("#51606f", "#a9b6c3"),
+    "c7": ("#7d6008", "#dcb84e"), "c8": ("#9c3a3a", "#e79a9a"),
 }  # fmt: skip
 SERIES = tuple(light for name, (light, _) in COLOURS.items() if name[1:].isdigit())  # of curves side by side
 INK, SOFT, LINE, PAPER, BAD = (COLOURS[name][0] for name in ("ink", "soft", "line", "paper", "bad"))
@@ -20,6 +20,15 @@ ACCENT = SERIES[0]
 
 def _variables(scheme: int) -> str:
     return " ".join(f"--{name}: {pair[scheme]};" for name, pair in COLOURS.items())
+
+
+def _in_blocks(kind: str) -> str:
+    """Rules for tables whose rows are blocks, with each cell's column named in it."""
+    return f"""{kind}, {kind} tbody {{ display: block; }} {kind} thead {{ display: none; }}
+{kind} tr {{ display: block; padding: .6rem 0; border-bottom: 1px solid var(--line); }}
+{kind} td {{ display: inline-block; border: 0; padding: 0 1rem .1rem 0; }}
+{kind} td:first-child {{ display: block; font-weight: 600; color: var(--ink); }}
+{kind} td:not(:first-child)::before {{ content: attr(data-name) " "; color: var(--soft); font-weight: normal; }}"""
 
 
 STYLE = (
@@ -77,6 +86,7 @@ table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .9re
   font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .45rem .8rem .45rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: normal; } td.best { font-weight: 700; color: var(--good); }
+td small { display: block; color: var(--soft); font-size: .8rem; font-weight: normal; }
 details { border-bottom: 1px solid var(--line); } summary { cursor: pointer; padding: .7rem 0; min-height: 2.75rem; }
 .settings { columns: 3 300px; column-gap: 2.4rem; margin: 0 0 1rem; } .settings div { display: flex; gap: 1rem;
   justify-content: space-between; border-bottom: 1px solid var(--line); padding: .3rem 0; break-inside: avoid;
@@ -86,15 +96,10 @@ details { border-bottom: 1px solid var(--line); } summary { cursor: pointer; pad
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; background: var(--panel); padding: .7rem 1rem;
   border-radius: 8px; }
 @media (max-width: 940px) { .if-wide { display: none; } .if-narrow { display: block; max-width: 480px; } }
-@media (max-width: 720px) {
-  table:not(.grid), table:not(.grid) tbody { display: block; } table:not(.grid) thead { display: none; }
-  table:not(.grid) tr { display: block; padding: .6rem 0; border-bottom: 1px solid var(--line); }
-  table:not(.grid) th, table:not(.grid) td { display: inline-block; border: 0; padding: 0 1rem .1rem 0; }
-  table:not(.grid) th:first-child, table:not(.grid) td:first-child { display: block; font-weight: 600;
-    color: var(--ink); }
-  td[data-name]:not(:first-child)::before { content: attr(data-name) " "; color: var(--soft); font-weight: normal; }
-}
-@media print { main { padding: 0; max-width: none; } .switch { display: none; } figure { break-inside: avoid; } }
+.runs { list-style: none; padding: 0; margin: 1rem 0; columns: 2 320px; } .runs li { padding: .35rem 0; }
+"""
+    f"{_in_blocks('table.many')} @media (max-width: 720px) {{ {_in_blocks('table')} }}\n"
+    """@media print { main { padding: 0; max-width: none; } .switch { display: none; } figure { break-inside: avoid; } }
 """
     + REPRESENTATION
 )

@@ -78,7 +78,9 @@ class Browser:
             await talk.ask("Emulation.setDeviceMetricsOverride", **screen)
             scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
             await talk.ask("Emulation.setEmulatedMedia", features=[scheme])
-            await talk.ask("Page.navigate", url=page.resolve().as_uri())
+            arrived = await talk.ask("Page.navigate", url=page.resolve().as_uri())
+            if "errorText" in arrived:
+                raise RuntimeError(f"{page}: {arrived['errorText']}")
             await talk.until("Page.loadEventFired")
             answer = await talk.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
             shot = await talk.ask("Page.captureScreenshot", captureBeyondViewport=True)
