@@ -49,7 +49,7 @@ def _bars(kept: Representation, order: np.ndarray, share_C: np.ndarray) -> str:
 def _distribution(share_C: np.ndarray) -> str:
     """How many classes have which accuracy."""
     count_N, _ = np.histogram(share_C, BINS, (0, 1))
-    wide, tall = 368 / BINS, 110
+    wide, tall = 368 / BINS, 110  # pixels
     bars = "".join(
         f'<rect x="{place * wide + 1:.1f}" y="{16 + tall * (1 - count / count_N.max()):.1f}" width="{wide - 2:.1f}" '
         f'height="{max(tall * count / count_N.max(), 1):.1f}" fill="var(--c1)"/>'
@@ -58,9 +58,16 @@ def _distribution(share_C: np.ndarray) -> str:
         for place, count in enumerate(count_N)
     )
     ticks = "".join(
-        f'<text x="{min(max(share * 368, 8), 352):.0f}" y="144" text-anchor="middle" font-size="12" '
-        f'fill="var(--soft)">{100 * share:.0f} %</text>'
-        for share in (0, 0.2, 0.4, 0.6, 0.8, 1)
+        f'<text x="{share * 368:.0f}" y="144" text-anchor="{anchor}" font-size="12" fill="var(--soft)">'
+        f"{100 * share:.0f} %</text>"
+        for share, anchor in (
+            (0, "start"),
+            (0.2, "middle"),
+            (0.4, "middle"),
+            (0.6, "middle"),
+            (0.8, "middle"),
+            (1, "end"),
+        )
     )
     said = ", ".join(f"{count} from {10 * place} to {10 * place + 10} %" for place, count in enumerate(count_N))
     drawn = f'<svg role="img" aria-label="classes by accuracy: {said}" viewBox="0 0 368 150">{bars}{ticks}</svg>'

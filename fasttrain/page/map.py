@@ -9,8 +9,8 @@ import numpy as np
 
 from fasttrain.page.shell import text
 
-WIDTH, HEIGHT, EDGE, FONT = 368, 320, 10, 12  # pixels at the size it is shown in
-CHARACTER = 6.8  # width of one, of a text of that size
+WIDTH, LOW, HIGH, EDGE, FONT = 368, 140, 320, 10, 12  # pixels at the size it is shown in, between LOW and HIGH high
+CHARACTER = 7.5  # width of one, of a bold text of that size
 SHAPES = "dot", "box", "cross"
 LONGEST = 18  # characters of a label
 LEAST, CLOSE = 5, 0.6  # points that a label stands for, and how far from their middle, in parts of what all points are
@@ -29,15 +29,17 @@ class Group(NamedTuple):
 
 def drawn(map_N2: np.ndarray, groups: Sequence[Group], alt: str) -> str:
     """The map as an SVG element. alt: what it shows, in words."""
-    at_N2 = _fitted(map_N2)
+    at_N2, height = _fitted(map_N2)
     paths = (
         f'<path class="{group.shape} m{group.colour}" d="{_marks(at_N2[group.index_N], group.shape)}"/>'
         for group in groups
         if group.shape and len(group.index_N)
     )
-    labels = "".join(f'<text x="{x:.0f}" y="{y:.0f}">{text(label)}</text>' for x, y, label in _labels(at_N2, groups))
+    labels = "".join(
+        f'<text x="{x:.0f}" y="{y:.0f}">{text(label)}</text>' for x, y, label in _labels(at_N2, height, groups)
+    )
     return (
-        f'<svg class=map role="img" aria-label="{text(alt)}" viewBox="0 0 {WIDTH} {HEIGHT}">{"".join(paths)}{labels}'
+        f'<svg class=map role="img" aria-label="{text(alt)}" viewBox="0 0 {WIDTH} {height}">{"".join(paths)}{labels}'
         "</svg>"
     )
 
@@ -56,13 +58,15 @@ def shortened(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
-def _fitted(map_N2: np.ndarray) -> np.ndarray:
-    """Coordinates in pixels: both axes on one scale, outliers beyond a thousandth at the edge."""
+def _fitted(map_N2: np.ndarray) -> tuple[np.ndarray, int]:
+    """Coordinates in pixels, both axes on one scale, outliers beyond a thousandth at the edge; and the map's height."""
     low_2, high_2 = np.quantile(map_N2, (0.001, 0.999), axis=0)
-    room_2 = np.array([WIDTH, HEIGHT]) - 2 * EDGE
-    scale = float(min(room_2 / np.maximum(high_2 - low_2, 1e-12)))
-    centred_N2 = (map_N2 - (low_2 + high_2) / 2) * min(scale, 1e9)
-    return np.clip(centred_N2, -room_2 / 2 - EDGE / 2, room_2 / 2 + EDGE / 2) * (1, -1) + room_2 / 2 + EDGE
+    wide, tall = np.maximum(high_2 - low_2, 1e-9)
+    scale = min((WIDTH - 2 * EDGE) / wide, (HIGH - 2 * EDGE) / tall)
+    height = round(max(LOW, scale * tall + 2 * EDGE))
+    middle_2 = np.array([WIDTH, height]) / 2
+    moved_N2 = (map_N2 - (low_2 + high_2) / 2) * (scale, -scale)
+    return middle_2 + np.clip(moved_N2, EDGE / 2 - middle_2, middle_2 - EDGE / 2), height
 
 
 def _marks(at_N2: np.ndarray, shape: str) -> str:
@@ -72,7 +76,7 @@ def _marks(at_N2: np.ndarray, shape: str) -> str:
     return "".join(f"M{x:.1f} {y:.1f}{mark}" for x, y in moved_N2)
 
 
-def _labels(at_N2: np.ndarray, groups: Sequence[Group]) -> list[tuple[float, float, str]]:
+def _labels(at_N2: np.ndarray, height: int, groups: Sequence[Group]) -> list[tuple[float, float, str]]:
     """Middle and words of the labels that fit, those of the closest groups first; a group that is all over has no
     middle."""
     spots = []
@@ -84,7 +88,7 @@ def _labels(at_N2: np.ndarray, groups: Sequence[Group]) -> list[tuple[float, flo
     placed: list[tuple[float, float, float, str]] = []
     for _, (x, y), label in sorted((spot for spot in spots if spot[0] < everywhere), key=lambda spot: spot[0]):
         half = CHARACTER * len(label) / 2
-        x, y = float(np.clip(x, half, WIDTH - half)), float(np.clip(y + FONT / 3, FONT, HEIGHT - 4))
+        x, y = float(np.clip(x, half, WIDTH - half)), float(np.clip(y + FONT / 3, FONT, height - 4))
         if all(abs(x - left) > half + other or abs(y - top) > FONT + 2 for left, top, other, _ in placed):
             placed.append((x, y, half, label))
     return [(x, y, label) for x, y, _, label in placed]

@@ -115,7 +115,7 @@ def _query(kept: Representation, q: int, wrong_marked: bool) -> str:
     name = _named(kept, label)
     below = f"<strong>{text(name)}</strong>"
     if 0 <= found != label >= 0:
-        below += f"<span>✗ {text(_protocol(kept))}: {text(name_of(kept, found))}</span>"
+        below += f"<span>✗ taken for {text(name_of(kept, found))}</span>"
     pictures = kept.thumbnails[q * (1 + k) : (q + 1) * (1 + k)]
     cells = [f"<figure>{_image(pictures[0], f'val image: {name}', kept.size)}<figcaption>{below}</figcaption></figure>"]
     neighbours = zip(pictures[1:], kept.neighbour_label_QK[q].tolist(), kept.similarity_QK[q].tolist(), strict=True)

@@ -35,9 +35,9 @@ STYLE = (
 .query img { width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; }
 .query figcaption { font-size: .75rem; margin: .15rem 0 0; line-height: 1.3; overflow: hidden;
   text-overflow: ellipsis; }
-.query figure:first-child figcaption { font-size: .8rem; } .query figcaption strong { font-size: .85rem;
-  overflow-wrap: anywhere; }
-.query figcaption span { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.query strong, .query strong + span { font-size: .8rem; overflow: hidden; overflow-wrap: anywhere;
+  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; }
+.query figcaption span:only-child { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .query .other img { outline: 2px dashed var(--bad); outline-offset: -2px; } .query .other { color: var(--bad); }
 .query .same img { outline: 3px solid var(--good); outline-offset: -3px; } .query .same { color: var(--good); }
 .small { image-rendering: pixelated; }
