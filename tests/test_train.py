@@ -415,7 +415,7 @@ def test_an_evaluation_finds_the_runs_images_and_statistics_from_anywhere(
     data.rename(moved)
     process = run_command("fasttrain/evaluate.py", run, "--knn")
     assert process.returncode == 2
-    assert f"{data}, the images that this run was trained on, are not there now" in one_line(process)
+    assert f"{data}, the images that {run} was trained on, are not there now" in one_line(process)
     assert figures("--data", moved) == there
     assert len(json.loads((run / "evaluation.json").read_text())["evaluations"]) == 1
     assert train(pathlib.Path("moved"), run, "--max-steps", 4) == 0
