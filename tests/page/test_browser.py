@@ -10,8 +10,8 @@ from support.runs import ended, evaluated, make_run
 
 from fasttrain import report
 
-# What a browser can tell of a page. Text of an SVG is as large as it is drawn; whether text can be read follows from its
-# colour and the nearest background behind it (WCAG 2.2: 4.5 at least, 3 for large letters).
+# What a browser can tell of a page. Text of an SVG is as large as it is drawn; whether text can be read follows from
+# its colour and the nearest background behind it (WCAG 2.2: 4.5 at least, 3 for large letters).
 SCRIPT = """(() => {
 const channel = v => { v /= 255; return v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; };
 const rgb = said => said.match(/[\\d.]+/g).map(Number);
@@ -112,7 +112,7 @@ def test_the_reader_chooses_what_curves_are_over_without_a_script(
 ) -> None:
     script = """(() => {
         const shown = () => [...document.querySelectorAll('section .charts svg')].slice(0, 1).flatMap(svg =>
-            [...svg.querySelectorAll('.x-step, .x-epoch, .x-hours')]).filter(e => e.checkVisibility())
+            [...svg.querySelectorAll('.x-step, .x-epoch, .x-hours')]).filter(e => getComputedStyle(e).display != 'none')
             .map(e => e.textContent.trim());
         return ['step', 'epoch', 'hours'].map(name => {
             document.querySelector(`label[for=by-${name}]`).click(); return shown(); });

@@ -20,7 +20,8 @@ def make_run(run: pathlib.Path, steps: int = 400, every: int = 10, seed: int = 0
     run.mkdir(parents=True)
     config = make_config("xmoco", "demo", **{"data": "/images", "batch_size": BATCH, "run": str(run), **values})
     record = {
-        "format": 2, "config": Settings.of(config).values, "environment": {"fasttrain": "1", "machine": "x, 2 cores, CPU"},
+        "format": 2, "config": Settings.of(config).values,
+        "environment": {"fasttrain": "1", "machine": "x, 2 cores, CPU"},
         "data": {"path": "/images", "fingerprint": "f" * 64, "mean": [0.5] * 3, "std": [0.2] * 3},
         "starts": [start(0), start(steps // 2)],
     }  # fmt: skip
@@ -35,8 +36,10 @@ def make_run(run: pathlib.Path, steps: int = 400, every: int = 10, seed: int = 0
 
 def start(step: int) -> dict[str, Any]:
     """As config.json tells of one."""
-    return {"step": step, "time": "2030-01-02 03:04:05+0000", "processes": 2, "cores": 4, "commit": "0123456789ab-dirty",
-            "command": "fasttrain/train.py --preset demo --data /images"}  # fmt: skip
+    return {
+        "step": step, "time": "2030-01-02 03:04:05+0000", "processes": 2, "cores": 4, "commit": "0123456789ab-dirty",
+        "command": "fasttrain/train.py --preset demo --data /images",
+    }  # fmt: skip
 
 
 def entry(step: int, steps: int, drawn: np.random.Generator) -> dict[str, Any]:
@@ -44,9 +47,11 @@ def entry(step: int, steps: int, drawn: np.random.Generator) -> dict[str, Any]:
     part = step / steps
     contrast = 6 - 2 * part + float(drawn.normal(0, 0.05))
     return {
-        "step": step, "epoch": (step - 1) // PER_EPOCH, "loss": contrast, "contrast": contrast, "cross": 0.1 * math.exp(-part),
+        "step": step, "epoch": (step - 1) // PER_EPOCH, "loss": contrast, "contrast": contrast,
+        "cross": 0.1 * math.exp(-part),
         "contrastive_accuracy": part, "positive_similarity": 0.3 + 0.5 * part, "negative_similarity": 0.1 - 0.1 * part,
-        "queue_filled": min(1.0, 4 * part), "lr": 0.06 * (1 + math.cos(math.pi * part)), "images_per_sec": 800.0 + step % 7,
+        "queue_filled": min(1.0, 4 * part),
+        "lr": 0.06 * (1 + math.cos(math.pi * part)), "images_per_sec": 800.0 + step % 7,
         "rss_gib": 1.5, "replaced": 0, "data_wait": 0.3, "transfer_wait": 0.0, "views_time": 0.1,
         "skipped": 3 if part > 0.6 else 0,
     }  # fmt: skip
@@ -57,7 +62,8 @@ def event(step: int, steps: int) -> dict[str, Any]:
     part = step / steps
     return {
         "step": step, "epoch": (step - 1) // PER_EPOCH, "knn_top1": 30 + 40 * part, "knn_majority": 10.0,
-        "probe_top1": 20 + 40 * part, "rankme": 10 + 30 * part, "effective_rank": 8 + 20 * part, "std": 0.05 + 0.03 * part,
+        "probe_top1": 20 + 40 * part, "rankme": 10 + 30 * part, "effective_rank": 8 + 20 * part,
+        "std": 0.05 + 0.03 * part,
         "alignment": 1 - part / 2, "uniformity": -1 - part, "alpha_req": 2 - part, "lidar": 5 + 20 * part,
         "histogram_positive": counts(0.2 + 0.5 * part), "histogram_negative": counts(0.1),
     }  # fmt: skip
