@@ -61,7 +61,7 @@ def _chart(history: History) -> str:
             name, colour = NAMES.get(protocol, protocol), next(colours)
             lines.append(Line(name, sorted(found), [found[step] for step in sorted(found)], colour, points=True))
             keys.append(key(name, colour))
-    if not lines:
+    if all(len(line.x_N) < 2 for line in lines):  # dots alone say no more than the table
         return ""
     references = []
     first = next((each for each in newest if not each.untrained), None)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT, FONT = 368, 220, 12
 CHARACTER = 6.8  # width of one, of a text of that size, in a wide font
 BUCKETS = 160  # of a curve, each shown by its least and its greatest value
+HUGE = 1e12  # numbers that only powers of ten can tell
 SIZES = (1e9, "G"), (1e6, "M"), (1e3, "k")
 FEW = 40  # values that are shown as they are, without a mean
 RC: dict[Any, Any] = {
@@ -228,7 +229,9 @@ def _ticks(low: float, high: float, number: int) -> list[float]:
 
 def _digits(value: float, ticks: Sequence[float]) -> str:
     """A tick's label, with as many digits as tell it from its neighbours."""
-    size, letter = next((s for s in SIZES if max(map(abs, ticks)) >= max(s[0], 10_000)), (1.0, ""))
+    if (most := max(map(abs, ticks), default=0.0)) >= HUGE:
+        return f"{value:.1e}"
+    size, letter = next((s for s in SIZES if most >= max(s[0], 10_000)), (1.0, ""))
     apart = abs(ticks[1] - ticks[0]) / size if len(ticks) > 1 else abs(value) / size
     places = max(0, -math.floor(math.log10(apart) + 1e-9)) if apart else 0
     places += apart * 10**places % 1 > 0.01  # 2.5 apart
@@ -236,7 +239,9 @@ def _digits(value: float, ticks: Sequence[float]) -> str:
 
 
 def count(value: float) -> str:
-    """A number in at most 6 characters."""
+    """A number in few characters."""
+    if abs(value) >= HUGE:
+        return f"{value:.1e}"
     for size, letter in SIZES:
         if abs(value) >= max(size, 10_000):
             return f"{value / size:.4g}{letter}"

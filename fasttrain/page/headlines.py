@@ -165,12 +165,11 @@ def _state(history: History) -> str:
     """How the run ended."""
     if not history.ending:
         return ""
-    state, line = history.ending["state"], history.ending["line"]
-    kind = STATES.get(state, "")
-    when = history.ending.get("time")
-    said = line or state
-    said = said if said.startswith(state) else f"{state}: {said}"
-    return f"<p class='state {kind}'>{text(said)}{text(f', {when}') if isinstance(when, str) and when else ''}</p>"
+    state, line, step, when = (history.ending.get(name) for name in ("state", "line", "step", "time"))
+    words = {"stopped": f"stopped {line} at step {step}", "failed": f"failed at step {step}: {line}"}
+    said = words.get(str(state), f"{state}{f' at step {step}' if step else ''}{f': {line}' if line else ''}")
+    dated = f", {when}" if when else ""
+    return f"<p class='state {STATES.get(str(state), '')}'>{text(said + dated)}</p>"
 
 
 def _behind(history: History, newest: Sequence[Evaluation]) -> str:
