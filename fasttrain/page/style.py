@@ -100,6 +100,5 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; backgro
 """
     f"{_in_blocks('table.many')} @media (max-width: 720px) {{ {_in_blocks('table')} }}\n"
     """@media print { main { padding: 0; max-width: none; } .switch { display: none; } figure { break-inside: avoid; } }
-"""
-    + REPRESENTATION
+""" + REPRESENTATION
 )
