@@ -29,7 +29,7 @@ from fasttrain.system.memory import is_full_memory
 MAPPED, QUERIES, NEIGHBOURS, VIEWED = 2000, 9, 6, 6  # images on the map, …, images shown with their central view
 WRONG_EVERY = 3  # of this many queries one is of those that were classified wrongly
 WHOLE_MATRIX, PAIRS = 30, 20  # classes of which all confusions are kept, and how many of more
-THUMBNAIL, WHOLE, QUALITY = 96, 160, 85  # pixels of the longer side; JPEG
+THUMBNAIL, WHOLE, VIEW, QUALITY = 96, 160, 224, 85  # pixels of the longer side at most; JPEG
 READ_AT_ONCE = 8  # images, which may be of many megapixels
 
 
@@ -84,7 +84,7 @@ def represent(
         memory_C=_counts(label_M, classes), count_C=_counts(label_N, classes),
         right_C=_counts(label_N[label_N == predicted_N], classes), confusion_CC=confusion_CC, pair_P3=pair_P3,
         thumbnails=tuple(_jpeg(view, THUMBNAIL) for row in rows for _, view in row),
-        views=tuple(part for whole, view in viewed for part in (_jpeg(whole, WHOLE), _jpeg(view, preparation.size))),
+        views=tuple(part for whole, view in viewed for part in (_jpeg(whole, WHOLE), _jpeg(view, VIEW))),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import re
 import numpy as np
 
 from fasttrain.page.map import shortened
+from fasttrain.page.representation_style import LEVELS
 from fasttrain.page.shell import figure, text
 from fasttrain.run.representation import Representation
 
@@ -95,12 +96,10 @@ def _matrix(kept: Representation) -> str:
         cells = []
         for found in shown:
             images = int(kept.confusion_CC[label, found])
-            share = 100 * images / total
-            kinds = " ".join(["most"] * (share >= 60) + ["right"] * (label == found))
-            cells.append(
-                f'<td class="{kinds}" style="--share: {share:.0f}%" title="{images:,} images">'
-                f"{f'{share:.0f}' if images else ''}</td>"
-            )
+            share = images / total
+            kinds = f"h{round((LEVELS - 1) * share)}" + " right" * (label == found)
+            shown_share = f"{100 * share:.0f}" if images else ""
+            cells.append(f'<td class="{kinds}" title="{images:,} images">{shown_share}</td>')
         rows.append(f"<tr><th scope=row>{text(shortened(name_of(kept, label)))}</th>{''.join(cells)}</tr>")
     return (
         '<div class=scroll role="region" aria-label="confusion matrix" tabindex=0><table class="grid confusion">'

@@ -11,14 +11,28 @@ MAP_COLOURS = (
 _IN_THE_DARK = {"#bd1f01": "#c82204", "#832db6": "#9035c6"}
 
 
+# Of a share of 0 and of 1, in the light and in the dark: between them the page's ink can be read on all.
+_HEAT = ("#f6f8fa", "#6f9be2"), ("#181f28", "#2f5c9e")
+LEVELS = 11
+
+
+def _heat(scheme: int) -> str:
+    """The colours of LEVELS shares."""
+    ends = [[int(end[at : at + 2], 16) for at in (1, 3, 5)] for end in _HEAT[scheme]]
+    shares = [level / (LEVELS - 1) for level in range(LEVELS)]
+    mixed = [[round(a + share * (b - a)) for a, b in zip(*ends, strict=True)] for share in shares]
+    return " ".join(f"--h{level}: rgb({r} {g} {b});" for level, (r, g, b) in enumerate(mixed))
+
+
 def _variables(colours: Sequence[str]) -> str:
     return " ".join(f"--m{number}: {colour};" for number, colour in enumerate(colours))
 
 
 STYLE = (
-    f":root {{ {_variables(MAP_COLOURS)} }}\n@media (prefers-color-scheme: dark) {{ :root {{ "
-    f"{_variables([_IN_THE_DARK.get(colour, colour) for colour in MAP_COLOURS])} }} }}\n"
+    f":root {{ {_variables(MAP_COLOURS)} {_heat(0)} }}\n@media (prefers-color-scheme: dark) {{ :root {{ "
+    f"{_variables([_IN_THE_DARK.get(colour, colour) for colour in MAP_COLOURS])} {_heat(1)} }} }}\n"
     + " ".join(f".m{number} {{ --of: var(--m{number}); }}" for number in range(len(MAP_COLOURS)))
+    + " ".join(f".h{level} {{ background: var(--h{level}); }}" for level in range(LEVELS))
     + """
 .map { border: 1px solid var(--line); border-radius: 8px; }
 .map path { fill: none; stroke: var(--of); stroke-width: 4.5; stroke-linecap: round; opacity: .8; }
@@ -50,10 +64,8 @@ STYLE = (
   var(--line); }
 .scroll { overflow-x: auto; max-width: 100%; }
 .confusion { width: auto; font-size: .75rem; } .confusion th, .confusion td { border: 1px solid var(--paper); }
-.confusion td { text-align: center; vertical-align: middle; padding: 0; min-width: 1.6rem; height: 1.6rem;
-  background: color-mix(in oklab, var(--c1) var(--share), var(--panel)); }
-.confusion td.most { color: var(--paper); } .confusion td.right { outline: 1px solid var(--ink); outline-offset: -2px; }
-.confusion thead td { background: none; }
+.confusion td { text-align: center; vertical-align: middle; padding: 0; min-width: 1.6rem; height: 1.6rem; }
+.confusion td.right { outline: 1px solid var(--ink); outline-offset: -2px; }
 .confusion th { padding: .1rem .3rem; max-width: min(9rem, 24vw); overflow: hidden; text-overflow: ellipsis;
   white-space: nowrap; }
 .confusion tbody th { position: sticky; left: 0; background: var(--paper); text-align: right; color: var(--ink); }
