@@ -101,8 +101,8 @@ class History:
         return Scale(lambda step: step / per_epoch, lambda step: float(np.interp(step, steps, hours)))
 
     def steps_per_epoch(self) -> float:
-        """As config.json tells, or, for a run by an earlier version, the entries: step s is of epoch (s - 1) // n, and n
-        the greatest whole number that all of them allow, 1 without any."""
+        """As config.json tells, or, for a run by an earlier version, the entries: step s is of epoch (s - 1) // n, and
+        n the greatest whole number that all of them allow, 1 without any."""
         if told := self._steps("per_epoch"):
             return told
         least, most = 1.0, math.inf
