@@ -42,12 +42,13 @@ def test_a_finished_run_holds_everything(uninterrupted: tuple[str, pathlib.Path]
     method, run = uninterrupted
     assert final_state(run)["step"] == 16
     assert {p.name for p in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "samples.png", "report.html", "checkpoints", "lock",
+        "config.json", "metrics.jsonl", "samples.png", "report.html", "checkpoints", "lock", "ending.json",
     }  # fmt: skip
     assert Image.open(run / "samples.png").size[0] > 500
     metrics = read_metrics(run / "metrics.jsonl")
     assert [entry["step"] for entry in metrics] == list(range(2, 17, 2))
     names = {"loss", "contrast"} | ({"cross", "uniform"} if method == "xmoco" else set())
+    names |= {"contrastive_accuracy", "positive_similarity", "negative_similarity", "queue_filled"}
     names |= {
         "epoch",
         "lr",

@@ -44,8 +44,9 @@ from fasttrain.networks.batch_norm import has_batch_norm, is_split
 from fasttrain.networks.groups import MAX_SHARE, Groups, check_groups, check_rows
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.display import Display
+from fasttrain.run.ending import begin_again, keep_ending
 from fasttrain.run.extension import check_extension, keep_extension
-from fasttrain.run.folder import DataRecord, check_outside, keep_data, keep_init, prepare, run_path
+from fasttrain.run.folder import DataRecord, check_outside, keep_data, keep_init, keep_steps, prepare, run_path
 from fasttrain.run.health import Health
 from fasttrain.run.metrics import Metrics, Sink
 from fasttrain.run.resume import goes_on, resume
@@ -195,6 +196,9 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
         return prepare(run, settings, config.run.fresh)
 
     ranks.together(lambda: closing.enter_context(begin()) if ranks.is_main else None)
+    step = stopped = 0
+    if ranks.is_main:
+        closing.push(lambda _kind, error, _trace: keep_ending(run, step, stopped, error))
 
     def restore(state: dict) -> None:
         nonlocal data  # whose statistics belong to the run, as its weights do
@@ -217,7 +221,7 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     steps_per_epoch = loader.steps_per_epoch
     schedule = Schedule(optimisation, steps_per_epoch, config.run.extend)
     last_step = min(schedule.total_steps, config.run.max_steps or schedule.total_steps)
-    epoch, lr, stopped = max(0, step - 1) // steps_per_epoch, 0.0, 0
+    epoch, lr = max(0, step - 1) // steps_per_epoch, 0.0
 
     # Last, as they truncate metrics.jsonl to the step that was resumed, and take over the terminal.
     health = Health(ranks.device, workers)
@@ -228,6 +232,8 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
             keep_init(run, init.record)
         keep_extension(run, settings, step)
         keep_start(run, step, ranks.world_size)
+        keep_steps(run, last_step, steps_per_epoch)
+        begin_again(run)
         return open_sinks(run, step, config.logging, settings.values)
 
     files = ranks.together(lambda: record() if ranks.is_main else ())

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fasttrain.losses.contrast import sup_con
+from fasttrain.losses.figures import label_figures
 from fasttrain.methods.base import Method, Output, Sample
 from fasttrain.methods.options.supcon import SupConOptions
 from fasttrain.networks.heads import mlp_head
@@ -27,5 +28,7 @@ class SupCon(Method):
         out_RD = self.projector(self.encoder(views.flatten(0, 1)))
         with torch.autocast(out_RD.device.type, enabled=False):
             z_RD = F.normalize(out_RD.float(), dim=1)
-            loss = sup_con(z_RD, sample.label_B.repeat(len(views)), self._temperature)
-        return Output(loss, {"contrast": loss.detach()})
+            label_R = sample.label_B.repeat(len(views))
+            loss = sup_con(z_RD, label_R, self._temperature)
+            figures = label_figures(z_RD, label_R)
+        return Output(loss, {"contrast": loss.detach(), **figures})

@@ -145,7 +145,7 @@ def _facts(histories: Sequence[History]) -> list[Row]:
         "steps": lambda history: f"{history.step:,}",
         "epochs done": lambda history: f"{history.scale().epoch(history.step):.3g}",
         "training time": lambda history: duration(history.scale().hours(history.step)),
-        "state": lambda history: history.ending.get("state", "–"),
+        "state": lambda history: history.ending.state,
         "machine": lambda history: str(history.environment.get("machine", "–")),
         "processes": _processes,
         "fasttrain": lambda history: str(history.environment.get("fasttrain", "–")),

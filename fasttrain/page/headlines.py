@@ -18,7 +18,7 @@ from fasttrain.system.errors import UserError
 
 SUBTITLE = ("method", "arch", "data")
 MOST_SEARCHED, MOST_BESIDE = 300, 6  # folders beside the run's, and runs in them that are shown
-STATES = {"done": "good", "stopped": "", "failed": "bad"}
+STATES = {"done": "good", "failed": "bad", "killed": "bad"}
 
 
 def headlines(history: History) -> str:
@@ -162,14 +162,14 @@ def duration(hours: float) -> str:
 
 
 def _state(history: History) -> str:
-    """How the run ended."""
-    if not history.ending:
-        return ""
-    state, line, step, when = (history.ending.get(name) for name in ("state", "line", "step", "time"))
-    words = {"stopped": f"stopped {line} at step {step}", "failed": f"failed at step {step}: {line}"}
-    said = words.get(str(state), f"{state}{f' at step {step}' if step else ''}{f': {line}' if line else ''}")
-    dated = f", {when}" if when else ""
-    return f"<p class='state {STATES.get(str(state), '')}'>{text(said + dated)}</p>"
+    """How the run ended, where that is known."""
+    state, line, step, when = (getattr(history.ending, name) for name in ("state", "line", "step", "time"))
+    words = {
+        "done": f"done at step {step:,}", "stopped": f"stopped {line} at step {step:,}",
+        "failed": f"failed at step {step:,}: {line}", "killed": f"killed: {line}",
+    }  # fmt: skip
+    said = ", ".join(filter(None, (words.get(state, state), when)))
+    return f"<p class='state {STATES.get(state, '')}'>{text(said)}</p>" if state != "unknown" else ""
 
 
 def _behind(history: History, newest: Sequence[Evaluation]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import pathlib
 from collections.abc import Iterable
@@ -13,23 +12,21 @@ from typing import Any
 import numpy as np
 
 from fasttrain.page.charts import Scale
+from fasttrain.run.ending import Ending, ending_of
 from fasttrain.run.evaluations import Evaluation, read_evaluations
 from fasttrain.run.folder import config_of, read_record
 from fasttrain.run.metrics import LARGEST, Entry, read_lines
 from fasttrain.run.starts import starts_of
 from fasttrain.system.cli import warn
 from fasttrain.system.errors import UserError
-from fasttrain.system.regular import read_at_most
 from fasttrain.views.options import ViewOptions
 
-ENDING_BYTES = 1 << 16
 MOST_MARKS = 40
 
 
 @dataclass(frozen=True)
 class History:
-    """entries: of training, events: all others, both of metrics.jsonl, which has so many damaged lines. ending: what
-    ending.json holds, {} for none."""
+    """entries: of training, events: all others, both of metrics.jsonl, which has so many damaged lines."""
 
     run: pathlib.Path
     record: dict[str, Any]
@@ -37,7 +34,7 @@ class History:
     events: list[Entry]
     damaged: int
     evaluations: list[Evaluation]
-    ending: dict[str, Any]
+    ending: Ending
 
     @classmethod
     def read(cls, run: pathlib.Path) -> History:
@@ -48,7 +45,7 @@ class History:
             warn(f"{run / 'metrics.jsonl'}: {damaged} damaged line(s) left out of the report")
         of_training = [entry for entry in entries if "images_per_sec" in entry]
         others = [entry for entry in entries if "images_per_sec" not in entry]
-        return cls(run, record, of_training, others, damaged, read_evaluations(run), _ending(run))
+        return cls(run, record, of_training, others, damaged, read_evaluations(run), ending_of(run, record))
 
     @property
     def name(self) -> str:
@@ -104,7 +101,10 @@ class History:
         return Scale(lambda step: step / per_epoch, lambda step: float(np.interp(step, steps, hours)))
 
     def steps_per_epoch(self) -> float:
-        """Step s is of epoch (s - 1) // n: the greatest whole n that all entries allow, 1 without any."""
+        """As config.json tells, or, for a run by an earlier version, the entries: step s is of epoch (s - 1) // n, and
+        n the greatest whole number that all of them allow, 1 without any."""
+        if told := self._steps("per_epoch"):
+            return told
         least, most = 1.0, math.inf
         for entry in (*self.entries, *self.events):
             step, epoch = entry["step"], number(entry.get("epoch"))
@@ -114,6 +114,11 @@ class History:
         whole = math.floor(most) if math.isfinite(most) else 0
         return max(1.0, whole if whole > least else least if math.isinf(most) else most)
 
+    def _steps(self, name: str) -> float:
+        """What config.json tells of the steps: last, per_epoch; 0 for nothing."""
+        steps = self.record.get("steps")
+        return max(0.0, number(steps.get(name))) if isinstance(steps, dict) else 0.0
+
     @property
     def epochs(self) -> float:
         """That the run was to take, those it was extended by included."""
@@ -122,6 +127,8 @@ class History:
 
     def planned_steps(self) -> int:
         """0 where it is not known."""
+        if told := self._steps("last"):
+            return int(told)
         known = any(number(entry.get("epoch")) for entry in self.entries)
         whole = round(self.epochs * self.steps_per_epoch()) if known else 0
         return int(min(whole, self.number("max_steps") or whole))
@@ -165,13 +172,3 @@ def drawable(value: object) -> float:
 
 def _dicts(found: object) -> Iterable[dict[str, Any]]:
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-
-
-def _ending(run: pathlib.Path) -> dict[str, Any]:
-    """How the run ended, as ending.json tells; {} where it does not."""
-    try:
-        found = json.loads(read_at_most(run / "ending.json", ENDING_BYTES))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    sound = isinstance(found, dict) and all(isinstance(found.get(name), str) for name in ("state", "line"))
-    return found if sound else {}
