@@ -94,13 +94,17 @@ class EmbedConfig(Options):
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write RUN/report.html: figures, curves, samples and settings on one self-contained page.
+    """Write RUN/report.html: figures, curves, samples and settings on one self-contained page. Of several runs, write
+    one page that compares them instead.
 
-    The last line of the output is JSON: the run's figures and the page's path.
+    The last line of the output is JSON: the run's figures, or those of each run, and the page's path.
     """
 
-    run: str
-    """Run folder; by place, or by --run."""
+    run: tuple[str, ...]
+    """Run folder, or several; by place, or by --run."""
+    out: str = ""
+    """Of several runs: the page to write. Empty: comparison.html in the folder that the first run lies in. Only an
+    earlier comparison is replaced."""
 
 
 @dataclass(frozen=True)
