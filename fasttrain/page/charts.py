@@ -235,7 +235,7 @@ def _digits(value: float, ticks: Sequence[float]) -> str:
     apart = abs(ticks[1] - ticks[0]) / size if len(ticks) > 1 else abs(value) / size
     places = max(0, -math.floor(math.log10(apart) + 1e-9)) if apart else 0
     places += apart * 10**places % 1 > 0.01  # 2.5 apart
-    return f"{value / size:,.{places}f}{letter}" if places < 5 else f"{value:.2g}"
+    return f"{value / size:,.{places}f}{letter}" if places <= 6 else f"{value:.3g}"
 
 
 def count(value: float) -> str:
