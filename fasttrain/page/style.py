@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fasttrain.page.representation_style import STYLE as REPRESENTATION
+
 # by name: light, dark. Charts are drawn in the light ones, which become variables in the page.
 COLOURS = {
     "paper": ("#ffffff", "#11161d"), "ink": ("#1c2733", "#e4e9ef"), "soft": ("#5a6776", "#9dabb9"),
@@ -98,5 +100,5 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; backgro
 """
     f"{_in_blocks('table.many')} @media (max-width: 720px) {{ {_in_blocks('table')} }}\n"
     """@media print { main { padding: 0; max-width: none; } .switch { display: none; } figure { break-inside: avoid; } }
-"""
+""" + REPRESENTATION
 )
