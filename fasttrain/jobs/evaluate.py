@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import statistics
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ from fasttrain.networks.encoders import make_encoder
 from fasttrain.run.checkpoint import Checkpoint
 from fasttrain.run.evaluations import Evaluation, keep_evaluations
 from fasttrain.run.folder import DataRecord
-from fasttrain.system.errors import DataError, UserError
+from fasttrain.system.errors import DataError, UserError, printable
 from fasttrain.trained import chosen_checkpoint, images_of, load_weights
 
 PATIENCE = datetime.timedelta(days=1)  # that a rank has with others whose share takes longer
@@ -152,12 +153,25 @@ def measure(subject: Subject, options: EvaluateConfig, ranks: Ranks) -> Iterator
                 for found in protocols(subject, options, method, labelled, untrained, ranks, scratch):
                     classes = labelled.train.classes
                     figures = accuracy(found.ranked_Nr, found.label_N, len(classes), found.draws)
-                    yield Evaluation(
+                    evaluation = Evaluation(
                         found.protocol, step, untrained, found.settings, str(labelled.path), labelled.fingerprint,
                         len(found.label_N) // found.draws, **figures._asdict(),
                         variant="_".join(filter(None, (labelled.variant, found.variant))),
                         per_class=per_class(found.ranked_Nr, found.label_N, classes),
                     )  # fmt: skip
+                    if ranks.is_main:
+                        print(printable(said(evaluation)), file=sys.stderr, flush=True)
+                    yield evaluation
+
+
+def said(evaluation: Evaluation) -> str:
+    """A figure and how it was measured, for people."""
+    figures = {"top-1": evaluation.top1, "top-5": evaluation.top5, "balanced": evaluation.balanced}
+    texts = [f"{name} {value:.2f}" for name, value in figures.items() if value is not None]
+    texts[0] += f" % (95 %: {evaluation.low:.2f} to {evaluation.high:.2f})"
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in evaluation.settings.items())
+    name = f"{evaluation.name}, untrained" if evaluation.untrained else evaluation.name
+    return f"{name}: {', '.join(texts)}, majority {evaluation.majority:.2f}; {settings}"
 
 
 def network_of(subject: Subject, untrained: bool) -> Method:
