@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from fasttrain.page.charts import count, short
 from fasttrain.page.history import History
+from fasttrain.page.numbers import count, short
 from fasttrain.page.shell import pairs, section, table, text
 from fasttrain.run.evaluations import NAMES, Evaluation, read_evaluations
 from fasttrain.run.folder import CONFIG, read_record
