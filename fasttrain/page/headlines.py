@@ -18,6 +18,7 @@ from fasttrain.system.errors import UserError
 
 SUBTITLE = ("method", "arch", "data")
 MOST_SEARCHED, MOST_BESIDE = 300, 6  # folders beside the run's, and runs in them that are shown
+BRIEF = 60  # characters of settings that stand open
 STATES = {"done": "good", "failed": "bad", "killed": "bad"}
 
 
@@ -69,8 +70,9 @@ def _linked(run: pathlib.Path, own: pathlib.Path) -> str:
 
 def newest_of_each(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """The newest of each protocol and variant, of the run's own weights and of untrained ones; in a fixed order."""
-    newest = {(each.protocol, each.variant, not each.untrained): each for each in evaluations}
-    return [newest[key] for key in sorted(newest, key=lambda key: (not key[2], key[0] != "knn", *key[:2]))]
+    newest = {(each.untrained, each.protocol, each.variant): each for each in evaluations}
+    order = [*NAMES, *sorted({each.protocol for each in evaluations} - {*NAMES})]
+    return [newest[key] for key in sorted(newest, key=lambda key: (key[0], order.index(key[1]), key[2]))]
 
 
 def highest(found: Sequence[Evaluation | None]) -> list[int]:
@@ -83,16 +85,25 @@ def highest(found: Sequence[Evaluation | None]) -> list[int]:
 
 
 def top1_name(each: Evaluation) -> str:
-    """As "semi 1pct top-1 of the projection, untrained"."""
-    features = each.settings.get("features", "encoder")
+    """As "semi-supervised 1pct top-1 of the projection, untrained"."""
     parts = [NAMES.get(each.protocol, each.protocol), each.variant.replace("_", " "), "top-1",
-             f"of the {features}" if features != "encoder" else ""]  # fmt: skip
+             "of the projection" if each.settings.get("features") == "projection" else ""]  # fmt: skip
     return " ".join(filter(None, parts)) + ", untrained" * each.untrained
 
 
 def settings_of(each: Evaluation) -> str:
     """What a protocol was given, in words."""
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in each.settings.items())
+
+
+def settings_cell(each: Evaluation) -> str:
+    """The same as HTML: the rest of long ones opens when it is asked for."""
+    words = settings_of(each)
+    if len(words) <= BRIEF:
+        return f"<small>{text(words)}</small>" if words else ""
+    first, _, rest = words[BRIEF // 2 :].partition(", ")
+    first = words[: BRIEF // 2] + first
+    return f"<details class=brief><summary>{text(first)}, …</summary><small>{text(rest)}</small></details>"
 
 
 def counterpart(each: Evaluation, evaluations: Sequence[Evaluation]) -> Evaluation | None:
@@ -123,11 +134,12 @@ def _card(each: Evaluation, untrained: Evaluation | None) -> str:
     said = " · ".join(f"{name} {value:.1f}" for name, value in compared.items() if value is not None)
     interval = f"{each.low:.1f} to {each.high:.1f} at 95 %" if each.low is not None and each.high is not None else ""
     of = [f"{each.num_images:,} images"] if each.num_images else []
-    lines = (interval, said, settings_of(each), ", ".join([*of, f"step {each.step:,}"]))
+    lines = (interval, said, ", ".join([*of, f"step {each.step:,}"]))
     first = " first" if each.protocol == "knn" and not each.untrained else ""
     return (
         f"<div class='card{first}'><b>{each.top1:.1f} %</b><span>{text(top1_name(each))}</span>"
-        f"{_track(each, compared)}{''.join(f'<small>{text(line)}</small>' for line in lines if line)}</div>"
+        f"{_track(each, compared)}{''.join(f'<small>{text(line)}</small>' for line in lines if line)}"
+        f"{settings_cell(each)}</div>"
     )
 
 

@@ -11,6 +11,7 @@ from fasttrain.page.style import COLOURS, STYLE
 from fasttrain.system.durable import replace_file
 from fasttrain.system.errors import printable
 
+LONG_WORD = 24  # characters
 AXES = {"step": "steps", "epoch": "epochs", "hours": "hours"}  # what the curves can be drawn over
 
 
@@ -65,8 +66,9 @@ def table(
 
 
 def _kinds(cell: str, best: bool) -> str:
-    """The classes of a cell: a number is never broken into two lines."""
-    return " ".join(["number"] * bool(re.fullmatch(r"[\d.,–]+", cell)) + ["best"] * best)
+    """The classes of a cell: a number is never broken into two lines, and of words only long ones are."""
+    long = not cell.startswith("<") and any(len(word) > LONG_WORD for word in cell.split())
+    return " ".join(["number"] * bool(re.fullmatch(r"[\d.,–]+", cell)) + ["long"] * long + ["best"] * best)
 
 
 def pairs(values: Iterable[tuple[str, str]], kind: str) -> str:
