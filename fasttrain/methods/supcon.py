@@ -24,8 +24,9 @@ class SupCon(Method):
     def forward(self, sample: Sample) -> Output:
         assert sample.label_B is not None
         (views,) = sample.views
-        out_RD = self.projector(self.encoder(views.flatten(0, 1)))
+        feature_RF = self.encoder(views.flatten(0, 1))
+        out_RD = self.projector(feature_RF)
         with torch.autocast(out_RD.device.type, enabled=False):
             z_RD = F.normalize(out_RD.float(), dim=1)
             loss = sup_con(z_RD, sample.label_B.repeat(len(views)), self._temperature)
-        return Output(loss, {"contrast": loss.detach()})
+        return Output(loss, {"contrast": loss.detach()}, features_NF=feature_RF[: views.shape[1]].detach())

@@ -117,7 +117,7 @@ def test_the_queue_is_used_once_it_is_full_and_its_epoch_has_come() -> None:
     assert not model.queue.is_full  # 8 of 12
     assert same(early)
     assert math.isclose(*(float(m(late).loss.detach()) for m in (model, alone)), rel_tol=1e-6)
-    *_, carry = model(late)
+    carry = model(late).carry
     assert torch.allclose(carry[0].unflatten(1, (2, 8)).norm(dim=2), torch.ones(8, 2), atol=1e-6)
     model.update(GOOD, Progress(), carry)
     assert model.queue.is_full
