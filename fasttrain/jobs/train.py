@@ -21,11 +21,14 @@ from fasttrain.config import TrainConfig
 from fasttrain.engine.networks import AUTOCAST, initialise, is_compiled, make_networks
 from fasttrain.engine.optim import Schedule
 from fasttrain.engine.options import BASE_BATCH
+from fasttrain.engine.probe import OnlineProbe
 from fasttrain.engine.ranks import Ranks, given_back
 from fasttrain.engine.skips import Skips
 from fasttrain.engine.step import TrainStep
 from fasttrain.engine.views import make_views, on_device
 from fasttrain.evaluation.features import seems_labelled
+from fasttrain.evaluation.health import HealthMonitor
+from fasttrain.evaluation.health_events import COLLAPSED, HealthEvents, plan
 from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
 from fasttrain.input import FolderStore, Loader, Order, Store, open_dataset, open_loader, pixel_statistics
 from fasttrain.jobs.init import initial_weights_of_all
@@ -76,13 +79,15 @@ def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
         )
     if batch_size // ranks.world_size % accumulate or batch_size < 2 * parts:
         raise UserError(f"--batch-size {batch_size} can't be cut into {parts} equal parts (--accumulate) of 2 or more")
-    if config.method.needs_labels and not (store.classes and seems_labelled(store)):
-        raise UserError(f"--method {config.run.method} needs labels, and {config.data.data} has images without")
+    needs, probes = config.method.needs_labels, config.logging.online_probe
+    if (needs or probes) and not (store.classes and seems_labelled(store)):
+        whose = f"--method {config.run.method}" if needs else "--online-probe"
+        raise UserError(f"{whose} needs labels, and {config.data.data} has images without")
     order = Order(store.num_samples, batch_size, config.run.seed, True, ranks.rank, ranks.world_size)
     workers = ranks.threads(config.machine.workers)
     return open_loader(
         store, order, workers, config.data.loader, ranks.device, config.data.max_failed_fraction,
-        labels=config.method.needs_labels,
+        labels=needs or probes,
     )  # fmt: skip
 
 
@@ -121,12 +126,14 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def state_of(
-    step: int, settings: Settings, data: DataRecord, method: Method, trainer: TrainStep, loader: Loader
-) -> dict:
+    step: int, settings: Settings, data: DataRecord, method: Method, trainer: TrainStep, probe: OnlineProbe | None,
+    loader: Loader,
+) -> dict:  # fmt: skip
     """Everything that a run needs to go on from a step."""
     return {
         "step": step, "config": settings.values, "data": data.fingerprint, "mean": data.mean, "std": data.std,
         "method": method.state_dict(), **trainer.state_dict(), "loader": loader.state_dict(),
+        **({"probe": probe.state_dict()} if probe else {}),
     }  # fmt: skip
 
 
@@ -168,9 +175,19 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     closing.callback(loader.close)
     groups = make_groups(config, method, ranks)
     data = DataRecord(os.path.realpath(path), store.fingerprint, *pixel_statistics(path, config.data.loader))
-    workers, knn = ranks.threads(config.machine.workers), None
-    if config.logging.knn_every:
-        knn = KnnMonitor(config.data, config.logging.knn_k, config.views.size, ranks.device, workers)
+    workers, logging = ranks.threads(config.machine.workers), config.logging
+    knn = probe = monitor = None
+    if logging.knn_every:
+        knn = KnnMonitor(config.data, logging.knn_k, config.views.size, ranks.device, workers)
+    if logging.online_probe:
+        probe = OnlineProbe(len(store.classes), ranks.device)
+    steps = config.optimisation.epochs * loader.steps_per_epoch
+    health_plan = plan(logging.health_every, steps, config.optimisation.batch_size, recipe, ranks.world_size)
+    if health_plan.every:
+        monitor = HealthMonitor(
+            config.data, recipe, config.views.size, config.run.seed, health_plan.images, logging.lidar, ranks.device,
+            workers,
+        )  # fmt: skip
 
     # The first rank claims the folder; then all go on from the checkpoint that it chooses.
     settings = Settings.of(config)
@@ -194,6 +211,8 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
         method.load_state_dict(state["method"])
         trainer.load_state_dict(state)
         loader.load_state_dict(state["loader"])
+        if probe:
+            probe.load_state_dict(state.get("probe", {}))
 
     step = resume(run / "checkpoints", settings, store.fingerprint, ranks, restore)
     if config.encoder.init and step == 0:
@@ -233,12 +252,19 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
         display.say(f"{part}: a larger batch has less")
     every = config.logging.knn_every * steps_per_epoch
     evaluations = Evaluations(knn, every, run, ranks, lambda: stop.received, mean, std)
+    healths = HealthEvents(
+        monitor, health_plan.every, last_step, logging.stop_on_collapse, config.method, probe, run, ranks,
+        lambda: stop.received, display.say, step, mean, std,
+    )  # fmt: skip
     compiles = is_compiled(method)
     views_dtype = AUTOCAST.get(optimisation.precision, torch.float32)
     views: Views | None = None  # one buffer for all steps of a size
     shown: tuple[int, ...] = ()  # its sides
     with closing:  # also before the report, which reads what is written until then
-        if evaluations.due(step):  # may not have been done when this checkpoint was written
+        if healths.due(step):
+            with display.doing("measuring the representation"):
+                stopped = healths(method, step, epoch, metrics)
+        if evaluations.due(step) and not stopped:  # may not have been done when this checkpoint was written
             with display.aside("evaluating"):
                 stopped = evaluations(method, step, epoch, metrics)
         display.status("making the first batch")
@@ -257,13 +283,19 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
                 seed_step(config.run.seed, step, ranks.rank)
                 rates, progress = schedule(step), Progress(step / steps_per_epoch, schedule.epochs(step))
                 label_B = on_device(batch.label_B, ranks.device)
-                terms = trainer.forward_backward(Sample(views, label_B, batch.index_B, progress))
+                given_B = label_B if config.method.needs_labels else None
+                terms = trainer.forward_backward(Sample(views, given_B, batch.index_B, progress))
                 trainer.update(step, rates)
+                if probe and label_B is not None:
+                    probe.learn(trainer.features_NF, label_B, progress.part, trainer.good)
                 lr, step = rates.lr, step + 1
 
                 metrics.step(step, epoch, lr, ranks.mean(terms), trainer.skips_3)
                 display.step(step)
                 stopped = ranks.agree(stop.received)
+                if healths.due(step) and not stopped:
+                    with display.doing("measuring the representation"):
+                        stopped = healths(method, step, epoch, metrics)
                 due, ends = evaluations.due(step), bool(stopped) or step == last_step
                 saves = ends or due or step % config.run.checkpoint_every == 0
                 if saves and ranks.is_main:
@@ -274,7 +306,7 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
                 # A periodic one is not written while steps are being skipped: it might push out good ones.
                 if ranks.is_main and saves and (ends or due or not metrics.skips.in_a_row):
                     with display.doing("saving"):
-                        state = state_of(step, settings, data, method, trainer, loader)
+                        state = state_of(step, settings, data, method, trainer, probe, loader)
                         save_checkpoint(run / "checkpoints", state, config.run.keep_last)
                 if due and not stopped:
                     with display.aside("evaluating"):
@@ -283,6 +315,9 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
                     break
     if ranks.is_main:
         write_report(run)
+    if stopped == COLLAPSED:
+        ranks.together(healths.refuse)
+    if ranks.is_main:
         done = f"stopped by {signal.Signals(stopped).name}" if stopped else "done"
         print(f"{done} at step {step}; {run / 'report.html'}", file=sys.stderr, flush=True)
     ranks.close()
