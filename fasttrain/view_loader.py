@@ -20,7 +20,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fasttrain.engine.views import ViewMemory, make_views, on_device
-from fasttrain.evaluation.features import seems_labelled
 from fasttrain.input import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -30,6 +29,7 @@ from fasttrain.input import (
     open_dataset,
     open_loader,
     pixel_statistics,
+    seems_labelled,
 )
 from fasttrain.kernels.augment import DTYPES
 from fasttrain.system.cores import usable_cores

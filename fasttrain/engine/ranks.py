@@ -35,10 +35,11 @@ Result = TypeVar("Result")
 class Ranks:
     """This process's place among all: rank, world_size, its device, and how many of the machine's cores it may use."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, patience: datetime.timedelta = TIMEOUT) -> None:
         """Join the group torchrun describes (gloo on CPU, NCCL on GPU), or be alone.
 
-        Raises UserError when `device` ("auto", "cpu", "cuda") is not there.
+        patience: that a rank has with the others where they exchange what is no tensor; of one that dies it hears
+        within seconds. Raises UserError when `device` ("auto", "cpu", "cuda") is not there.
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: no GPU is visible to PyTorch here; use --device cpu or auto")
@@ -64,7 +65,7 @@ class Ranks:
             dist.init_process_group(
                 backend, store=_new_place(), rank=self.rank, world_size=self.world_size, timeout=TIMEOUT
             )
-            self._control = dist.new_group(backend="gloo", timeout=TIMEOUT)  # flags cross it without a GPU sync
+            self._control = dist.new_group(backend="gloo", timeout=patience)  # flags cross it without a GPU sync
             self._pulse = Pulse(self._take_cores())
         self.cores = usable_cores()
         if not on_gpu:
@@ -125,6 +126,13 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self._control)
         return box[0]
 
+    def gather(self, value: Result) -> list[Result]:
+        """Every rank's `value`, in the order of ranks, on every rank (any object that pickles)."""
+        values_W: list[Any] = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values_W, value, group=self._control)
+        return values_W
+
     def together(self, work: Callable[[], Result]) -> Result:
         """What `work` returns on this rank, once it has succeeded on every rank.
 
@@ -138,11 +146,9 @@ class Ranks:
             result = work()
         except (UserError, RunError, DataError, OSError) as error:
             failure = error
-        texts_W: list[Any] = [None] * self.world_size
         text = said(failure) if isinstance(failure, OSError) else str(failure)
         mine = (text, isinstance(failure, UserError | DataError)) if failure else None
-        dist.all_gather_object(texts_W, mine, group=self._control)
-        for rank, other in enumerate(texts_W):
+        for rank, other in enumerate(self.gather(mine)):
             if other:
                 self._end(rank, *other)
         return result

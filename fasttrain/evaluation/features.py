@@ -1,4 +1,7 @@
-"""Frozen features of a whole split, in a file while they are used: memory does not grow with the data set."""
+"""Frozen features of a split, in a file while they are used: memory does not grow with the data set.
+
+fp32 throughout: bf16 moves kNN by up to 0.33 points (docs/log.md).
+"""
 
 from __future__ import annotations
 
@@ -9,84 +12,98 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fasttrain.input import Batch, Order, Store, open_dataset, open_loader
-from fasttrain.input.stores import Encoded
+from fasttrain.input import (
+    Batch,
+    LoaderError,
+    Order,
+    Selection,
+    Store,
+    evenly,
+    open_dataset,
+    open_loader,
+    seems_labelled,
+)
+from fasttrain.input.blanks import Blanks
 from fasttrain.kernels.augment import augment
 from fasttrain.system.cli import warn
+from fasttrain.system.durable import reason
 from fasttrain.system.errors import DataError, RunError, UserError
 from fasttrain.system.progress import progress
 from fasttrain.views.draw import center, crop_fraction
 
-LABELS_TRIED = 20  # of each split, before anything is computed
-_UNLABELLED = "images without labels; kNN and the linear probe need a class folder for each"
+FAILED = -2  # the label of an image that can't be read
+NAMED_FAILURES = 20
+LARGEST = 1e15  # of a feature: squares of thousands of them still have a sum
+_UNLABELLED = "images without labels; evaluations need a class folder for each"
 
 
-@dataclass
+class Rows(Protocol):
+    """fp32 rows (N, F) in memory or on a disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, index: Any) -> np.ndarray: ...  # noqa: ANN401 - a slice, or an array of places
+
+
+@dataclass(frozen=True)
 class Features:
-    """values_NF: float16 rows in a mapped file without a name, which goes with them; label_N: int64."""
+    """values_NF: rows of all images, in the store's order. index_M: the M of them that could be read, as places in the
+    store. label_N: their labels, int64 (M,) on the CPU."""
 
-    values_NF: np.memmap
-    label_N: torch.Tensor
+    values_NF: Rows
+    label_N: Tensor
+    index_M: np.ndarray
 
-    def rows(self, index: slice | np.ndarray, device: torch.device) -> torch.Tensor:
-        """Rows in fp32 on a device."""
-        return torch.from_numpy(np.ascontiguousarray(self.values_NF[index])).to(device).float()
+    def __len__(self) -> int:
+        return len(self.index_M)
+
+    @property
+    def width(self) -> int:
+        return self.values_NF.shape[1]
+
+    def rows(self, index: slice | np.ndarray, device: torch.device) -> Tensor:
+        """Rows of images that could be read, by their place among these, fp32, on a device."""
+        whole = len(self.index_M) == self.values_NF.shape[0]
+        values = self.values_NF[index if whole else self.index_M[index]]
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
 
-class EvenSubset:
-    """Evenly spaced samples of a store, `most` at most: all classes of sorted files are among them in proportion."""
+class Preparation(NamedTuple):
+    """How images become what a network takes, and what may fail on the way.
 
-    def __init__(self, store: Store, most: int) -> None:
-        self.num_samples = min(most, store.num_samples)
-        self.classes, self.fingerprint = store.classes, store.fingerprint
-        self.write = store.write
-        self._store, self._index = store, np.linspace(0, store.num_samples - 1, self.num_samples).astype(np.int64)
+    size: side of a view; mean, std: of its normalisation. workers: decoding threads. max_failed_fraction: of images
+    that can't be read and are left out.
+    """
 
-    def labels(self, index_N: np.ndarray) -> np.ndarray:
-        return self._store.labels(self._index[index_N])
-
-    def read(self, index: int) -> Encoded:
-        return self._store.read(int(self._index[index]))
-
-    def name(self, index: int) -> str:
-        return self._store.name(int(self._index[index]))
-
-    def place(self, index: int) -> str:
-        return self._store.place(int(self._index[index]))
-
-    def source_name(self, index: int) -> str:
-        return self._store.source_name(int(self._index[index]))
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    batch_size: int
+    workers: int
+    max_failed_fraction: float
 
 
 def open_labelled(
     path: pathlib.Path, loader: str, view_size: int, most: int = sys.maxsize, val_fraction: float = 0.0
-) -> tuple[EvenSubset, EvenSubset]:
+) -> tuple[Selection, Selection]:
     """The train and val splits, `most` samples of each. Raises UserError where labels are missing.
 
     val_fraction: as for open_dataset.
     A set without labels is known at once by a few; any other label is read with its image.
     """
     train, val = (
-        EvenSubset(open_dataset(path, split, loader, view_size, val_fraction), most) for split in ("train", "val")
+        evenly(open_dataset(path, split, loader, view_size, val_fraction), most) for split in ("train", "val")
     )
     if not train.classes or not all(seems_labelled(subset) for subset in (train, val)):
         raise UserError(f"{path} has {_UNLABELLED}")
     return train, val
-
-
-def seems_labelled(store: Store) -> bool:
-    """Whether a few of its images have a label."""
-    few = EvenSubset(store, LABELS_TRIED)
-    for index in range(few.num_samples):
-        with contextlib.suppress(DataError, OSError):  # damage says nothing about the others
-            if few.labels(np.array([index]))[0] < 0:
-                return False
-    return True
 
 
 def central_views(
@@ -112,48 +129,94 @@ def central_views(
 
 
 @torch.no_grad()
-def extract(
-    network: nn.Module, store: Store, folder: pathlib.Path, device: torch.device,
-    *, size: int, mean: tuple, std: tuple, batch_size: int, workers: int, max_failed_fraction: float,
+def outputs(
+    network: nn.Module, store: Store, device: torch.device, preparation: Preparation, limit: int,
     each_batch: Callable[[], None] = lambda: None,
-) -> Features:  # fmt: skip
-    """Run `network` (N, 3, size, size) → (N, F), in evaluation mode, over the central crop of every image.
+) -> Iterator[tuple[np.ndarray, Tensor]]:  # fmt: skip
+    """Run `network` (N, 3, size, size) → (N, F), in evaluation mode, over the central crop of every image, in order:
+    rows (B, F) fp32 and labels (B,), FAILED where an image or its label can't be read.
 
-    The features lie on the disk of `folder`. each_batch is called before each batch and may raise to end it. Raises
-    LoaderError when more than max_failed_fraction of the images or labels can't be read, UserError for an image without
-    a label, DataError for one that is no class, RunError when the disk is too full.
+    each_batch is called before each batch and may raise to end it. Raises LoaderError as soon as more than `limit`
+    images can't be read, UserError for an image without a label, DataError for one that is no class.
     """
-    values_NF, odd, done = None, 0, 0
-    label_N = torch.empty(store.num_samples, dtype=torch.int64)
-    limit = torch.finfo(torch.float16).max
-    with progress(store.num_samples, title="features") as advance:
-        for batch, views in central_views(
-            store, device, size=size, mean=mean, std=std, batch_size=batch_size, workers=workers,
-            max_failed_fraction=max_failed_fraction, labels=True, each_batch=each_batch,
-        ):  # fmt: skip
-            with torch.autocast(device.type, torch.bfloat16):
-                out_BF = network(views).float()
-            if values_NF is None:
-                values_NF = _on_disk(folder, (store.num_samples, out_BF.shape[1]))
-            rows = slice(done, done + len(batch))
-            odd += int((~(out_BF.abs() <= limit)).any(1).sum())
+    size, mean, std, batch_size, workers, _ = preparation
+    blanks, named, odd = Blanks(store), 0, 0
+    batches = central_views(
+        blanks, device, size=size, mean=mean, std=std, batch_size=batch_size, workers=workers, max_failed_fraction=0.0,
+        labels=True, each_batch=each_batch,
+    )  # fmt: skip
+    with full_precision():
+        for batch, views in batches:
+            out_BF = network(views).float()
             # One row with something that is no number would be the nearest of every query.
-            values_NF[rows] = out_BF.nan_to_num(0.0).clamp(-limit, limit).half().cpu().numpy()
+            odd += int((~(out_BF.abs() <= LARGEST)).any(1).sum())
+            rows_BF = out_BF.nan_to_num(0.0, LARGEST, -LARGEST).clamp(-LARGEST, LARGEST).cpu().numpy()
             assert batch.label_B is not None
-            label_N[rows] = batch.label_B
-            _check_labels(store, batch.index_B, batch.label_B)
-            done += len(batch)
-            advance(len(batch))
-    assert values_NF is not None, "a store holds one image at least"
+            label_B = batch.label_B.clone()
+            for place, index in enumerate(batch.index_B.tolist()):
+                if (error := blanks.failed.get(index)) is not None:
+                    label_B[place] = FAILED
+                    named += 1
+                    _tell(store.name(index), error, named)
+            if named > limit:
+                raise LoaderError(f"{named} images can't be read, more than --max-failed-fraction of training allows")
+            _check_labels(store, batch.index_B, label_B)
+            yield rows_BF, label_B
     if odd:
         what = "features that are no numbers, which count as 0, or too large ones, which are cut off"
         warn(f"{odd} of {store.num_samples} images have {what}")
-    return Features(values_NF, label_N)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Convolutions of fp32 in here are of fp32 on a GPU, too, whose TF32 has ten bits; products of matrices are."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def extract(
+    network: nn.Module, store: Store, folder: pathlib.Path, device: torch.device, preparation: Preparation,
+    each_batch: Callable[[], None] = lambda: None,
+) -> Features:  # fmt: skip
+    """The features of a store by this process alone, on the disk of `folder`. Raises as `outputs` does, and RunError
+    when the disk is too full."""
+    total, done = store.num_samples, 0
+    values_NF, label_N = None, torch.empty(total, dtype=torch.int64)
+    limit = int(preparation.max_failed_fraction * total)
+    with progress(total, title="features") as advance:
+        for rows_BF, label_B in outputs(network, store, device, preparation, limit, each_batch):
+            if values_NF is None:
+                values_NF = _on_disk(folder, (total, rows_BF.shape[1]))
+            at = slice(done, done + len(rows_BF))
+            values_NF[at], label_N[at] = rows_BF, label_B
+            done += len(rows_BF)
+            advance(len(rows_BF))
+    assert values_NF is not None, "a store holds one image at least"
+    return readable(values_NF, label_N)
+
+
+def readable(values_NF: Rows, label_N: Tensor) -> Features:
+    """Of rows and labels, those of images that could be read. Raises DataError where there are none."""
+    good_N = label_N != FAILED
+    if not good_N.any():
+        raise DataError("no image can be read")
+    return Features(values_NF, label_N[good_N], good_N.nonzero()[:, 0].numpy())
+
+
+def _tell(name: str, error: DataError | OSError, number: int) -> None:
+    if number <= NAMED_FAILURES:
+        said = reason(error) if isinstance(error, OSError) else str(error)
+        more = "; more of them are only counted" if number == NAMED_FAILURES else ""
+        warn(f"{name}: {said}; left out{more}")
 
 
 def _check_labels(store: Store, index_B: torch.Tensor, label_B: torch.Tensor) -> None:
     """Raises UserError for an image without a label, DataError for a label that is none of the classes."""
-    if (label_B < 0).any():
+    if ((label_B < 0) & (label_B != FAILED)).any():
         raise UserError(f"the data set has {_UNLABELLED}")
     if (odd_B := label_B >= len(store.classes)).any():
         place = int(odd_B.nonzero()[0])
@@ -164,11 +227,11 @@ def _check_labels(store: Store, index_B: torch.Tensor, label_B: torch.Tensor) ->
 
 
 def _on_disk(folder: pathlib.Path, shape: tuple[int, int]) -> np.memmap:
-    """An array of float16 in a file that has no name, so that none is left behind, however the process ends."""
+    """An array of fp32 in a file that has no name, so that none is left behind, however the process ends."""
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
             # A mapped file that can't grow when it is written to would end the process without a word.
-            os.posix_fallocate(file.fileno(), 0, max(1, 2 * shape[0] * shape[1]))
+            os.posix_fallocate(file.fileno(), 0, max(1, 4 * shape[0] * shape[1]))
         except OSError as error:
             raise RunError(f"{folder}: no room for the features of {shape[0]} images: {error.strerror}") from None
-        return np.memmap(file, np.float16, "r+", shape=shape)
+        return np.memmap(file, np.float32, "r+", shape=shape)

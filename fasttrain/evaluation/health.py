@@ -18,10 +18,20 @@ from torch.nn import functional as F
 from fasttrain.engine.probe import OnlineProbe
 from fasttrain.evaluation import label_free
 from fasttrain.evaluation.accuracy import accuracy
-from fasttrain.evaluation.features import EvenSubset, Features, seems_labelled
+from fasttrain.evaluation.features import Features, full_precision
 from fasttrain.evaluation.knn import knn, neighbours
 from fasttrain.evaluation.options import TEMPERATURE
-from fasttrain.input import Batch, Order, Store, open_dataset, open_loader, split_names
+from fasttrain.input import (
+    Batch,
+    Order,
+    Selection,
+    Store,
+    evenly,
+    open_dataset,
+    open_loader,
+    seems_labelled,
+    split_names,
+)  # fmt: skip
 from fasttrain.input.options import DataOptions
 from fasttrain.kernels.augment import augment
 from fasttrain.methods import Method
@@ -54,8 +64,8 @@ class HealthMonitor:
         """recipe: of the run; small crops in it are left out. size: side of the views."""
         path = pathlib.Path(options.data)
 
-        def subset(split: str) -> EvenSubset:
-            return EvenSubset(open_dataset(path, split, options.loader, size, options.val_fraction), most)
+        def subset(split: str) -> Selection:
+            return evenly(open_dataset(path, split, options.loader, size, options.val_fraction), most)
 
         self._train, self._val = subset("train"), None
         if self._train.classes and ("val" in split_names(path, options.loader) or options.val_fraction):
@@ -75,7 +85,8 @@ class HealthMonitor:
         encoder, projector = method.evaluated
         encoder.eval(), projector.eval()
         try:
-            with torch.compiler.set_stance("force_eager"):  # else every size of batch is compiled again
+            # eager: else every size of batch is compiled again
+            with torch.compiler.set_stance("force_eager"), full_precision():
                 return self._figures(encoder, projector, probe, mean, std, each_batch)
         finally:
             encoder.train(), projector.train()
@@ -111,13 +122,14 @@ class HealthMonitor:
         ]
         feature_NF, label_N = (torch.cat(each) for each in zip(*rows, strict=True))
         queries, classes = _in_memory(feature_NF, label_N), len(self._val.classes)
-        if not len(memory.label_N) or not len(queries.label_N):
+        if not len(memory) or not len(queries):
             return {}
         k = neighbours(memory.label_N)
-        found = accuracy(knn(memory, queries, classes, k, TEMPERATURE, self._device), queries.label_N)
+        found = accuracy(knn(memory, queries, classes, k, TEMPERATURE, self._device), queries.label_N, classes)
         figures: Figures = {"subset_knn_top1": found.top1, "subset_knn_majority": found.majority}
         if probe and probe.has_learned:
-            figures["probe_top1"] = accuracy(probe.ranked(feature_NF, 1)[label_N >= 0, 0], queries.label_N).top1
+            rows_MF = queries.rows(slice(None), self._device)
+            figures["probe_top1"] = accuracy(probe.ranked(rows_MF), queries.label_N, classes).top1
         return figures
 
     def _batches(self, store: Store, each_batch: Callable[[], None]) -> Iterator[Batch]:
@@ -178,6 +190,6 @@ def _histogram(cosine_N: Tensor) -> list[int]:
 
 
 def _in_memory(feature_NF: Tensor, label_N: Tensor) -> Features:
-    """Those that have a label."""
-    known_N = label_N >= 0
-    return Features(feature_NF.cpu().numpy()[known_N.numpy()], label_N[known_N])
+    """Those of images that have a label."""
+    index_M = (label_N >= 0).nonzero()[:, 0].numpy()
+    return Features(feature_NF.cpu().numpy(), label_N[index_M], index_M)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import pathlib
 import time
@@ -10,11 +11,11 @@ from typing import Literal, NamedTuple, NoReturn
 
 from fasttrain.engine.probe import OnlineProbe
 from fasttrain.engine.ranks import Ranks
-from fasttrain.evaluation.collapse import collapse
-from fasttrain.evaluation.health import HealthMonitor
+from fasttrain.evaluation.collapse import YOUNG, collapse
+from fasttrain.evaluation.health import Figures, HealthMonitor
 from fasttrain.evaluation.monitor import Interrupted
 from fasttrain.methods import Method
-from fasttrain.run.metrics import Metrics, read_metrics
+from fasttrain.run.metrics import Entry, Metrics, read_metrics
 from fasttrain.system.errors import RunError
 from fasttrain.system.options import Options
 from fasttrain.views.spec import Recipe
@@ -27,27 +28,30 @@ COLLAPSED = -1  # what ends a run in place of a signal
 
 
 class Plan(NamedTuple):
-    """Events come every so many steps, 0: never, of at most so many images of a split."""
+    """Events come every so many steps, 0: never, of at most so many images of a split. young: steps until one may find
+    a collapse."""
 
     every: int
     images: int
+    young: int
 
 
 def plan(asked: int | Literal["auto"], steps: int, batch_size: int, recipe: Recipe, world_size: int) -> Plan:
     """Such that events take PART of a run of so many steps, with as many images as leave USUAL events.
 
-    An image's step takes at least a pass with its backward, as long as two more, and one of each other view. Other
-    ranks wait for the first, so that for `world_size` of them an event is as long as so many. "auto" has none where not
-    even the first and the last step have room: runs of less than about 25 thousand images in all. asked: every so many
+    An image's step takes at least a pass with its backward, as long as two more, and one of each other view, on one of
+    `world_size` ranks, while the others wait for the first during an event. "auto" has none where not even the first
+    and the last step have room: runs of less than about 32 thousand images in all for each rank. asked: every so many
     steps, whatever they take.
     """
-    passes = PART * steps * batch_size * (2 + sum(spec.count * spec.size**2 for spec in recipe))
+    passes = PART * steps * batch_size / world_size * (2 + sum(spec.count * spec.size**2 for spec in recipe))
     events = USUAL if asked == "auto" else max(1, steps // max(asked, 1))
     images = min(MOST, max(LEAST, int(passes / PASSES / (events + 1))))
+    young = math.ceil(YOUNG * steps)
     if asked != "auto":
-        return Plan(asked, images)
-    events = min(MOST_EVENTS, int(passes / world_size / PASSES / images) - 1)
-    return Plan(math.ceil(steps / events) if events > 0 else 0, images)
+        return Plan(asked, images, young)
+    events = min(MOST_EVENTS, int(passes / PASSES / images) - 1)
+    return Plan(math.ceil(steps / events) if events > 0 else 0, images, young)
 
 
 class HealthEvents:
@@ -57,21 +61,21 @@ class HealthEvents:
     """
 
     def __init__(
-        self, monitor: HealthMonitor | None, every: int, last_step: int, stops: bool, options: Options,
+        self, monitor: HealthMonitor | None, plan: Plan, last_step: int, stops: bool, options: Options,
         probe: OnlineProbe | None, run: pathlib.Path, ranks: Ranks, received: Callable[[], int],
         say: Callable[[str], None], step: int, mean: tuple, std: tuple,
     ) -> None:  # fmt: skip
         """monitor: None for no events. stops: a collapse ends the run. options: the method's own. received: the signal
         that this process was sent, 0 for none. say: shows a line. step: the one that the run goes on from. mean, std:
         by which views are normalised."""
-        self._monitor, self._every, self._last, self._stops = monitor, every, last_step, stops
+        self._monitor, self._plan, self._last, self._stops = monitor, plan, last_step, stops
         self._options, self._probe, self._run, self._ranks = options, probe, run, ranks
         self._received, self._say, self._from, self._mean, self._std = received, say, step, mean, std
         self.line = ""  # what was last said of a collapse that has not recovered
 
     def due(self, step: int) -> bool:
         """Is a step one of those to be measured? (The same on all ranks.)"""
-        return self._monitor is not None and (step % self._every == 0 or step == self._last)
+        return self._monitor is not None and (step % self._plan.every == 0 or step == self._last)
 
     def __call__(self, method: Method, step: int, epoch: int, metrics: Metrics) -> int:
         """Measure a step, unless it has been. Returns the signal that cut it short, COLLAPSED for a collapse that is to
@@ -89,7 +93,7 @@ class HealthEvents:
                 raise Interrupted
 
         assert self._monitor is not None
-        if step == self._from and self._is_measured(step):
+        if step == self._from and step in self._measured():
             return 0
         began = time.monotonic()
         try:
@@ -97,7 +101,7 @@ class HealthEvents:
         except Interrupted:
             return self._received()
         metrics.event(step, epoch, time.monotonic() - began, **figures)
-        line = collapse(figures, self._options) if step else ""  # networks that have not learned yet look like one
+        line = collapse(figures, self._untrained, self._options) if step >= self._plan.young else ""
         if line and not self.line:
             self._say(line)
         self.line = line
@@ -107,6 +111,11 @@ class HealthEvents:
         """Raises RunError, which says what has collapsed."""
         raise RunError(f"{self.line} (--stop-on-collapse)")
 
-    def _is_measured(self, step: int) -> bool:
+    @functools.cached_property
+    def _untrained(self) -> Figures:
+        return self._measured().get(0, {})
+
+    def _measured(self) -> dict[int, Entry]:
+        """Events by step, of all attempts at this run."""
         entries = read_metrics(self._run / "metrics.jsonl")
-        return any(entry["step"] == step and "rankme" in entry for entry in entries)
+        return {entry["step"]: entry for entry in entries if "rankme" in entry}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fasttrain.evaluation.accuracy import RANKED
 from fasttrain.evaluation.features import Features
 
 NEIGHBOURS = 200  # of Wu et al., for ImageNet
@@ -28,19 +29,21 @@ def neighbours(label_N: Tensor, k: int = 0) -> int:
 def knn(
     memory: Features, queries: Features, num_classes: int, k: int, temperature: float, device: torch.device
 ) -> Tensor:
-    """Predict the queries' classes, (N,) int64. k nearest by cosine similarity vote with exp(similarity / temperature).
+    """Rank the queries' classes, see evaluation/accuracy.py. k nearest by cosine similarity vote with
+    exp(similarity / temperature); a class without a vote is not named.
 
     Labels lie below num_classes, and k within the memory.
     """
-    predicted_N = torch.empty_like(queries.label_N)
-    for first in range(0, len(queries.label_N), QUERY_ROWS):
+    ranked_Nr = torch.empty(len(queries), min(RANKED, num_classes), dtype=torch.int64)
+    for first in range(0, len(queries), QUERY_ROWS):
         rows = slice(first, first + QUERY_ROWS)
         query_QF = F.normalize(queries.rows(rows, device), dim=1)
         similarity_Qk, label_Qk = _nearest(query_QF, memory, k)
         votes_QC = torch.zeros(len(query_QF), num_classes, device=device)
         votes_QC.scatter_add_(1, label_Qk, ((similarity_Qk - 1) / temperature).exp())  # −1: no overflow, same order
-        predicted_N[rows] = votes_QC.argmax(1).cpu()
-    return predicted_N
+        most_Qr, class_Qr = votes_QC.topk(ranked_Nr.shape[1])
+        ranked_Nr[rows] = class_Qr.where(most_Qr > 0, -1).cpu()
+    return ranked_Nr
 
 
 def _nearest(query_QF: Tensor, memory: Features, k: int) -> tuple[Tensor, Tensor]:
@@ -48,7 +51,7 @@ def _nearest(query_QF: Tensor, memory: Features, k: int) -> tuple[Tensor, Tensor
     device = query_QF.device
     best_Qk = torch.empty(len(query_QF), 0, device=device)
     label_Qk = torch.empty(len(query_QF), 0, dtype=torch.int64, device=device)
-    for first in range(0, len(memory.label_N), MEMORY_ROWS):
+    for first in range(0, len(memory), MEMORY_ROWS):
         rows = slice(first, first + MEMORY_ROWS)
         similarity_QM = query_QF @ F.normalize(memory.rows(rows, device), dim=1).T
         label_M = memory.label_N[rows].to(device)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fasttrain.engine.optim import learning_rate
+from fasttrain.evaluation.accuracy import RANKED
 from fasttrain.evaluation.features import Features
 
 EPOCHS, BATCH_SIZE, MOMENTUM = 50, 256, 0.9
@@ -16,7 +17,7 @@ CHUNK_ROWS = 16384
 
 
 def linear_probe(train: Features, test: Features, num_classes: int, device: torch.device) -> Tensor:
-    """Predict the classes of `test`, (N,) int64, by softmax regression fitted to `train`.
+    """Rank the classes of `test`, see evaluation/accuracy.py, by softmax regression fitted to `train`.
 
     SGD with a cosine schedule, EPOCHS passes over nine tenths of train, once for each of LEARNING_RATES side by side;
     the tenth held out chooses among them, so `test` is used once. Features are standardised with train's statistics.
@@ -27,8 +28,8 @@ def linear_probe(train: Features, test: Features, num_classes: int, device: torc
     fitted = order[len(held_out) :]
     mean_F, std_F = _statistics(train, device)
     weight_LFC, bias_LC = _fit(train, fitted, mean_F, std_F, num_classes)
-    found_LN = _predicted(train, held_out, mean_F, std_F, weight_LFC, bias_LC)
-    best = int((found_LN == train.label_N[held_out]).sum(1).argmax())
+    found_LNr = _predicted(train, held_out, mean_F, std_F, weight_LFC, bias_LC)
+    best = int((found_LNr[..., 0] == train.label_N[held_out]).sum(1).argmax())
     rows = np.arange(len(test.label_N))
     return _predicted(test, rows, mean_F, std_F, weight_LFC[best : best + 1], bias_LC[best : best + 1])[0]
 
@@ -71,9 +72,9 @@ def _fit(
 def _predicted(
     features: Features, rows: np.ndarray, mean_F: Tensor, std_F: Tensor, weight_LFC: Tensor, bias_LC: Tensor
 ) -> Tensor:
-    """The class that each of the L classifiers gives each row, (L, N) int64 on the CPU."""
+    """The classes that each of the L classifiers ranks first for each row, (L, N, r) int64 on the CPU."""
     parts = []
     for first in range(0, len(rows), CHUNK_ROWS):
         x_NF = (features.rows(rows[first : first + CHUNK_ROWS], mean_F.device) - mean_F) / std_F
-        parts.append((x_NF @ weight_LFC + bias_LC[:, None]).argmax(-1).cpu())
+        parts.append((x_NF @ weight_LFC + bias_LC[:, None]).topk(min(RANKED, bias_LC.shape[1])).indices.cpu())
     return torch.cat(parts, 1)

@@ -11,7 +11,7 @@ from torch import nn
 
 from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.accuracy import Accuracy, accuracy
-from fasttrain.evaluation.features import extract, open_labelled
+from fasttrain.evaluation.features import Preparation, extract, open_labelled
 from fasttrain.evaluation.knn import knn, neighbours
 from fasttrain.evaluation.options import TEMPERATURE
 from fasttrain.input.options import DataOptions
@@ -53,16 +53,13 @@ class KnnMonitor:
     def _accuracy(
         self, encoder: nn.Module, mean: tuple, std: tuple, folder: pathlib.Path, each_batch: Callable[[], None]
     ) -> Accuracy:
+        preparation = Preparation(self._size, mean, std, BATCH_SIZE, self._workers, self._max_failed)
         with torch.compiler.set_stance("force_eager"):  # else every size of batch is compiled again
             memory, queries = (
-                extract(
-                    encoder, subset, folder, self._device, size=self._size, mean=mean, std=std, batch_size=BATCH_SIZE,
-                    workers=self._workers, max_failed_fraction=self._max_failed, each_batch=each_batch,
-                )
-                for subset in self._splits
-            )  # fmt: skip
+                extract(encoder, subset, folder, self._device, preparation, each_batch) for subset in self._splits
+            )
             classes, k = len(self._splits[0].classes), neighbours(memory.label_N, self._k)
-            return accuracy(knn(memory, queries, classes, k, TEMPERATURE, self._device), queries.label_N)
+            return accuracy(knn(memory, queries, classes, k, TEMPERATURE, self._device), queries.label_N, classes)
 
 
 class Interrupted(Exception):
@@ -109,7 +106,7 @@ class Evaluations:
                 found = self._knn(method, self._mean, self._std, self._run, each_batch)
             except Interrupted:
                 return self._received()
-            figures = {f"knn_{name}": value for name, value in found._asdict().items()}
+            figures = {f"knn_{name}": value for name, value in found._asdict().items() if value is not None}
             metrics.event(step, epoch, time.monotonic() - began, **figures)
         measured = self._measured()
         if max(measured, key=lambda other: measured[other]) == step:  # the first, of several

@@ -18,17 +18,20 @@ if TYPE_CHECKING:
     from fasttrain.input.folder_store import FolderStore
     from fasttrain.input.loader import MAX_FAILED_FRACTION, Loader, LoaderError, ThreadLoader
     from fasttrain.input.order import Order
+    from fasttrain.input.selection import Selection, evenly, seems_labelled
     from fasttrain.input.stores import Store
 
 _FILES = {
     "Batch": "batch", "FolderStore": "folder_store", "Loader": "loader", "LoaderError": "loader",
     "ThreadLoader": "loader", "MAX_FAILED_FRACTION": "loader", "Order": "order", "Store": "stores",
     "IMAGENET_MEAN": "datasets", "IMAGENET_STD": "datasets", "open_dataset": "datasets", "open_loader": "datasets",
-    "pixel_statistics": "datasets", "split_names": "datasets",
+    "pixel_statistics": "datasets", "split_names": "datasets", "Selection": "selection", "evenly": "selection",
+    "seems_labelled": "selection",
 }  # fmt: skip
 __all__ = [
     "IMAGENET_MEAN", "IMAGENET_STD", "MAX_FAILED_FRACTION", "Batch", "FolderStore", "Loader", "LoaderError", "Order",
-    "Store", "ThreadLoader", "open_dataset", "open_loader", "pixel_statistics", "split_names",
+    "Selection", "Store", "ThreadLoader", "evenly", "open_dataset", "open_loader", "pixel_statistics", "seems_labelled",
+    "split_names",
 ]  # fmt: skip
 
 

@@ -1,34 +1,139 @@
-"""Evaluate a run's encoder on labelled images it was not trained on: weighted kNN and a linear probe."""
+"""Evaluate runs' encoders on labelled images they were not trained on, by the protocols of the papers."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
 import pathlib
-from typing import Any
+import statistics
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fasttrain.config import TrainConfig, load_config
-from fasttrain.engine.networks import initialise, laid_out, make_method
-from fasttrain.engine.ranks import Ranks
-from fasttrain.evaluation.accuracy import accuracy
-from fasttrain.evaluation.features import EvenSubset, extract, open_labelled
+from fasttrain.engine.networks import initialise, make_method
+from fasttrain.engine.ranks import Ranks, given_back
+from fasttrain.evaluation.accuracy import accuracy, per_class
+from fasttrain.evaluation.extraction import extract_on_all
+from fasttrain.evaluation.features import Features, Preparation, open_labelled
 from fasttrain.evaluation.knn import knn, neighbours
 from fasttrain.evaluation.linear_probe import linear_probe
-from fasttrain.input import Store, open_dataset
+from fasttrain.input import Selection, open_dataset
 from fasttrain.jobs.init import weights_started_from
 from fasttrain.jobs.options import EvaluateConfig
 from fasttrain.jobs.report import write_report
+from fasttrain.jobs.scratch import Scratch
+from fasttrain.methods import Method
+from fasttrain.run.checkpoint import Checkpoint
 from fasttrain.run.evaluations import Evaluation, keep_evaluations
 from fasttrain.run.folder import DataRecord
 from fasttrain.system.errors import DataError, UserError
 from fasttrain.trained import chosen_checkpoint, images_of, load_weights
 
+PATIENCE = datetime.timedelta(days=1)  # that a rank has with others whose share takes longer
 
-def open_splits(data: pathlib.Path, images: DataRecord, config: TrainConfig) -> tuple[EvenSubset, EvenSubset]:
+
+class Labelled(NamedTuple):
+    """A data set to be classified. variant: of its figures, "" for the run's own images."""
+
+    path: pathlib.Path
+    train: Selection
+    val: Selection
+    variant: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the images of both splits."""
+        return hashlib.sha256(f"{self.train.fingerprint} {self.val.fingerprint}".encode()).hexdigest()
+
+
+class Subject(NamedTuple):
+    """A run to be evaluated: what it was, its images' statistics, and what it is evaluated on."""
+
+    run: pathlib.Path
+    config: TrainConfig
+    images: DataRecord
+    checkpoint: Checkpoint
+    sets: list[Labelled]
+
+
+class Found(NamedTuple):
+    """What a protocol has ranked, beside the labels of the same images; see Evaluation of run/evaluations.py."""
+
+    protocol: str
+    variant: str
+    settings: dict[str, Any]
+    ranked_Nr: Tensor
+    label_N: Tensor
+
+
+def evaluate(options: EvaluateConfig) -> int:
+    """Print and keep the figures; returns the exit status."""
+    runs = [pathlib.Path(run) for run in options.run]
+    if not runs:
+        raise UserError("RUN is missing: the folder of a run, or of several")
+    if len({os.path.realpath(run) for run in runs}) < len(runs):
+        raise UserError("a run is named twice: figures of several are means over different seeds")
+    subjects = [open_subject(run, options) for run in runs]  # all of them, before anything is computed
+    with given_back():
+        ranks = Ranks(options.device, PATIENCE)
+        figures, failed = [], None
+        for subject in subjects:
+            figures.append(list(measure(subject, options, ranks)))
+            if ranks.is_main:
+                try:
+                    keep_evaluations(subject.run, figures[-1])
+                    write_report(subject.run)
+                except (OSError, UserError) as error:  # a full disk must not cost the figures, which are printed below
+                    failed = failed or error
+        if ranks.is_main:
+            print(json.dumps(summary(figures)), flush=True)
+            if failed:
+                raise failed
+        ranks.close()
+    return 0
+
+
+def summary(figures: list[list[Evaluation]]) -> dict[str, Any]:
+    """The last line: a run's figures, or the means over runs and, as NAME_std, their standard deviations; and the
+    settings of each protocol."""
+    by_name: dict[str, list[float]] = {}
+    for evaluation in (each for of_run in figures for each in of_run):
+        for name, value in evaluation.figures().items():
+            by_name.setdefault(name, []).append(value)
+    steps = sorted({each.step for of_run in figures for each in of_run})
+    line: dict[str, Any] = {"step": steps[0] if len(steps) == 1 else steps}
+    if len(figures) > 1:
+        line["runs"] = len(figures)
+    for name, values in by_name.items():
+        line[name] = round(statistics.fmean(values), 2)
+        if len(figures) > 1:
+            line[f"{name}_std"] = round(statistics.stdev(values), 2) if len(values) > 1 else None
+    line["protocol"] = {each.name: each.settings for each in figures[0]}
+    return line
+
+
+def open_subject(run: pathlib.Path, options: EvaluateConfig) -> Subject:
+    """Raises UserError and DataError."""
+    config = load_config(run, options.method, options.arch)
+    images = images_of(run, config, options.data)
+    data = pathlib.Path(os.path.realpath(options.data or images.path))
+    if not options.data and not data.exists():
+        raise UserError(f"{data}, the images that {run} was trained on, are not there now: --data tells where")
+    sets = [Labelled(data, *open_splits(data, images, config), "")]
+    for other in map(pathlib.Path, options.transfer):
+        splits = open_labelled(other, "auto", config.views.size)
+        sets.append(Labelled(pathlib.Path(os.path.realpath(other)), *splits, f"on_{other.resolve().name}"))
+    checkpoint = chosen_checkpoint(run, config.run.checkpoint_every, options.best)
+    return Subject(run, config, images, checkpoint, sets)
+
+
+def open_splits(data: pathlib.Path, images: DataRecord, config: TrainConfig) -> tuple[Selection, Selection]:
     """Train and val of a data set. The run's own images, wherever they lie by now, are cut as the run cut them."""
     options, size = config.data, config.views.size
     own = str(data) == images.path
@@ -40,56 +145,72 @@ def open_splits(data: pathlib.Path, images: DataRecord, config: TrainConfig) -> 
     return open_labelled(data, loader, size, val_fraction=val_fraction)
 
 
-def evaluate(options: EvaluateConfig) -> int:
-    """Print and keep the figures; returns the exit status."""
-    run = pathlib.Path(options.run)
-    config = load_config(run, options.method, options.arch)
-    images, size = images_of(run, config, options.data), config.views.size
-    data = pathlib.Path(os.path.realpath(options.data or images.path))
-    if not options.data and not data.exists():
-        raise UserError(f"{data}, the images that this run was trained on, are not there now: --data tells where")
-    train, val = open_splits(data, images, config)
-    checkpoint = chosen_checkpoint(run, config.run.checkpoint_every, options.best)
-    ranks = Ranks(options.device)
-    device, classes = ranks.device, len(train.classes)
-    method = make_method(config.method, config.encoder, size, config.run.seed)
-    if options.untrained and config.encoder.init:
-        initialise(method, weights_started_from(run, config, method.encoder))
+def measure(subject: Subject, options: EvaluateConfig, ranks: Ranks) -> Iterator[Evaluation]:
+    """Every figure that is asked for of a run."""
+    step = subject.checkpoint.state["step"]
+    for untrained in (True, False) if options.untrained else (False,):
+        method = network_of(subject, untrained).to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        method.eval().requires_grad_(False)
+        for labelled in subject.sets:
+            with Scratch(subject.run, key_of(subject, options, untrained, labelled), ranks) as scratch:
+                for found in protocols(subject, options, method, labelled, ranks, scratch):
+                    figures = accuracy(found.ranked_Nr, found.label_N, len(labelled.train.classes))
+                    yield Evaluation(
+                        found.protocol, step, untrained, found.settings, str(labelled.path), labelled.fingerprint,
+                        len(found.label_N), variant="_".join(filter(None, (labelled.variant, found.variant))),
+                        per_class=per_class(found.ranked_Nr, found.label_N, labelled.train.classes),
+                        **figures._asdict(),
+                    )  # fmt: skip
+
+
+def network_of(subject: Subject, untrained: bool) -> Method:
+    """The run's networks with the weights of its checkpoint, or those that it started from. Raises UserError."""
+    config = subject.config
+    method = make_method(config.method, config.encoder, config.views.size, config.run.seed)
+    if not untrained:
+        load_weights(method, subject.checkpoint)
+    elif config.encoder.init:
+        initialise(method, weights_started_from(subject.run, config, method.encoder))
+    return method
+
+
+def key_of(subject: Subject, options: EvaluateConfig, untrained: bool, labelled: Labelled) -> dict[str, Any]:
+    """What features follow from."""
+    return {
+        "weights": "untrained" if untrained else subject.checkpoint.digest, "fingerprint": labelled.fingerprint,
+        "images": [labelled.train.num_samples, labelled.val.num_samples], "features": options.features,
+        "mean": subject.images.mean, "std": subject.images.std, "batch_size": options.batch_size,
+        "device": options.device, "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def protocols(
+    subject: Subject, options: EvaluateConfig, method: Method, labelled: Labelled, ranks: Ranks, scratch: Scratch
+) -> Iterator[Found]:
+    """What each protocol that is asked for ranks, of one data set."""
+    config, images = subject.config, subject.images
+    preparation = Preparation(
+        config.views.size, images.mean, images.std, options.batch_size, ranks.threads(options.workers),
+        config.data.max_failed_fraction,
+    )  # fmt: skip
     encoder, projector = method.evaluated
     network = encoder if options.features == "encoder" else nn.Sequential(encoder, projector)
-
-    protocols = [name for name in ("knn", "linear") if getattr(options, name)] or ["knn", "linear"]
-    found: list[Evaluation] = []
-    for untrained in (True, False) if options.untrained else (False,):
-        if not untrained:
-            load_weights(method, checkpoint)
-        laid_out(method, device, config.optimisation.precision).eval()
-        memory, queries = (
-            extract(
-                network, store, run, device, size=size, mean=images.mean, std=images.std,
-                batch_size=options.batch_size, workers=ranks.threads(options.workers),
-                max_failed_fraction=config.data.max_failed_fraction,
-            )
-            for store in (train, val)
-        )  # fmt: skip
-        for protocol in protocols:
-            settings: dict[str, Any] = {"features": options.features}
-            if protocol == "knn":
-                settings |= {"k": neighbours(memory.label_N, options.k), "temperature": options.temperature}
-                predicted_N = knn(memory, queries, classes, settings["k"], options.temperature, device)
-            else:
-                predicted_N = linear_probe(memory, queries, classes, device)
-            of = protocol, checkpoint.state["step"], untrained, settings, str(data), fingerprint(train, val)
-            found.append(Evaluation(*of, len(queries.label_N), *accuracy(predicted_N, queries.label_N)))
-    figures = {name: value for each in found for name, value in each.figures().items()}
-    # First, as what follows may find the disk full.
-    print(json.dumps({"step": checkpoint.state["step"], **figures}), flush=True)
-    keep_evaluations(run, found)
-    write_report(run)
-    ranks.close()
-    return 0
+    memory, queries = (
+        extract_on_all(network, store, scratch.folder / split, ranks, preparation)
+        for split, store in (("train", labelled.train), ("val", labelled.val))
+    )
+    yield from over_features(options, memory, queries, len(labelled.train.classes), ranks)
 
 
-def fingerprint(train: Store, val: Store) -> str:
-    """Of the images of both splits."""
-    return hashlib.sha256(f"{train.fingerprint} {val.fingerprint}".encode()).hexdigest()
+def over_features(
+    options: EvaluateConfig, memory: Features, queries: Features, classes: int, ranks: Ranks
+) -> Iterator[Found]:
+    """What the protocols over frozen features rank."""
+    device, of = ranks.device, {"features": options.features}
+    neither = not (options.knn.knn or options.linear.linear or options.few_shot.shots)
+    if options.knn.knn or neither:
+        k, temperature = neighbours(memory.label_N, options.knn.k[0]), options.knn.temperature[0]
+        ranked_Nr = knn(memory, queries, classes, k, temperature, device)
+        yield Found("knn", "", {**of, "k": k, "temperature": temperature}, ranked_Nr, queries.label_N)
+    if options.linear.linear or neither:
+        yield Found("linear", "", of, linear_probe(memory, queries, classes, device), queries.label_N)

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from fasttrain import __version__
-from fasttrain.evaluation.features import EvenSubset, central_views
-from fasttrain.input import Batch, Store, open_dataset
+from fasttrain.evaluation.features import central_views
+from fasttrain.input import Batch, Store, evenly, open_dataset
 from fasttrain.jobs.options import ExportConfig
 from fasttrain.run.folder import config_of
 from fasttrain.system.durable import publish, read_json, temporary_path, write_json
@@ -75,7 +75,7 @@ def some_images(trained: Trained, given: str) -> tuple[Tensor, list[Image.Image]
     given: where they lie now; "" where they did. Raises UserError and DataError where there are none.
     """
     size, _, mean, std = trained.preprocessing
-    store = EvenSubset(_open(trained, given), IMAGES)
+    store = evenly(_open(trained, given), IMAGES)
     found: list[Tensor] = []
     pictures: list[Image.Image] = []
     for batch, views in central_views(

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from fasttrain.evaluation.options import TEMPERATURE
-from fasttrain.system.options import Bounds, NotNegative, Options, Positive
+from fasttrain.evaluation.options import FewShotOptions, KnnOptions, LinearOptions
+from fasttrain.system.options import Bounds, Options, Positive
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(Options):
-    """Evaluate a run's newest checkpoint by weighted kNN and a linear probe on frozen features.
+    """Evaluate the newest checkpoint of a run, or of several, by the protocols of the papers.
 
-    Features of the data set's train split are the memory; its val split is classified. Without --knn or --linear both
-    are done. The last line of the output is JSON. Exit status: 0 done, 2 bad input, 1 anything else.
+    Features of the data set's train split are learned from; its val split is classified. Without a protocol, kNN and a
+    linear classifier are done. Of several runs, means and standard deviations are printed. The same command goes on
+    after an interruption. The last line of the output is JSON. Exit status: 0 done, 2 bad input, 1 anything else.
     """
 
-    run: str
-    """Run folder; by place, or by --run."""
+    run: tuple[str, ...]
+    """Run folders; by place, or by --run."""
+    knn: KnnOptions = field(default_factory=KnnOptions)
+    """Weighted k-nearest-neighbour classification"""
+    linear: LinearOptions = field(default_factory=LinearOptions)
+    """A linear classifier on frozen features"""
+    few_shot: FewShotOptions = field(default_factory=FewShotOptions)
+    """A classifier from a few images of each class"""
     data: str = ""
-    """Labelled data set with train and val splits. Empty: the one the run was trained on, where it lay then."""
+    """Labelled data set with train and val splits. Empty: the one each run was trained on, where it lay then."""
+    transfer: tuple[str, ...] = ()
+    """Further data sets, on each of which the protocols over features are done, too."""
     method: str = ""
     """Only of a run whose method is from outside: that, package.module:Class, once more. What a run folder says is not
     enough to run code."""
     arch: str = ""
     """Likewise, of a run whose encoder is from outside: package.module:function."""
-    knn: bool = False
-    """Weighted k-nearest-neighbour classification."""
-    linear: bool = False
-    """Linear classifier on the frozen features."""
-    k: NotNegative[int] = 0
-    """Neighbours of kNN. 0: a sixth of the mean number of a class's images, as 200 is of ImageNet's."""
-    temperature: Positive[float] = TEMPERATURE
-    """Temperature of the neighbours' votes, exp(similarity / temperature)."""
     features: Literal["encoder", "projection"] = "encoder"
     """What is compared: the encoder's output, or the projection head's (as MoCo's CIFAR-10 notebook does)."""
     best: bool = False

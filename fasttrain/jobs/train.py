@@ -26,11 +26,19 @@ from fasttrain.engine.ranks import Ranks, given_back
 from fasttrain.engine.skips import Skips
 from fasttrain.engine.step import TrainStep
 from fasttrain.engine.views import make_views, on_device
-from fasttrain.evaluation.features import seems_labelled
 from fasttrain.evaluation.health import HealthMonitor
 from fasttrain.evaluation.health_events import COLLAPSED, HealthEvents, plan
 from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
-from fasttrain.input import FolderStore, Loader, Order, Store, open_dataset, open_loader, pixel_statistics
+from fasttrain.input import (
+    FolderStore,
+    Loader,
+    Order,
+    Store,
+    open_dataset,
+    open_loader,
+    pixel_statistics,
+    seems_labelled,
+)
 from fasttrain.jobs.init import initial_weights_of_all
 from fasttrain.jobs.report import write_report
 from fasttrain.kernels.augment import Views
@@ -253,7 +261,7 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     every = config.logging.knn_every * steps_per_epoch
     evaluations = Evaluations(knn, every, run, ranks, lambda: stop.received, mean, std)
     healths = HealthEvents(
-        monitor, health_plan.every, last_step, logging.stop_on_collapse, config.method, probe, run, ranks,
+        monitor, health_plan, last_step, logging.stop_on_collapse, config.method, probe, run, ranks,
         lambda: stop.received, display.say, step, mean, std,
     )  # fmt: skip
     compiles = is_compiled(method)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import pathlib
 import sys
@@ -20,15 +19,21 @@ FILE = "evaluation.json"
 LOCK = f".{FILE}.lock"  # two evaluations that end at once would each leave out the other's figures
 PATIENCE_SECONDS = 10.0
 MAX_BYTES = 1 << 26  # of it: more than a hundred thousand of them
-NAMES = {"knn": "kNN", "linear": "linear"}  # of the protocols, for people
+NAMES = {
+    "knn": "kNN", "linear": "linear", "linear_moco": "linear (MoCo)", "linear_dino": "linear (DINO)",
+    "finetune": "fine-tuned", "semi": "semi-supervised", "few_shot": "few-shot",
+}  # of the protocols, for people  # fmt: skip
+FIGURES = "top1", "top5", "balanced", "majority", "low", "high"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One accuracy. top1, balanced and majority: see evaluation/accuracy.py; None: not measured.
+    """One accuracy. top1, top5, balanced, majority, low and high: see evaluation/accuracy.py; None: not measured.
 
     untrained: of the weights the run started from. settings: what else the protocol was given. fingerprint: of the
-    images, "" for one not kept; num_images: how many of them were classified, 0 for a number not kept.
+    images, "" for one not kept; num_images: how many of them were classified, 0 for a number not kept. variant: what
+    tells it from the protocol's headline, such as other images or another k; "" for that itself. per_class: top1 by the
+    names of the classes.
     """
 
     protocol: str
@@ -41,30 +46,48 @@ class Evaluation:
     top1: float
     balanced: float | None = None
     majority: float | None = None
+    top5: float | None = None
+    low: float | None = None
+    high: float | None = None
+    per_class: dict[str, float] | None = None
+    variant: str = ""
 
     def __post_init__(self) -> None:
         """Raises TypeError or ValueError for what a damaged file may hold."""
         for name, kind in (("protocol", str), ("step", int), ("untrained", bool), ("settings", dict), ("data", str),
-                           ("fingerprint", str), ("num_images", int)):  # fmt: skip
+                           ("fingerprint", str), ("num_images", int), ("variant", str)):  # fmt: skip
             if type(getattr(self, name)) is not kind:
                 raise TypeError(f"{name} is no {kind.__name__}")
-        for name in ("top1", "balanced", "majority"):
+        for name in FIGURES:
             value = getattr(self, name)
-            missing = value is None and name != "top1"
-            if not missing and (type(value) not in (int, float) or not 0 <= value <= 100 or math.isnan(value)):
+            if not (value is None and name != "top1") and not _is_percentage(value):
                 raise ValueError(f"{name} is no percentage")
+        if self.per_class is not None and (
+            type(self.per_class) is not dict or not all(map(_is_percentage, self.per_class.values()))
+        ):
+            raise ValueError("per_class is no table of percentages")
 
     def replaces(self, other: Evaluation) -> bool:
         """Is it a newer measurement of the same?"""
-        keys = ({**asdict(each), **dict.fromkeys(("data", "num_images", "top1", "balanced", "majority"))}
-                for each in (self, other))  # fmt: skip
+        measured = ("data", "num_images", "per_class", *FIGURES)
+        keys = ({**asdict(each), **dict.fromkeys(measured)} for each in (self, other))
         return next(keys) == next(keys) and (self.fingerprint != "" or self.data == other.data)
 
     def figures(self) -> dict[str, float]:
         """Its figures by the names that evaluate.py and report.py print."""
+        prefix = f"{self.name}_"
         suffix = "_untrained" if self.untrained else ""
-        values = {"top1": self.top1, "balanced": self.balanced, "majority": self.majority}
-        return {f"{self.protocol}_{name}{suffix}": value for name, value in values.items() if value is not None}
+        values = {name: getattr(self, name) for name in FIGURES}
+        return {f"{prefix}{name}{suffix}": value for name, value in values.items() if value is not None}
+
+    @property
+    def name(self) -> str:
+        """Of the protocol and its variant."""
+        return f"{self.protocol}_{self.variant}" if self.variant else self.protocol
+
+
+def _is_percentage(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 100  # type: ignore[operator]
 
 
 def read_evaluations(run: pathlib.Path) -> list[Evaluation]:
@@ -123,7 +146,7 @@ def _of_flat(content: dict[str, Any]) -> list[dict[str, Any]]:
     settings = dict(saved) if isinstance(saved, dict) else {}
     common = {"step": content.get("step"), "data": settings.pop("data", ""), "fingerprint": "", "num_images": 0}
     found = []
-    for protocol in NAMES:
+    for protocol in ("knn", "linear"):
         of_it = settings if protocol == "knn" else {"features": settings.get("features", "encoder")}
         for name, untrained in ((f"{protocol}_top1", False), (f"{protocol}_top1_untrained", True)):
             if name in content:

@@ -9,18 +9,17 @@ import torch
 from support.loading import Numbers
 from torch import nn
 
-from fasttrain.evaluation.features import Features, extract, open_labelled
+from fasttrain.evaluation.features import LARGEST, Features, Preparation, extract, open_labelled
 from fasttrain.formats.tar import TarShardReader
 from fasttrain.input import Store, open_dataset
 from fasttrain.system.errors import UserError
 
+CPU = torch.device("cpu")
+
 
 def extracted(store: Store, folder: Path) -> Features:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return extract(
-        network, store, folder, torch.device("cpu"), size=16, mean=(0.5,) * 3, std=(0.5,) * 3, batch_size=16, workers=1,
-        max_failed_fraction=0.1,
-    )  # fmt: skip
+    return extract(network, store, folder, CPU, Preparation(16, (0.5,) * 3, (0.5,) * 3, 16, 1, 0.1))
 
 
 def test_a_label_that_cannot_be_read_counts_as_an_image_that_cannot(
@@ -32,10 +31,12 @@ def test_a_label_that_cannot_be_read_counts_as_an_image_that_cannot(
         file.write(b"x")
     train, _ = open_labelled(data, "auto", 16)
     found = extracted(train, tmp_path)
-    assert len(found.values_NF) == len(found.label_N) == train.num_samples
+    assert len(found) == len(found.label_N) == train.num_samples - 1
+    assert found.index_M.tolist() == list(range(1, train.num_samples))
+    assert torch.equal(found.rows(slice(0, 2), CPU), torch.from_numpy(found.values_NF[1:3]))
     assert (found.label_N >= 0).all()
     assert "sample 0 of" in (errors := capsys.readouterr().err)
-    assert "its .cls is no number of a class; another takes its place" in errors
+    assert "its .cls is no number of a class; left out" in errors
 
 
 def test_a_set_without_labels_is_refused_before_anything_is_computed(
@@ -62,10 +63,8 @@ def test_features_that_are_no_numbers_are_counted_and_poison_no_others(
             out_NF[0] = torch.tensor([float("nan"), float("inf"), 1e30])
             return out_NF
 
-    device = torch.device("cpu")
-    features = extract(
-        Odd(), open_dataset(shards, "val"), tmp_path, device, size=8, mean=(0.5,) * 3, std=(0.5,) * 3, batch_size=32,
-        workers=1, max_failed_fraction=0.0,
-    )  # fmt: skip
-    assert features.rows(slice(0, 2), device).tolist() == [[0, 65504, 65504], [1, 1, 1]]
+    largest = float(np.float32(LARGEST))
+    preparation = Preparation(8, (0.5,) * 3, (0.5,) * 3, 32, 1, 0.0)
+    features = extract(Odd(), open_dataset(shards, "val"), tmp_path, CPU, preparation)
+    assert features.rows(slice(0, 2), CPU).tolist() == [[0, largest, largest], [1, 1, 1]]
     assert "warning: 1 of 24 images have features that are no numbers" in capsys.readouterr().err

@@ -16,9 +16,9 @@ from support.steps import build, small
 
 from fasttrain.engine.step import TrainStep
 from fasttrain.evaluation import features, monitor
-from fasttrain.evaluation.features import EvenSubset, _on_disk
+from fasttrain.evaluation.features import _on_disk
 from fasttrain.formats.beton import BetonReader
-from fasttrain.input import open_dataset
+from fasttrain.input import evenly, open_dataset
 from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.run.metrics import read_metrics
 from fasttrain.system.errors import RunError
@@ -26,13 +26,13 @@ from fasttrain.system.errors import RunError
 
 def test_a_subset_is_spread_evenly_and_keeps_names_and_labels(shards: pathlib.Path) -> None:
     store = open_dataset(shards, "train")
-    subset = EvenSubset(store, 7)
+    subset = evenly(store, 7)
     places = [round(i * (store.num_samples - 1) / 6 - 0.499) for i in range(7)]
     assert subset.num_samples == 7
     assert [subset.name(i) for i in range(7)] == [store.name(place) for place in places]
     assert subset.labels(np.arange(7)).tolist() == store.labels(np.array(places)).tolist()
     assert subset.read(3)[:2] == store.read(places[3])[:2]
-    assert EvenSubset(store, 10**6).num_samples == store.num_samples
+    assert evenly(store, 10**6).num_samples == store.num_samples
 
 
 def test_the_best_checkpoint_is_kept_and_training_is_not_disturbed(

@@ -12,13 +12,13 @@ from fasttrain.run.evaluations import FILE, Evaluation, keep_evaluations, read_e
 from fasttrain.system.errors import UserError
 from fasttrain.system.lock import lock
 
-KNN = Evaluation("knn", 8, False, {"k": 5}, "/data/a", "f1", 100, 50.0, 49.0, 10.0)
+KNN = Evaluation("knn", 8, False, {"k": 5}, "/data/a", "f1", 100, 50.0, 49.0, 10.0, 90.0, 40.0, 60.0, {"a": 50.0})
 
 
 def test_figures_of_other_steps_data_and_protocols_stay(tmp_path: Path) -> None:
     others = [
         replace(KNN, protocol="linear", settings={}), replace(KNN, untrained=True), replace(KNN, step=9),
-        replace(KNN, fingerprint="f2"), replace(KNN, settings={"k": 6}),
+        replace(KNN, fingerprint="f2"), replace(KNN, settings={"k": 6}), replace(KNN, variant="on_b"),
     ]  # fmt: skip
     for each in (KNN, *others):
         keep_evaluations(tmp_path, [each])

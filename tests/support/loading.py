@@ -26,7 +26,7 @@ def indices(batches: Iterable[Batch]) -> list[list[int]]:
 class Numbers:
     """A store whose sample i is one pixel of colour i; `broken` samples fail, `slow` ones wait for an event."""
 
-    classes = ("a",)
+    classes, fingerprint = ("a",), "numbers"
 
     def __init__(self, count: int, broken: Iterable[int] = (), slow: threading.Event | None = None) -> None:
         self.num_samples, self.broken, self.slow = count, set(broken), slow
@@ -48,4 +48,4 @@ class Numbers:
     def name(self, index: int) -> str:
         return f"number {index}"
 
-    place = name
+    place = source_name = name
