@@ -95,19 +95,20 @@ class HealthMonitor:
         self, encoder: nn.Module, projector: nn.Module, probe: OnlineProbe | None, mean: tuple, std: tuple,
         each_batch: Callable[[], None],
     ) -> Figures:  # fmt: skip
-        features, view_features, label_N = [], [], []
+        features, view_features, labels = [], [], []
         for batch in self._batches(self._train, each_batch):
             features.append(encoder(self._central(batch, mean, std)).float())
             views = self._views(batch, mean, std)
             view_features.append(encoder(views.flatten(0, 1)).float().unflatten(0, views.shape[:2]))
-            label_N.append(batch.label_B)
+            if batch.label_B is not None:
+                labels.append(batch.label_B)
         feature_NF, feature_VPF = torch.cat(features), torch.cat(view_features, 1)
         x_PD, y_PD = (projector(feature_PF).float() for feature_PF in feature_VPF[:2])
         figures = spectral(feature_NF) | of_pairs(x_PD, y_PD)
         if self._lidar:
             figures["lidar"] = float(label_free.lidar(feature_VPF.transpose(0, 1)))
         if self._val:
-            memory = _in_memory(feature_NF, torch.cat(label_N))
+            memory = _in_memory(feature_NF, torch.cat(labels))
             figures |= self._supervised(encoder, memory, probe, mean, std, each_batch)
         return figures
 

@@ -15,6 +15,7 @@ from support.steps import build, small
 
 from fasttrain.config import make_config
 from fasttrain.evaluation import health
+from fasttrain.evaluation.collapse import collapse
 from fasttrain.evaluation.health import BINS, HealthMonitor, of_pairs, spectral
 from fasttrain.evaluation.health_events import LEAST, MOST, PART, PASSES, plan
 from fasttrain.methods import METHODS
@@ -172,7 +173,7 @@ def test_a_collapsed_and_an_even_representation_have_the_figures_they_are_named_
 def test_auto_keeps_to_its_part_of_a_run(recipe: str, steps: int, ranks: int) -> None:
     """In passes of an image: a step takes at least one with its backward, and one of each other view."""
     for batch_size in (16, 256, 4096):
-        every, images = plan("auto", steps, batch_size, RECIPES[recipe], ranks)
+        every, images, _ = plan("auto", steps, batch_size, RECIPES[recipe], ranks)
         assert LEAST <= images <= MOST
         if every:
             events = 1 + -(-steps // every)
@@ -180,7 +181,7 @@ def test_auto_keeps_to_its_part_of_a_run(recipe: str, steps: int, ranks: int) ->
             assert events >= 2
             assert events * PASSES * images * ranks <= PART * steps * batch_size * (2 + area)
         else:
-            assert steps * batch_size < 32_000 * ranks
+            assert steps * batch_size <= 32_000 * ranks
 
 
 def test_what_is_asked_for_is_kept_to_and_larger_runs_have_more_images() -> None:
@@ -196,5 +197,62 @@ def test_the_demo_has_events_by_itself() -> None:
     config = make_config(preset="demo", data="x")
     steps = config.optimisation.epochs * (2400 // config.optimisation.batch_size)
     recipe = config.views.recipe_for(config.method.views)
-    every, _ = plan(config.logging.health_every, steps, config.optimisation.batch_size, recipe, 1)
+    every, *_ = plan(config.logging.health_every, steps, config.optimisation.batch_size, recipe, 1)
     assert 0 < every <= steps / 2
+
+
+HEALTHY = {"uniformity": -2.5, "feature_std": 0.55, "std": 0.9, "rankme": 48.0}
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({}, ""),
+        ({"uniformity": -0.01, "std": 0.03}, ""),  # of a head without batch norm, whose encoder is sound
+        ({"feature_std": 0.3}, ""),
+        ({"uniformity": -0.01, "std": 0.03, "feature_std": 0.3}, "uniformity -0.010"),
+        ({"uniformity": float("nan"), "feature_std": float("nan")}, "uniformity nan"),
+        ({"rankme": 10.0}, "RankMe of 10.0, and had 43.0 untrained"),
+        ({"rankme": float("nan")}, "RankMe of nan"),
+    ],
+)
+def test_a_collapse_is_told_by_what_healthy_runs_do_not_have(figures: dict[str, float], said: str) -> None:
+    line = collapse({**HEALTHY, **figures, "histogram_positive": [1]}, {"rankme": 43.0}, small("byol").method)
+    assert bool(line) == bool(said)
+    assert said in line
+    assert not line or "an --ema nearer to 1" in line
+    assert collapse({**HEALTHY, "rankme": 10.0}, {}, small("byol").method) == ""  # it has nothing to be compared with
+
+
+COLLAPSING = "--method", "moco", "--lr", "3000", "--precision", "fp32", "--health-every", "4"
+
+
+def test_a_collapse_is_said_once_and_the_run_goes_on(
+    shards: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(shards, tmp_path / "run", *COLLAPSING) == 0
+    assert capsys.readouterr().err.count("collapse: ") == 1
+    assert final_state(tmp_path / "run")["step"] == 16
+
+
+def test_a_collapse_ends_the_run_where_that_is_asked_for(
+    shards: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = [*COLLAPSING, "--stop-on-collapse", "--checkpoint-every", 1, "--keep-last", 0]
+    assert train(shards, run, *words) == 1
+    said = capsys.readouterr().err
+    last = final_state(run)["step"]
+    assert 4 <= last < 16
+    assert list(events(run))[-1] == last
+    assert len(list((run / "checkpoints").iterdir())) == last  # the older ones stay
+    assert said.splitlines()[-1].endswith("(--stop-on-collapse)")
+    assert "Traceback" not in said
+    assert (run / "report.html").exists()
+
+
+def test_all_ranks_end_alike_when_a_collapse_is_found(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    words = [*COLLAPSING, "--stop-on-collapse", "--batch-norm", "plain"]
+    done = train_on_ranks(tmp_path, 2, shards, tmp_path / "run", *words)
+    assert [each.returncode for each in done] == [1, 1]
+    assert [each.stderr.count("--stop-on-collapse") for each in done] == [1, 0]
