@@ -1,7 +1,7 @@
 """Has a representation collapsed? What figures of its health say, in a line, with what to try.
 
-The limits lie between runs that had collapsed and healthy ones of all methods (docs/log.md). No figure by itself tells
-them apart: projections without batch norm lie close together for long in healthy runs, too.
+The limits lie between runs that had collapsed and healthy ones of all methods (docs/log.md). Uniformity by itself does
+not tell them apart: projections without batch norm lie close together for long in healthy runs, too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from fasttrain.system.options import Options, flat
 
 YOUNG = 0.1  # of a run: until then networks in evaluation mode look as if they had collapsed
 ONE_POINT, NARROW = -0.15, 0.42  # uniformity of projections and feature_std, of which both have to be nearer to 0
-LOST = 0.25  # of the untrained encoder's RankMe
+ONE_DIRECTION = 2.0  # RankMe
+SHRUNK = 0.1  # projection_std, where the loss asks for 1
 REMEDIES = {
     "variance_weight": "a higher --variance-weight",
     "redundancy_weight": "a higher --redundancy-weight",
@@ -21,23 +22,24 @@ REMEDIES = {
 }  # by the option of methods that have it
 
 
-def collapse(figures: Figures, untrained: Figures, options: Options) -> str:
+def collapse(figures: Figures, options: Options) -> str:
     """A line with the figure that tells it and what to try, "" for none.
 
-    figures, untrained: of HealthMonitor; the latter of the run's first step, or none. options: the method's own.
+    figures: of HealthMonitor. options: the method's own.
     """
-    number = {name: float(value) for name, value in figures.items() if not isinstance(value, list)}
-    before = untrained.get("rankme", 0.0)
-    assert not isinstance(before, list)
+    value = {name: float(figure) for name, figure in figures.items() if not isinstance(figure, list)}
+    own = flat(options)
     # Written so that a figure that is no number is a collapse, too.
-    if not (number["uniformity"] < ONE_POINT or number["feature_std"] > NARROW):
+    if not (value["uniformity"] < ONE_POINT or value["feature_std"] > NARROW):
         found = (
-            f"projections of different images are nearly one (uniformity {number['uniformity']:.3f}, where 0 is a "
-            f"single point and -4 an even spread; std {number['std']:.3f} of 1)"
+            f"projections of different images are nearly one (uniformity {value['uniformity']:.3f}, where 0 is a "
+            f"single point and -4 an even spread; std {value['std']:.3f} of 1)"
         )
-    elif not number["rankme"] >= LOST * before:
-        found = f"the encoder's features have a RankMe of {number['rankme']:.1f}, and had {before:.1f} untrained"
+    elif not value["rankme"] > ONE_DIRECTION:
+        found = f"the encoder's features lie along one direction (RankMe {value['rankme']:.2f})"
+    elif "variance_weight" in own and not value["projection_std"] > SHRUNK:
+        found = f"the projections have shrunk to a standard deviation of {value['projection_std']:.3f} of 1"
     else:
         return ""
-    own = [remedy for option, remedy in REMEDIES.items() if option in flat(options)]
-    return f"collapse: {found}; try a lower --lr, a longer --warmup-epochs{''.join(f', {remedy}' for remedy in own)}"
+    more = "".join(f", {remedy}" for option, remedy in REMEDIES.items() if option in own)
+    return f"collapse: {found}; try a lower --lr, a longer --warmup-epochs{more}"

@@ -52,9 +52,9 @@ class HealthMonitor:
     """Figures by name, of at most `most` images of each split.
 
     rankme, effective_rank, alpha_req, feature_std: of the encoder's output of central crops.
-    std, alignment, uniformity, histogram_positive, histogram_negative: of the projector's output of two views by the
-    method's recipe; positives are the views of one image, negatives those of two. lidar: of the encoder's of more
-    views. With labels and a val split subset_knn_top1, subset_knn_majority and probe_top1, in percent.
+    std, alignment, uniformity, histogram_positive, histogram_negative: of the directions of the projector's output of
+    two views by the method's recipe; positives are the views of one image, negatives those of two. projection_std: of
+    that output as it is. lidar: of the encoder's of more views. With labels and a val split subset_knn_top1, subset_knn_majority and probe_top1, in percent.
     """
 
     def __init__(
@@ -177,6 +177,7 @@ def of_pairs(x_PD: Tensor, y_PD: Tensor) -> Figures:
     apart_PP = ~torch.eye(len(x_PD), dtype=torch.bool, device=x_PD.device)
     return {
         "std": float(label_free.standard_deviation(x_PD)),
+        "projection_std": float(x_PD.std(0).mean()),
         "alignment": float(label_free.alignment(x_PD, y_PD)),
         "uniformity": float(label_free.uniformity(x_PD)),
         f"{HISTOGRAM}positive": _histogram(cosine_PP.diagonal()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import pathlib
 import time
@@ -12,10 +11,10 @@ from typing import Literal, NamedTuple, NoReturn
 from fasttrain.engine.probe import OnlineProbe
 from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.collapse import YOUNG, collapse
-from fasttrain.evaluation.health import Figures, HealthMonitor
+from fasttrain.evaluation.health import HealthMonitor
 from fasttrain.evaluation.monitor import Interrupted
 from fasttrain.methods import Method
-from fasttrain.run.metrics import Entry, Metrics, read_metrics
+from fasttrain.run.metrics import Metrics, read_metrics
 from fasttrain.system.errors import RunError
 from fasttrain.system.options import Options
 from fasttrain.views.spec import Recipe
@@ -93,7 +92,7 @@ class HealthEvents:
                 raise Interrupted
 
         assert self._monitor is not None
-        if step == self._from and step in self._measured():
+        if step == self._from and self._is_measured(step):
             return 0
         began = time.monotonic()
         try:
@@ -101,7 +100,7 @@ class HealthEvents:
         except Interrupted:
             return self._received()
         metrics.event(step, epoch, time.monotonic() - began, **figures)
-        line = collapse(figures, self._untrained, self._options) if step >= self._plan.young else ""
+        line = collapse(figures, self._options) if step >= self._plan.young else ""
         if line and not self.line:
             self._say(line)
         self.line = line
@@ -111,11 +110,6 @@ class HealthEvents:
         """Raises RunError, which says what has collapsed."""
         raise RunError(f"{self.line} (--stop-on-collapse)")
 
-    @functools.cached_property
-    def _untrained(self) -> Figures:
-        return self._measured().get(0, {})
-
-    def _measured(self) -> dict[int, Entry]:
-        """Events by step, of all attempts at this run."""
+    def _is_measured(self, step: int) -> bool:
         entries = read_metrics(self._run / "metrics.jsonl")
-        return {entry["step"]: entry for entry in entries if "rankme" in entry}
+        return any(entry["step"] == step and "rankme" in entry for entry in entries)

@@ -24,7 +24,7 @@ from fasttrain.views.spec import RECIPES
 
 CPU = torch.device("cpu")
 LABEL_FREE = {
-    "rankme", "effective_rank", "feature_std", "alpha_req", "std", "alignment", "uniformity", "histogram_positive",
+    "rankme", "effective_rank", "feature_std", "alpha_req", "std", "projection_std", "alignment", "uniformity", "histogram_positive",
     "histogram_negative",
 }  # fmt: skip
 LABELLED = {"subset_knn_top1", "subset_knn_majority"}
@@ -201,7 +201,7 @@ def test_the_demo_has_events_by_itself() -> None:
     assert 0 < every <= steps / 2
 
 
-HEALTHY = {"uniformity": -2.5, "feature_std": 0.55, "std": 0.9, "rankme": 48.0}
+HEALTHY = {"uniformity": -2.5, "feature_std": 0.55, "std": 0.9, "rankme": 48.0, "projection_std": 0.01}
 
 
 @pytest.mark.parametrize(
@@ -212,16 +212,20 @@ HEALTHY = {"uniformity": -2.5, "feature_std": 0.55, "std": 0.9, "rankme": 48.0}
         ({"feature_std": 0.3}, ""),
         ({"uniformity": -0.01, "std": 0.03, "feature_std": 0.3}, "uniformity -0.010"),
         ({"uniformity": float("nan"), "feature_std": float("nan")}, "uniformity nan"),
-        ({"rankme": 10.0}, "RankMe of 10.0, and had 43.0 untrained"),
-        ({"rankme": float("nan")}, "RankMe of nan"),
+        ({"rankme": 1.3}, "RankMe 1.30"),
+        ({"rankme": float("nan")}, "RankMe nan"),
     ],
 )
 def test_a_collapse_is_told_by_what_healthy_runs_do_not_have(figures: dict[str, float], said: str) -> None:
-    line = collapse({**HEALTHY, **figures, "histogram_positive": [1]}, {"rankme": 43.0}, small("byol").method)
+    line = collapse({**HEALTHY, **figures, "histogram_positive": [1]}, small("byol").method)
     assert bool(line) == bool(said)
     assert said in line
     assert not line or "an --ema nearer to 1" in line
-    assert collapse({**HEALTHY, "rankme": 10.0}, {}, small("byol").method) == ""  # it has nothing to be compared with
+
+
+def test_a_loss_that_asks_for_a_spread_of_1_has_collapsed_far_below_it() -> None:
+    assert "shrunk to a standard deviation of 0.010" in collapse(HEALTHY, small("vicreg").method)
+    assert collapse({**HEALTHY, "projection_std": 0.8}, small("vicreg").method) == ""
 
 
 COLLAPSING = "--method", "moco", "--lr", "3000", "--precision", "fp32", "--health-every", "4"
