@@ -54,7 +54,8 @@ class HealthMonitor:
     rankme, effective_rank, alpha_req, feature_std: of the encoder's output of central crops.
     std, alignment, uniformity, histogram_positive, histogram_negative: of the directions of the projector's output of
     two views by the method's recipe; positives are the views of one image, negatives those of two. projection_std: of
-    that output as it is. lidar: of the encoder's of more views. With labels and a val split subset_knn_top1, subset_knn_majority and probe_top1, in percent.
+    that output as it is. lidar: of the encoder's of more views. With labels and a val split subset_knn_top1,
+    subset_knn_majority and probe_top1, in percent.
     """
 
     def __init__(

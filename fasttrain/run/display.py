@@ -30,13 +30,8 @@ MOMENT = 5.0  # seconds after which a line there says what is being done
 LEAST_BAR, MOST_BAR = 8, 60  # columns
 GAP = 2
 REFRESHES = 4  # a second
-UNSAID = (
-    "effective_rank",
-    "feature_std",
-    "projection_std",
-    "alpha_req",
-    "subset_knn_majority",
-)  # of events: the report has them
+# of events: the report has them
+UNSAID = "effective_rank", "feature_std", "projection_std", "alpha_req", "subset_knn_majority"
 
 
 class Display:

@@ -24,8 +24,8 @@ from fasttrain.views.spec import RECIPES
 
 CPU = torch.device("cpu")
 LABEL_FREE = {
-    "rankme", "effective_rank", "feature_std", "alpha_req", "std", "projection_std", "alignment", "uniformity", "histogram_positive",
-    "histogram_negative",
+    "rankme", "effective_rank", "feature_std", "alpha_req", "std", "projection_std", "alignment", "uniformity",
+    "histogram_positive", "histogram_negative",
 }  # fmt: skip
 LABELLED = {"subset_knn_top1", "subset_knn_majority"}
 
