@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 root = pathlib.Path(__file__).parent
 COMMANDS = (
     "fasttrain.dataprep.convert", "fasttrain.dataprep.verify", "fasttrain.train", "fasttrain.evaluate",
-    "fasttrain.embed", "fasttrain.export", "fasttrain.report",
+    "fasttrain.embed", "fasttrain.export", "fasttrain.report", "fasttrain.runs",
 )  # fmt: skip
 
 setup(

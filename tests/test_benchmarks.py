@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import augment, loader_gpu, record, redundancy, similarity, startup, step
+from benchmarks import augment, label_free, loader_gpu, record, redundancy, similarity, startup, step
 from benchmarks import convert as bench_convert
 from benchmarks.loader import LoaderBenchmark, main
 from benchmarks.repeated import LEAST_BATCHES, Repeated
@@ -56,6 +56,7 @@ def test_loader_benchmark_on_a_gpu(shards: pathlib.Path) -> None:
         lambda: LoaderBenchmark("x", rounds=0),
         lambda: bench_convert.ConvertBenchmark(pathlib.Path("x"), rounds=0),
         lambda: augment.AugmentBenchmark("x", rounds=0),
+        lambda: label_free.LabelFreeBenchmark(rounds=0),
         lambda: redundancy.RedundancyBenchmark(rounds=0),
         lambda: startup.StartupBenchmark(rounds=0),
         lambda: similarity.SimilarityBenchmark(rounds=0),
@@ -366,6 +367,18 @@ def test_redundancy_benchmark(
     assert set(figures["8x16"]) == set(redundancy.LOSSES)
     assert all(side["ms"] > 0 for side in figures["8x16"].values())
     assert len((tmp_path / "redundancy.jsonl").read_text().splitlines()) == 1
+
+
+def test_label_free_benchmark(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(label_free, "SHAPES", [(32, 16), (16, 32)])
+    assert label_free.measure(label_free.LabelFreeBenchmark(rounds=2)) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(figures["16x32"]) == set(label_free.FIGURES)
+    assert all(ms >= 0 for ms in figures["32x16"].values())
+    assert len((tmp_path / "label_free.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize(("slow", "status"), [("none", 0), ("fasttrain/train.py --help", 1), (startup.BOTH, 1)])

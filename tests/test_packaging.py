@@ -119,7 +119,7 @@ def test_commands_run_from_anywhere(environment: Environment) -> None:
     assert json.loads(printed.splitlines()[-1])["images"] == 6
 
 
-COMMANDS = "convert", "verify", "train", "evaluate", "embed", "export", "report"
+COMMANDS = "convert", "verify", "train", "evaluate", "embed", "export", "report", "runs"
 
 
 def command(environment: Environment, name: str, *words: object) -> str:
@@ -144,6 +144,8 @@ def test_all_console_commands_do_their_work(environment: Environment) -> None:
     assert json.loads(command(environment, "embed", "run", "set", "out.npy").splitlines()[-1])["images"] == 24
     command(environment, "export", "run", "--to", "safetensors", "out.safetensors")
     command(environment, "report", "run")
+    (listed,) = json.loads(command(environment, "runs", ".", "--json").splitlines()[-1])["runs"]
+    assert (listed["run"], listed["state"]) == ("run", "done")
     assert (environment.folder / "run/report.html").stat().st_size > 1000
 
 

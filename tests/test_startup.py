@@ -54,6 +54,16 @@ def test_neither_does_what_training_refuses_for_its_options(words: list[str], tm
     assert not packages & LATE
 
 
+def test_nor_does_a_list_of_runs(tmp_path: pathlib.Path) -> None:
+    run = tmp_path / "runs/one"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text('{"config": {"method": "moco"}}')
+    (run / "metrics.jsonl").write_text('{"step": 20, "images_per_sec": 7.0, "loss": 1.0}\n')
+    for words in ([], ["--json"]):
+        packages, _ = started(tmp_path, 0, ROOT / "fasttrain/runs.py", *words)
+        assert not packages & LATE
+
+
 @pytest.mark.parametrize("statement", ["import fasttrain", "from fasttrain import make_config; make_config()"])
 def test_nor_do_the_package_and_a_configuration(statement: str, tmp_path: pathlib.Path) -> None:
     packages, _ = started(tmp_path, 0, "-c", statement)

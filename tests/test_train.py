@@ -42,12 +42,13 @@ def test_a_finished_run_holds_everything(uninterrupted: tuple[str, pathlib.Path]
     method, run = uninterrupted
     assert final_state(run)["step"] == 16
     assert {p.name for p in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "samples.png", "report.html", "checkpoints", "lock",
+        "config.json", "metrics.jsonl", "samples.png", "report.html", "checkpoints", "lock", "ending.json",
     }  # fmt: skip
     assert Image.open(run / "samples.png").size[0] > 500
     metrics = read_metrics(run / "metrics.jsonl")
     assert [entry["step"] for entry in metrics] == list(range(2, 17, 2))
     names = {"loss", "contrast"} | ({"cross", "uniform"} if method == "xmoco" else set())
+    names |= {"contrastive_accuracy", "positive_similarity", "negative_similarity", "queue_filled"}
     names |= {
         "epoch",
         "lr",
@@ -415,7 +416,7 @@ def test_an_evaluation_finds_the_runs_images_and_statistics_from_anywhere(
     data.rename(moved)
     process = run_command("fasttrain/evaluate.py", run, "--knn")
     assert process.returncode == 2
-    assert f"{data}, the images that this run was trained on, are not there now" in one_line(process)
+    assert f"{data}, the images that {run} was trained on, are not there now" in one_line(process)
     assert figures("--data", moved) == there
     assert len(json.loads((run / "evaluation.json").read_text())["evaluations"]) == 1
     assert train(pathlib.Path("moved"), run, "--max-steps", 4) == 0

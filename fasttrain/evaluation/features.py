@@ -160,7 +160,7 @@ def outputs(
                     _tell(store.name(index), error, named)
             if named > limit:
                 raise LoaderError(f"{named} images can't be read, more than --max-failed-fraction of training allows")
-            _check_labels(store, batch.index_B, label_B)
+            check_labels(store, batch.index_B, label_B)
             yield rows_BF, label_B
     if odd:
         what = "features that are no numbers, which count as 0, or too large ones, which are cut off"
@@ -214,7 +214,7 @@ def _tell(name: str, error: DataError | OSError, number: int) -> None:
         warn(f"{name}: {said}; left out{more}")
 
 
-def _check_labels(store: Store, index_B: torch.Tensor, label_B: torch.Tensor) -> None:
+def check_labels(store: Store, index_B: torch.Tensor, label_B: torch.Tensor) -> None:
     """Raises UserError for an image without a label, DataError for a label that is none of the classes."""
     if ((label_B < 0) & (label_B != FAILED)).any():
         raise UserError(f"the data set has {_UNLABELLED}")

@@ -36,6 +36,7 @@ from fasttrain.input.options import DataOptions
 from fasttrain.kernels.augment import augment
 from fasttrain.methods import Method
 from fasttrain.run.metrics import HISTOGRAM
+from fasttrain.system.errors import DataError, note
 from fasttrain.views.draw import center, crop_fraction, draw
 from fasttrain.views.spec import Recipe, expanded
 
@@ -70,13 +71,20 @@ class HealthMonitor:
 
         self._train, self._val = subset("train"), None
         if self._train.classes and ("val" in split_names(path, options.loader) or options.val_fraction):
-            self._val = subset("val")
-            if not (seems_labelled(self._train) and seems_labelled(self._val)):
-                self._val = None
+            try:
+                val = subset("val")
+                self._val = val if seems_labelled(self._train) and seems_labelled(val) else None
+            except DataError as error:  # which training itself has no need of
+                note(f"no accuracy is measured while training: {error}")
         full = [spec for spec in expanded(recipe) if spec.size == 1]
         self._recipe: Recipe = tuple(full * LIDAR_VIEWS)[: LIDAR_VIEWS if lidar else 2]
         self._size, self._seed, self._lidar, self._device, self._workers = size, seed, lidar, device, workers
         self._max_failed = options.max_failed_fraction
+
+    @property
+    def is_labelled(self) -> bool:
+        """Are accuracies among the figures?"""
+        return self._val is not None
 
     @torch.no_grad()
     def __call__(
@@ -138,7 +146,7 @@ class HealthMonitor:
         order = Order(store.num_samples, BATCH_SIZE, shuffle=False)
         loader = open_loader(
             store, order, self._workers, device=self._device, max_failed_fraction=self._max_failed,
-            labels=self._val is not None,
+            labels=self.is_labelled,
         )  # fmt: skip
         with contextlib.closing(loader):
             for batch in loader.epoch(0):

@@ -15,7 +15,7 @@ from fasttrain.evaluation.health import HealthMonitor
 from fasttrain.evaluation.monitor import Interrupted
 from fasttrain.methods import Method
 from fasttrain.run.metrics import Metrics, read_metrics
-from fasttrain.system.errors import RunError
+from fasttrain.system.errors import DataError, RunError, UserError
 from fasttrain.system.options import Options
 from fasttrain.views.spec import Recipe
 
@@ -35,21 +35,25 @@ class Plan(NamedTuple):
     young: int
 
 
-def plan(asked: int | Literal["auto"], steps: int, batch_size: int, recipe: Recipe, world_size: int) -> Plan:
+def plan(
+    asked: int | Literal["auto"], steps: int, batch_size: int, recipe: Recipe, world_size: int, needs: bool = False
+) -> Plan:
     """Such that events take PART of a run of so many steps, with as many images as leave USUAL events.
 
     An image's step takes at least a pass with its backward, as long as two more, and one of each other view, on one of
     `world_size` ranks, while the others wait for the first during an event. "auto" has none where not even the first
-    and the last step have room: runs of less than about 32 thousand images in all for each rank. asked: every so many
-    steps, whatever they take.
+    and the last step have room, unless something `needs` them: runs of less than about 32 thousand images in all for
+    each rank. asked: every so many steps, whatever they take. Raises UserError for none where something needs them.
     """
+    if needs and asked == 0:
+        raise UserError("--online-probe, --lidar and --stop-on-collapse are looked at by --health-every, which is 0")
     passes = PART * steps * batch_size / world_size * (2 + sum(spec.count * spec.size**2 for spec in recipe))
     events = USUAL if asked == "auto" else max(1, steps // max(asked, 1))
     images = min(MOST, max(LEAST, int(passes / PASSES / (events + 1))))
     young = math.ceil(YOUNG * steps)
     if asked != "auto":
         return Plan(asked, images, young)
-    events = min(MOST_EVENTS, int(passes / PASSES / images) - 1)
+    events = max(int(needs), min(MOST_EVENTS, int(passes / PASSES / images) - 1))
     return Plan(math.ceil(steps / events) if events > 0 else 0, images, young)
 
 
@@ -99,6 +103,9 @@ class HealthEvents:
             figures = self._monitor(method, self._probe, self._mean, self._std, each_batch)
         except Interrupted:
             return self._received()
+        except (RunError, DataError, OSError) as error:  # of images that training may never read
+            self._say(f"the representation is not looked at: {error}")
+            return 0
         metrics.event(step, epoch, time.monotonic() - began, **figures)
         line = collapse(figures, self._options) if step >= self._plan.young else ""
         if line and not self.line:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import PurePath
+from typing import Annotated, Literal
 
-from fasttrain.system.options import NotNegative, Options, Positive
+from fasttrain.system.errors import UserError
+from fasttrain.system.options import Bounds, NotNegative, Options, Positive
 
 TEMPERATURE = 0.1  # of the votes of kNN's neighbours: Wu et al.'s, for ImageNet
 
@@ -42,3 +44,30 @@ class FewShotOptions(Options):
     """Classify by so many images of each class: 1 5 10, say."""
     draws: Positive[int] = 5
     """Times that these images are drawn anew."""
+
+
+@dataclass(frozen=True)
+class OverImagesOptions(Options):
+    """Classifiers that are trained on crops and flips of images."""
+
+    linear_moco: bool = False
+    """MoCo's linear classifier: 100 epochs of SGD at a learning rate of 30 on the frozen encoder."""
+    linear_dino: bool = False
+    """DINO's: 100 epochs along a cosine; of a vision transformer, class tokens of several blocks."""
+    finetune: bool = False
+    """The whole network: 30 epochs of SGD along a cosine, or of AdamW for a vision transformer."""
+    semi: Annotated[tuple[float, ...], Bounds(0, 1, low_open=True)] = ()
+    """The same with a fraction of each class's labels, one image at least, drawn by a fixed seed: 0.01 0.1, say. 20
+    epochs by SwAV's settings for a hundredth (below 3 %) or a tenth."""
+    semi_files: tuple[str, ...] = ()
+    """The same with the images that a text file names, one a line, as in SimCLR's lists of ImageNet."""
+    supervised_epochs: NotNegative[int] = 0
+    """Epochs instead of each protocol's own, which 0 is; milestones move with them. The settings printed say so."""
+    supervised_batch_size: NotNegative[int] = 0
+    """Images a step, over all processes, instead of the protocol's own, which 0 is."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        stems = [PurePath(file).stem for file in self.semi_files]
+        if len(set(stems)) < len(stems):
+            raise UserError("--semi-files names two files alike, and their figures would be, too: rename one")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.engine.ranks import Ranks
-from fasttrain.evaluation.features import central_views
+from fasttrain.evaluation.features import central_views, full_precision
 from fasttrain.formats.embedding import Row, check_out, finished, write
 from fasttrain.input import Batch, Order, Store, open_dataset, split_names
 from fasttrain.input.blanks import Blanks
@@ -139,13 +139,11 @@ def settings_of(
 def extract(work: Work, stores: dict[str, Blanks], unfinished: Unfinished) -> float:
     """Append the features that are missing; returns the images per second of this run."""
     work.network.to(work.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if work.options.precision == "fp32":
-        torch.backends.cudnn.allow_tf32 = False  # whose products have ten bits
     left, count = unfinished.progress.batches, 0
     total = sum(store.num_samples for store in stores.values())
     done = unfinished.progress.images + len(unfinished.progress.failed)
     start = time.perf_counter()
-    with progress(total, done, "features") as advance:
+    with full_precision(), progress(total, done, "features") as advance:
         for split, store in stores.items():
             steps = Order(store.num_samples, work.options.batch_size, shuffle=False).steps_per_epoch
             if left < steps:

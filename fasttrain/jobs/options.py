@@ -102,6 +102,24 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class RunsConfig(Options):
+    """List the runs under a folder: what was trained on what, how far each is, what it reached, how it ended.
+
+    Damaged runs are listed with what is wrong. What is not known is "–" in the table, and null in JSON.
+    """
+
+    folder: str = "runs"
+    """Where runs are looked for, at any depth; by place, or by --folder. Links are not followed."""
+    sort: Literal[
+        "when", "run", "method", "arch", "data", "step", "epochs", "knn", "linear", "loss", "images_per_sec", "state"
+    ] = "when"
+    """Column to sort by: names from a to z, loss from the lowest, other figures from the highest, when from the
+    newest."""
+    json: bool = False
+    """Instead of a table, one line of JSON that tells more: {"runs": [{"run": …, "state": …, "knn_top1": …}, …]}."""
+
+
+@dataclass(frozen=True)
 class ExportConfig(Options):
     """Write a run's encoder for another library, read it by that library, and compare features of the run's images.
 

@@ -27,7 +27,7 @@ from fasttrain.engine.skips import Skips
 from fasttrain.engine.step import TrainStep
 from fasttrain.engine.views import make_views, on_device
 from fasttrain.evaluation.health import HealthMonitor
-from fasttrain.evaluation.health_events import COLLAPSED, HealthEvents, plan
+from fasttrain.evaluation.health_events import COLLAPSED, HealthEvents, Plan, plan
 from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
 from fasttrain.input import (
     FolderStore,
@@ -47,8 +47,9 @@ from fasttrain.networks.batch_norm import has_batch_norm, is_split
 from fasttrain.networks.groups import MAX_SHARE, Groups, check_groups, check_rows
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.display import Display
+from fasttrain.run.ending import begin_again, keep_ending
 from fasttrain.run.extension import check_extension, keep_extension
-from fasttrain.run.folder import DataRecord, check_outside, keep_data, keep_init, prepare, run_path
+from fasttrain.run.folder import DataRecord, check_outside, keep_data, keep_init, keep_steps, prepare, run_path
 from fasttrain.run.health import Health
 from fasttrain.run.metrics import Metrics, Sink
 from fasttrain.run.resume import goes_on, resume
@@ -107,6 +108,24 @@ def make_groups(config: TrainConfig, method: Method, ranks: Ranks) -> Groups | N
     if any(has_batch_norm(network) for name, network in method.named_children() if "encoder" not in name):
         check_rows(*cut, kind, number)
     return check_groups(*cut, number) if is_split(method.encoder) else None
+
+
+def plan_health(config: TrainConfig, loader: Loader, ranks: Ranks) -> tuple[Plan, HealthMonitor | None]:
+    """When the representation is looked at, and what looks at it, None: nothing. Raises UserError for what is asked of
+    it and can't be, DataError."""
+    logging, batch_size = config.logging, config.optimisation.batch_size
+    recipe, steps = config.views.recipe_for(config.method.views), config.optimisation.epochs * loader.steps_per_epoch
+    needs = logging.online_probe or logging.lidar or logging.stop_on_collapse
+    found = plan(logging.health_every, steps, batch_size, recipe, ranks.world_size, needs)
+    if not found.every:
+        return found, None
+    monitor = HealthMonitor(
+        config.data, recipe, config.views.size, config.run.seed, found.images, logging.lidar, ranks.device,
+        ranks.threads(config.machine.workers),
+    )  # fmt: skip
+    if logging.online_probe and not monitor.is_labelled:
+        raise UserError(f"--online-probe is measured on the val split, and {config.data.data} has none with labels")
+    return found, monitor
 
 
 def not_finite(run: pathlib.Path, store: Store, order: Order, skips: Skips, step: int) -> RunError:
@@ -184,18 +203,12 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     groups = make_groups(config, method, ranks)
     data = DataRecord(os.path.realpath(path), store.fingerprint, *pixel_statistics(path, config.data.loader))
     workers, logging = ranks.threads(config.machine.workers), config.logging
-    knn = probe = monitor = None
+    knn = probe = None
     if logging.knn_every:
         knn = KnnMonitor(config.data, logging.knn_k, config.views.size, ranks.device, workers)
     if logging.online_probe:
         probe = OnlineProbe(len(store.classes), ranks.device)
-    steps = config.optimisation.epochs * loader.steps_per_epoch
-    health_plan = plan(logging.health_every, steps, config.optimisation.batch_size, recipe, ranks.world_size)
-    if health_plan.every:
-        monitor = HealthMonitor(
-            config.data, recipe, config.views.size, config.run.seed, health_plan.images, logging.lidar, ranks.device,
-            workers,
-        )  # fmt: skip
+    health_plan, monitor = plan_health(config, loader, ranks)
 
     # The first rank claims the folder; then all go on from the checkpoint that it chooses.
     settings = Settings.of(config)
@@ -211,6 +224,9 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
         return prepare(run, settings, config.run.fresh)
 
     ranks.together(lambda: closing.enter_context(begin()) if ranks.is_main else None)
+    step = stopped = 0
+    if ranks.is_main:
+        closing.push(lambda _kind, error, _trace: keep_ending(run, step, stopped, error))
 
     def restore(state: dict) -> None:
         nonlocal data  # whose statistics belong to the run, as its weights do
@@ -235,7 +251,7 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     steps_per_epoch = loader.steps_per_epoch
     schedule = Schedule(optimisation, steps_per_epoch, config.run.extend)
     last_step = min(schedule.total_steps, config.run.max_steps or schedule.total_steps)
-    epoch, lr, stopped = max(0, step - 1) // steps_per_epoch, 0.0, 0
+    epoch, lr = max(0, step - 1) // steps_per_epoch, 0.0
 
     # Last, as they truncate metrics.jsonl to the step that was resumed, and take over the terminal.
     health = Health(ranks.device, workers)
@@ -245,6 +261,8 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
         if init and step == 0:
             keep_init(run, init.record)
         keep_extension(run, settings, step)
+        keep_steps(run, last_step, steps_per_epoch)
+        begin_again(run)
         return open_sinks(run, step, config.logging, settings.values)
 
     files = ranks.together(lambda: record() if ranks.is_main else ())
@@ -321,11 +339,12 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
                         stopped = evaluations(method, step, epoch, metrics)
                 if stopped or ends:
                     break
+        if stopped == COLLAPSED:
+            if ranks.is_main:
+                write_report(run)
+            ranks.together(healths.refuse)
     if ranks.is_main:
         write_report(run)
-    if stopped == COLLAPSED:
-        ranks.together(healths.refuse)
-    if ranks.is_main:
         done = f"stopped by {signal.Signals(stopped).name}" if stopped else "done"
         print(f"{done} at step {step}; {run / 'report.html'}", file=sys.stderr, flush=True)
     ranks.close()

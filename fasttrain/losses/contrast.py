@@ -58,7 +58,7 @@ def sup_con(z_ND: Tensor, label_N: Tensor, temperature: float, impl: str = "auto
     z_MD, label_M = gather_rows(z_ND), gather_rows(label_N[:, None])[:, 0]
     lse_N = _over(z_ND, z_MD, temperature, impl)
     own = slice(first_row(len(z_ND)), first_row(len(z_ND)) + len(z_ND))
-    sum_ND, others_M = _sums_by_label(z_MD, label_M, own)
+    sum_ND, others_M = sums_by_label(z_MD, label_M, own)
     positive_N = ((sum_ND - z_ND) * z_ND).sum(1) / others_M[own].clamp_min(1) / temperature
     loss = ((lse_N - positive_N) * (others_M[own] > 0)).sum() / (others_M > 0).sum().clamp_min(1)
     return temperature / reference.BASE_TEMPERATURE * world_size() * loss
@@ -69,7 +69,7 @@ def _over(x_ND: Tensor, keys_MD: Tensor, temperature: float, impl: str) -> Tenso
     return log_sum_exp(x_ND, keys_MD, temperature, own=first_row(len(x_ND)), impl=impl)
 
 
-def _sums_by_label(z_MD: Tensor, label_M: Tensor, own: slice) -> tuple[Tensor, Tensor]:
+def sums_by_label(z_MD: Tensor, label_M: Tensor, own: slice) -> tuple[Tensor, Tensor]:
     """For each row of `own` the sum (N, D) of all rows of its label; for each of all how many others (M,) have its own.
 
     Labels are compared by their places once sorted, so that shapes do not depend on them and the host need not wait.

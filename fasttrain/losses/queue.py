@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fasttrain.kernels.similarity import readout
+from fasttrain.kernels.similarity import readout_with_maximum
 from fasttrain.losses import reference
 from fasttrain.system.collectives import sum_over_ranks, world_size
 
@@ -37,13 +37,32 @@ class Side(NamedTuple):
 
 
 class Read(NamedTuple):
-    """A side's readout: log-sum-exp over the queue (N,), and the softmax average of it (N, D).
+    """A side's readout: log-sum-exp over the queue (N,), the softmax average of it (N, D), and the largest s (N,).
 
-    The average is without gradient, unless the side is `through`.
+    The average is without gradient, unless the side is `through`; the largest always is.
     """
 
     lse_N: Tensor
     out_ND: Tensor
+    maximum_N: Tensor
+
+
+class QueueRead:
+    """What one pass over the queue told of each side, and the queue itself."""
+
+    def __init__(self, queue_KD: Tensor, sides: Mapping[Side, Read]) -> None:
+        self.queue_KD, self._sides = queue_KD, sides
+        self._mean_D: Tensor | None = None  # no cached_property: torch.compile can't enter its lock (Python 3.11)
+
+    def __getitem__(self, side: Side) -> Read:
+        return self._sides[side]
+
+    @property
+    def mean_D(self) -> Tensor:
+        """Of the queue's rows, in fp32 at least: a read of the queue, once, for whatever needs it."""
+        if self._mean_D is None:
+            self._mean_D = self.queue_KD.mean(0, dtype=torch.promote_types(self.queue_KD.dtype, torch.float32))
+        return self._mean_D
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,7 @@ class QueueTerm(ABC):
         return (Side("q", self.temperature),)
 
     @abstractmethod
-    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+    def value(self, q_ND: Tensor, k_ND: Tensor, read: QueueRead) -> Tensor:
         """The term, from the readouts of its sides."""
 
     @abstractmethod
@@ -78,12 +97,20 @@ def queue_terms(
     """
     if impl == "reference":
         return [term.reference(q_ND, k_ND, queue_KD) for term in terms]
+    read = read_queue(terms, q_ND, k_ND, queue_KD, impl)
+    return [term.value(q_ND, k_ND, read) for term in terms]
+
+
+def read_queue(
+    terms: Sequence[QueueTerm], q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, impl: str = "auto"
+) -> QueueRead:
+    """The readouts that the terms need, by one pass over the queue: see `queue_terms`."""
     sides = dict.fromkeys(side for term in terms for side in term.sides)
     read: dict[Side, Read] = {}
     for through in (False, True):
         if alike := [side for side in sides if side.through == through]:
             read |= _read(alike, q_ND, k_ND, queue_KD, impl)
-    return [term.value(q_ND, k_ND, queue_KD, read) for term in terms]
+    return QueueRead(queue_KD, read)
 
 
 def _read(sides: list[Side], q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, impl: str) -> dict[Side, Read]:
@@ -97,24 +124,25 @@ def _read(sides: list[Side], q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, impl:
         temperature = torch.cat(
             [torch.full((count,), side.temperature, dtype=dtype, device=x_RD.device) for side in sides]
         )
-    lse_R, out_RD = readout(x_RD, queue_KD, temperature, impl=impl)
+    lse_R, out_RD, maximum_R = readout_with_maximum(x_RD, queue_KD, temperature, impl=impl)
     read = {}
     for place, side in enumerate(sides):
         at = slice(place * count, (place + 1) * count)
         # The keys' gradient would end at a detached tensor; cutting it here leaves their rows out of the backward.
         lse_N, out_ND = lse_R[at], out_RD[at]
-        read[side] = Read(lse_N if side.rows == "q" else lse_N.detach(), out_ND if side.through else out_ND.detach())
+        lse_N = lse_N if side.rows == "q" else lse_N.detach()
+        read[side] = Read(lse_N, out_ND if side.through else out_ND.detach(), maximum_R[at])
     return read
 
 
 class Decoupled(QueueTerm):
     """Decoupled contrastive loss (Yeh et al., arXiv 2110.06848): InfoNCE without the positive in its denominator."""
 
-    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+    def value(self, q_ND: Tensor, k_ND: Tensor, read: QueueRead) -> Tensor:
         return self._rows(q_ND, k_ND, read).mean()
 
-    def _rows(self, q_ND: Tensor, k_ND: Tensor, read: Mapping[Side, Read]) -> Tensor:
-        return read[self.sides[0]].lse_N - _dot(q_ND, k_ND) / self.temperature
+    def _rows(self, q_ND: Tensor, k_ND: Tensor, read: QueueRead) -> Tensor:
+        return read[self.sides[0]].lse_N - dot(q_ND, k_ND) / self.temperature
 
     def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
         return reference.decoupled(q_ND, k_ND, queue_KD, self.temperature)
@@ -123,8 +151,8 @@ class Decoupled(QueueTerm):
 class DecoupledWeighted(Decoupled):
     """DCLW, of the same paper: decoupled, with a positive that weighs more where it is hard."""
 
-    def _rows(self, q_ND: Tensor, k_ND: Tensor, read: Mapping[Side, Read]) -> Tensor:
-        positive_N = positive_weights(q_ND, k_ND) * _dot(q_ND, k_ND) / self.temperature
+    def _rows(self, q_ND: Tensor, k_ND: Tensor, read: QueueRead) -> Tensor:
+        positive_N = positive_weights(q_ND, k_ND) * dot(q_ND, k_ND) / self.temperature
         return read[self.sides[0]].lse_N - positive_N
 
     def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
@@ -134,7 +162,7 @@ class DecoupledWeighted(Decoupled):
 class InfoNCE(Decoupled):
     """InfoNCE of MoCo (arXiv 1911.05722, eq. 1)."""
 
-    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+    def value(self, q_ND: Tensor, k_ND: Tensor, read: QueueRead) -> Tensor:
         # log(exp s⁺ + exp lse) − s⁺, in a form that keeps its digits where the positive outweighs the queue
         return -F.logsigmoid(-self._rows(q_ND, k_ND, read)).mean()
 
@@ -154,10 +182,10 @@ class SCE(InfoNCE):
     def sides(self) -> tuple[Side, ...]:
         return Side("q", self.temperature), Side("k", self.key_temperature)
 
-    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+    def value(self, q_ND: Tensor, k_ND: Tensor, read: QueueRead) -> Tensor:
         # logaddexp(s⁺, lse) − λ s⁺ − (1 − λ) q·O_k/τ is InfoNCE and this
-        moved_N = _dot(q_ND, k_ND - read[self.sides[1]].out_ND) / self.temperature
-        return super().value(q_ND, k_ND, queue_KD, read) + (1 - self.weight) * moved_N.mean()
+        moved_N = dot(q_ND, k_ND - read[self.sides[1]].out_ND) / self.temperature
+        return super().value(q_ND, k_ND, read) + (1 - self.weight) * moved_N.mean()
 
     def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
         return reference.sce(q_ND, k_ND, queue_KD, self.temperature, self.key_temperature, self.weight)
@@ -174,9 +202,9 @@ class ReSSL(QueueTerm):
     def sides(self) -> tuple[Side, ...]:
         return Side("q", self.temperature), Side("k", self.key_temperature)
 
-    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+    def value(self, q_ND: Tensor, k_ND: Tensor, read: QueueRead) -> Tensor:
         query, key = (read[side] for side in self.sides)
-        return (query.lse_N - _dot(q_ND, key.out_ND) / self.temperature).mean()
+        return (query.lse_N - dot(q_ND, key.out_ND) / self.temperature).mean()
 
     def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
         return reference.ressl(q_ND, k_ND, queue_KD, self.temperature, self.key_temperature)
@@ -189,9 +217,9 @@ class QueueConsistency(QueueTerm):
     def sides(self) -> tuple[Side, ...]:
         return Side("q", self.temperature), Side("k", self.temperature)
 
-    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+    def value(self, q_ND: Tensor, k_ND: Tensor, read: QueueRead) -> Tensor:
         query, key = (read[side] for side in self.sides)
-        pull_N = _dot(k_ND - q_ND, key.out_ND) / self.temperature
+        pull_N = dot(k_ND - q_ND, key.out_ND) / self.temperature
         return (pull_N - key.lse_N + query.lse_N).mean()
 
     def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
@@ -210,9 +238,9 @@ class MutualConsistency(QueueTerm):
     def sides(self) -> tuple[Side, ...]:
         return Side("q", self.temperature, through=True), Side("k", self.temperature)
 
-    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+    def value(self, q_ND: Tensor, k_ND: Tensor, read: QueueRead) -> Tensor:
         query, key = (read[side] for side in self.sides)
-        return (_dot(k_ND - q_ND, key.out_ND - query.out_ND) / (2 * self.temperature)).mean()
+        return (dot(k_ND - q_ND, key.out_ND - query.out_ND) / (2 * self.temperature)).mean()
 
     def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
         return reference.mutual_consistency(q_ND, k_ND, queue_KD, self.temperature)
@@ -221,9 +249,9 @@ class MutualConsistency(QueueTerm):
 class QueueUniformity(QueueTerm):
     """Uniformity of a query's similarities to the queue; ≥ 0, and 0 only where all are equal."""
 
-    def value(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, read: Mapping[Side, Read]) -> Tensor:
+    def value(self, q_ND: Tensor, k_ND: Tensor, read: QueueRead) -> Tensor:
         lse_N = read[self.sides[0]].lse_N
-        return uniformity(lse_N, q_ND, queue_KD.mean(0, dtype=lse_N.dtype), len(queue_KD), self.temperature)
+        return uniformity(lse_N, q_ND, read.mean_D, len(read.queue_KD), self.temperature)
 
     def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
         return reference.queue_uniformity(q_ND, k_ND, queue_KD, self.temperature)
@@ -237,11 +265,11 @@ def uniformity(lse_N: Tensor, q_ND: Tensor, mean: Tensor, negatives: int, temper
 @torch.no_grad()
 def positive_weights(q_ND: Tensor, k_ND: Tensor) -> Tensor:
     """DCLW's 2 − M · softmax_i(q_i·k_i/σ) over the M pairs of all ranks: (N,), without gradient, their mean 1."""
-    exp_N = (_dot(q_ND, k_ND) / reference.SIGMA).exp()  # within e^±2: no maximum need be taken off
+    exp_N = (dot(q_ND, k_ND) / reference.SIGMA).exp()  # within e^±2: no maximum need be taken off
     return 2 - exp_N * world_size() / sum_over_ranks(exp_N.mean())
 
 
-def _dot(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+def dot(a_ND: Tensor, b_ND: Tensor) -> Tensor:
     """Row by row, at least in fp32."""
     accumulate = torch.promote_types(a_ND.dtype, torch.float32)
     return (a_ND.to(accumulate) * b_ND.to(accumulate)).sum(1)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from fasttrain.losses.batch import batch_consistency, batch_uniformity
+from fasttrain.losses.figures import mean_figures, queue_figures
 from fasttrain.losses.options import BatchRegularisers, Regularisers
-from fasttrain.losses.queue import MutualConsistency, QueueConsistency, QueueTerm, QueueUniformity, queue_terms
+from fasttrain.losses.queue import MutualConsistency, QueueConsistency, QueueTerm, QueueUniformity, read_queue
 from fasttrain.system.collectives import gather_rows
 from fasttrain.system.errors import UserError
 
@@ -26,7 +27,8 @@ def regularised(
     contrast: QueueTerm | Tensor, options: BatchRegularisers, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor | None,
     queue_KD: Tensor | None, directions: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The contrast with the regularisers that are on: the loss, and every term's detached value by name.
+    """The contrast with the regularisers that are on: the loss, and every term's detached value by name, with the
+    figures of a contrast over the queue.
 
     contrast: a term over the queue, or the value of a loss that needs none. q_ND, k_ND (N, D): this rank's queries and
     keys; k_MD (M, D): the keys of all ranks, None to gather them only for a term that needs them; queue_KD (K, D), None
@@ -36,6 +38,7 @@ def regularised(
     """
     over_queue: dict[str, QueueTerm] = {}
     values: dict[str, Tensor] = {}
+    figures: dict[str, Tensor] = {}
     if isinstance(contrast, QueueTerm):
         over_queue["contrast"] = contrast
     else:
@@ -48,7 +51,10 @@ def regularised(
     if over_queue:
         if queue_KD is None:
             raise UserError("--cross queue and --uniform queue are for methods that have a queue; use batch")
-        values |= zip(over_queue, queue_terms(list(over_queue.values()), q_ND, k_ND, queue_KD), strict=True)
+        read = read_queue(list(over_queue.values()), q_ND, k_ND, queue_KD)
+        values |= {name: term.value(q_ND, k_ND, read) for name, term in over_queue.items()}
+        if isinstance(contrast, QueueTerm):
+            figures = queue_figures(contrast, q_ND, k_ND, read)
     parts = list(zip(q_ND.chunk(directions), k_ND.chunk(directions), strict=True))
     if options.cross == "batch":
         values["cross"] = _mean(batch_consistency(q, k) for q, k in parts)
@@ -66,7 +72,7 @@ def regularised(
     for name, weight in (("cross", options.cross_weight), ("uniform", options.uniform_weight)):
         if name in values:
             loss = loss + weight * values[name]
-    return loss, {name: value.detach() for name, value in values.items()}
+    return loss, {name: value.detach() for name, value in values.items()} | figures
 
 
 def _mean(values: Iterable[Tensor]) -> Tensor:
@@ -76,5 +82,4 @@ def _mean(values: Iterable[Tensor]) -> Tensor:
 def averaged(directions: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss and the terms of a method that has queries in both views: means over its directions."""
     losses, terms = zip(*directions, strict=True)
-    means = {name: _mean(each[name] for each in terms) for name in terms[0]}
-    return _mean(losses), means
+    return _mean(losses), mean_figures(terms)

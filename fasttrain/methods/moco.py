@@ -56,9 +56,10 @@ class MoCo(Method):
     def loss(self, q_RD: Tensor, k_RD: Tensor, k_MD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms. q_RD, k_RD: this rank's rows; k_MD: the rows of all ranks; each of one direction
         after the other."""
-        return regularised(
+        loss, terms = regularised(
             self._contrast, self._options.regularisers, q_RD, k_RD, k_MD, self.queue.keys_KD, len(self._queried)
         )
+        return loss, terms | {"queue_filled": self.queue.filled}
 
     def _query(self, feature_NF: Tensor) -> Tensor:
         return self._embed(self.predictor(self.projector(feature_NF)))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.losses.batch import batch_info_nce
+from fasttrain.losses.figures import batch_figures
 from fasttrain.losses.regularisers import averaged, regularised
 from fasttrain.methods.base import Method, Output, Progress, Sample
 from fasttrain.methods.options.mocov3 import MoCoV3Options
@@ -54,7 +55,8 @@ class MoCoV3(Method):
         for q_ND, k_MD in zip(q_2ND, k_2MD, strict=True):
             k_ND = k_MD[first_row(len(q_ND)) :][: len(q_ND)]
             contrast = 2 * (2 * temperature) * batch_info_nce(q_ND, k_MD, temperature)
-            directions.append(regularised(contrast, self._options.regularisers, q_ND, k_ND, k_MD, None))
+            loss, terms = regularised(contrast, self._options.regularisers, q_ND, k_ND, k_MD, None)
+            directions.append((loss, terms | batch_figures(q_ND, k_ND, k_MD)))
         return averaged(directions)
 
     def _queries(self, feature_NF: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.kernels.similarity import nearest
+from fasttrain.losses.figures import batch_figures, mean_figures
 from fasttrain.losses.neighbours import neighbour_contrast
 from fasttrain.losses.regularisers import regularised
 from fasttrain.methods.base import Method, Output, Progress, Sample
@@ -45,13 +46,15 @@ class NNCLR(Method):
         positives are from the images themselves. Near 1 from the start, all features are alike.
         """
         options, neighbour_RD = self._options, self._neighbours(z_RD)
+        directions = list(zip(neighbour_RD.chunk(2), p_RD.chunk(2), strict=True))
         contrast = [
             neighbour_contrast(n_ND, p_ND, options.temperature, options.decoupled, options.decoupled_weighted)
-            for n_ND, p_ND in zip(neighbour_RD.chunk(2), p_RD.chunk(2), strict=True)
+            for n_ND, p_ND in directions
         ]
         mean = torch.stack(contrast).mean()
         loss, terms = regularised(mean, options.regularisers, p_RD, z_RD, z_MD, self.queue.keys_KD, directions=2)
-        return loss, terms | {"neighbour": (neighbour_RD * z_RD).sum(1).mean()}
+        terms |= mean_figures([batch_figures(n_ND, p_ND, gather_rows(p_ND.detach())) for n_ND, p_ND in directions])
+        return loss, terms | {"neighbour": (neighbour_RD * z_RD).sum(1).mean(), "queue_filled": self.queue.filled}
 
     def _neighbours(self, z_RD: Tensor) -> Tensor:
         """The nearest rows of the queue."""

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.losses.contrast import decoupled, nt_xent
+from fasttrain.losses.figures import batch_figures, mean_figures
 from fasttrain.methods.base import Method, Output, Sample
 from fasttrain.methods.options.simclr import SimCLROptions
 from fasttrain.networks.encoders import zero_init_residual
 from fasttrain.networks.heads import batch_norm_mlp
+from fasttrain.system.collectives import gather_rows
 
 
 class SimCLR(Method):
@@ -30,7 +32,10 @@ class SimCLR(Method):
         with torch.autocast(out_RD.device.type, enabled=False):
             a_ND, b_ND = F.normalize(out_RD.float(), dim=1).chunk(2)
             loss = self.loss(a_ND, b_ND)
-        return Output(loss, {"contrast": loss.detach()}, features_NF=feature_RF[: len(a_ND)].detach())
+            others = gather_rows(torch.cat([a_ND, b_ND], 1).detach()).chunk(2, 1)
+            figures = mean_figures([batch_figures(q, k, *others) for q, k in ((a_ND, b_ND), (b_ND, a_ND))])
+        terms = {"contrast": loss.detach(), **figures}
+        return Output(loss, terms, features_NF=feature_RF[: len(a_ND)].detach())
 
     def loss(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         """The loss of this rank's rows of two views."""

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fasttrain.losses.contrast import sup_con
+from fasttrain.losses.figures import label_figures
 from fasttrain.methods.base import Method, Output, Sample
 from fasttrain.methods.options.supcon import SupConOptions
 from fasttrain.networks.heads import mlp_head
@@ -28,5 +29,8 @@ class SupCon(Method):
         out_RD = self.projector(feature_RF)
         with torch.autocast(out_RD.device.type, enabled=False):
             z_RD = F.normalize(out_RD.float(), dim=1)
-            loss = sup_con(z_RD, sample.label_B.repeat(len(views)), self._temperature)
-        return Output(loss, {"contrast": loss.detach()}, features_NF=feature_RF[: views.shape[1]].detach())
+            label_R = sample.label_B.repeat(len(views))
+            loss = sup_con(z_RD, label_R, self._temperature)
+            figures = label_figures(z_RD, label_R)
+        terms = {"contrast": loss.detach(), **figures}
+        return Output(loss, terms, features_NF=feature_RF[: views.shape[1]].detach())

@@ -38,6 +38,8 @@ class SwAV(Method):
             target_ANP = self._assigned(z_VND[:VIEWS].detach(), sample.progress)
             loss = crop_cross_entropy(z_VND, self.prototypes.weight, target_ANP, self._options.temperature)
             terms = cross_entropy_terms(loss, target_ANP)
+        if self.queue is not None:
+            terms["queue_filled"] = self.queue.filled
         carry = z_VND[:VIEWS].detach().transpose(0, 1).flatten(1)
         return Output(loss, terms, (carry,), feature_RF[: len(carry)].detach())
 

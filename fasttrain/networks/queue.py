@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,17 +16,24 @@ class Queue(nn.Module):
 
     keys_KD: Tensor
     pointer: Tensor
+    written: Tensor
 
     def __init__(self, size: int, dim: int, empty: bool = False) -> None:
         super().__init__()
         keys_KD = torch.zeros(size, dim) if empty else nn.functional.normalize(torch.randn(size, dim), dim=1)
         self.register_buffer("keys_KD", keys_KD)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("written", torch.zeros((), dtype=torch.int64))  # rows that are keys
 
     @property
     def is_full(self) -> Tensor:
-        """0-dim bool on the device: is the oldest row a key? Of a queue that began empty."""
-        return self.keys_KD.index_select(0, self.pointer[None]).any()
+        """0-dim bool on the device: is every row a key?"""
+        return self.written == len(self.keys_KD)
+
+    @property
+    def filled(self) -> Tensor:
+        """0-dim fp32 on the device: the share of rows that are keys."""
+        return self.written / len(self.keys_KD)
 
     @torch.no_grad()
     def enqueue(self, new_ND: Tensor, good: Tensor | None = None) -> None:
@@ -40,4 +49,12 @@ class Queue(nn.Module):
         if good is not None:
             kept_ND = torch.where(good, kept_ND, self.keys_KD[rows_N])
         self.keys_KD.index_copy_(0, rows_N, kept_ND)
-        self.pointer.copy_((self.pointer + new_ND.shape[0] * (1 if good is None else good)) % size)
+        count = new_ND.shape[0] * (1 if good is None else good)
+        self.pointer.copy_((self.pointer + count) % size)
+        self.written.copy_((self.written + count).clamp(max=size))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:  # noqa: ANN401
+        """What was saved before rows were counted: all that are not 0 count as keys."""
+        if (keys_KD := state_dict.get(f"{prefix}keys_KD")) is not None:
+            state_dict.setdefault(f"{prefix}written", keys_KD.any(1).sum())
+        super()._load_from_state_dict(state_dict, prefix, *rest)

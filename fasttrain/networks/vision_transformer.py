@@ -48,7 +48,7 @@ def make_vision_transformer(options: EncoderOptions, size: int) -> nn.Module:
 
 def take_any_size(network: torchvision.models.VisionTransformer) -> None:
     """Have torchvision's network take views of any size that its patches divide, and compute as ours do."""
-    network.__class__ = _AnySize
+    network.__class__ = AnySize
     _lighten(network)
 
 
@@ -63,16 +63,27 @@ def _check_divided(patch: int, *sides: int) -> None:
         raise ValueError(f"its patches of {patch} px don't divide them")
 
 
-class _AnySize(torchvision.models.VisionTransformer):
+class AnySize(torchvision.models.VisionTransformer):
     """Features are the class token after the final norm."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) → (N, D). Raises ValueError where the patches don't divide H and W."""
+        return self.encoder.ln(self.encoder.layers(self._embedded(x))[:, 0])
+
+    def last_tokens(self, x: Tensor, count: int) -> list[Tensor]:
+        """(N, 3, H, W) → all tokens, (N, T, D) each, after each of the last `count` blocks and the final norm."""
+        tokens, outputs = self._embedded(x), []
+        for block in self.encoder.layers:
+            tokens = _Block.forward(block, tokens)  # the last one's own forward gives the class token alone
+            outputs.append(tokens)
+        return [self.encoder.ln(tokens) for tokens in outputs[-count:]]
+
+    def _embedded(self, x: Tensor) -> Tensor:
+        """(N, T, D), what the first block is given."""
         _check_divided(self.patch_size, *x.shape[2:])
         patches = self.conv_proj(x)
         tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches.flatten(2).mT], 1)
-        tokens = self.encoder.layers(tokens + self._positions(patches.shape[2], patches.shape[3]))
-        return self.encoder.ln(tokens[:, 0])
+        return tokens + self._positions(patches.shape[2], patches.shape[3])
 
     def _positions(self, rows: int, columns: int) -> Tensor:
         """(1, T, D) of a grid of patches."""
@@ -86,7 +97,7 @@ class _AnySize(torchvision.models.VisionTransformer):
         return torch.cat([positions[:, :1], grid.flatten(2).mT], 1)
 
 
-class _VisionTransformer(_AnySize):
+class _VisionTransformer(AnySize):
     """State names are torchvision's, without heads."""
 
     def __init__(self, size: _Size, learned: bool) -> None:

@@ -1,7 +1,7 @@
 """What a person sees of a run: two lines that stay at the bottom of a terminal, or a line now and then elsewhere.
 
     step 1234/48000  ━━━━━╸━━━━━━━━━━━━━━  0:41:07 left  1210 images/s  loss 5.1234
-    epoch 3, lr 0.02998, 2% waiting for data, 3.1 GiB of memory, contrast 5.0213
+    epoch 3, lr 0.02998, contrastive accuracy 63.1%, positives 0.82, negatives 0.01, queue 37% full
 
 The first holds what is always there; the second has as much of the rest as fits, after what is being done while no step
 is: compiling, saving, evaluating.
@@ -32,6 +32,10 @@ GAP = 2
 REFRESHES = 4  # a second
 # of events: the report has them
 UNSAID = "effective_rank", "feature_std", "projection_std", "alpha_req", "subset_knn_majority"
+CONTRAST = {
+    "contrastive_accuracy": "contrastive accuracy {:.1%}", "positive_similarity": "positives {:.2f}",
+    "negative_similarity": "negatives {:.2f}", "queue_filled": "queue {:.0%} full",
+}  # fmt: skip
 
 
 class Display:
@@ -136,14 +140,18 @@ class _Texts:
         if not entry:
             return []
         counts = {"skipped": "steps skipped", "replaced": "images replaced"}
-        terms = {name: value for name, value in entry.items() if name not in (*FIGURES, "loss") and value is not None}
+        said = None, entry.get("loss")
+        terms = {name: value for name, value in entry.items() if name not in (*FIGURES, "loss") and value not in said}
+        if terms.get("queue_filled") == 1:  # from here on it says nothing
+            del terms["queue_filled"]
         return [
             *(f"{entry[name]} {text}" for name, text in counts.items() if entry[name]),
             f"epoch {entry['epoch']}",
             f"lr {entry['lr']:.4g}",
+            *(text.format(terms[name]) for name, text in CONTRAST.items() if name in terms),
             f"{100 * entry['data_wait']:.0f}% waiting for data",
             *(f"{entry[name]:.1f} {text}" for name, text in MEMORY.items() if name in entry),
-            *(f"{name} {value:.4f}" for name, value in terms.items()),
+            *(f"{name} {value:.4f}" for name, value in terms.items() if name not in CONTRAST),
         ]
 
 

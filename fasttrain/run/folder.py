@@ -1,4 +1,4 @@
-"""The run folder: config.json, metrics.jsonl, checkpoints/, samples.png, evaluation.json, report.html."""
+"""The run folder: config.json, metrics.jsonl, checkpoints/, samples.png, evaluation.json, ending.json, report.html."""
 
 from __future__ import annotations
 
@@ -103,6 +103,13 @@ def read_init(run: pathlib.Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in ("source", "digest")):
         raise UserError(f"{run / CONFIG} does not tell of the weights that the run started from")
     return found
+
+
+def keep_steps(run: pathlib.Path, last: int, per_epoch: int) -> None:
+    """Record in the run's config.json the step that its training is to end at, and how many an epoch has."""
+    content, steps = read_record(run / CONFIG), {"last": last, "per_epoch": per_epoch}
+    if content.get("steps") != steps:
+        write_json(run / CONFIG, {**content, "steps": steps})
 
 
 def keep_data(run: pathlib.Path, data: DataRecord) -> None:

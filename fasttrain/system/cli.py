@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from fasttrain.system.durable import reason
 from fasttrain.system.errors import EXIT_FAILURE, EXIT_USER_ERROR, DataError, RunError, UserError, printable
 from fasttrain.system.options import flag
+from fasttrain.system.signals import Stopped
 from fasttrain.system.streams import Stream, keep_streams
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def finish(main: Callable[[], int]) -> int:
     """Run a command's main and return its exit status; errors a person can cause become one line, never a traceback.
 
     Status: what main returns; 2 bad input; 1 it can't go on (disk full, permission, …), or its result could not be
-    written to standard output; 130 Ctrl-C. Standard streams that are gone or full do not end the command.
+    written to standard output; 130 Ctrl-C; 128 and more: stopped by a signal, with what is done saved. Standard streams
+    that are gone or full do not end the command.
     """
     keep_streams()
     try:
@@ -136,6 +138,8 @@ def finish(main: Callable[[], int]) -> int:
             raise
         fail(f"the package {error.name} is missing here: make install has all of them")
         return EXIT_FAILURE
+    except Stopped as stopped:
+        return 128 + stopped.number
     except KeyboardInterrupt:
         fail("interrupted")
         return 130

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fasttrain.system.errors import UserError
+from fasttrain.system.regular import regular_descriptor
 
 _EVERY = 0.2  # seconds between two tries
 
@@ -55,3 +56,21 @@ def lock(path: Path, taken: str, patience: float = 0.0) -> Lock:
             reason = f"{path if is_folder else path.parent} can't be locked ({error.strerror})"
             print(f"warning: {reason}: two processes could write here at once", file=sys.stderr, flush=True)
             return held
+
+
+def is_held(path: Path) -> bool:
+    """Does a process hold the lock of a file, of another machine too where the file system carries locks there?
+
+    It is taken for an instant to find out, shared, so that several who ask do not take each other for a holder. Raises
+    OSError where that can't be known: no permission, or a file system without locks.
+    """
+    try:
+        descriptor = regular_descriptor(path)
+    except FileNotFoundError:
+        return False
+    with Lock(descriptor):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -41,6 +41,14 @@ def interrupt_ends() -> Iterator[None]:
         _set(before)
 
 
+class Stopped(Exception):
+    """A signal has ended what was under way, and what is done is saved. number: the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class StopSignal:
     """Within `with`, remembers SIGINT, SIGTERM, SIGUSR1 or SIGHUP until the step is done.
 

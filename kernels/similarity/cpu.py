@@ -22,12 +22,12 @@ def in_one_tile(x_RD: Tensor, keys_KD: Tensor) -> bool:
 
 def readout(
     x_RD: Tensor, queue_KD: Tensor, temperature_R: Tensor, own: int, average: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Arguments as of kernels.similarity.readout.readout, checked; own: -1 for none.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """lse, O and the maximum. Arguments as of kernels.similarity.readout, checked; own: -1 for none.
 
     Without `average` O has no rows.
     """
-    lse_R = temperature_R.new_empty(x_RD.shape[0])
+    lse_R, maximum_R = (temperature_R.new_empty(x_RD.shape[0]) for _ in range(2))
     out_RD = temperature_R.new_empty((x_RD.shape[0] if average else 0, x_RD.shape[1]))
     for first in range(0, x_RD.shape[0], ROWS):
         rows = slice(first, first + ROWS)
@@ -38,10 +38,10 @@ def readout(
             shrink_r1 = _carry(top_r1, total_r1, s_rk, out=s_rk)
             if average:
                 sum_rD = torch.addmm(sum_rD.mul_(shrink_r1), s_rk, keys_kD, out=sum_rD)
-        lse_R[rows] = (top_r1 + total_r1.log())[:, 0]
+        lse_R[rows], maximum_R[rows] = (top_r1 + total_r1.log())[:, 0], top_r1[:, 0]
         if average:
             out_RD[rows] = sum_rD.div_(total_r1)
-    return lse_R, out_RD
+    return lse_R, out_RD, maximum_R
 
 
 def readout_backward(
@@ -74,8 +74,11 @@ def keys_backward(
     return sum_DK.T.contiguous()
 
 
-def symmetric(x_RD: Tensor, temperature: Tensor, own: bool) -> Tensor:
-    """log Σ_j exp(x_i·x_j/τ) over the rows themselves; if `own`, over j ≠ i. Half of the matrix serves both halves."""
+def symmetric(x_RD: Tensor, temperature: Tensor, own: bool) -> tuple[Tensor, Tensor]:
+    """log Σ_j exp(x_i·x_j/τ) and max_j x_i·x_j/τ over the rows themselves; if `own`, over j ≠ i.
+
+    Half of the matrix serves both halves.
+    """
     top_R1 = temperature.new_full((x_RD.shape[0], 1), -torch.inf)
     total_R1 = torch.zeros_like(top_R1)
     other = temperature.new_empty(min(SIDE, x_RD.shape[0]) ** 2)
@@ -83,7 +86,7 @@ def symmetric(x_RD: Tensor, temperature: Tensor, own: bool) -> Tensor:
         if columns != rows:
             _carry(top_R1[columns], total_R1[columns], s_rc.T, out=_shaped(other, s_rc).T)
         _carry(top_R1[rows], total_R1[rows], s_rc, out=s_rc)
-    return (top_R1 + total_R1.log())[:, 0]
+    return (top_R1 + total_R1.log())[:, 0], top_R1[:, 0]
 
 
 def symmetric_backward(x_RD: Tensor, temperature: Tensor, own: bool, lse_R: Tensor, weight_R: Tensor) -> Tensor:

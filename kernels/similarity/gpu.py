@@ -85,8 +85,8 @@ def _full(dim: int) -> bool:
 
 def readout(
     x_RD: Tensor, queue_KD: Tensor, temperature_R: Tensor, own: int, average: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Arguments as of kernels.similarity.readout.readout, checked and contiguous; own: -1 for none.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """lse, O and the maximum. Arguments as of kernels.similarity.readout, checked and contiguous; own: -1 for none.
 
     Without `average` O has no rows.
     """
@@ -94,11 +94,12 @@ def readout(
     tiles = tiles_for(rows, dim, x_RD.element_size())
     parts, tiles_per_part = _split(rows, queue_KD.shape[0], tiles, x_RD.device)
     averaged = rows if average else 0
-    lse_R, out_RD = (torch.empty(shape, device=x_RD.device) for shape in ((rows,), (averaged, dim)))
+    lse_R, maximum_R = (torch.empty(rows, device=x_RD.device) for _ in range(2))
+    out_RD = torch.empty((averaged, dim), device=x_RD.device)
     top_PR, total_PR = (torch.empty((parts, rows), device=x_RD.device) for _ in range(2))
     sum_PRD = torch.empty((parts, averaged, dim), device=x_RD.device)
     if not rows:
-        return lse_R, out_RD
+        return lse_R, out_RD, maximum_R
     with torch.cuda.device_of(x_RD):  # Triton launches on the current device
         part_kernel[(triton.cdiv(rows, tiles.rows), parts)](
             x_RD, queue_KD, temperature_R, top_PR, total_PR, sum_PRD,
@@ -108,11 +109,11 @@ def readout(
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
         combine_kernel[(rows,)](
-            top_PR, total_PR, sum_PRD, lse_R, out_RD, rows, parts,
+            top_PR, total_PR, sum_PRD, lse_R, out_RD, maximum_R, rows, parts,
             D=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_P=triton.next_power_of_2(parts), AVERAGE=average,
             num_warps=4,
         )  # fmt: skip
-    return lse_R, out_RD
+    return lse_R, out_RD, maximum_R
 
 
 def readout_backward(

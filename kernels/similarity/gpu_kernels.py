@@ -65,7 +65,7 @@ def part_kernel(
 
 @triton.jit
 def combine_kernel(
-    top_ptr, total_ptr, sum_ptr, lse_ptr, out_ptr, rows, parts, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    top_ptr, total_ptr, sum_ptr, lse_ptr, out_ptr, maximum_ptr, rows, parts, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr, AVERAGE: tl.constexpr,
 ):  # fmt: skip
     """One row: its parts' maxima, sums and, if AVERAGE, weighted sums made one."""
@@ -80,6 +80,8 @@ def combine_kernel(
     weight_P = tl.exp2(top_P - finite)
     total = tl.sum(weight_P * tl.load(total_ptr + at_P, mask=in_parts_P, other=0.0), 0)
     tl.store(lse_ptr + row, (top + tl.log2(total)) * 0.6931471805599453)
+    # A maximum passes over what is not a number, which the sum does not.
+    tl.store(maximum_ptr + row, tl.where(total == total, top, total) * 0.6931471805599453)
     if AVERAGE:
         in_sum_PD = in_parts_P[:, None] & (d_D < D)[None, :]
         sum_PD = tl.load(sum_ptr + at_P.to(tl.int64)[:, None] * D + d_D[None, :], mask=in_sum_PD, other=0.0)

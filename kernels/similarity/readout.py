@@ -33,12 +33,17 @@ def readout(
     queue (`log_sum_exp` is). A gradient of O costs a second pass over the queue, a gradient of lse none. The result is
     the same from run to run. Raises ValueError for shapes, dtypes and an impl that do not fit.
     """
-    temperature_R, chosen = _checked(x_RD, queue_KD, temperature, own, impl)
-    queue_KD = queue_KD.detach()
-    if chosen == "reference":
-        dtype = temperature_R.dtype
-        return reference.readout(x_RD.to(dtype), queue_KD.to(dtype), temperature_R, own)
-    return _readout(x_RD, queue_KD, temperature_R, -1 if own is None else own, True, chosen)
+    return _read(x_RD, queue_KD, temperature, own, impl, maximum=False)[:2]
+
+
+def readout_with_maximum(
+    x_RD: Tensor, queue_KD: Tensor, temperature: float | Tensor, *, own: int | None = None, impl: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """lse and O as of `readout`, and m_i = max_j x_i·Q_j/τ_i (R,) of the same pass, in the dtype of lse.
+
+    m is without gradient. Times τ_i it is the similarity of the nearest key.
+    """
+    return _read(x_RD, queue_KD, temperature, own, impl, maximum=True)
 
 
 def log_sum_exp(
@@ -51,15 +56,43 @@ def log_sum_exp(
     tensor, with one temperature and own 0 or None, the "cpu" version computes half of the similarities, for both.
     Elsewhere on a CPU "auto" is "reference" where R×K is no larger than the tile that "cpu" would hold.
     """
+    return _log_sum_exp(x_RD, keys_KD, temperature, own, impl, maximum=False)[0]
+
+
+def log_sum_exp_with_maximum(
+    x_RD: Tensor, keys_KD: Tensor, temperature: float | Tensor, *, own: int | None = None, impl: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """lse as of `log_sum_exp`, and m as of `readout_with_maximum`, of the same pass."""
+    return _log_sum_exp(x_RD, keys_KD, temperature, own, impl, maximum=True)
+
+
+def _read(
+    x_RD: Tensor, queue_KD: Tensor, temperature: float | Tensor, own: int | None, impl: str, maximum: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Without `maximum` there need be none: where it is no part of the pass it takes time."""
+    temperature_R, chosen = _checked(x_RD, queue_KD, temperature, own, impl)
+    queue_KD = queue_KD.detach()
+    if chosen == "reference":
+        dtype = temperature_R.dtype
+        return reference.readout(x_RD.to(dtype), queue_KD.to(dtype), temperature_R, own, maximum)
+    lse_R, out_RD, maximum_R = _readout(x_RD, queue_KD, temperature_R, -1 if own is None else own, True, chosen)
+    return lse_R, out_RD, maximum_R.detach()
+
+
+def _log_sum_exp(
+    x_RD: Tensor, keys_KD: Tensor, temperature: float | Tensor, own: int | None, impl: str, maximum: bool
+) -> tuple[Tensor, Tensor]:
     temperature_R, chosen = _checked(x_RD, keys_KD, temperature, own, impl)
     one_temperature = not isinstance(temperature, Tensor) or temperature.dim() == 0
     if chosen == "cpu" and keys_KD is x_RD and not own and one_temperature:
-        return _symmetric(x_RD, temperature_R[0], own == 0)
+        lse_R, maximum_R = _symmetric(x_RD, temperature_R[0], own == 0)
+        return lse_R, maximum_R.detach()
     if chosen == "reference" or (impl == "auto" and chosen == "cpu" and cpu.in_one_tile(x_RD, keys_KD)):
         dtype = temperature_R.dtype
-        return reference.log_sum_exp(x_RD.to(dtype), keys_KD.to(dtype), temperature_R, own)
+        return reference.log_sum_exp(x_RD.to(dtype), keys_KD.to(dtype), temperature_R, own, maximum)
     average = torch.is_grad_enabled() and (x_RD.requires_grad or temperature_R.requires_grad)
-    return _readout(x_RD, keys_KD, temperature_R, -1 if own is None else own, average, chosen)[0]
+    lse_R, _, maximum_R = _readout(x_RD, keys_KD, temperature_R, -1 if own is None else own, average, chosen)
+    return lse_R, maximum_R.detach()
 
 
 def _checked(
@@ -79,17 +112,22 @@ def _checked(
 @torch.library.custom_op("fasttrain::readout", mutates_args=())
 def _readout(
     x_RD: Tensor, keys_KD: Tensor, temperature_R: Tensor, own: int, average: bool, impl: str
-) -> tuple[Tensor, Tensor]:
-    """own: -1 for none. Without `average` O has no rows, and neither x nor temperature may need a gradient."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """own: -1 for none. Without `average` O has no rows, and neither x nor temperature may need a gradient.
+
+    The maximum, which comes third, has none.
+    """
     return version(impl).readout(x_RD.contiguous(), keys_KD.contiguous(), temperature_R, own, average)
 
 
 @_readout.register_fake
 def _(
     x_RD: Tensor, keys_KD: Tensor, temperature_R: Tensor, own: int, average: bool, impl: str
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     rows, dim = x_RD.shape
-    return temperature_R.new_empty(rows), temperature_R.new_empty((rows if average else 0, dim))
+    shapes = (rows,), (rows if average else 0, dim), (rows,)
+    lse_R, out_RD, maximum_R = (temperature_R.new_empty(shape) for shape in shapes)
+    return lse_R, out_RD, maximum_R
 
 
 @torch.library.custom_op("fasttrain::readout_backward", mutates_args=())
@@ -126,13 +164,15 @@ def _(
     return temperature_R.new_empty(keys_KD.shape)
 
 
-def _setup(ctx: Context, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup(ctx: Context, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     x_RD, keys_KD, temperature_R, ctx.own, _, ctx.impl = inputs
-    ctx.save_for_backward(x_RD, keys_KD, temperature_R, *output)
+    ctx.save_for_backward(x_RD, keys_KD, temperature_R, *output[:2])
     ctx.set_materialize_grads(False)  # so that an unused O is seen as such
 
 
-def _backward(ctx: Context, grad_lse_R: Tensor | None, grad_out_RD: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: Context, grad_lse_R: Tensor | None, grad_out_RD: Tensor | None, _maximum: None
+) -> tuple[Tensor | None, ...]:
     x_RD, keys_KD, temperature_R, lse_R, out_RD = ctx.saved_tensors
     tiles = x_RD, keys_KD, temperature_R, ctx.own, ctx.impl, lse_R
     grad_x_RD = grad_keys_KD = grad_temperature_R = None
@@ -155,14 +195,14 @@ _readout.register_autograd(_backward, setup_context=_setup)
 
 
 @torch.library.custom_op("fasttrain::symmetric_log_sum_exp", mutates_args=())
-def _symmetric(x_RD: Tensor, temperature: Tensor, own: bool) -> Tensor:
-    """lse of the rows among themselves, on a CPU; if `own`, each leaves itself out."""
+def _symmetric(x_RD: Tensor, temperature: Tensor, own: bool) -> tuple[Tensor, Tensor]:
+    """lse and maximum of the rows among themselves, on a CPU; if `own`, each leaves itself out."""
     return cpu.symmetric(x_RD, temperature, own)
 
 
 @_symmetric.register_fake
-def _(x_RD: Tensor, temperature: Tensor, own: bool) -> Tensor:
-    return temperature.new_empty(x_RD.shape[0])
+def _(x_RD: Tensor, temperature: Tensor, own: bool) -> tuple[Tensor, Tensor]:
+    return temperature.new_empty(x_RD.shape[0]), temperature.new_empty(x_RD.shape[0])
 
 
 @torch.library.custom_op("fasttrain::symmetric_log_sum_exp_backward", mutates_args=())
@@ -176,12 +216,12 @@ def _(x_RD: Tensor, temperature: Tensor, own: bool, lse_R: Tensor, weight_R: Ten
     return temperature.new_empty(x_RD.shape)
 
 
-def _setup_symmetric(ctx: Context, inputs: tuple, output: Tensor) -> None:
+def _setup_symmetric(ctx: Context, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     x_RD, temperature, ctx.own = inputs
-    ctx.save_for_backward(x_RD, temperature, output)
+    ctx.save_for_backward(x_RD, temperature, output[0])
 
 
-def _backward_symmetric(ctx: Context, grad_lse_R: Tensor) -> tuple[Tensor | None, ...]:
+def _backward_symmetric(ctx: Context, grad_lse_R: Tensor, _maximum: Tensor) -> tuple[Tensor | None, ...]:
     x_RD, temperature, lse_R = ctx.saved_tensors
     grad_RD = _symmetric_backward(x_RD, temperature, ctx.own, lse_R, grad_lse_R / temperature)
     grad_temperature = None

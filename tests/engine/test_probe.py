@@ -146,3 +146,11 @@ def test_a_set_without_labels_is_refused_before_the_run_folder_is_made(
     assert train(image_folder / "train" / "class0", tmp_path / "run", "--online-probe") == 2
     assert "--online-probe needs labels" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_set_without_val_split_is_refused(
+    image_folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(image_folder / "val", tmp_path / "run", "--online-probe") == 2
+    assert "--online-probe is measured on the val split" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 import itertools
 import os
 import pathlib
+import shutil
 import signal
 from typing import Any
 
@@ -18,8 +19,10 @@ from fasttrain.evaluation import health
 from fasttrain.evaluation.collapse import collapse
 from fasttrain.evaluation.health import BINS, HealthMonitor, of_pairs, spectral
 from fasttrain.evaluation.health_events import LEAST, MOST, PART, PASSES, plan
+from fasttrain.formats.beton import BetonReader
 from fasttrain.methods import METHODS
 from fasttrain.run.metrics import read_metrics
+from fasttrain.system.errors import UserError
 from fasttrain.views.spec import RECIPES
 
 CPU = torch.device("cpu")
@@ -182,6 +185,27 @@ def test_auto_keeps_to_its_part_of_a_run(recipe: str, steps: int, ranks: int) ->
             assert events * PASSES * images * ranks <= PART * steps * batch_size * (2 + area)
         else:
             assert steps * batch_size <= 32_000 * ranks
+
+
+def test_what_needs_events_has_them_and_is_refused_without() -> None:
+    assert plan("auto", 16, 16, RECIPES["mocov2"], 1, needs=True).every == 16
+    with pytest.raises(UserError, match="--health-every, which is 0"):
+        plan(0, 16, 16, RECIPES["mocov2"], 1, needs=True)
+
+
+def test_images_of_val_that_can_t_be_read_do_not_end_training(
+    shards: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(shards, data)
+    reader = BetonReader(data / "val-00000.beton")
+    damaged = bytearray((data / "val-00000.beton").read_bytes())
+    for start, size in zip(reader.pointer_N, reader.size_N, strict=True):
+        damaged[int(start) + 2 : int(start + size)] = bytes(int(size) - 2)
+    (data / "val-00000.beton").write_bytes(damaged)
+    assert train(data, tmp_path / "run", "--health-every", 8) == 0
+    assert "the representation is not looked at: " in capsys.readouterr().err
+    assert events(tmp_path / "run") == {}
 
 
 def test_what_is_asked_for_is_kept_to_and_larger_runs_have_more_images() -> None:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from support.similarity import SLACK, VERSIONS, Largest, device_of, plain, rows
+from support.similarity import SLACK, VERSIONS, Largest, assert_maximum, device_of, plain, rows
 
-from fasttrain.kernels.similarity import cpu, log_sum_exp
+from fasttrain.kernels.similarity import cpu, log_sum_exp, log_sum_exp_with_maximum
 
 NEEDS = ["x", "keys", "both"]  # which side takes a gradient
 SIZES = [(1, 2, 8), (3, 7, 16), (17, 63, 100), (33, 257, 128), (40, 40, 256), (130, 135, 64)]  # R, K, D
@@ -100,6 +100,30 @@ def test_rows_among_themselves(impl: str, r: int, own: int | None) -> None:
         ours = among(lambda *a: log_sum_exp(*a, own=own, impl=impl), x, t)
         for true, value in zip(truth, ours, strict=True):
             assert torch.allclose(value, true, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("impl", "dtype"), [("reference", torch.float32), *VERSIONS])
+@pytest.mark.parametrize(("r", "k", "d"), [*SIZES, (cpu.ROWS + 3, cpu.KEYS + 9, 16)])
+@pytest.mark.parametrize("needs", NEEDS)
+@pytest.mark.parametrize("own", [None, 0])
+def test_the_maximum_is_the_nearest_key_of_those_that_are_read(
+    impl: str, dtype: torch.dtype, r: int, k: int, d: int, needs: str, own: int | None
+) -> None:
+    x, keys, t = rows(r, d, 1, dtype, device_of(impl)), rows(k, d, 2, dtype, device_of(impl)), torch.tensor(0.1)
+    keys[:r] = x  # own keys are the nearest
+    x, keys, t = x.requires_grad_(needs != "keys"), keys.requires_grad_(needs != "x"), t.to(x.device)
+    lse, maximum = log_sum_exp_with_maximum(x, keys, t, own=own, impl=impl)
+    assert_maximum(maximum, x.detach(), keys.detach(), t.expand(r), own)
+    assert lse.requires_grad
+    assert torch.equal(lse, log_sum_exp(x, keys, t, own=own, impl=impl))
+
+
+@pytest.mark.parametrize("r", [2, 3, cpu.SIDE - 1, cpu.SIDE + 1, 2 * cpu.SIDE + 88])
+@pytest.mark.parametrize("own", [None, 0])
+def test_the_maximum_among_rows_themselves(r: int, own: int | None) -> None:
+    x, t = rows(r, 24, 1, torch.float32).requires_grad_(), torch.tensor(0.3)
+    _, maximum = log_sum_exp_with_maximum(x, x, t, own=own)
+    assert_maximum(maximum, x.detach(), x.detach(), t.expand(r), own)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -242,10 +266,10 @@ def test_the_average_is_made_only_for_rows_that_take_a_gradient(monkeypatch: pyt
     module = cpu if version == "cpu" else gpu
     made, whole = [], module.readout
 
-    def seen(*arguments: torch.Tensor | int) -> tuple[torch.Tensor, torch.Tensor]:
-        lse, out = whole(*arguments)
+    def seen(*arguments: torch.Tensor | int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        lse, out, maximum = whole(*arguments)
         made.append(len(out) > 0)
-        return lse, out
+        return lse, out, maximum
 
     monkeypatch.setattr(module, "readout", seen)
     x, keys, t = (rows(count, 16, count, torch.float32, device_of(version)) for count in (3, 9, 1))
@@ -277,7 +301,7 @@ def test_the_cpu_version_holds_one_tile() -> None:
         lse = cpu.readout(x.detach(), keys.detach(), torch.full((600,), 0.1).double(), -1)[0]
         cpu.keys_backward(x.detach(), keys.detach(), torch.full((600,), 0.1).double(), -1, lse, lse)
         t = torch.tensor(0.1).double()
-        lse = cpu.symmetric(one.detach(), t, True)
+        lse, _ = cpu.symmetric(one.detach(), t, True)
         cpu.symmetric_backward(one.detach(), t, True, lse, lse)
     assert largest.numbers <= max(cpu.ROWS * cpu.KEYS, keys.numel())
     assert max(saved) <= keys.numel()

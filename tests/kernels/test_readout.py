@@ -13,9 +13,9 @@ import pytest
 import torch
 from support.commands import ROOT
 from support.hopper import compiled_for_hopper
-from support.similarity import SLACK, VERSIONS, Largest, device_of, plain, rows
+from support.similarity import SLACK, VERSIONS, Largest, assert_maximum, device_of, plain, rows
 
-from fasttrain.kernels.similarity import cpu, log_sum_exp, nearest, readout
+from fasttrain.kernels.similarity import cpu, log_sum_exp, nearest, readout, readout_with_maximum
 
 SIZES = [(1, 1, 8), (3, 7, 16), (17, 63, 100), (33, 257, 128), (20, 1023, 64), (5, 130, 256)]  # R, K, D
 # All of them where tiles are full and cut; one each elsewhere.
@@ -81,6 +81,24 @@ def test_values_and_gradients_against_fp64(
         assert error <= allowed, name
 
 
+@pytest.mark.parametrize(("impl", "dtype"), [("reference", torch.float32), ("reference", torch.float64), *VERSIONS])
+@pytest.mark.parametrize(("r", "k", "d"), [*SIZES, (2, 2 * cpu.KEYS + 1, 16), (cpu.ROWS + 1, 600, 16)])
+@pytest.mark.parametrize("own", [None, 0])
+def test_the_maximum_is_the_nearest_key_of_those_that_are_read(
+    impl: str, dtype: torch.dtype, r: int, k: int, d: int, own: int | None
+) -> None:
+    if own is not None and k < max(r, 2):
+        pytest.skip("needs a key of its own for every row, and one more")
+    x, queue = rows(r, d, 1, dtype, device_of(impl)), rows(k, d, 2, dtype, device_of(impl))
+    queue[: min(r, k)] = x[:k]  # own keys are the nearest
+    t = torch.linspace(0.1, 0.2, r, dtype=torch.promote_types(dtype, torch.float32), device=x.device)
+    lse, out, maximum = readout_with_maximum(x.requires_grad_(), queue, t.requires_grad_(), own=own, impl=impl)
+    assert_maximum(maximum, x.detach(), queue, t.detach(), own)
+    assert lse.requires_grad
+    for ours, without in zip((lse, out), readout(x, queue, t, own=own, impl=impl), strict=True):
+        assert torch.equal(ours, without)
+
+
 @pytest.mark.parametrize(("impl", "dtype"), VERSIONS)
 def test_rows_that_fill_no_tile_and_more_than_one(impl: str, dtype: torch.dtype) -> None:
     device = device_of(impl)
@@ -123,15 +141,17 @@ def test_bad_numbers_do_not_come_out_plausible(impl: str, bad: float, where: str
     x, queue = rows(3, 16, 1, torch.float32, device), rows(300, 16, 2, torch.float32, device)
     (x if where == "row" else queue)[1, 2] = bad
     x.requires_grad_()
-    lse, out = readout(x, queue, 0.1, impl=impl)
+    lse, out, maximum = readout_with_maximum(x, queue, 0.1, impl=impl)
     gradient = torch.autograd.grad(lse.sum(), x)[0]
     if where == "row":
         assert not lse[1].isfinite()
+        assert not maximum[1].isfinite()
         assert not out[1].isfinite().any()
         assert not gradient[1].isfinite().any()
         assert lse[[0, 2]].isfinite().all()
     elif math.isnan(bad):
         assert not lse.isfinite().any()
+        assert not maximum.isfinite().any()
         assert not out.isfinite().any()
     else:  # a similarity of minus infinity takes no part in the sum, but its 0 · inf shows in the average
         assert not out.isfinite().all(1).any()
@@ -161,7 +181,7 @@ def test_a_gradient_of_lse_alone_reads_the_queue_once(monkeypatch: pytest.Monkey
 def test_the_cpu_version_holds_one_tile() -> None:
     x, queue, t = rows(600, 16, 1), rows(20000, 16, 2), torch.full((600,), 0.1, dtype=torch.float64)
     with Largest() as largest:
-        lse, out = cpu.readout(x, queue, t, -1)
+        lse, out, _ = cpu.readout(x, queue, t, -1)
         cpu.readout_backward(x, queue, t, -1, lse, out, torch.ones_like(out))
     assert largest.numbers <= max(cpu.ROWS * cpu.KEYS, x.numel(), queue.numel())
     assert largest.numbers < len(x) * len(queue) / 10

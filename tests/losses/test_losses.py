@@ -181,12 +181,12 @@ def test_terms_that_share_a_pass_equal_each_term_alone(
     terms += [QueueUniformity(uniformity)] if uniformity else []
     passes = []
 
-    def counted(x: torch.Tensor, *arguments: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def counted(x: torch.Tensor, *arguments: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         passes.append(len(x))
         return whole(x, *arguments, **options)
 
-    whole = queue_losses.readout
-    monkeypatch.setattr(queue_losses, "readout", counted)
+    whole = queue_losses.readout_with_maximum
+    monkeypatch.setattr(queue_losses, "readout_with_maximum", counted)
     ours = queue_terms(terms, q, keys, queue, "cpu")
     sides = {side for term in terms for side in term.sides}
     assert passes == [7 * len(sides)]  # the queue is read once, and no side twice

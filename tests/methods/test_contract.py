@@ -74,6 +74,33 @@ def test_terms_are_curves(name: str) -> None:
     assert "loss" not in terms
 
 
+# What the loss of a contrast does not say. Of SupCon's several positives, which should be nearest is not said; the
+# similarity of BYOL's and SimSiam's pairs is their loss, and SwAV's queue holds no negatives.
+PAIRS = {"positive_similarity", "negative_similarity"}
+OF_BATCH = {"contrastive_accuracy", *PAIRS}
+OF_QUEUE = {*OF_BATCH, "queue_filled"}
+CONTRAST = {
+    **dict.fromkeys(("moco", "xmoco", "co2", "ressl", "sce", "nnclr"), OF_QUEUE),
+    **dict.fromkeys(("mocov3", "simclr"), OF_BATCH), "supcon": PAIRS, "swav": {"queue_filled"},
+}  # fmt: skip
+
+
+@ALL
+def test_a_contrast_tells_from_its_first_step_how_well_it_does(name: str) -> None:
+    config = small(name, batch_size=IMAGES)
+    method, step = make(name, batch_size=IMAGES)
+    filled, keys = [], []
+    for number in range(2):
+        terms = take(step, batch_of(config, number), number, 0.05)
+        assert terms.keys() & OF_QUEUE == CONTRAST.get(name, set())
+        assert all(-1 <= terms[figure] <= 1 for figure in PAIRS & terms.keys())
+        assert 0 <= terms.get("contrastive_accuracy", 0) <= 1
+        if "queue_filled" in terms:
+            filled.append(float(terms["queue_filled"]))
+            keys.append(int(method.queue.pointer))
+    assert filled == pytest.approx([0, keys[0] / len(method.queue.keys_KD)] if keys else [])
+
+
 @ALL
 def test_the_features_are_what_the_evaluated_encoder_makes_of_view_0(name: str) -> None:
     config = small(name, batch_size=IMAGES, batch_norm="plain")

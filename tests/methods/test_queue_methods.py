@@ -66,6 +66,8 @@ def test_a_step_moves_what_it_should(method: str) -> None:
     loss.backward()
     trained = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in trained)
+    figures = {"contrastive_accuracy", "positive_similarity", "negative_similarity", "queue_filled"}
+    assert set(terms) == {"contrast", "neighbour"} | figures
     assert not any(term.requires_grad for term in terms.values())
     model.update(torch.tensor(False), Progress(), carry)
     assert all(torch.equal(value, start[name]) for name, value in state(model).items())
@@ -213,7 +215,9 @@ def test_nnclr_gives_gradient_to_predictions_alone() -> None:
     loss.backward()
     assert z.grad is None
     assert p.grad.abs().min() > 0
-    assert set(terms) == {"contrast", "neighbour"}
+    figures = {"contrastive_accuracy", "positive_similarity", "negative_similarity", "queue_filled"}
+    assert set(terms) == {"contrast", "neighbour"} | figures
+    assert not any(term.requires_grad for term in terms.values())
 
 
 def test_nnclr_takes_the_decoupled_forms() -> None:

@@ -88,6 +88,36 @@ def test_what_counts_is_on_one_line_and_as_much_of_the_rest_as_fits_on_another(c
     assert whole == (width == 200)
 
 
+CONTRAST = {
+    "contrastive_accuracy": 0.6312, "positive_similarity": 0.8249, "negative_similarity": -0.0131,
+    "queue_filled": 0.366,
+}  # fmt: skip
+
+
+def test_how_a_contrast_does_is_on_the_line_until_its_queue_is_full(clock: list[float]) -> None:
+    display = make(terminal(100))
+    display.write({**ENTRY, **CONTRAST, "skipped": 0, "replaced": 0})
+    filling = drawn(display)[-1]
+    display.write({**ENTRY, **CONTRAST, "skipped": 0, "replaced": 0, "queue_filled": 1.0})
+    full = drawn(display)[-1]
+    display.write({**ENTRY, **dict.fromkeys(CONTRAST), "skipped": 0, "replaced": 0})
+    skipped = drawn(display)[-1]
+    display.close()
+    place, told = "epoch 246, lr 0.02998", "contrastive accuracy 63.1%, positives 0.82, negatives -0.01"
+    assert filling == f"{place}, {told}, queue 37% full"
+    assert full == f"{place}, {told}, info_nce 5.0234"
+    assert skipped.startswith(f"{place}, 2% waiting for data, ")
+
+
+def test_plain_lines_have_what_a_contrast_tells_before_its_other_terms(clock: list[float]) -> None:
+    display = make(plain(), 0, 40)
+    display.write({**ENTRY, **CONTRAST, "step": 1, "contrast": ENTRY["loss"]})  # said once, as the loss
+    display.close()
+    (line,) = screen(display)
+    assert "lr 0.02998, contrastive accuracy 63.1%, positives 0.82, negatives -0.01, queue 37% full, 2% waiting" in line
+    assert line.endswith("info_nce 5.0234, cross 0.2000, uniform 0.1000")
+
+
 def test_a_narrow_terminal_keeps_the_count_and_the_time_left(clock: list[float]) -> None:
     display = make(terminal(44))
     take_steps(display, clock)

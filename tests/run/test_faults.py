@@ -366,7 +366,9 @@ def test_a_full_disk_names_the_file_that_found_it_full(
     process = finished(tmp_path, with_small_files, num_bytes, main, words)
     assert process.returncode == 1
     assert f"{run / file}: File too large" in one_line_of(process.stderr)
-    assert {path.name for path in run.iterdir()} <= {"config.json", "lock", "metrics.jsonl", "samples.png"}
+    assert {path.name for path in run.iterdir()} <= {
+        "config.json", "lock", "metrics.jsonl", "samples.png", "ending.json",
+    }  # fmt: skip
     steps = [entry["step"] for entry in read_metrics(run / "metrics.jsonl")]
     assert steps == list(range(1, len(steps) + 1))
 

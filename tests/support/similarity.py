@@ -31,10 +31,24 @@ def plain(
     x: torch.Tensor, queue: torch.Tensor, temperature: torch.Tensor, own: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """lse and O as eager torch computes them in the dtype given."""
-    s = x @ queue.T / temperature.to(x.dtype)[:, None]
-    if own is not None:
-        s = s.masked_fill(reference._own(len(x), len(queue), own, x.device), -math.inf)
+    s = _similarities(x, queue, temperature, own)
     return s.logsumexp(1), s.softmax(1) @ queue
+
+
+def assert_maximum(
+    maximum: torch.Tensor, x: torch.Tensor, keys: torch.Tensor, temperature: torch.Tensor, own: int | None
+) -> None:
+    """Holds the largest similarities to fp64. Products of 16 bits are exact in fp32, whose sums alone are rounded."""
+    s = _similarities(x.double(), keys.double(), temperature.double(), own)
+    assert maximum.dtype == torch.promote_types(x.dtype, torch.float32)
+    assert not maximum.requires_grad
+    allowed = 8 * torch.finfo(maximum.dtype).eps * (1 / temperature.double()).max()
+    assert (maximum.double() - s.amax(1)).abs().max() <= allowed
+
+
+def _similarities(x: torch.Tensor, keys: torch.Tensor, temperature: torch.Tensor, own: int | None) -> torch.Tensor:
+    s = x @ keys.T / temperature.to(x.dtype)[:, None]
+    return s if own is None else s.masked_fill(reference._own(len(x), len(keys), own, x.device), -math.inf)
 
 
 class Largest(TorchDispatchMode):

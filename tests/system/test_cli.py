@@ -4,6 +4,7 @@ import pytest
 
 from fasttrain.system.cli import finish
 from fasttrain.system.errors import UserError, note, printable
+from fasttrain.system.signals import Stopped
 
 
 def test_a_package_that_is_missing_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,3 +38,10 @@ def test_a_module_of_our_own_that_is_missing_is_a_defect_and_shows_where() -> No
 
     with pytest.raises(ModuleNotFoundError, match=r"fasttrain\.no_such_module"):
         finish(main)
+
+
+def test_what_a_signal_has_stopped_ends_with_its_status() -> None:
+    def stopped() -> int:
+        raise Stopped(15)
+
+    assert finish(stopped) == 143

@@ -1,0 +1,77 @@
+"""The protocols that train on images, one after the other, as they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from fasttrain.engine.ranks import Ranks
+from fasttrain.evaluation.features import Preparation
+from fasttrain.evaluation.labelled_part import labels_of, listed, stratified
+from fasttrain.evaluation.options import OverImagesOptions
+from fasttrain.evaluation.recipes import OverImages, recipe
+from fasttrain.evaluation.supervised import settings_of, train_classifier
+from fasttrain.input import Selection, Store
+
+
+class Ranked(NamedTuple):
+    """What a protocol has made of val: see train_classifier. variant: "" for all labels, else which of them."""
+
+    protocol: str
+    variant: str
+    settings: dict[str, Any]
+    ranked_Nr: Tensor
+    label_N: Tensor
+
+
+class _Asked(NamedTuple):
+    """A protocol and the images that it trains on; labels: which of them these are, in words. key: of its folder."""
+
+    protocol: OverImages
+    variant: str
+    train: Store
+    labels: str
+    key: str
+
+
+def over_images(
+    options: OverImagesOptions, arch: str, encoder: nn.Module, train: Store, val: Store, preparation: Preparation,
+    work: pathlib.Path, ranks: Ranks, seed: int,
+) -> Iterator[Ranked]:  # fmt: skip
+    """Every protocol that is asked for. arch: of the encoder, for the recipe; the others: see train_classifier, which
+    says what is raised, too; UserError for a list of names that will not do."""
+    for asked in ranks.together(lambda: list(_asked(options, train, seed))):
+        images = asked.train.num_samples
+        chosen = recipe(
+            asked.protocol, arch, images, images / train.num_samples, options.supervised_epochs,
+            options.supervised_batch_size,
+        )  # fmt: skip
+        chosen = replace(chosen, protocol=" ".join(filter(None, (asked.protocol, asked.variant))))  # in messages
+        settings = settings_of(encoder, chosen, preparation.size, ranks.device)
+        settings |= {"train_images": images, "labels": asked.labels, "seed": seed}
+        classified = train_classifier(encoder, chosen, asked.train, val, preparation, work / asked.key, ranks, seed)
+        yield Ranked(asked.protocol, asked.variant, settings, *classified)
+
+
+def _asked(options: OverImagesOptions, train: Store, seed: int) -> Iterator[_Asked]:
+    whole: tuple[OverImages, ...] = ("linear_moco", "linear_dino", "finetune")
+    yield from (_Asked(protocol, "", train, "all", protocol) for protocol in whole if getattr(options, protocol))
+    label_N = labels_of(train) if options.semi else np.empty(0, dtype=np.int64)
+    for fraction in options.semi:
+        percent = f"{100 * fraction:g}"
+        part = stratified(label_N, fraction, seed)
+        yield _semi(f"{percent}pct", train, part, f"{percent} % of each class, by the seed")
+    for file in map(pathlib.Path, options.semi_files):
+        yield _semi(file.stem, train, listed(train, file), f"those of {file.name}")
+
+
+def _semi(variant: str, train: Store, part: np.ndarray, labels: str) -> _Asked:
+    return _Asked(
+        "semi", variant, Selection(train, part), labels, f"semi_{hashlib.sha256(part.tobytes()).hexdigest()[:16]}"
+    )
