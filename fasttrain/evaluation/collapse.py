@@ -12,7 +12,7 @@ from fasttrain.system.options import Options, flat
 YOUNG = 0.1  # of a run: until then networks in evaluation mode look as if they had collapsed
 ONE_POINT, NARROW = -0.15, 0.42  # uniformity of projections and feature_std, of which both have to be nearer to 0
 ONE_DIRECTION = 2.0  # RankMe
-SHRUNK = 0.1  # projection_std, where the loss asks for 1
+SHRUNK = 0.05  # projection_std, where the loss asks for 1
 REMEDIES = {
     "variance_weight": "a higher --variance-weight",
     "redundancy_weight": "a higher --redundancy-weight",
