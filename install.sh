@@ -19,6 +19,9 @@ if command -v dpkg-query >/dev/null; then
   case ",$extras," in
     *,ffcv,*) for package in libopencv-dev libturbojpeg0-dev pkg-config; do need "$package"; done ;;
   esac
+  if [[ ,$extras, == *,dev,* ]] && grep -qs '^ID=debian' /etc/os-release; then  # Ubuntu's browsers are snaps
+    for package in chromium fonts-dejavu-core; do need "$package"; done  # tests look at reports in it
+  fi
   "$python" -c 'import ensurepip' 2>/dev/null || need python3-venv
   "$python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
     need python3-dev

@@ -49,6 +49,7 @@ setup(
             "onnxruntime>=1.18",
             "transformers>=4.48",
         ],
+        "maps": ["scikit-learn>=1.2", "umap-learn>=0.5.6"],  # t-SNE and UMAP of a report
         "tensorboard": ["tensorboard>=2.16"],
         "wandb": ["wandb>=0.17"],
         "mlflow": ["mlflow-skinny>=2.14"],
@@ -76,6 +77,7 @@ setup(
             "aiohttp>=3.9",
             "huggingface-hub>=0.24",
             "lightning>=2.4",
+            "scikit-learn>=1.2",
             "wandb>=0.17",
             "mlflow-skinny>=2.14",
         ],

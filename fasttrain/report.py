@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Write a run's report: one self-contained page with its figures, curves, samples and settings.
+"""Write a run's report, one self-contained page with its figures, curves, samples and settings, or compare runs.
 
-python fasttrain/report.py RUN
+python fasttrain/report.py RUN [RUN …]
 """
 
 from __future__ import annotations

@@ -126,3 +126,21 @@ def test_without_a_run_one_line_says_so(run_command: RunCommand) -> None:
     process = run_command("fasttrain/evaluate.py")
     assert process.returncode == 2
     assert "RUN" in process.stderr
+
+
+def test_lists_of_k_temperatures_and_shots_have_a_figure_each(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """72 images of train: 200 and 300 neighbours are both all of them."""
+    words = ["--k", 3, 200, 300, "--temperature", 0.07, 0.1, "--shots", 1, 20, "--draws", 2]
+    line = evaluated(capsys, run, "--knn", *words)
+    names = ["knn", "knn_k3_t0.1", "knn_k72_t0.07", "knn_k72_t0.1", "few_shot_1_shots", "few_shot_20_shots"]
+    assert list(line["protocol"]) == names
+    assert all(f"{name}_top1" in line for name in names)
+    assert line["protocol"]["knn_k72_t0.1"] == {"features": "encoder", "k": 72, "k_asked": 200, "temperature": 0.1}
+    assert [line["protocol"][name]["classes_with_fewer"] for name in names[4:]] == [0, 4]
+    assert {found.name: found.num_images for found in read_evaluations(run)} == dict.fromkeys(names, 24)
+
+
+def test_the_solver_is_the_one_that_is_asked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for solver in ("lbfgs", "sgd"):
+        settings = evaluated(capsys, run, "--linear", "--solver", solver)["protocol"]["linear"]
+        assert settings["solver"] == solver

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from support.commands import ROOT
 
-from fasttrain.jobs import report
 from fasttrain.jobs.report import write_report
 from fasttrain.run.evaluations import FILE, Evaluation, keep_evaluations
 from fasttrain.run.metrics import read_metrics
@@ -42,9 +41,27 @@ def test_an_accuracy_is_never_shown_without_what_guessing_gives(run: Path) -> No
     figures = write_report(run)
     assert (figures["knn_top1"], figures["knn_top1_untrained"], figures["knn_majority"]) == (60.0, 40.0, 31.0)
     page = written(run)
-    assert "<b>60.0 %</b><span>kNN top-1</span><span>majority 31.0, balanced 33.3</span>" in page
-    assert "<b>40.0 %</b><span>kNN top-1, untrained</span><span>majority 31.0, balanced 33.3</span>" in page
-    assert page.index("<td>60.0</td>") < page.index("<td>50.0</td>")  # earlier figures stay, below newer ones
+    card = page[page.index("<b>60.0 %</b><span>kNN top-1</span>") :]
+    assert "<small>untrained 40.0 · majority 31.0 · balanced 33.3</small>" in card[: card.index("</div></div>")]
+    assert page.index(">60.0</td>") < page.index(">50.0</td>")  # earlier figures stay, below newer ones
+
+
+def test_an_accuracy_of_untrained_weights_alone_is_told_as_one(run: Path) -> None:
+    keep_evaluations(run, [Evaluation("knn", 0, True, {"k": 7}, "/data/set", "f", 40, 40.0, 33.3, 31.0)])
+    page = written(run)
+    assert "<b>40.0 %</b><span>kNN top-1, untrained</span>" in page
+    assert "<small>majority 31.0 · balanced 33.3</small>" in page
+
+
+def test_an_accuracy_stands_with_its_interval_and_what_it_was_measured_with(run: Path) -> None:
+    settings = {"k": 7, "temperature": 0.07}
+    measured = Evaluation("knn", 4, False, settings, "/data/set", "f", 40, 60.0, None, 31.0, 90.0, 52.5, 67.0)
+    keep_evaluations(run, [measured, replace(measured, top1=58.0, variant="k10_t0.1")])
+    page = written(run)
+    assert page.count("<div class='card") == 1  # another k is no headline
+    assert "<small>52.5 to 67.0 at 95 %</small><small>majority 31.0 · top-5 90.0</small>" in page
+    assert "<small>k 7, temperature 0.07</small><small>40 images, step 4</small>" in page
+    assert ">kNN k10 t0.1</td>" in page
 
 
 def test_what_guessing_gives_is_told_of_each_data_set(run: Path) -> None:
@@ -83,9 +100,3 @@ def test_the_page_of_a_run_with_an_odd_name_is_utf_8_in_any_locale(run: Path, tm
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["report"] == str(odd / "report.html")
     assert "<h1>r\\udce9n</h1>" in (odd / "report.html").read_text("utf-8")
-
-
-def test_a_curve_of_one_value_shows_it() -> None:
-    """A run of fewer steps than --log-every has no other."""
-    assert "fill: #1f6feb" in report._curve("loss", [8], [5.2])
-    assert "fill: #1f6feb" not in report._curve("loss", [8, 16], [5.2, 5.1])

@@ -33,13 +33,16 @@ class Accuracy(NamedTuple):
     high: float
 
 
-def accuracy(ranked_Nr: Tensor, label_N: Tensor, num_classes: int) -> Accuracy:
-    """Compare ranked classes with labels, (N,) whole numbers from 0 on, N ≥ 1, both on the CPU."""
+def accuracy(ranked_Nr: Tensor, label_N: Tensor, num_classes: int, draws: int = 1) -> Accuracy:
+    """Compare ranked classes with labels, (N,) whole numbers from 0 on, N ≥ 1, both on the CPU.
+
+    draws: how often every image is among them, ranked by another classifier each time; the interval is the images'.
+    """
     share_C, count_C = _right(ranked_Nr, label_N)
     top1 = float((ranked_Nr[:, 0] == label_N).double().mean())
     top5 = float((ranked_Nr == label_N[:, None]).any(1).double().mean()) if num_classes > RANKED else None
     balanced, majority = float(share_C[count_C > 0].mean()), float(count_C.max() / len(label_N))
-    parts = (top1, top5, balanced, majority, *wilson(top1, len(label_N)))
+    parts = (top1, top5, balanced, majority, *wilson(top1, len(label_N) // draws))
     return Accuracy(*(None if part is None else round(100 * part, 2) for part in parts))  # type: ignore[arg-type]
 
 

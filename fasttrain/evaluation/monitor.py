@@ -12,8 +12,9 @@ from torch import nn
 from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.accuracy import Accuracy, accuracy
 from fasttrain.evaluation.features import Preparation, extract, open_labelled
-from fasttrain.evaluation.knn import knn, neighbours
+from fasttrain.evaluation.knn import knn
 from fasttrain.evaluation.options import TEMPERATURE
+from fasttrain.evaluation.ranking import ALONE
 from fasttrain.input.options import DataOptions
 from fasttrain.methods import Method
 from fasttrain.run.checkpoint import keep_best
@@ -58,8 +59,9 @@ class KnnMonitor:
             memory, queries = (
                 extract(encoder, subset, folder, self._device, preparation, each_batch) for subset in self._splits
             )
-            classes, k = len(self._splits[0].classes), neighbours(memory.label_N, self._k)
-            return accuracy(knn(memory, queries, classes, k, TEMPERATURE, self._device), queries.label_N, classes)
+            classes = len(self._splits[0].classes)
+            (ranked_Nr,) = knn(memory, queries, classes, [self._k], [TEMPERATURE], self._device, ALONE).values()
+            return accuracy(ranked_Nr, queries.label_N, classes)
 
 
 class Interrupted(Exception):

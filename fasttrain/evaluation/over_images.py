@@ -6,28 +6,19 @@ import hashlib
 import pathlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.features import Preparation
 from fasttrain.evaluation.labelled_part import labels_of, listed, stratified
 from fasttrain.evaluation.options import OverImagesOptions
+from fasttrain.evaluation.ranking import Ranked
 from fasttrain.evaluation.recipes import OverImages, recipe
 from fasttrain.evaluation.supervised import settings_of, train_classifier
 from fasttrain.input import Selection, Store
-
-
-class Ranked(NamedTuple):
-    """What a protocol has made of val: see train_classifier. variant: "" for all labels, else which of them."""
-
-    protocol: str
-    variant: str
-    settings: dict[str, Any]
-    ranked_Nr: Tensor
-    label_N: Tensor
 
 
 class _Asked(NamedTuple):

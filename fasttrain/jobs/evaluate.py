@@ -9,33 +9,39 @@ import json
 import os
 import pathlib
 import statistics
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fasttrain.config import TrainConfig, load_config
 from fasttrain.engine.networks import initialise, make_method
 from fasttrain.engine.ranks import Ranks, given_back
 from fasttrain.evaluation.accuracy import accuracy, per_class
 from fasttrain.evaluation.extraction import extract_on_all
-from fasttrain.evaluation.features import Features, Preparation, open_labelled
-from fasttrain.evaluation.knn import knn, neighbours
-from fasttrain.evaluation.linear_probe import linear_probe
+from fasttrain.evaluation.features import Preparation, open_labelled
+from fasttrain.evaluation.over_features import over_features
+from fasttrain.evaluation.over_images import over_images
+from fasttrain.evaluation.ranking import Ranked
+from fasttrain.evaluation.representation import keep_representation
 from fasttrain.input import Selection, open_dataset
 from fasttrain.jobs.init import weights_started_from
 from fasttrain.jobs.options import EvaluateConfig
 from fasttrain.jobs.report import write_report
 from fasttrain.jobs.scratch import Scratch
 from fasttrain.methods import Method
+from fasttrain.networks.encoders import make_encoder
 from fasttrain.run.checkpoint import Checkpoint
 from fasttrain.run.evaluations import Evaluation, keep_evaluations
 from fasttrain.run.folder import DataRecord
-from fasttrain.system.errors import DataError, UserError
+from fasttrain.system.errors import DataError, UserError, printable
 from fasttrain.trained import chosen_checkpoint, images_of, load_weights
 
 PATIENCE = datetime.timedelta(days=1)  # that a rank has with others whose share takes longer
+SEED = 0  # of what is drawn, so that all runs are compared by the same images and first heads
 
 
 class Labelled(NamedTuple):
@@ -62,18 +68,9 @@ class Subject(NamedTuple):
     sets: list[Labelled]
 
 
-class Found(NamedTuple):
-    """What a protocol has ranked, beside the labels of the same images; see Evaluation of run/evaluations.py."""
-
-    protocol: str
-    variant: str
-    settings: dict[str, Any]
-    ranked_Nr: Tensor
-    label_N: Tensor
-
-
 def evaluate(options: EvaluateConfig) -> int:
     """Print and keep the figures; returns the exit status."""
+    options = with_protocols(options)
     runs = [pathlib.Path(run) for run in options.run]
     if not runs:
         raise UserError("RUN is missing: the folder of a run, or of several")
@@ -153,14 +150,28 @@ def measure(subject: Subject, options: EvaluateConfig, ranks: Ranks) -> Iterator
         method.eval().requires_grad_(False)
         for labelled in subject.sets:
             with Scratch(subject.run, key_of(subject, options, untrained, labelled), ranks) as scratch:
-                for found in protocols(subject, options, method, labelled, ranks, scratch):
-                    figures = accuracy(found.ranked_Nr, found.label_N, len(labelled.train.classes))
-                    yield Evaluation(
+                for found in protocols(subject, options, method, labelled, untrained, ranks, scratch):
+                    classes = labelled.train.classes
+                    figures = accuracy(found.ranked_Nr, found.label_N, len(classes), found.draws)
+                    evaluation = Evaluation(
                         found.protocol, step, untrained, found.settings, str(labelled.path), labelled.fingerprint,
-                        len(found.label_N), variant="_".join(filter(None, (labelled.variant, found.variant))),
-                        per_class=per_class(found.ranked_Nr, found.label_N, labelled.train.classes),
-                        **figures._asdict(),
+                        len(found.label_N) // found.draws, **figures._asdict(),
+                        variant="_".join(filter(None, (labelled.variant, found.variant))),
+                        per_class=per_class(found.ranked_Nr, found.label_N, classes),
                     )  # fmt: skip
+                    if ranks.is_main:
+                        print(printable(said(evaluation)), file=sys.stderr, flush=True)
+                    yield evaluation
+
+
+def said(evaluation: Evaluation) -> str:
+    """A figure and how it was measured, for people."""
+    figures = {"top-1": evaluation.top1, "top-5": evaluation.top5, "balanced": evaluation.balanced}
+    texts = [f"{name} {value:.2f}" for name, value in figures.items() if value is not None]
+    texts[0] += f" % (95 %: {evaluation.low:.2f} to {evaluation.high:.2f})"
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in evaluation.settings.items())
+    name = f"{evaluation.name}, untrained" if evaluation.untrained else evaluation.name
+    return f"{name}: {', '.join(texts)}, majority {evaluation.majority:.2f}; {settings}"
 
 
 def network_of(subject: Subject, untrained: bool) -> Method:
@@ -185,8 +196,9 @@ def key_of(subject: Subject, options: EvaluateConfig, untrained: bool, labelled:
 
 
 def protocols(
-    subject: Subject, options: EvaluateConfig, method: Method, labelled: Labelled, ranks: Ranks, scratch: Scratch
-) -> Iterator[Found]:
+    subject: Subject, options: EvaluateConfig, method: Method, labelled: Labelled, untrained: bool, ranks: Ranks,
+    scratch: Scratch,
+) -> Iterator[Ranked]:  # fmt: skip
     """What each protocol that is asked for ranks, of one data set."""
     config, images = subject.config, subject.images
     preparation = Preparation(
@@ -194,23 +206,37 @@ def protocols(
         config.data.max_failed_fraction,
     )  # fmt: skip
     encoder, projector = method.evaluated
-    network = encoder if options.features == "encoder" else nn.Sequential(encoder, projector)
-    memory, queries = (
-        extract_on_all(network, store, scratch.folder / split, ranks, preparation)
-        for split, store in (("train", labelled.train), ("val", labelled.val))
-    )
-    yield from over_features(options, memory, queries, len(labelled.train.classes), ranks)
+    if options.knn.knn or options.linear.linear or options.few_shot.shots:
+        network = encoder if options.features == "encoder" else nn.Sequential(encoder, projector)
+        memory, queries = (
+            extract_on_all(network, store, scratch.folder / split, ranks, preparation)
+            for split, store in (("train", labelled.train), ("val", labelled.val))
+        )
+        ranked = {}
+        for each in over_features(
+            options.knn, options.linear, options.few_shot, options.features, memory, queries,
+            len(labelled.train.classes), ranks,
+        ):  # fmt: skip
+            if not each.variant:
+                ranked[each.protocol] = each.ranked_Nr
+            yield each
+        if ranks.is_main and not (untrained or labelled.variant):
+            keep_representation(
+                subject.run, memory, queries, labelled.train, labelled.val, ranked, preparation, ranks.device,
+                step=subject.checkpoint.state["step"], data=str(labelled.path), features=options.features,
+            )  # fmt: skip
+    plain, _ = make_encoder(config.encoder, config.views.size)
+    plain.load_state_dict(encoder.state_dict())
+    yield from over_images(
+        options.over_images, config.encoder.arch, plain, labelled.train, labelled.val, preparation,
+        scratch.folder / "classifiers", ranks, SEED,
+    )  # fmt: skip
 
 
-def over_features(
-    options: EvaluateConfig, memory: Features, queries: Features, classes: int, ranks: Ranks
-) -> Iterator[Found]:
-    """What the protocols over frozen features rank."""
-    device, of = ranks.device, {"features": options.features}
-    neither = not (options.knn.knn or options.linear.linear or options.few_shot.shots)
-    if options.knn.knn or neither:
-        k, temperature = neighbours(memory.label_N, options.knn.k[0]), options.knn.temperature[0]
-        ranked_Nr = knn(memory, queries, classes, k, temperature, device)
-        yield Found("knn", "", {**of, "k": k, "temperature": temperature}, ranked_Nr, queries.label_N)
-    if options.linear.linear or neither:
-        yield Found("linear", "", of, linear_probe(memory, queries, classes, device), queries.label_N)
+def with_protocols(options: EvaluateConfig) -> EvaluateConfig:
+    """With kNN and the linear probe, where no protocol is asked for."""
+    images = options.over_images
+    trained = images.linear_moco or images.linear_dino or images.finetune or images.semi or images.semi_files
+    if options.knn.knn or options.linear.linear or options.few_shot.shots or trained:
+        return options
+    return replace(options, knn=replace(options.knn, knn=True), linear=replace(options.linear, linear=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from fasttrain.evaluation.options import FewShotOptions, KnnOptions, LinearOptions
+from fasttrain.evaluation.options import FewShotOptions, KnnOptions, LinearOptions, OverImagesOptions
 from fasttrain.system.options import Bounds, Options, Positive
 
 
@@ -26,10 +26,12 @@ class EvaluateConfig(Options):
     """A linear classifier on frozen features"""
     few_shot: FewShotOptions = field(default_factory=FewShotOptions)
     """A classifier from a few images of each class"""
+    over_images: OverImagesOptions = field(default_factory=OverImagesOptions)
+    """Classifiers that are trained on images"""
     data: str = ""
     """Labelled data set with train and val splits. Empty: the one each run was trained on, where it lay then."""
     transfer: tuple[str, ...] = ()
-    """Further data sets, on each of which the protocols over features are done, too."""
+    """Further data sets, on each of which the same is done."""
     method: str = ""
     """Only of a run whose method is from outside: that, package.module:Class, once more. What a run folder says is not
     enough to run code."""
@@ -92,13 +94,17 @@ class EmbedConfig(Options):
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write RUN/report.html: figures, curves, samples and settings on one self-contained page.
+    """Write RUN/report.html: figures, curves, samples and settings on one self-contained page. Of several runs, write
+    one page that compares them instead.
 
-    The last line of the output is JSON: the run's figures and the page's path.
+    The last line of the output is JSON: the run's figures, or those of each run, and the page's path.
     """
 
-    run: str
-    """Run folder; by place, or by --run."""
+    run: tuple[str, ...]
+    """Run folder, or several; by place, or by --run."""
+    out: str = ""
+    """Of several runs: the page to write. Empty: comparison.html in the folder that the first run lies in. Only an
+    earlier comparison is replaced."""
 
 
 @dataclass(frozen=True)

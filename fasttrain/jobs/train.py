@@ -55,6 +55,7 @@ from fasttrain.run.metrics import Metrics, Sink
 from fasttrain.run.resume import goes_on, resume
 from fasttrain.run.samples import write_samples
 from fasttrain.run.sinks import check_services, open_sinks
+from fasttrain.run.starts import keep_start
 from fasttrain.system.collectives import common_generator
 from fasttrain.system.durable import write_json
 from fasttrain.system.errors import RunError, UserError, printable
@@ -261,6 +262,7 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
         if init and step == 0:
             keep_init(run, init.record)
         keep_extension(run, settings, step)
+        keep_start(run, step, ranks.world_size)
         keep_steps(run, last_step, steps_per_epoch)
         begin_again(run)
         return open_sinks(run, step, config.logging, settings.values)

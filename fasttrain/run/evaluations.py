@@ -23,6 +23,8 @@ NAMES = {
     "knn": "kNN", "linear": "linear", "linear_moco": "linear (MoCo)", "linear_dino": "linear (DINO)",
     "finetune": "fine-tuned", "semi": "semi-supervised", "few_shot": "few-shot",
 }  # of the protocols, for people  # fmt: skip
+# among the settings, what a protocol has chosen or found itself, which may be other digits on another device
+OUTCOMES = frozenset({"lr", "C", "tried", "converged", "top1_std"})
 FIGURES = "top1", "top5", "balanced", "majority", "low", "high"
 
 
@@ -70,8 +72,12 @@ class Evaluation:
     def replaces(self, other: Evaluation) -> bool:
         """Is it a newer measurement of the same?"""
         measured = ("data", "num_images", "per_class", *FIGURES)
-        keys = ({**asdict(each), **dict.fromkeys(measured)} for each in (self, other))
+        keys = ({**asdict(each), **dict.fromkeys(measured), "settings": each.asked()} for each in (self, other))
         return next(keys) == next(keys) and (self.fingerprint != "" or self.data == other.data)
+
+    def asked(self) -> dict[str, Any]:
+        """The settings that were not found on the way."""
+        return {name: value for name, value in self.settings.items() if name not in OUTCOMES}
 
     def figures(self) -> dict[str, float]:
         """Its figures by the names that evaluate.py and report.py print."""

@@ -40,14 +40,24 @@ class Health:
         The first entry of a process, which holds its start, says nothing, nor is the same said again for HINT_SECONDS.
         """
         self._entries += 1
-        views = 0.0 if self._device.type == "cpu" else entry["views_time"]  # there, they are part of the work
-        waited = max(entry["data_wait"], views)
-        if self._entries == 1 or waited <= WAIT or time.monotonic() - self._last_hint < HINT_SECONDS:
+        if self._entries == 1 or time.monotonic() - self._last_hint < HINT_SECONDS:
             return ""
-        side, part = ("views", views) if views == waited else _slower(entry)
-        self._last_hint = time.monotonic()
-        cores = len(self._process.cpu_affinity() or [0])
-        return f"{100 * part:.0f}% of the time {ADVICE[side].format(workers=self._workers, cores=cores)}"
+        said = advice(entry, self._device.type == "cpu", self._workers, len(self._process.cpu_affinity() or [0]))
+        self._last_hint = time.monotonic() if said else self._last_hint
+        return said
+
+
+def advice(entry: dict, on_cpu: bool, workers: object, cores: int) -> str:
+    """What to change when more than WAIT of an entry's time was spent on a side of the input, or "".
+
+    workers: decoding threads, as many as there are, or "auto".
+    """
+    views = 0.0 if on_cpu else entry["views_time"]  # there, they are part of the work
+    waited = max(entry["data_wait"], views)
+    if waited <= WAIT:
+        return ""
+    side, part = ("views", views) if views == waited else _slower(entry)
+    return f"{100 * part:.0f}% of the time {ADVICE[side].format(workers=workers, cores=cores)}"
 
 
 def _slower(entry: dict) -> tuple[str, float]:

@@ -35,7 +35,7 @@ def write_samples(path: pathlib.Path, batch: Batch, views: Views, mean: tuple, s
     ones below each other. Raises OSError.
     """
     count = min(IMAGES, len(batch))
-    tiles = [tile for group in views for tile in _tiles(group[:, :count], mean, std)]
+    tiles = [tile for group in views for tile in unnormalised(group[:, :count], mean, std)]
     places = _places([(len(group), group.shape[-1]) for group in views])
     row = max(place.left + place.side for place in places) + BETWEEN
     across = min(count, max(1, WIDTH // row))
@@ -43,7 +43,7 @@ def write_samples(path: pathlib.Path, batch: Batch, views: Views, mean: tuple, s
     page = Image.new("RGB", (across * row, LABELS + down * (CELL + BESIDE)), "white")
     for b in range(count):
         left, top = BETWEEN // 2 + b % across * row, LABELS + b // across * (CELL + BESIDE)
-        pictures = [_source(batch, b), *(Image.fromarray(tile[b]) for tile in tiles)]
+        pictures = [source_image(batch, b), *(Image.fromarray(tile[b]) for tile in tiles)]
         for picture, place in zip(pictures, places, strict=True):
             _paste(page, picture, left + place.left, top + place.top, place.side)
             if b < across:
@@ -70,7 +70,7 @@ def _places(groups: list[tuple[int, int]]) -> list[Place]:
     return places
 
 
-def _tiles(group: Tensor, mean: tuple, std: tuple) -> np.ndarray:
+def unnormalised(group: Tensor, mean: tuple, std: tuple) -> np.ndarray:
     """Views (V, B, 3, S, S) as bytes (V, B, S, S, 3)."""
     shown = group.float().cpu() * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
     return (shown.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
@@ -83,7 +83,8 @@ def _paste(page: Image.Image, picture: Image.Image, left: int, top: int, side: i
     page.paste(cell, (left + (side - cell.width) // 2, top + (side - cell.height) // 2))
 
 
-def _source(batch: Batch, b: int) -> Image.Image:
+def source_image(batch: Batch, b: int) -> Image.Image:
+    """Image b of a batch, whole."""
     first, height, width = int(batch.offset_B[b]), int(batch.height_B[b]), int(batch.width_B[b])
     pixels: np.ndarray = batch.pixels[first : first + height * width * 3].cpu().numpy()
     return Image.fromarray(pixels.reshape(height, width, 3))

@@ -1,0 +1,164 @@
+"""Curves of training: losses, the contrast of positives with negatives, health of the representation, learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from fasttrain.page.charts import Line, curves, ridges, short
+from fasttrain.page.history import History, drawable
+from fasttrain.page.shell import charts, figure, key, section, switch, text
+from fasttrain.page.style import SERIES
+from fasttrain.run.metrics import FIGURES
+
+SAME = 1e-6  # of its values: a curve that is no further from another shows nothing of its own
+MOST_TERMS, ROWS = 24, 7
+CONTRAST = ("contrastive_accuracy", "positive_similarity", "negative_similarity", "queue_filled")
+# events: names of a chart's curves, its title, what is good and bad
+HEALTH: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (("rankme", "effective_rank"), "Rank of the features",
+     "How many dimensions are in use: higher is better, a fall to a few is a collapse."),
+    (("std",), "Standard deviation of a dimension",
+     "Of features of length 1: 1/√width when they are spread evenly, 0 when all images look the same."),
+    (("alignment",), "Alignment",
+     "Distance between two views of an image: lower is better, as long as uniformity is low, too."),
+    (("uniformity",), "Uniformity",
+     "How evenly features lie on the sphere: lower is better, 0 is one point."),
+    (("alpha_req",), "α-ReQ",
+     "How fast the spectrum decays: near 1 is good; well above, few directions hold all; well below, noise does."),
+    (("lidar",), "LiDAR rank",
+     "Dimensions that tell images apart whatever the view: higher is better."),
+)  # fmt: skip
+
+
+def training(history: History) -> str:
+    """The sections on training; "" without entries."""
+    if not history.entries:
+        return ""
+    figures, left_out = _terms(history)
+    notes = [f"{len(history.entries):,} entries, {_entry_steps(history)} steps apart. "]
+    if len(history.entries) >= 40:
+        notes.append("Thick: the mean over a 25th of the run; thin: each entry. ")
+    notes += [f"Left out: {text('; '.join(left_out))}. "] if left_out else []
+    if skipped := history.skipped_steps():
+        notes.append(f"Steps were skipped, as they were not finite, before step {text(_some(skipped))}. ")
+    return section(
+        "Training", switch(), charts([*figures, *_contrast(history), *_learning_rate(history)]), note="".join(notes)
+    ) + section("Health of the representation", charts(_health(history)))
+
+
+def _entry_steps(history: History) -> str:
+    steps = [entry["step"] for entry in history.entries]
+    return f"{round(float(np.median(np.diff([0, *steps])))):,}"
+
+
+def _some(steps: Sequence[int]) -> str:
+    return ", ".join(f"{step:,}" for step in steps[:8]) + (", …" if len(steps) > 8 else "")
+
+
+def _terms(history: History) -> tuple[list[str], list[str]]:
+    """A chart of each loss term, and what is said of those that would show nothing."""
+    names = [name for name in history.entries[-1] if name not in FIGURES and name not in CONTRAST]
+    figures, left_out = [], []
+    seen: dict[str, np.ndarray] = {}
+    for name in names[:MOST_TERMS]:
+        steps, values = history.column(name)
+        value_N = np.asarray(values)
+        words = name.replace("_", " ")
+        twin = next((other for other, other_N in seen.items() if same(value_N, other_N)), None)
+        if not np.isfinite(value_N).any() and name != "loss":
+            left_out.append(f"{words}, never a number that can be drawn")
+        elif twin is not None:
+            left_out.append(f"{words}, the same as {twin}")
+        elif len(value_N) > 2 and np.ptp(value_N[np.isfinite(value_N)]) == 0:
+            left_out.append(f"{words}, {short(values[-1])} throughout")
+        else:
+            seen[words] = value_N
+            figures.append(_figure(history, words[:1].upper() + words[1:], [Line("", steps, values, smooth=True)]))
+    left_out += [f"{len(names) - MOST_TERMS} more terms"] if len(names) > MOST_TERMS else []
+    return figures, left_out
+
+
+def same(a_N: np.ndarray, b_N: np.ndarray) -> bool:
+    """Do two curves show the same?"""
+    return len(a_N) == len(b_N) and bool(np.allclose(a_N, b_N, rtol=SAME, atol=0, equal_nan=True))
+
+
+def _figure(
+    history: History, title: str, lines: Sequence[Line], caption: str = "", most: float = math.inf,
+    references: Sequence[tuple[float, str]] = (),
+) -> str:  # fmt: skip
+    keys = "".join(key(line.name, line.colour) for line in lines) + "<br>" if len(lines) > 1 else ""
+    drawn = curves(lines, f"{title} over steps", history.scale(), references, history.marks(), most)
+    return figure(title, drawn, keys + text(caption))
+
+
+def _contrast(history: History) -> list[str]:
+    """How well a query tells its own key from the others; the loss alone rises while the queue fills."""
+    figures = []
+    steps, values = history.column("contrastive_accuracy", 100.0)
+    if steps:
+        caption = "Queries whose own key is nearer than every key of the queue."
+        lines = [Line("", steps, values, smooth=True)]
+        figures.append(_figure(history, "Contrastive accuracy, %", lines, caption, 100.0))
+    named = (("positive", "positive_similarity", SERIES[0]), ("negative", "negative_similarity", SERIES[1]))
+    lines = [Line(word, *history.column(name), colour, smooth=True) for word, name, colour in named]
+    if lines := [line for line in lines if line.x_N]:
+        figures.append(_figure(history, "Similarity of query and key", lines, "Cosine; the mean of each kind."))
+    figures += _distributions(history)
+    steps, values = history.column("queue_filled", 100.0)
+    full = next((place for place, value in enumerate(values) if value >= 100), len(values) - 1)
+    if full > 0:
+        caption = "Until it is full, more negatives make the loss rise."
+        lines = [Line("", steps[: full + 1], values[: full + 1])]
+        figures.append(_figure(history, "Queue filled, %", lines, caption, 100.0))
+    return figures
+
+
+def _learning_rate(history: History) -> list[str]:
+    steps, values = history.column("lr")
+    moves = len(set(values)) > 1
+    return [_figure(history, "Learning rate", [Line("", steps, values)])] if moves else []
+
+
+def _health(history: History) -> list[str]:
+    """The figures that need no labels, where they were asked for."""
+    figures = []
+    for names, title, caption in HEALTH:
+        columns = [(name, *history.column(name, events=True)) for name in names]
+        lines = [
+            Line({"rankme": "RankMe", "effective_rank": "effective"}.get(name, ""), steps, values, colour,
+                 points=len(steps) < 30)
+            for (name, steps, values), colour in zip(columns, SERIES, strict=False)
+            if np.isfinite(values).any()
+        ]  # fmt: skip
+        if lines:
+            figures.append(_figure(history, title, lines, caption))
+    return figures
+
+
+def _distributions(history: History) -> list[str]:
+    """Scores of positives and negatives, at steps evenly over the training."""
+    names = ("histogram_positive", "histogram_negative")
+    found = [event for event in history.events if any(_counts(event.get(name)) for name in names)]
+    bins = {len(_counts(event.get(name))) for event in found for name in names} - {0}
+    if len(bins) != 1:
+        return []
+    chosen = sorted({round(place) for place in np.linspace(0, len(found) - 1, ROWS)})
+    nothing = [0.0] * bins.pop()
+    rows = [
+        (f"{found[place]['step']:,}", [_counts(found[place].get(name)) or nothing for name in names])
+        for place in chosen
+    ]
+    alt = f"distributions of the similarity of positives and negatives at {len(rows)} steps of training"
+    keys = key("positives", SERIES[0]) + key("negatives", SERIES[1]) + "<br>"
+    caption = keys + "Cosine of query and key, after so many steps: training is to part the two."
+    return [figure("Scores over training", ridges(rows, SERIES[:2], alt), caption)]
+
+
+def _counts(value: object) -> list[float]:
+    """The counts of a histogram; [] for none, and for a damaged one."""
+    counts = [drawable(each) for each in value] if isinstance(value, list) else []
+    return counts if sum(counts) > 0 and min(counts) >= 0 else []

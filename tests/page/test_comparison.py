@@ -1,0 +1,104 @@
+"""Runs that are compared on one page."""
+
+import json
+import pathlib
+import re
+
+import pytest
+from support.commands import one_line_of
+from support.runs import evaluated, make_run
+
+from fasttrain import report
+
+
+@pytest.fixture
+def runs(tmp_path: pathlib.Path) -> list[pathlib.Path]:
+    found = [make_run(tmp_path / f"run{n}", seed=n, temperature=0.1 * n) for n in (1, 2, 3)]
+    for number, run in enumerate(found):
+        evaluated(run, 60.0 + number)
+    return found
+
+
+def rows(page: str) -> dict[str, list[str]]:
+    """The cells of the table, by what they tell."""
+    found = (re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", page))
+    return {cells[0]: [re.sub(r"<[^>]*>", " ", cell).strip() for cell in cells[1:]] for cells in found if cells}
+
+
+def compared(runs: list[pathlib.Path]) -> str:
+    assert report.main([*map(str, runs)]) == 0
+    return (runs[0].parent / "comparison.html").read_text("utf-8")
+
+
+def test_what_differs_is_in_one_table(runs: list[pathlib.Path], capsys: pytest.CaptureFixture[str]) -> None:
+    page = compared(runs)
+    table = rows(page)
+    assert [cell.split()[0] for cell in table["kNN top-1, %"]] == ["60.0", "61.0", "62.0"]
+    assert table["--temperature"] == ["0.1", "0.2", "0.3"]
+    assert "--lr" not in table
+    assert re.findall(r"class=best>(.*?)</td>", page) == ["<span>62.0</span> <small>58.0–66.0</small>"]
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["report"] == str(runs[0].parent / "comparison.html")
+    assert [figures["knn_top1"] for figures in last["runs"].values()] == [60.0, 61.0, 62.0]
+
+
+def test_figures_that_are_not_alike_are_not_ranked_and_said_not_to_be(runs: list[pathlib.Path]) -> None:
+    evaluated(runs[2], 90.0, fingerprint="another")
+    page = compared(runs)
+    assert "kNN top-1 was measured on different images." in page
+    assert "class=best" not in page
+
+
+def test_runs_of_other_images_or_lengths_are_told(runs: list[pathlib.Path]) -> None:
+    other = make_run(runs[0].parent / "short", steps=200)
+    record = json.loads((other / "config.json").read_text("utf-8"))
+    (other / "config.json").write_text(json.dumps({**record, "data": {"fingerprint": "g"}}), "utf-8")
+    page = compared([*runs, other])
+    assert "The runs were trained on different images." in page
+    assert "The runs have not done the same number of steps." in page
+    assert "Over steps." in page
+
+
+def test_curves_that_show_the_same_are_drawn_once(runs: list[pathlib.Path]) -> None:
+    titles = re.findall(r"<figcaption><strong>([^<]*)</strong>", compared(runs))
+    assert "Loss" in titles
+    assert "Contrast" not in titles
+
+
+def test_of_many_runs_the_best_are_in_colours(tmp_path: pathlib.Path) -> None:
+    runs = [make_run(tmp_path / f"run{n:02d}", steps=40, seed=n) for n in range(14)]
+    for number, run in enumerate(runs):
+        evaluated(run, 40.0 + number)
+    page = compared(runs)
+    gray = re.findall(r"--of: var\(--soft\)\">(\d+)<", page)
+    assert gray == [str(number) for number in range(1, 7)]
+    assert "class='many'" in page
+
+
+@pytest.mark.parametrize("name", ["report.html", "notes.txt", "a folder"])
+def test_only_an_earlier_comparison_is_replaced(
+    runs: list[pathlib.Path], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    path = runs[0] / name
+    assert report.main([str(runs[0])]) == 0
+    if name == "notes.txt":
+        path.write_text("mine", "utf-8")
+    if name == "a folder":
+        path.mkdir()
+    before = path.read_bytes() if path.is_file() else None
+    assert report.main([*map(str, runs), "--out", str(path)]) == 2
+    assert f"{path} is there already and is no comparison" in one_line_of(capsys.readouterr().err)
+    assert before == (path.read_bytes() if path.is_file() else None)
+    compared(runs)
+    compared(runs)
+
+
+def test_a_folder_that_is_no_run_is_one_line(
+    runs: list[pathlib.Path], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main([str(runs[0]), str(tmp_path / "none")]) == 2
+    assert "none is not a run folder" in one_line_of(capsys.readouterr().err)
+    assert report.main([str(runs[0]), "--out", "x.html"]) == 2
+    assert "--out is for a page that compares several runs" in one_line_of(capsys.readouterr().err)
+    assert report.main([]) == 2
+    assert "which run? none was given" in one_line_of(capsys.readouterr().err)
