@@ -63,7 +63,7 @@ def benchmark(options: HealthBenchmark) -> int:
     figures = measure(options)
     for name, value in figures.items():
         print(f"{name:>16}  {value:g}")
-    record.append("health", {**vars(options), **figures})
+    record.append("health", {**vars(options), "data": pathlib.Path(options.data).name, **figures})
     print(json.dumps(figures))
     return 0
 
