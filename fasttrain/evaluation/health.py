@@ -19,8 +19,9 @@ from fasttrain.engine.probe import OnlineProbe
 from fasttrain.evaluation import label_free
 from fasttrain.evaluation.accuracy import accuracy
 from fasttrain.evaluation.features import Features, full_precision
-from fasttrain.evaluation.knn import knn, neighbours
+from fasttrain.evaluation.knn import knn
 from fasttrain.evaluation.options import TEMPERATURE
+from fasttrain.evaluation.ranking import ALONE
 from fasttrain.input import (
     Batch,
     Order,
@@ -134,8 +135,8 @@ class HealthMonitor:
         queries, classes = _in_memory(feature_NF, label_N), len(self._val.classes)
         if not len(memory) or not len(queries):
             return {}
-        k = neighbours(memory.label_N)
-        found = accuracy(knn(memory, queries, classes, k, TEMPERATURE, self._device), queries.label_N, classes)
+        (ranked_Nr,) = knn(memory, queries, classes, [0], [TEMPERATURE], self._device, ALONE).values()
+        found = accuracy(ranked_Nr, queries.label_N, classes)
         figures: Figures = {"subset_knn_top1": found.top1, "subset_knn_majority": found.majority}
         if probe and probe.has_learned:
             rows_MF = queries.rows(slice(None), self._device)
