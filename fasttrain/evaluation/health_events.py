@@ -108,7 +108,7 @@ class HealthEvents:
             return 0
         metrics.event(step, epoch, time.monotonic() - began, **figures)
         line = collapse(figures, self._options) if step >= self._plan.young else ""
-        if line and not self.line:
+        if line and not self.line and not self._stops:  # else it is the run's last line
             self._say(line)
         self.line = line
         return COLLAPSED if line and self._stops else 0
