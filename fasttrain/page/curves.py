@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fasttrain.page.charts import Line, curves, ridges, short
+from fasttrain.page.charts import Line, curves, ridges
 from fasttrain.page.history import History, drawable
+from fasttrain.page.numbers import short
 from fasttrain.page.shell import charts, figure, key, section, switch, text
 from fasttrain.page.style import SERIES
 from fasttrain.run.metrics import FIGURES

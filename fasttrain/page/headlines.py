@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from fasttrain.page.charts import count, short
 from fasttrain.page.history import History
+from fasttrain.page.numbers import count, short
 from fasttrain.page.shell import pairs, section, table, text
 from fasttrain.run.evaluations import NAMES, Evaluation, read_evaluations
 from fasttrain.run.folder import CONFIG, read_record
@@ -52,12 +52,9 @@ def beside(history: History) -> str:
         words = [str(config.get(name, "?")) for name in ("method", "arch")]
         top1 = (f"{of[protocol].top1:.1f}" if protocol in of else "–" for protocol in protocols)
         rows.append([_linked(run, history.run), *words, "–" if step is None else f"{step:,}", *top1])
-    best = [
-        (max(range(len(runs)), key=lambda row: reached[row][name].top1 if name in reached[row] else -1.0), 4 + place)
-        for place, name in enumerate(protocols)
-    ]
+    best = [(row, 4 + place) for place, p in enumerate(protocols) for row in highest([of.get(p) for of in reached])]
     head = ("run", "method", "encoder", "step evaluated", *(f"{NAMES.get(p, p)} top-1, %" for p in protocols))
-    note = "The newest runs in the same folder that were trained on the same images. The best figures are bold."
+    note = "The newest runs in the same folder, trained on the same images. Green: the best of figures measured alike."
     return section("Other runs of the same images", table(head, rows, best), note=note)
 
 
@@ -74,6 +71,15 @@ def newest_of_each(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """The newest of each protocol and variant, of the run's own weights and of untrained ones; in a fixed order."""
     newest = {(each.protocol, each.variant, not each.untrained): each for each in evaluations}
     return [newest[key] for key in sorted(newest, key=lambda key: (not key[2], key[0] != "knn", *key[:2]))]
+
+
+def highest(found: Sequence[Evaluation | None]) -> list[int]:
+    """The places of the best of several that were measured alike; none where they were not, or are all equal."""
+    there = [each for each in found if each]
+    alike = len({(each.fingerprint or each.data, settings_of(each)) for each in there}) == 1
+    most = max((each.top1 for each in there), default=0.0)
+    differ = any(each.top1 < most for each in there)
+    return [place for place, each in enumerate(found) if each and each.top1 == most] if alike and differ else []
 
 
 def top1_name(each: Evaluation) -> str:

@@ -86,6 +86,7 @@ table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .9re
   font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .45rem .8rem .45rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: normal; } td.best { font-weight: 700; color: var(--good); }
+td.number { white-space: nowrap; }
 td small { display: block; color: var(--soft); font-size: .8rem; font-weight: normal; }
 details { border-bottom: 1px solid var(--line); } summary { cursor: pointer; padding: .7rem 0; min-height: 2.75rem; }
 .settings { columns: 3 300px; column-gap: 2.4rem; margin: 0 0 1rem; } .settings div { display: flex; gap: 1rem;
