@@ -22,7 +22,7 @@ HEALTH: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("rankme", "effective_rank"), "Rank of the features",
      "How many dimensions are in use: higher is better, a fall to a few is a collapse."),
     (("std",), "Standard deviation of a dimension",
-     "Of features of length 1: 1/√width when they are spread evenly, 0 when all images look the same."),
+     "Of projections of length 1, times √width: 1 when they are spread evenly, 0 when all images look the same."),
     (("alignment",), "Alignment",
      "Distance between two views of an image: lower is better, as long as uniformity is low, too."),
     (("uniformity",), "Uniformity",
