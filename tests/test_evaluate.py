@@ -1,6 +1,7 @@
 """evaluate.py as a user runs it: on all ranks, after a kill, on several runs and on other images."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from support.launch import train
 
 from fasttrain.evaluate import main
 from fasttrain.evaluation import extraction
-from fasttrain.jobs.scratch import FOLDER
+from fasttrain.jobs import evaluate as jobs_evaluate
+from fasttrain.jobs.scratch import FOLDER, Scratch
 from fasttrain.run.evaluations import read_evaluations
 
 
@@ -87,6 +89,72 @@ def test_features_that_are_finished_survive_a_kill(
     assert evaluated(capsys, *words) == whole
     assert read[0] == 72 - 32  # sixteen batches of two were there
     assert not (run / FOLDER).exists()
+
+
+def test_what_is_finished_survives_a_kill_while_other_weights_are_evaluated(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Untrained weights come first, and once more after the kill: they must leave the others' features alone."""
+    words = [run, "--knn", "--batch-size", 2, "--untrained"]
+    whole = evaluated(capsys, *words)
+    real, saved = extraction._save, []
+
+    def save(path: Path, values: Any) -> None:
+        saved.append(path)
+        if len(saved) == 12:  # rows and labels of three and one parts of the untrained network, of one part, labels
+            raise KeyboardInterrupt
+        real(path, values)
+
+    monkeypatch.setattr(extraction, "_save", save)
+    assert main(list(map(str, words))) == 130
+    monkeypatch.undo()
+    read: list[int] = []
+    count = extraction.outputs
+    monkeypatch.setattr(
+        extraction,
+        "outputs",
+        lambda network, store, *more: read.append(store.num_samples) or count(network, store, *more),
+    )
+    assert evaluated(capsys, *words) == whole
+    assert read == [72, 24, 72 - 32, 24]
+    assert not (run / FOLDER).exists()
+
+
+def test_features_of_other_settings_of_the_run_are_not_taken_for_its_own(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The seed of a run decides its untrained weights."""
+    keys: list[str] = []
+
+    class Noting(Scratch):
+        def folder(self, key: dict[str, Any]) -> Path:
+            keys.append(super().folder(key).name)
+            return super().folder(key)
+
+    monkeypatch.setattr("fasttrain.jobs.evaluate.Scratch", Noting)
+    for seed in (0, 1):
+        written = json.loads((run / "config.json").read_text())
+        written["config"]["seed"] = seed
+        (run / "config.json").write_text(json.dumps(written))
+        evaluated(capsys, run, "--knn", "--untrained")
+    first, second = keys[: len(keys) // 2], keys[len(keys) // 2 :]
+    assert not set(first) & set(second)
+
+
+def test_ranks_that_find_different_checkpoints_say_so(run: Path, tmp_path: Path) -> None:
+    together, other = on_ranks(tmp_path, 2, on_own_checkpoint, [str(run), "--knn"])
+    assert (together.returncode, other.returncode) == (2, 2), together.stderr + other.stderr
+    assert "different checkpoints" in together.stderr
+    assert other.stderr == ""
+
+
+def on_own_checkpoint(words: list[str]) -> int:
+    """Each rank finds another one, as if a checkpoint were written just then."""
+    real = jobs_evaluate.chosen_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        digest = os.environ["RANK"] * 64
+        patch.setattr(jobs_evaluate, "chosen_checkpoint", lambda *found: real(*found)._replace(digest=digest))
+        return main(words)
 
 
 def test_what_an_evaluation_of_other_weights_has_left_goes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import itertools
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import sys
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from fasttrain import __version__
 from fasttrain.config import TrainConfig, load_config
 from fasttrain.engine.networks import initialise, make_method
 from fasttrain.engine.ranks import Ranks, given_back
@@ -38,9 +41,11 @@ from fasttrain.run.checkpoint import Checkpoint
 from fasttrain.run.evaluations import Evaluation, keep_evaluations
 from fasttrain.run.folder import DataRecord
 from fasttrain.system.errors import DataError, UserError, printable
+from fasttrain.system.options import Settings
 from fasttrain.trained import chosen_checkpoint, images_of, load_weights
 
 PATIENCE = datetime.timedelta(days=1)  # that a rank has with others whose share takes longer
+SPLITS = "train", "val"
 SEED = 0  # of what is drawn, so that all runs are compared by the same images and first heads
 
 
@@ -81,13 +86,17 @@ def evaluate(options: EvaluateConfig) -> int:
         ranks = Ranks(options.device, PATIENCE)
         figures, failed = [], None
         for subject in subjects:
-            figures.append(list(measure(subject, options, ranks)))
-            if ranks.is_main:
-                try:
-                    keep_evaluations(subject.run, figures[-1])
-                    write_report(subject.run)
-                except (OSError, UserError) as error:  # a full disk must not cost the figures, which are printed below
-                    failed = failed or error
+            keys = [
+                key_of(subject, options, *part, ranks) for part in itertools.product(weights(options), subject.sets)
+            ]
+            with Scratch(subject.run, keys, ranks) as scratch:
+                figures.append(list(measure(subject, options, ranks, scratch)))
+                if ranks.is_main:
+                    try:
+                        keep_evaluations(subject.run, figures[-1])
+                        write_report(subject.run)
+                    except (OSError, UserError) as error:  # a full disk must not cost the figures: printed below
+                        failed = failed or error
         if ranks.is_main:
             print(json.dumps(summary(figures)), flush=True)
             if failed:
@@ -142,26 +151,34 @@ def open_splits(data: pathlib.Path, images: DataRecord, config: TrainConfig) -> 
     return open_labelled(data, loader, size, val_fraction=val_fraction)
 
 
-def measure(subject: Subject, options: EvaluateConfig, ranks: Ranks) -> Iterator[Evaluation]:
+def weights(options: EvaluateConfig) -> tuple[bool, ...]:
+    """Which of a run's weights are evaluated, one after the other: are they the untrained ones?"""
+    return (True, False) if options.untrained else (False,)
+
+
+def measure(subject: Subject, options: EvaluateConfig, ranks: Ranks, scratch: Scratch) -> Iterator[Evaluation]:
     """Every figure that is asked for of a run."""
     step = subject.checkpoint.state["step"]
-    for untrained in (True, False) if options.untrained else (False,):
+    for untrained in weights(options):
         method = network_of(subject, untrained).to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         method.eval().requires_grad_(False)
         for labelled in subject.sets:
-            with Scratch(subject.run, key_of(subject, options, untrained, labelled), ranks) as scratch:
-                for found in protocols(subject, options, method, labelled, untrained, ranks, scratch):
-                    classes = labelled.train.classes
-                    figures = accuracy(found.ranked_Nr, found.label_N, len(classes), found.draws)
-                    evaluation = Evaluation(
-                        found.protocol, step, untrained, found.settings, str(labelled.path), labelled.fingerprint,
-                        len(found.label_N) // found.draws, **figures._asdict(),
-                        variant="_".join(filter(None, (labelled.variant, found.variant))),
-                        per_class=per_class(found.ranked_Nr, found.label_N, classes),
-                    )  # fmt: skip
-                    if ranks.is_main:
-                        print(printable(said(evaluation)), file=sys.stderr, flush=True)
-                    yield evaluation
+            folder = scratch.folder(key_of(subject, options, untrained, labelled, ranks))
+            for found in protocols(subject, options, method, labelled, untrained, ranks, folder):
+                classes = labelled.train.classes
+                figures = accuracy(found.ranked_Nr, found.label_N, len(classes), found.draws)
+                evaluation = Evaluation(
+                    found.protocol, step, untrained, found.settings, str(labelled.path), labelled.fingerprint,
+                    len(found.label_N) // found.draws, **figures._asdict(),
+                    variant="_".join(filter(None, (labelled.variant, found.variant))),
+                    per_class=per_class(found.ranked_Nr, found.label_N, classes),
+                )  # fmt: skip
+                if ranks.is_main:
+                    print(printable(said(evaluation)), file=sys.stderr, flush=True)
+                yield evaluation
+            if ranks.is_main:  # features of the next take as much room; what was trained on images stays
+                for split in SPLITS:
+                    shutil.rmtree(folder / split, ignore_errors=True)
 
 
 def said(evaluation: Evaluation) -> str:
@@ -185,21 +202,24 @@ def network_of(subject: Subject, untrained: bool) -> Method:
     return method
 
 
-def key_of(subject: Subject, options: EvaluateConfig, untrained: bool, labelled: Labelled) -> dict[str, Any]:
+def key_of(
+    subject: Subject, options: EvaluateConfig, untrained: bool, labelled: Labelled, ranks: Ranks
+) -> dict[str, Any]:
     """What features follow from."""
     return {
         "weights": "untrained" if untrained else subject.checkpoint.digest, "fingerprint": labelled.fingerprint,
+        "config": Settings.of(subject.config).values,
         "images": [labelled.train.num_samples, labelled.val.num_samples], "features": options.features,
         "mean": subject.images.mean, "std": subject.images.std, "batch_size": options.batch_size,
-        "device": options.device, "torch": torch.__version__,
+        "device": ranks.device.type, "torch": torch.__version__, "fasttrain": __version__,
     }  # fmt: skip
 
 
 def protocols(
     subject: Subject, options: EvaluateConfig, method: Method, labelled: Labelled, untrained: bool, ranks: Ranks,
-    scratch: Scratch,
+    folder: pathlib.Path,
 ) -> Iterator[Ranked]:  # fmt: skip
-    """What each protocol that is asked for ranks, of one data set."""
+    """What each protocol that is asked for ranks, of one data set. folder: of what is finished."""
     config, images = subject.config, subject.images
     preparation = Preparation(
         config.views.size, images.mean, images.std, options.batch_size, ranks.threads(options.workers),
@@ -209,8 +229,8 @@ def protocols(
     if options.knn.knn or options.linear.linear or options.few_shot.shots:
         network = encoder if options.features == "encoder" else nn.Sequential(encoder, projector)
         memory, queries = (
-            extract_on_all(network, store, scratch.folder / split, ranks, preparation)
-            for split, store in (("train", labelled.train), ("val", labelled.val))
+            extract_on_all(network, store, folder / split, ranks, preparation)
+            for split, store in zip(SPLITS, (labelled.train, labelled.val), strict=True)
         )
         ranked = {}
         for each in over_features(
@@ -229,7 +249,7 @@ def protocols(
     plain.load_state_dict(encoder.state_dict())
     yield from over_images(
         options.over_images, config.encoder.arch, plain, labelled.train, labelled.val, preparation,
-        scratch.folder / "classifiers", ranks, SEED,
+        folder / "classifiers", ranks, SEED,
     )  # fmt: skip
 
 
