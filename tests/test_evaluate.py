@@ -12,9 +12,10 @@ from support.launch import train
 
 from fasttrain.evaluate import main
 from fasttrain.evaluation import extraction
-from fasttrain.jobs import evaluate as jobs_evaluate
+from fasttrain.jobs import subjects
+from fasttrain.jobs.evaluate import summary
 from fasttrain.jobs.scratch import FOLDER, Scratch
-from fasttrain.run.evaluations import read_evaluations
+from fasttrain.run.evaluations import Evaluation, read_evaluations
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +151,10 @@ def test_ranks_that_find_different_checkpoints_say_so(run: Path, tmp_path: Path)
 
 def on_own_checkpoint(words: list[str]) -> int:
     """Each rank finds another one, as if a checkpoint were written just then."""
-    real = jobs_evaluate.chosen_checkpoint
+    real = subjects.chosen_checkpoint
     with pytest.MonkeyPatch.context() as patch:
         digest = os.environ["RANK"] * 64
-        patch.setattr(jobs_evaluate, "chosen_checkpoint", lambda *found: real(*found)._replace(digest=digest))
+        patch.setattr(subjects, "chosen_checkpoint", lambda *found: real(*found)._replace(digest=digest))
         return main(words)
 
 
@@ -178,6 +179,37 @@ def test_several_runs_give_means_and_deviations(
     assert len(read_evaluations(run)) == len(read_evaluations(other)) == 1
     assert main([str(run), str(run), "--knn"]) == 2
     assert "named twice" in capsys.readouterr().err
+
+
+def test_settings_and_steps_that_differ_between_runs_are_told_of_each() -> None:
+    def found(step: int, lr: float) -> list[Evaluation]:
+        settings = {"grid": [0.1, 0.3], "lr": lr}
+        return [Evaluation("linear", step, False, settings, "/images", "f", 10, top1=50.0)]
+
+    assert summary([found(4, 0.1), found(2, 0.3)]) == {
+        "step": [4, 2], "runs": 2, "linear_top1": 50.0, "linear_top1_std": 0.0,
+        "protocol": {"linear": {"grid": [0.1, 0.3], "lr": [0.1, 0.3]}},
+    }  # fmt: skip
+    assert summary([found(4, 0.1), found(4, 0.1)])["step"] == 4
+
+
+def test_runs_of_different_images_have_no_mean(
+    run: Path, shards: Path, tar_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    assert train(tar_shards, other, "--max-steps", 2) == 0
+    assert main([str(run), str(other), "--knn"]) == 2
+    assert "different images" in capsys.readouterr().err
+    assert evaluated(capsys, run, other, "--knn", "--data", shards)["runs"] == 2
+
+
+def test_data_sets_of_one_name_are_refused(
+    run: Path, shards: Path, tar_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their figures would be averaged under it."""
+    others = [shutil.copytree(images, tmp_path / place / "set") for place, images in (("a", shards), ("b", tar_shards))]
+    assert main([str(run), "--knn", "--transfer", *map(str, others)]) == 2
+    assert "two data sets set" in capsys.readouterr().err
 
 
 def test_an_encoder_is_evaluated_on_other_images_too(
