@@ -230,7 +230,7 @@ def test_without_a_run_one_line_says_so(run_command: RunCommand) -> None:
 
 def test_lists_of_k_temperatures_and_shots_have_a_figure_each(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """72 images of train: 200 and 300 neighbours are both all of them."""
-    words = ["--k", 3, 200, 300, "--temperature", 0.07, 0.1, "--shots", 1, 20, "--draws", 2]
+    words = ["--k", 3, 200, 300, "--temperature", 0.07, 0.1, "--shots", 1, 20, 1, "--draws", 2]
     line = evaluated(capsys, run, "--knn", *words)
     names = ["knn", "knn_k3_t0.1", "knn_k72_t0.07", "knn_k72_t0.1", "few_shot_1_a_class", "few_shot_20_a_class"]
     assert list(line["protocol"]) == names

@@ -16,7 +16,8 @@ from fasttrain.system.cli import warn
 from fasttrain.system.durable import replace_file
 from fasttrain.system.progress import progress
 
-BATCHES = 16  # of a part
+BATCHES = 16  # of a part, at least
+MOST_PARTS = 256  # of a split: each is an open file while it is read, and a process may often have no more than 1024
 
 
 class Parts:
@@ -45,7 +46,7 @@ def extract_on_all(
     Every rank does its share of the parts that are not there yet. A part follows from the store and the network alone,
     whichever rank does it. Raises as `outputs` does.
     """
-    each = BATCHES * preparation.batch_size
+    each = preparation.batch_size * max(BATCHES, -(-store.num_samples // (preparation.batch_size * MOST_PARTS)))
     parts = -(-store.num_samples // each)
     limit = int(preparation.max_failed_fraction * store.num_samples)
 
@@ -81,7 +82,7 @@ def _fill(
             labels.append(label_B)
             done += len(label_B)
             advance(len(label_B))
-            if len(rows) == BATCHES or done == mine.num_samples:
+            if done % each == 0 or done == mine.num_samples:
                 part, whole_NF, label_N = next(todo), np.concatenate(rows), torch.cat(labels).numpy()
                 _save(_labels(folder, part), label_N)
                 _save(_values(folder, part), whole_NF)  # last: where it is, both are
