@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,19 @@ def test_an_encoder_is_evaluated_on_other_images_too(
     assert 0 <= line[f"{name}_top1"] <= 100
     assert set(line["protocol"]) == {"knn", name}
     assert [each.data for each in read_evaluations(run)][1] == str(tar_shards)
+
+
+def test_a_full_disk_is_named_and_what_is_finished_stays(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        status = main([str(run), "--knn"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (part,) = (run / FOLDER).iterdir()
+    assert status == 1
+    assert f"{part}/train/000000.npy: File too large" in capsys.readouterr().err
+    assert sorted(path.name for path in (part / "train").iterdir()) == ["000000.labels.npy"]
 
 
 def test_without_a_run_one_line_says_so(run_command: RunCommand) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -94,7 +95,11 @@ def _quiet(_count: int) -> None:
 
 
 def _save(path: pathlib.Path, values: np.ndarray) -> None:
-    replace_file(path, lambda file: np.save(file, values))
+    def write(file: BinaryIO) -> None:  # np.save would not say what is wrong with the disk
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
+        file.write(np.ascontiguousarray(values).data)
+
+    replace_file(path, write)
 
 
 def _values(folder: pathlib.Path, part: int) -> pathlib.Path:
