@@ -53,7 +53,7 @@ def extract_on_all(
 
     def share() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        left = [part for part in range(ranks.rank, parts, ranks.world_size) if not _values(folder, part).exists()]
+        left = [part for part in range(ranks.rank, parts, ranks.world_size) if not _is_there(folder, part)]
         if left:
             index_N = np.concatenate([np.arange(part * each, (part + 1) * each) for part in left])
             mine = Selection(store, index_N[index_N < store.num_samples])
@@ -86,8 +86,13 @@ def _fill(
             if done % each == 0 or done == mine.num_samples:
                 part, whole_NF, label_N = next(todo), np.concatenate(rows), torch.cat(labels).numpy()
                 _save(_labels(folder, part), label_N)
-                _save(_values(folder, part), whole_NF)  # last: where it is, both are
+                _save(_values(folder, part), whole_NF)
                 rows, labels = [], []
+
+
+def _is_there(folder: pathlib.Path, part: int) -> bool:
+    """Are both files? One alone is what a kill leaves, while they are written or removed."""
+    return _values(folder, part).exists() and _labels(folder, part).exists()
 
 
 def _quiet(_count: int) -> None:
