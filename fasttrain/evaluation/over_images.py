@@ -54,7 +54,7 @@ def _asked(options: OverImagesOptions, train: Store, seed: int) -> Iterator[_Ask
     whole: tuple[OverImages, ...] = ("linear_moco", "linear_dino", "finetune")
     yield from (_Asked(protocol, "", train, "all", protocol) for protocol in whole if getattr(options, protocol))
     label_N = labels_of(train) if options.semi else np.empty(0, dtype=np.int64)
-    for fraction in options.semi:
+    for fraction in dict.fromkeys(options.semi):
         percent = f"{100 * fraction:g}"
         part = stratified(label_N, fraction, seed)
         yield _semi(f"{percent}pct", train, part, f"{percent} % of each class, by the seed")

@@ -26,6 +26,7 @@ from fasttrain.engine.views import make_views, on_device
 from fasttrain.evaluation.accuracy import RANKED
 from fasttrain.evaluation.classifier import Classifier, make_optimizer, set_rates
 from fasttrain.evaluation.features import FAILED, Preparation, check_labels, full_precision, outputs
+from fasttrain.evaluation.ranking import best_classes
 from fasttrain.evaluation.recipes import CROP_SCALE, Supervised, described, precision
 from fasttrain.evaluation.unfinished_classifier import Unfinished, digest
 from fasttrain.input import Batch, LoaderError, Order, Selection, Store, open_loader
@@ -157,8 +158,9 @@ class Training:
         """Raises Stopped for a signal, once the state is saved."""
         if not number:
             return
+        # The others wait: a rank that ends takes the one that is still writing with it.
+        self._ranks.together(self._save if self._ranks.is_main else lambda: None)
         if self._ranks.is_main:
-            self._save()
             said = f"{self._recipe.protocol} stopped by {signal.Signals(number).name} after {self._step} steps"
             print(f"{said}; the same command continues", file=sys.stderr, flush=True)
         raise Stopped(number)
@@ -191,7 +193,7 @@ def ranked(classifier: Classifier, val: Store, preparation: Preparation, ranks: 
         shown = progress(mine.num_samples, title="val") if ranks.is_main else contextlib.nullcontext(_quiet)
         with shown as advance:
             for logits_BC, label_B in outputs(classifier.eval(), mine, ranks.device, preparation, limit):
-                parts.append((torch.from_numpy(logits_BC).topk(top).indices, label_B))
+                parts.append((best_classes(torch.from_numpy(logits_BC)), label_B))
                 advance(len(label_B))
 
     ranks.together(classify)

@@ -66,5 +66,5 @@ def test_figures_of_two_lists_of_one_name_would_be_alike() -> None:
 
 
 def test_the_drawn_part_is_of_the_images_labels(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    (found,) = done(shards, tmp_path, semi=(0.01,))
+    (found,) = done(shards, tmp_path, semi=(0.01, 0.01))
     assert found.settings["train_images"] == len(np.unique(open_dataset(shards, "train").labels(np.arange(72))))
