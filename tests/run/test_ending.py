@@ -172,7 +172,8 @@ def test_where_there_are_no_locks_nothing_is_said_of_who_holds_one(
 @pytest.mark.parametrize(
     "content",
     ["", "{", "[]", "7", '{"state": "done"', '{"state": 7}', '{"state": "sleeping"}', '{"state": "done", "step": "x"}',
-     '{"state": "done", "more": 1}', '{"state": "done", "step": -1}', '{"state": "done", "step": 1' + "0" * 400 + "}", "[" * 100_000, " " * 100_000],
+     '{"state": "done", "more": 1}', '{"state": "done", "step": -1}', '{"state": "done", "step": 1' + "0" * 400 + "}",
+     "[" * 100_000, " " * 100_000],
 )  # fmt: skip
 def test_a_damaged_file_is_said_to_be_damaged(content: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / FILE).write_text(content)
