@@ -110,7 +110,8 @@ class Training:
                 self._tell(epoch, sums_2 / (self._step - first))
                 if self._unfinished.due(epoch_ends=True) or (ranks.is_main and epoch + 1 == recipe.epochs):
                     self._save()
-            self._end_if(ranks.agree(stop.received))  # what ranks were sent in the last step
+            for _ in range(2):  # what ranks were sent in the last step, and while it was saved
+                self._end_if(ranks.agree(stop.received))
 
     def _take_step(self, batch: Batch, epoch: int) -> Tensor:
         """Returns the batch's loss, and its part that is classified right; (2,) on the device."""

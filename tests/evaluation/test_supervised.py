@@ -266,6 +266,23 @@ def test_two_ranks_that_are_stopped_both_end_once_the_state_is_written(
     assert len(list((tmp_path / "work").glob("*/step-*.pt"))) == 1
 
 
+def stopped_at_the_end(data: pathlib.Path, out: pathlib.Path) -> int:
+    """The first rank is sent a signal while it writes the last state."""
+    real = Unfinished.save
+
+    def signalled(unfinished: Unfinished, state: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(unfinished, state)
+
+    Unfinished.save = signalled  # type: ignore[method-assign]
+    return finish(lambda: len(trained(data, out, short("linear_moco", 1))))
+
+
+def test_a_signal_to_one_rank_after_the_last_step_ends_all(colours: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    done = on_ranks(tmp_path, 2, stopped_at_the_end, colours, tmp_path / "work")
+    assert [one.returncode for one in done] == [128 + signal.SIGTERM] * 2, done
+
+
 def test_of_classes_that_are_as_likely_the_lower_ones_come_first(
     colours: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
