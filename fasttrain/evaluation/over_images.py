@@ -45,7 +45,8 @@ def over_images(
         )  # fmt: skip
         chosen = replace(chosen, protocol=" ".join(filter(None, (asked.protocol, asked.variant))))  # in messages
         settings = settings_of(encoder, chosen, preparation.size, ranks.device)
-        settings |= {"train_images": images, "labels": asked.labels, "seed": seed}
+        steps = chosen.epochs * (images // chosen.batch_size)  # what is left over of an epoch's last batch is dropped
+        settings |= {"steps": steps, "train_images": images, "labels": asked.labels, "seed": seed}
         classified = train_classifier(encoder, chosen, asked.train, val, preparation, work / asked.key, ranks, seed)
         yield Ranked(asked.protocol, asked.variant, settings, *classified)
 

@@ -31,6 +31,7 @@ from fasttrain.evaluation.recipes import CROP_SCALE, Supervised, described, prec
 from fasttrain.evaluation.unfinished_classifier import Unfinished, digest
 from fasttrain.input import Batch, LoaderError, Order, Selection, Store, open_loader
 from fasttrain.kernels.augment import Views
+from fasttrain.networks.vision_transformer import dropped_paths
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.progress import progress
 from fasttrain.system.signals import Stopped, StopSignal
@@ -40,8 +41,9 @@ CROP_AND_FLIP = (ViewSpec(scale=CROP_SCALE, jitter_p=0.0, gray_p=0.0, blur_p=0.0
 
 
 def settings_of(encoder: nn.Module, recipe: Supervised, size: int, device: torch.device) -> dict[str, Any]:
-    """What is printed with a figure of the recipe: see recipes.described."""
-    return described(recipe, Classifier(encoder, recipe, size, 1, 0).about, device.type)
+    """What is printed with a figure of the recipe: see recipes.described; and the encoder's own stochastic depth."""
+    settings = described(recipe, Classifier(encoder, recipe, size, 1, 0).about, device.type)
+    return settings if recipe.frozen else settings | {"drop_path": dropped_paths(encoder)}
 
 
 def train_classifier(

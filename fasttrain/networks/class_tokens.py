@@ -45,8 +45,8 @@ class ClassTokens(nn.Module):
 
 
 def dino_features(encoder: nn.Module, width: int) -> tuple[nn.Module, str]:
-    """What a linear classifier of DINO's protocol reads, as a module, and in words: of encoders whose output is no class
-    token, as of ResNets there, the output.
+    """What a linear classifier of DINO's protocol reads, as a module, and in words: of encoders whose output is no
+    class token, as of ResNets there, that output.
 
     width: of the encoder's output.
     """

@@ -43,6 +43,7 @@ def test_each_protocol_tells_its_settings_and_the_images_that_it_was_trained_on(
     ]  # fmt: skip
     assert [each.settings["batch_size"] for each in found] == [16, 16, 8, 16, 8]
     assert all(each.settings["epochs"] == 1 for each in found)
+    assert [each.settings["steps"] for each in found] == [4, 4, 1, 2, 1]  # of 72, 72, 8, 36 and 12 images
     assert all(each.ranked_Nr.shape == (24, 4) and each.ranked_Nr.dtype == torch.int64 for each in found)
     assert len(list((tmp_path / "work").iterdir())) == 5
 

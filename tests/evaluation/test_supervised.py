@@ -336,6 +336,15 @@ def test_a_transformer_is_fine_tuned_by_adamw_without_decay_of_vectors(
     assert {group["lr"] for group in optimizer.param_groups} == {0.5 * 2.5e-4 * 16 / 256}
 
 
+def test_paths_that_a_trained_encoder_drops_are_told() -> None:
+    cpu = torch.device("cpu")
+    for arch in ("vit_tiny", "timm:vit_tiny_patch16_224"):
+        encoder, _ = make_encoder(EncoderOptions(arch=arch, patch_size=8, drop_path=0.25), 16)
+        assert settings_of(encoder, short("finetune"), 16, cpu)["drop_path"] == 0.25
+        assert "drop_path" not in settings_of(encoder, short("linear_dino"), 16, cpu)
+    assert settings_of(encoder_of(), short("finetune"), 16, cpu)["drop_path"] == 0.0
+
+
 def test_what_can_not_be_trained_is_one_line(
     colours: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
