@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.forks import on_ranks
 from torch import nn
 
 from fasttrain.engine.ranks import Ranks
+from fasttrain.evaluation import labelled_part
 from fasttrain.evaluation.features import Preparation
 from fasttrain.evaluation.options import OverImagesOptions
 from fasttrain.evaluation.over_images import Ranked, over_images
@@ -57,6 +59,21 @@ def test_only_what_is_asked_for_is_done_and_wrong_lists_come_before_any_training
     path.write_text("none.jpg\n")
     with pytest.raises(UserError, match="1 of 1 names are of no training image"):
         done(shards, tmp_path, linear_moco=True, semi_files=(str(path),))
+
+
+def semi_on_rank(data: pathlib.Path, work: pathlib.Path, path: pathlib.Path) -> int:
+    labelled_part.MAX_UNMATCHED = 0.5
+    (found,) = done(data, work, semi_files=(str(path),))
+    return found.settings["train_images"]
+
+
+def test_ranks_read_a_list_once_and_train_on_the_same_images(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    store, path = open_dataset(shards, "train"), tmp_path / "most.txt"
+    names = [store.source_name(i) for i in range(60)]
+    path.write_text("\n".join([*names, "none.jpg"]))
+    both = on_ranks(tmp_path, 2, semi_on_rank, shards, tmp_path / "work", path)
+    assert [one.returncode for one in both] == [60, 60], both
+    assert [one.stderr.count("names are of no training image") for one in both] == [1, 0]
 
 
 def test_figures_of_two_lists_of_one_name_would_be_alike() -> None:
