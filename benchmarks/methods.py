@@ -56,10 +56,9 @@ def trained(name: str, data: str, run: pathlib.Path) -> dict[str, float]:
     _command("train.py", "--data", data, "--method", name, "--preset", "demo", "--run", str(run))
     seconds = time.perf_counter() - began
     evaluated = _command("evaluate.py", str(run), "--data", data, "--knn", "--linear", "--untrained")
-    last = read_metrics(run / "metrics.jsonl")[-1]
-    figures = json.loads(evaluated.splitlines()[-1])
-    rates = [entry["images_per_sec"] for entry in read_metrics(run / "metrics.jsonl") if "images_per_sec" in entry]
-    figures |= {"steps": figures["step"], "seconds": seconds, "rss_gib": last["rss_gib"]}
+    entries = [entry for entry in read_metrics(run / "metrics.jsonl") if "images_per_sec" in entry]
+    figures, rates = json.loads(evaluated.splitlines()[-1]), [entry["images_per_sec"] for entry in entries]
+    figures |= {"steps": figures["step"], "seconds": seconds, "rss_gib": entries[-1]["rss_gib"]}
     return {name: round(float(figures[name]), 2) for name in COLUMNS if name in figures} | {
         "images_per_sec": round(sorted(rates)[len(rates) // 2], 1)
     }

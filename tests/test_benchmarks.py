@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import augment, label_free, loader_gpu, record, redundancy, similarity, startup, step
+from benchmarks import augment, health, label_free, loader_gpu, record, redundancy, similarity, startup, step
 from benchmarks import convert as bench_convert
 from benchmarks.loader import LoaderBenchmark, main
 from benchmarks.repeated import LEAST_BATCHES, Repeated
@@ -56,6 +56,7 @@ def test_loader_benchmark_on_a_gpu(shards: pathlib.Path) -> None:
         lambda: LoaderBenchmark("x", rounds=0),
         lambda: bench_convert.ConvertBenchmark(pathlib.Path("x"), rounds=0),
         lambda: augment.AugmentBenchmark("x", rounds=0),
+        lambda: health.HealthBenchmark("x", rounds=0),
         lambda: label_free.LabelFreeBenchmark(rounds=0),
         lambda: redundancy.RedundancyBenchmark(rounds=0),
         lambda: startup.StartupBenchmark(rounds=0),
@@ -379,6 +380,20 @@ def test_label_free_benchmark(
     assert set(figures["16x32"]) == set(label_free.FIGURES)
     assert all(ms >= 0 for ms in figures["32x16"].values())
     assert len((tmp_path / "label_free.jsonl").read_text().splitlines()) == 1
+
+
+def test_health_benchmark(
+    shards: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    options = health.HealthBenchmark(str(shards), size=16, batch_size=16, epochs=2000, rounds=1, probe=True)
+    assert health.benchmark(options) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["steps"] == 8000
+    assert figures["events"] > 2
+    assert min(figures[name] for name in ("event_s", "step_s", "events_percent", "probe_percent")) > 0
+    (line,) = (tmp_path / "health.jsonl").read_text().splitlines()
+    assert json.loads(line)["images"] == figures["images"]
 
 
 @pytest.mark.parametrize(("slow", "status"), [("none", 0), ("fasttrain/train.py --help", 1), (startup.BOTH, 1)])

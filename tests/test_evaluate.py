@@ -132,7 +132,7 @@ def test_lists_of_k_temperatures_and_shots_have_a_figure_each(run: Path, capsys:
     """72 images of train: 200 and 300 neighbours are both all of them."""
     words = ["--k", 3, 200, 300, "--temperature", 0.07, 0.1, "--shots", 1, 20, "--draws", 2]
     line = evaluated(capsys, run, "--knn", *words)
-    names = ["knn", "knn_k3_t0.1", "knn_k72_t0.07", "knn_k72_t0.1", "few_shot_1_shots", "few_shot_20_shots"]
+    names = ["knn", "knn_k3_t0.1", "knn_k72_t0.07", "knn_k72_t0.1", "few_shot_1_a_class", "few_shot_20_a_class"]
     assert list(line["protocol"]) == names
     assert all(f"{name}_top1" in line for name in names)
     assert line["protocol"]["knn_k72_t0.1"] == {"features": "encoder", "k": 72, "k_asked": 200, "temperature": 0.1}

@@ -36,6 +36,8 @@ class TrainStep:
         self._autocast = device.type, AUTOCAST.get(options.precision)
         self._accumulate, self._clip_norm, self._cuda_graph = options.accumulate, options.clip_norm, cuda_graph
         self._statistics = RunningStatistics(method)
+        self.features_NF: Tensor | None = None  # of the last step's images, see Output
+        self.good = torch.tensor(True, device=device)  # was the last step taken? Never read by the host here, either
         self._carry: tuple[Tensor, ...] = ()  # between forward_backward and update, as is _progress
         self._progress = Progress()
 
@@ -49,6 +51,8 @@ class TrainStep:
         self._statistics.save()
         outputs = [self._micro_batch(part, last) for part, last in _micro_batches(sample, self._accumulate)]
         self._carry, self._progress = outputs[0].carry, sample.progress
+        features = [output.features_NF for output in outputs if output.features_NF is not None]
+        self.features_NF = torch.cat(features) if features else None
         if len(outputs) > 1:
             self._carry = tuple(map(torch.cat, zip(*(output.carry for output in outputs), strict=True)))
         all_terms = [{"loss": output.loss.detach(), **output.terms} for output in outputs]
@@ -84,7 +88,7 @@ class TrainStep:
         self.optimizer.zero_grad()
         self._statistics.keep_if(good)
         self._method.update(good, self._progress, self._carry)
-        self._carry = ()
+        self._carry, self.good = (), good
 
         total, in_a_row, last = self.skips_3.unbind()
         bad = (~good).long()

@@ -37,4 +37,4 @@ def over_features(
     for shots in few.shots:
         draws = few.draws
         ranked_Nr, settings = few_shot(memory, queries, classes, shots, draws, device, ranks)
-        yield Ranked("few_shot", f"{shots}_shots", of | settings, ranked_Nr, label_N.repeat(draws), draws)
+        yield Ranked("few_shot", f"{shots}_a_class", of | settings, ranked_Nr, label_N.repeat(draws), draws)

@@ -21,10 +21,13 @@ from fasttrain.config import TrainConfig
 from fasttrain.engine.networks import AUTOCAST, initialise, is_compiled, make_networks
 from fasttrain.engine.optim import Schedule
 from fasttrain.engine.options import BASE_BATCH
+from fasttrain.engine.probe import OnlineProbe
 from fasttrain.engine.ranks import Ranks, given_back
 from fasttrain.engine.skips import Skips
 from fasttrain.engine.step import TrainStep
 from fasttrain.engine.views import make_views, on_device
+from fasttrain.evaluation.health import HealthMonitor
+from fasttrain.evaluation.health_events import COLLAPSED, HealthEvents, Plan, plan
 from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
 from fasttrain.input import (
     FolderStore,
@@ -86,13 +89,15 @@ def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
         )
     if batch_size // ranks.world_size % accumulate or batch_size < 2 * parts:
         raise UserError(f"--batch-size {batch_size} can't be cut into {parts} equal parts (--accumulate) of 2 or more")
-    if config.method.needs_labels and not (store.classes and seems_labelled(store)):
-        raise UserError(f"--method {config.run.method} needs labels, and {config.data.data} has images without")
+    needs, probes = config.method.needs_labels, config.logging.online_probe
+    if (needs or probes) and not (store.classes and seems_labelled(store)):
+        whose = f"--method {config.run.method}" if needs else "--online-probe"
+        raise UserError(f"{whose} needs labels, and {config.data.data} has images without")
     order = Order(store.num_samples, batch_size, config.run.seed, True, ranks.rank, ranks.world_size)
     workers = ranks.threads(config.machine.workers)
     return open_loader(
         store, order, workers, config.data.loader, ranks.device, config.data.max_failed_fraction,
-        labels=config.method.needs_labels,
+        labels=needs or probes,
     )  # fmt: skip
 
 
@@ -104,6 +109,24 @@ def make_groups(config: TrainConfig, method: Method, ranks: Ranks) -> Groups | N
     if any(has_batch_norm(network) for name, network in method.named_children() if "encoder" not in name):
         check_rows(*cut, kind, number)
     return check_groups(*cut, number) if is_split(method.encoder) else None
+
+
+def plan_health(config: TrainConfig, loader: Loader, ranks: Ranks) -> tuple[Plan, HealthMonitor | None]:
+    """When the representation is looked at, and what looks at it, None: nothing. Raises UserError for what is asked of
+    it and can't be, DataError."""
+    logging, batch_size = config.logging, config.optimisation.batch_size
+    recipe, steps = config.views.recipe_for(config.method.views), config.optimisation.epochs * loader.steps_per_epoch
+    needs = logging.online_probe or logging.lidar or logging.stop_on_collapse
+    found = plan(logging.health_every, steps, batch_size, recipe, ranks.world_size, needs)
+    if not found.every:
+        return found, None
+    monitor = HealthMonitor(
+        config.data, recipe, config.views.size, config.run.seed, found.images, logging.lidar, ranks.device,
+        ranks.threads(config.machine.workers),
+    )  # fmt: skip
+    if logging.online_probe and not monitor.is_labelled:
+        raise UserError(f"--online-probe is measured on the val split, and {config.data.data} has none with labels")
+    return found, monitor
 
 
 def not_finite(run: pathlib.Path, store: Store, order: Order, skips: Skips, step: int) -> RunError:
@@ -131,12 +154,14 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def state_of(
-    step: int, settings: Settings, data: DataRecord, method: Method, trainer: TrainStep, loader: Loader
-) -> dict:
+    step: int, settings: Settings, data: DataRecord, method: Method, trainer: TrainStep, probe: OnlineProbe | None,
+    loader: Loader,
+) -> dict:  # fmt: skip
     """Everything that a run needs to go on from a step."""
     return {
         "step": step, "config": settings.values, "data": data.fingerprint, "mean": data.mean, "std": data.std,
         "method": method.state_dict(), **trainer.state_dict(), "loader": loader.state_dict(),
+        **({"probe": probe.state_dict()} if probe else {}),
     }  # fmt: skip
 
 
@@ -178,9 +203,13 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     closing.callback(loader.close)
     groups = make_groups(config, method, ranks)
     data = DataRecord(os.path.realpath(path), store.fingerprint, *pixel_statistics(path, config.data.loader))
-    workers, knn = ranks.threads(config.machine.workers), None
-    if config.logging.knn_every:
-        knn = KnnMonitor(config.data, config.logging.knn_k, config.views.size, ranks.device, workers)
+    workers, logging = ranks.threads(config.machine.workers), config.logging
+    knn = probe = None
+    if logging.knn_every:
+        knn = KnnMonitor(config.data, logging.knn_k, config.views.size, ranks.device, workers)
+    if logging.online_probe:
+        probe = OnlineProbe(len(store.classes), ranks.device)
+    health_plan, monitor = plan_health(config, loader, ranks)
 
     # The first rank claims the folder; then all go on from the checkpoint that it chooses.
     settings = Settings.of(config)
@@ -207,6 +236,8 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
         method.load_state_dict(state["method"])
         trainer.load_state_dict(state)
         loader.load_state_dict(state["loader"])
+        if probe:
+            probe.load_state_dict(state.get("probe", {}))
 
     step = resume(run / "checkpoints", settings, store.fingerprint, ranks, restore)
     if config.encoder.init and step == 0:
@@ -249,12 +280,19 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
         display.say(f"{part}: a larger batch has less")
     every = config.logging.knn_every * steps_per_epoch
     evaluations = Evaluations(knn, every, run, ranks, lambda: stop.received, mean, std)
+    healths = HealthEvents(
+        monitor, health_plan, last_step, logging.stop_on_collapse, config.method, probe, run, ranks,
+        lambda: stop.received, display.say, step, mean, std,
+    )  # fmt: skip
     compiles = is_compiled(method)
     views_dtype = AUTOCAST.get(optimisation.precision, torch.float32)
     views: Views | None = None  # one buffer for all steps of a size
     shown: tuple[int, ...] = ()  # its sides
     with closing:  # also before the report, which reads what is written until then
-        if evaluations.due(step):  # may not have been done when this checkpoint was written
+        if healths.due(step):
+            with display.doing("measuring the representation"):
+                stopped = healths(method, step, epoch, metrics)
+        if evaluations.due(step) and not stopped:  # may not have been done when this checkpoint was written
             with display.aside("evaluating"):
                 stopped = evaluations(method, step, epoch, metrics)
         display.status("making the first batch")
@@ -273,13 +311,19 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
                 seed_step(config.run.seed, step, ranks.rank)
                 rates, progress = schedule(step), Progress(step / steps_per_epoch, schedule.epochs(step))
                 label_B = on_device(batch.label_B, ranks.device)
-                terms = trainer.forward_backward(Sample(views, label_B, batch.index_B, progress))
+                given_B = label_B if config.method.needs_labels else None
+                terms = trainer.forward_backward(Sample(views, given_B, batch.index_B, progress))
                 trainer.update(step, rates)
+                if probe and label_B is not None:
+                    probe.learn(trainer.features_NF, label_B, progress.part, trainer.good)
                 lr, step = rates.lr, step + 1
 
                 metrics.step(step, epoch, lr, ranks.mean(terms), trainer.skips_3)
                 display.step(step)
                 stopped = ranks.agree(stop.received)
+                if healths.due(step) and not stopped:
+                    with display.doing("measuring the representation"):
+                        stopped = healths(method, step, epoch, metrics)
                 due, ends = evaluations.due(step), bool(stopped) or step == last_step
                 saves = ends or due or step % config.run.checkpoint_every == 0
                 if saves and ranks.is_main:
@@ -290,13 +334,17 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
                 # A periodic one is not written while steps are being skipped: it might push out good ones.
                 if ranks.is_main and saves and (ends or due or not metrics.skips.in_a_row):
                     with display.doing("saving"):
-                        state = state_of(step, settings, data, method, trainer, loader)
+                        state = state_of(step, settings, data, method, trainer, probe, loader)
                         save_checkpoint(run / "checkpoints", state, config.run.keep_last)
                 if due and not stopped:
                     with display.aside("evaluating"):
                         stopped = evaluations(method, step, epoch, metrics)
                 if stopped or ends:
                     break
+        if stopped == COLLAPSED:
+            if ranks.is_main:
+                write_report(run)
+            ranks.together(healths.refuse)
     if ranks.is_main:
         write_report(run)
         done = f"stopped by {signal.Signals(stopped).name}" if stopped else "done"

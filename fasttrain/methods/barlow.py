@@ -23,9 +23,10 @@ class Barlow(Method):
         self._redundancy_weight = options.redundancy_weight
 
     def forward(self, sample: Sample) -> Output:
-        x_ND, y_ND = (self.projector(self.encoder(view)) for view in sample.views[0])
+        feature_2NF = [self.encoder(view) for view in sample.views[0]]
+        x_ND, y_ND = (self.projector(feature_NF) for feature_NF in feature_2NF)
         with torch.autocast(x_ND.device.type, enabled=False):
-            return Output(*self.loss(x_ND, y_ND))
+            return Output(*self.loss(x_ND, y_ND), features_NF=feature_2NF[0].detach())
 
     def loss(self, x_ND: Tensor, y_ND: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms, before they are weighted, from this rank's embeddings of both views."""

@@ -45,12 +45,14 @@ class Output(NamedTuple):
     """What a method makes of a micro-batch.
 
     loss: scalar, fp32. terms: detached scalars by name, a curve each. carry: what `update` needs, such as new keys:
-    tensors of rows, those of a step's micro-batches put together along dimension 0.
+    tensors of rows, those of a step's micro-batches put together along dimension 0. features_NF: what the encoder that
+    is evaluated makes of view 0, detached, of this rank's images, for the online probe; None: the method has none.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
     carry: tuple[Tensor, ...] = ()
+    features_NF: Tensor | None = None
 
 
 class Method(nn.Module):

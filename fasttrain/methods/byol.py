@@ -34,9 +34,10 @@ class BYOL(Method):
     def forward(self, sample: Sample) -> Output:
         first, second = sample.views[0]
         k_2ND = [self._target(view) for view in (second, first)]
-        q_2ND = [self._prediction(view) for view in (first, second)]
+        feature_2NF = [self.encoder(view) for view in (first, second)]
+        q_2ND = [self._prediction(feature_NF) for feature_NF in feature_2NF]
         with torch.autocast(first.device.type, enabled=False):
-            return Output(*self.loss(q_2ND, k_2ND))
+            return Output(*self.loss(q_2ND, k_2ND), features_NF=feature_2NF[0].detach())
 
     def loss(self, q_2ND: list[Tensor], k_2ND: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms, from this rank's predictions of each view and what they are predictions of."""
@@ -47,9 +48,9 @@ class BYOL(Method):
         loss, terms = averaged(directions)
         return loss, terms | {"std": spread(torch.cat(k_2ND))}
 
-    def _prediction(self, view: Tensor) -> Tensor:
-        """Normalised predictions (N, D) from a view (N, 3, S, S)."""
-        return F.normalize(self.predictor(self.projector(self.encoder(view))).float(), dim=1)
+    def _prediction(self, feature_NF: Tensor) -> Tensor:
+        """Normalised predictions (N, D) from what the encoder makes of a view."""
+        return F.normalize(self.predictor(self.projector(feature_NF)).float(), dim=1)
 
     @torch.no_grad()
     def _target(self, view: Tensor) -> Tensor:

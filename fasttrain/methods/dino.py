@@ -41,19 +41,23 @@ class DINO(Method):
         return self.momentum_encoder, self.momentum_projector
 
     def forward(self, sample: Sample) -> Output:
-        target_ANP, mean_P = self._teacher(sample.views[0], sample.progress)
+        full = sample.views[0]
+        with torch.no_grad():
+            teacher_ANF = encode_crops(self.momentum_encoder, [full]).unflatten(0, full.shape[:2])
+        target_ANP, mean_P = self._teacher(teacher_ANF, sample.progress)
         out = self.projector(encode_crops(self.encoder, sample.views))
         x_VND = F.normalize(out.float(), dim=1).unflatten(0, (-1, target_ANP.shape[1]))
         # Not out of autocast: of the loss, it is for the products alone, which are wide.
         loss = crop_cross_entropy(x_VND, self.prototypes.rows(), target_ANP, self._options.temperature)
-        return Output(loss, cross_entropy_terms(loss, target_ANP), (mean_P[None],))
+        terms = cross_entropy_terms(loss, target_ANP)
+        return Output(loss, terms, (mean_P[None],), teacher_ANF[0])
 
     @torch.no_grad()
-    def _teacher(self, views: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
-        """Its probabilities (A, N, P) for views of full size, and the mean of its logits (P,)."""
+    def _teacher(self, feature_ANF: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+        """Its probabilities (A, N, P) from its encoder's output for views of full size, and its logits' mean (P,)."""
         options = self._options
-        out = self.momentum_projector(encode_crops(self.momentum_encoder, [views]))
-        x_AND = F.normalize(out.float(), dim=1).unflatten(0, views.shape[:2])
+        out = self.momentum_projector(feature_ANF.flatten(0, 1))
+        x_AND = F.normalize(out.float(), dim=1).unflatten(0, feature_ANF.shape[:2])
         temperature = warmed_up(
             TEACHER_START, options.teacher_temperature, progress.epoch, options.teacher_warmup_epochs
         )

@@ -45,12 +45,13 @@ class MoCo(Method):
     def forward(self, sample: Sample) -> Output:
         views = sample.views[0]
         keys = [self._keys(views[1 - view]) for view in self._queried]  # (M, D) of each direction
-        q_RD = torch.cat([self._query(views[view]) for view in self._queried])
+        features = [self.encoder(views[view]) for view in self._queried]
+        q_RD = torch.cat([self._query(feature_NF) for feature_NF in features])
         count = views.shape[1]
         k_RD = torch.cat([k_MD[first_row(count) :][:count] for k_MD in keys])
         with torch.autocast(q_RD.device.type, enabled=False):
             loss, terms = self.loss(q_RD, k_RD, torch.cat(keys))
-        return Output(loss, terms, tuple(keys))
+        return Output(loss, terms, tuple(keys), features[0].detach())
 
     def loss(self, q_RD: Tensor, k_RD: Tensor, k_MD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms. q_RD, k_RD: this rank's rows; k_MD: the rows of all ranks; each of one direction
@@ -60,8 +61,8 @@ class MoCo(Method):
         )
         return loss, terms | {"queue_filled": self.queue.filled}
 
-    def _query(self, view: Tensor) -> Tensor:
-        return self._embed(self.predictor(self.projector(self.encoder(view))))
+    def _query(self, feature_NF: Tensor) -> Tensor:
+        return self._embed(self.predictor(self.projector(feature_NF)))
 
     @torch.no_grad()
     def _keys(self, view: Tensor) -> Tensor:

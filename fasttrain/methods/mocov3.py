@@ -41,9 +41,10 @@ class MoCoV3(Method):
     def forward(self, sample: Sample) -> Output:
         first, second = sample.views[0]
         k_2MD = [self._keys(view) for view in (second, first)]
-        q_2ND = [self._queries(view) for view in (first, second)]
+        feature_2NF = [self.encoder(view) for view in (first, second)]
+        q_2ND = [self._queries(feature_NF) for feature_NF in feature_2NF]
         with torch.autocast(first.device.type, enabled=False):
-            return Output(*self.loss(q_2ND, k_2MD))
+            return Output(*self.loss(q_2ND, k_2MD), features_NF=feature_2NF[0].detach())
 
     def loss(self, q_2ND: list[Tensor], k_2MD: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms, from this rank's queries of each view and all ranks' keys of the other.
@@ -58,9 +59,9 @@ class MoCoV3(Method):
             directions.append((loss, terms | batch_figures(q_ND, k_ND, k_MD)))
         return averaged(directions)
 
-    def _queries(self, view: Tensor) -> Tensor:
-        """Queries (N, D) of this rank's view (N, 3, S, S)."""
-        return F.normalize(self.predictor(self.projector(self.encoder(view))).float(), dim=1)
+    def _queries(self, feature_NF: Tensor) -> Tensor:
+        """Queries (N, D) of what the encoder makes of this rank's view."""
+        return F.normalize(self.predictor(self.projector(feature_NF)).float(), dim=1)
 
     @torch.no_grad()
     def _keys(self, view: Tensor) -> Tensor:

@@ -29,13 +29,14 @@ class NNCLR(Method):
         self._options = options
 
     def forward(self, sample: Sample) -> Output:
-        out = [self.projector(self.encoder(view)) for view in sample.views[0]]
+        features = [self.encoder(view) for view in sample.views[0]]
+        out = [self.projector(feature_NF) for feature_NF in features]
         predictions = [F.normalize(self.predictor(out_ND).float(), dim=1) for out_ND in out]
         embeddings = [F.normalize(out_ND.detach().float(), dim=1) for out_ND in out]
         gathered = [gather_rows(z_ND) for z_ND in embeddings]
         with torch.autocast(out[0].device.type, enabled=False):  # view 0's predictions first, with view 1 as keys
             loss, terms = self.loss(torch.cat(predictions), torch.cat(embeddings[::-1]), torch.cat(gathered[::-1]))
-        return Output(loss, terms, (gathered[0],))
+        return Output(loss, terms, (gathered[0],), features[0].detach())
 
     def loss(self, p_RD: Tensor, z_RD: Tensor, z_MD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms. p_RD, z_RD: predictions and the other view's embeddings of this rank; z_MD: those of

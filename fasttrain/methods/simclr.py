@@ -27,13 +27,15 @@ class SimCLR(Method):
 
     def forward(self, sample: Sample) -> Output:
         # both views in one, as in the paper's code
-        out_RD = self.projector(self.encoder(sample.views[0].flatten(0, 1)))
+        feature_RF = self.encoder(sample.views[0].flatten(0, 1))
+        out_RD = self.projector(feature_RF)
         with torch.autocast(out_RD.device.type, enabled=False):
             a_ND, b_ND = F.normalize(out_RD.float(), dim=1).chunk(2)
             loss = self.loss(a_ND, b_ND)
             others = gather_rows(torch.cat([a_ND, b_ND], 1).detach()).chunk(2, 1)
             figures = mean_figures([batch_figures(q, k, *others) for q, k in ((a_ND, b_ND), (b_ND, a_ND))])
-        return Output(loss, {"contrast": loss.detach(), **figures})
+        terms = {"contrast": loss.detach(), **figures}
+        return Output(loss, terms, features_NF=feature_RF[: len(a_ND)].detach())
 
     def loss(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         """The loss of this rank's rows of two views."""

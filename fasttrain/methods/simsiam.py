@@ -32,11 +32,13 @@ class SimSiam(Method):
         self._options = options
 
     def forward(self, sample: Sample) -> Output:
-        z_2ND = [self.projector(self.encoder(view)) for view in sample.views[0]]
+        feature_2NF = [self.encoder(view) for view in sample.views[0]]
+        z_2ND = [self.projector(feature_NF) for feature_NF in feature_2NF]
         p_2ND = [self.predictor(z_ND) for z_ND in z_2ND]
         with torch.autocast(z_2ND[0].device.type, enabled=False):
             q_2ND, k_2ND = ([F.normalize(x.float(), dim=1) for x in both] for both in (p_2ND, z_2ND))
-            return Output(*self.loss(q_2ND, [k_ND.detach() for k_ND in reversed(k_2ND)]))
+            loss, terms = self.loss(q_2ND, [k_ND.detach() for k_ND in reversed(k_2ND)])
+        return Output(loss, terms, features_NF=feature_2NF[0].detach())
 
     def loss(self, q_2ND: list[Tensor], k_2ND: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms, from this rank's predictions of each view and what they are predictions of."""

@@ -25,10 +25,12 @@ class SupCon(Method):
     def forward(self, sample: Sample) -> Output:
         assert sample.label_B is not None
         (views,) = sample.views
-        out_RD = self.projector(self.encoder(views.flatten(0, 1)))
+        feature_RF = self.encoder(views.flatten(0, 1))
+        out_RD = self.projector(feature_RF)
         with torch.autocast(out_RD.device.type, enabled=False):
             z_RD = F.normalize(out_RD.float(), dim=1)
             label_R = sample.label_B.repeat(len(views))
             loss = sup_con(z_RD, label_R, self._temperature)
             figures = label_figures(z_RD, label_R)
-        return Output(loss, {"contrast": loss.detach(), **figures})
+        terms = {"contrast": loss.detach(), **figures}
+        return Output(loss, terms, features_NF=feature_RF[: views.shape[1]].detach())

@@ -31,7 +31,8 @@ class SwAV(Method):
         self._options = options
 
     def forward(self, sample: Sample) -> Output:
-        out = self.projector(encode_crops(self.encoder, sample.views))
+        feature_RF = encode_crops(self.encoder, sample.views)
+        out = self.projector(feature_RF)
         with torch.autocast(out.device.type, enabled=False):
             z_VND = F.normalize(out.float(), dim=1).unflatten(0, (-1, sample.views[0].shape[1]))
             target_ANP = self._assigned(z_VND[:VIEWS].detach(), sample.progress)
@@ -39,7 +40,8 @@ class SwAV(Method):
             terms = cross_entropy_terms(loss, target_ANP)
         if self.queue is not None:
             terms["queue_filled"] = self.queue.filled
-        return Output(loss, terms, (z_VND[:VIEWS].detach().transpose(0, 1).flatten(1),))
+        carry = z_VND[:VIEWS].detach().transpose(0, 1).flatten(1)
+        return Output(loss, terms, (carry,), feature_RF[: len(carry)].detach())
 
     @torch.no_grad()
     def _assigned(self, z_AND: Tensor, progress: Progress) -> Tensor:

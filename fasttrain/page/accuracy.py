@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from fasttrain.page.charts import WIDTH, Line, curves
-from fasttrain.page.headlines import counterpart, newest_of_each, settings_of, top1_name
+from fasttrain.page.headlines import counterpart, newest_of_each, settings_cell, top1_name
 from fasttrain.page.history import History
 from fasttrain.page.shell import figure, folded, key, section, table
 from fasttrain.page.style import SERIES
@@ -13,7 +13,6 @@ from fasttrain.run.evaluations import NAMES, Evaluation
 
 WHILE_TRAINING = {"knn_top1": "kNN", "subset_knn_top1": "subset kNN", "probe_top1": "probe"}
 ALT, WIDE = "top-1 accuracy in percent over steps", 900
-FEW = 12  # rows that are not folded
 NOTE = (
     "Interval: of the share of right answers, over images, at 95 %. Majority: what naming the most frequent class "
     "always would give. Balanced: the mean over the classes."
@@ -22,12 +21,14 @@ NOTE = (
 
 def accuracy(history: History) -> str:
     """The section, "" where nothing was measured."""
-    chart, rows = _chart(history), [_row(each) for each in reversed(history.evaluations)]
+    newest = newest_of_each(history.evaluations)
+    earlier = [each for each in reversed(history.evaluations) if not any(each is other for other in newest)]
+    chart, rows = _chart(history), [_row(each) for each in (*newest, *earlier)]
     head = ("protocol", "top-1, %", "interval, %", "top-5, %", "balanced, %", "majority, %", "step", "images", "data",
             "settings")  # fmt: skip
     filled = [place for place in range(len(head)) if any(row[place] != "–" for row in rows)]
     kept, names = [[row[place] for place in filled] for row in rows], [head[place] for place in filled]
-    shown, rest = table(names, kept[:FEW]), table(names, kept[FEW:])
+    shown, rest = table(names, kept[: len(newest)]), table(names, kept[len(newest) :])
     return section("Accuracy", chart, shown, folded("earlier figures", rest), note=NOTE)
 
 
@@ -37,7 +38,7 @@ def _row(each: Evaluation) -> list[str]:
     images = f"{each.num_images:,}" if each.num_images else "–"
     data = pathlib.Path(each.data).name or "–"
     return [top1_name(each).replace(" top-1", ""), percent(each.top1), interval, top5, balanced, majority,
-            f"{each.step:,}", images, data, settings_of(each) or "–"]  # fmt: skip
+            f"{each.step:,}", images, data, settings_cell(each) or "–"]  # fmt: skip
 
 
 def percent(value: float | None) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import logging
 import math
 import re
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fasttrain.page.numbers import ended, tick_label
+from fasttrain.page.points import smoothed, thinned
 from fasttrain.page.shell import text
 from fasttrain.page.style import ACCENT, COLOURS, INK, LINE, SOFT
 
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT, FONT = 368, 220, 12
 CHARACTER = 6.8  # width of one, of a text of that size, in a wide font
-BUCKETS = 160  # of a curve, each shown by its least and its greatest value
-HUGE = 1e12  # numbers that only powers of ten can tell
-SIZES = (1e9, "G"), (1e6, "M"), (1e3, "k")
 FEW = 40  # values that are shown as they are, without a mean
 RC: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": FONT, "text.color": INK, "axes.edgecolor": LINE,
@@ -103,9 +101,9 @@ def curves(
     with canvas(width, HEIGHT if width == WIDTH else 1.4 * HEIGHT) as figure:
         low, high = _limits(lines, [value for value, _ in references], most)
         ticks = _ticks(low, high, 4)
-        labels = [_digits(value, ticks) for value in ticks]
+        labels = [tick_label(value, ticks) for value in ticks]
         beside = [*(_end(line, len(lines) > 1, high - low) for line in lines if line.named),
-                  *((value, f"{name} {_ended(value, high - low)}", SOFT) for value, name in references)]  # fmt: skip
+                  *((value, f"{name} {ended(value, high - low)}", SOFT) for value, name in references)]  # fmt: skip
         words = labels, [label for _, label, _ in beside]
         left, right = (10 + CHARACTER * max(map(len, each), default=0) for each in words)
         axes = _axes(figure, left, right)
@@ -139,6 +137,13 @@ def _marked(axes: Axes, marks: Sequence[tuple[float, str]]) -> None:
             free = place + half + CHARACTER
 
 
+def _ticks(low: float, high: float, number: int) -> list[float]:
+    from matplotlib.ticker import MaxNLocator
+
+    found = MaxNLocator(number, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [float(tick) for tick in found if low <= tick <= high]
+
+
 def _axes(figure: Figure, left: float, right: float, top: float = 20, bottom: float = 26) -> Axes:
     """The part of a figure inside these margins, in pixels, with nothing but a grid in the y direction."""
     width, height = (72 * side for side in figure.get_size_inches())
@@ -156,7 +161,7 @@ def _steps_below(axes: Axes, scale: Scale | None) -> None:
     low, high = axes.get_xlim()
     ticks = [tick for tick in _ticks(low, high, 4) if scale is None or tick == round(tick)] or [round(high)]
     axes.set_xticks([])
-    kinds: dict[str, Callable[[float], str]] = {"step": lambda x: _digits(x, ticks)}
+    kinds: dict[str, Callable[[float], str]] = {"step": lambda x: tick_label(x, ticks)}
     if scale is not None:
         kinds |= {"epoch": lambda x: f"{scale.epoch(x):.3g}", "hours": lambda x: f"{scale.hours(x):.2g} h"}
     for kind, label in kinds.items():
@@ -220,56 +225,13 @@ def _limits(lines: Sequence[Line], references: Sequence[float], most: float) -> 
     return float(max(bottom, 0.0) if low >= 0 else bottom), float(max(min(high + room, most), low + room / 8))
 
 
-def _ticks(low: float, high: float, number: int) -> list[float]:
-    from matplotlib.ticker import MaxNLocator
-
-    found = MaxNLocator(number, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    return [float(tick) for tick in found if low <= tick <= high]
-
-
-def _digits(value: float, ticks: Sequence[float]) -> str:
-    """A tick's label, with as many digits as tell it from its neighbours."""
-    if (most := max(map(abs, ticks), default=0.0)) >= HUGE:
-        return f"{value:.1e}"
-    size, letter = next((s for s in SIZES if most >= max(s[0], 10_000)), (1.0, ""))
-    apart = abs(ticks[1] - ticks[0]) / size if len(ticks) > 1 else abs(value) / size
-    places = max(0, -math.floor(math.log10(apart) + 1e-9)) if apart else 0
-    places += apart * 10**places % 1 > 0.01  # 2.5 apart
-    return f"{value / size:,.{places}f}{letter}" if places < 5 else f"{value:.2g}"
-
-
-def count(value: float) -> str:
-    """A number in few characters."""
-    if abs(value) >= HUGE:
-        return f"{value:.1e}"
-    for size, letter in SIZES:
-        if abs(value) >= max(size, 10_000):
-            return f"{value / size:.4g}{letter}"
-    return f"{value:,.0f}" if value == round(value) else f"{value:.3g}"
-
-
-def short(value: float) -> str:
-    """A value to be read: about three digits."""
-    return count(value) if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _ended(value: float, span: float) -> str:
-    """A value on an axis of such a span, to about a hundredth of it."""
-    places = math.floor(math.log10(span)) if span > 0 else 0
-    if value == 0 or abs(value) >= 10_000:
-        return count(value)
-    if places < -4:
-        return f"{value:.2g}"
-    return f"{value:,.{max(0, 2 - places)}f}"
-
-
 def _end(line: Line, named: bool, span: float) -> tuple[float, str, str]:
     """Where a line ends, what is said there, and in which colour."""
     finite = [y for y in line.y_N if math.isfinite(y)]
     y = finite[-1] if finite else 0.0
     if line.smooth and len(line.y_N) >= FEW and math.isfinite(mean := smoothed(np.asarray(line.y_N, float))[-1]):
         y = float(mean)
-    said = _ended(y, span) if finite else ""
+    said = ended(y, span) if finite else ""
     return y, f"{line.name} {said}".strip() if named else said, line.colour
 
 
@@ -277,36 +239,9 @@ def _in_words(line: Line, named: bool, span: float) -> str:
     values = [y for y in line.y_N if math.isfinite(y)]
     if not values:
         return f"{line.name} without a value".strip()
-    first, last = _ended(values[0], span), _ended(values[-1], span)
+    first, last = ended(values[0], span), ended(values[-1], span)
     said = f"from {first} to {last}" if len(values) > 1 else first
     return f"{line.name} {said}" if named else said
-
-
-def smoothed(y_N: np.ndarray) -> np.ndarray:
-    """The mean over the values around each, a 25th of all, gaps left out."""
-    half = max(1, len(y_N) // 50)
-    there_N = np.isfinite(y_N)
-    sums, counts = (np.concatenate([[0.0], np.cumsum(v)]) for v in (np.where(there_N, y_N, 0.0), there_N))
-    place_N = np.arange(len(y_N))
-    reach_N = np.minimum(half, np.minimum(place_N, len(y_N) - 1 - place_N))
-    reach_N = np.maximum(reach_N, half // 2)  # the ends, too, are means
-    low_N, high_N = np.maximum(place_N - reach_N, 0), np.minimum(place_N + reach_N + 1, len(y_N))
-    with np.errstate(invalid="ignore"):
-        return (sums[high_N] - sums[low_N]) / (counts[high_N] - counts[low_N])
-
-
-def thinned(x_N: np.ndarray, y_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As many points as a chart can show, the least and the greatest of each part among them."""
-    if len(y_N) <= 2 * BUCKETS:
-        return x_N, y_N
-    edges = np.linspace(0, len(y_N), BUCKETS + 1).astype(int)
-    kept = {0, len(y_N) - 1}
-    for low, high in itertools.pairwise(edges):
-        part = y_N[low:high]
-        kept |= {low + int(np.where(np.isnan(part), far, part).argmin() if far > 0 else
-                           np.where(np.isnan(part), far, part).argmax()) for far in (np.inf, -np.inf)}  # fmt: skip
-    places = sorted(kept)
-    return x_N[places], y_N[places]
 
 
 def ridges(rows: Sequence[tuple[str, Sequence[Sequence[float]]]], colours: Sequence[str], alt: str) -> str:
@@ -331,7 +266,7 @@ def ridges(rows: Sequence[tuple[str, Sequence[Sequence[float]]]], colours: Seque
         axes.grid(visible=False)
         axes.set_yticks(range(len(rows)), [label for label, _ in reversed(rows)])
         ticks = _ticks(max(low, -1), min(high, 1), 5)
-        axes.set_xticks(ticks, [_digits(tick, ticks) for tick in ticks])
+        axes.set_xticks(ticks, [tick_label(tick, ticks) for tick in ticks])
         return svg(figure, alt)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from fasttrain.page.charts import Line, curves
 from fasttrain.page.curves import same
-from fasttrain.page.headlines import duration, newest_of_each, settings_of, top1_name
+from fasttrain.page.headlines import duration, highest, newest_of_each, settings_of, top1_name
 from fasttrain.page.history import History
 from fasttrain.page.settings import PLACES, shown
 from fasttrain.page.shell import charts, figure, key, section, table, text, write_page
@@ -120,11 +120,8 @@ def _table(histories: Sequence[History]) -> str:
 def _accuracies(histories: Sequence[History]) -> list[Row]:
     rows = []
     for name, found in _by_protocol(histories).items():
-        there = [each for each in found if each]
         cells = ["–" if each is None else f"<span>{each.top1:.1f}</span>{_interval(each)}" for each in found]
-        alike = len({(each.fingerprint or each.data, settings_of(each)) for each in there}) == 1
-        values = [each.top1 if each else -1.0 for each in found]
-        rows.append(Row(f"{name}, %", cells, _highest(values) if alike and len(there) > 1 else []))
+        rows.append(Row(f"{name}, %", cells, highest(found)))
     return rows
 
 
@@ -132,15 +129,12 @@ def _interval(each: Evaluation) -> str:
     return "" if each.low is None or each.high is None else f" <small>{each.low:.1f}–{each.high:.1f}</small>"
 
 
-def _highest(values: Sequence[float]) -> list[int]:
-    return [place for place, value in enumerate(values) if value == max(values)] if len(set(values)) > 1 else []
-
-
 def _facts(histories: Sequence[History]) -> list[Row]:
     """Rates and sizes; of other facts than rates, those that differ."""
     rates = [history.throughput for history in histories]
     alike = len({(str(history.environment.get("machine")), _processes(history)) for history in histories}) == 1
-    rows = [Row(RATE, [f"{rate:,.0f}" for rate in rates], _highest(rates) if alike else [])]
+    best = [place for place, rate in enumerate(rates) if rate == max(rates) > min(rates)] if alike else []
+    rows = [Row(RATE, [f"{rate:,.0f}" for rate in rates], best)]
     facts: dict[str, Callable[[History], str]] = {
         "steps": lambda history: f"{history.step:,}",
         "epochs done": lambda history: f"{history.scale().epoch(history.step):.3g}",

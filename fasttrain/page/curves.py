@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fasttrain.page.charts import Line, curves, ridges, short
+from fasttrain.page.charts import Line, curves, ridges
 from fasttrain.page.history import History, drawable
+from fasttrain.page.numbers import short
 from fasttrain.page.shell import charts, figure, key, section, switch, text
 from fasttrain.page.style import SERIES
 from fasttrain.run.metrics import FIGURES
@@ -21,7 +22,7 @@ HEALTH: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("rankme", "effective_rank"), "Rank of the features",
      "How many dimensions are in use: higher is better, a fall to a few is a collapse."),
     (("std",), "Standard deviation of a dimension",
-     "Of features of length 1: 1/√width when they are spread evenly, 0 when all images look the same."),
+     "Of projections of length 1, times √width: 1 when they are spread evenly, 0 when all images look the same."),
     (("alignment",), "Alignment",
      "Distance between two views of an image: lower is better, as long as uniformity is low, too."),
     (("uniformity",), "Uniformity",

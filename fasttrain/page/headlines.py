@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from fasttrain.page.charts import count, short
 from fasttrain.page.history import History
+from fasttrain.page.numbers import count, short
 from fasttrain.page.shell import pairs, section, table, text
 from fasttrain.run.evaluations import NAMES, Evaluation, read_evaluations
 from fasttrain.run.folder import CONFIG, read_record
@@ -18,6 +18,7 @@ from fasttrain.system.errors import UserError
 
 SUBTITLE = ("method", "arch", "data")
 MOST_SEARCHED, MOST_BESIDE = 300, 6  # folders beside the run's, and runs in them that are shown
+BRIEF = 60  # characters of settings that stand open
 STATES = {"done": "good", "failed": "bad", "killed": "bad"}
 
 
@@ -52,12 +53,9 @@ def beside(history: History) -> str:
         words = [str(config.get(name, "?")) for name in ("method", "arch")]
         top1 = (f"{of[protocol].top1:.1f}" if protocol in of else "–" for protocol in protocols)
         rows.append([_linked(run, history.run), *words, "–" if step is None else f"{step:,}", *top1])
-    best = [
-        (max(range(len(runs)), key=lambda row: reached[row][name].top1 if name in reached[row] else -1.0), 4 + place)
-        for place, name in enumerate(protocols)
-    ]
+    best = [(row, 4 + place) for place, p in enumerate(protocols) for row in highest([of.get(p) for of in reached])]
     head = ("run", "method", "encoder", "step evaluated", *(f"{NAMES.get(p, p)} top-1, %" for p in protocols))
-    note = "The newest runs in the same folder that were trained on the same images. The best figures are bold."
+    note = "The newest runs in the same folder, trained on the same images. Green: the best of figures measured alike."
     return section("Other runs of the same images", table(head, rows, best), note=note)
 
 
@@ -72,21 +70,40 @@ def _linked(run: pathlib.Path, own: pathlib.Path) -> str:
 
 def newest_of_each(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """The newest of each protocol and variant, of the run's own weights and of untrained ones; in a fixed order."""
-    newest = {(each.protocol, each.variant, not each.untrained): each for each in evaluations}
-    return [newest[key] for key in sorted(newest, key=lambda key: (not key[2], key[0] != "knn", *key[:2]))]
+    newest = {(each.untrained, each.protocol, each.variant): each for each in evaluations}
+    order = [*NAMES, *sorted({each.protocol for each in evaluations} - {*NAMES})]
+    return [newest[key] for key in sorted(newest, key=lambda key: (key[0], order.index(key[1]), key[2]))]
+
+
+def highest(found: Sequence[Evaluation | None]) -> list[int]:
+    """The places of the best of several that were measured alike; none where they were not, or are all equal."""
+    there = [each for each in found if each]
+    alike = len({(each.fingerprint or each.data, settings_of(each)) for each in there}) == 1
+    most = max((each.top1 for each in there), default=0.0)
+    differ = any(each.top1 < most for each in there)
+    return [place for place, each in enumerate(found) if each and each.top1 == most] if alike and differ else []
 
 
 def top1_name(each: Evaluation) -> str:
-    """As "semi 1pct top-1 of the projection, untrained"."""
-    features = each.settings.get("features", "encoder")
+    """As "semi-supervised 1pct top-1 of the projection, untrained"."""
     parts = [NAMES.get(each.protocol, each.protocol), each.variant.replace("_", " "), "top-1",
-             f"of the {features}" if features != "encoder" else ""]  # fmt: skip
+             "of the projection" if each.settings.get("features") == "projection" else ""]  # fmt: skip
     return " ".join(filter(None, parts)) + ", untrained" * each.untrained
 
 
 def settings_of(each: Evaluation) -> str:
     """What a protocol was given, in words."""
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in each.settings.items())
+
+
+def settings_cell(each: Evaluation) -> str:
+    """The same as HTML: the rest of long ones opens when it is asked for."""
+    words = settings_of(each)
+    if len(words) <= BRIEF:
+        return f"<small>{text(words)}</small>" if words else ""
+    first, _, rest = words[BRIEF // 2 :].partition(", ")
+    first = words[: BRIEF // 2] + first
+    return f"<details class=brief><summary>{text(first)}, …</summary><small>{text(rest)}</small></details>"
 
 
 def counterpart(each: Evaluation, evaluations: Sequence[Evaluation]) -> Evaluation | None:
@@ -117,11 +134,12 @@ def _card(each: Evaluation, untrained: Evaluation | None) -> str:
     said = " · ".join(f"{name} {value:.1f}" for name, value in compared.items() if value is not None)
     interval = f"{each.low:.1f} to {each.high:.1f} at 95 %" if each.low is not None and each.high is not None else ""
     of = [f"{each.num_images:,} images"] if each.num_images else []
-    lines = (interval, said, settings_of(each), ", ".join([*of, f"step {each.step:,}"]))
+    lines = (interval, said, ", ".join([*of, f"step {each.step:,}"]))
     first = " first" if each.protocol == "knn" and not each.untrained else ""
     return (
         f"<div class='card{first}'><b>{each.top1:.1f} %</b><span>{text(top1_name(each))}</span>"
-        f"{_track(each, compared)}{''.join(f'<small>{text(line)}</small>' for line in lines if line)}</div>"
+        f"{_track(each, compared)}{''.join(f'<small>{text(line)}</small>' for line in lines if line)}"
+        f"{settings_cell(each)}</div>"
     )
 
 

@@ -31,7 +31,7 @@ def machine(history: History) -> str:
     if lines:
         keys = "".join(key(line.name, line.colour) for line in lines)
         drawn = curves(lines, "waiting, in percent of the time, over steps", scale, (), marks, 100)
-        figures.append(figure("Waiting for images, and views, % of the time", drawn, f"{keys}<br>{text(CAPTION)}"))
+        figures.append(figure("Waiting, % of the time", drawn, f"{keys}<br>{text(CAPTION)}"))
     for name, words in MEMORY.items():
         steps, values = history.column(name)
         if steps:

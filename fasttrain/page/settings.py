@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fasttrain.config import make_config
-from fasttrain.page.charts import count
 from fasttrain.page.history import History
+from fasttrain.page.numbers import count
 from fasttrain.page.shell import folded, pairs, section, table, text
 from fasttrain.run.earlier import named_now
 from fasttrain.system.errors import UserError

@@ -11,6 +11,7 @@ from fasttrain.page.style import COLOURS, STYLE
 from fasttrain.system.durable import replace_file
 from fasttrain.system.errors import printable
 
+LONG_WORD = 24  # characters
 AXES = {"step": "steps", "epoch": "epochs", "hours": "hours"}  # what the curves can be drawn over
 
 
@@ -54,7 +55,7 @@ def table(
     lines = []
     for y, row in enumerate(rows):
         cells = (
-            f'<td data-name="{text(name)}"{" class=best" if (y, x) in marked else ""}>'
+            f'<td data-name="{text(name)}" class="{_kinds(cell, (y, x) in marked)}">'
             f"{cell if cell.startswith('<') else text(cell)}</td>"
             for x, (name, cell) in enumerate(zip(head, row, strict=True))
         )
@@ -62,6 +63,12 @@ def table(
     named = "".join(f"<th>{text(name)}</th>" for name in head)
     whole = f"<table class='{kind}'><thead><tr>{named}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     return whole if lines else ""
+
+
+def _kinds(cell: str, best: bool) -> str:
+    """The classes of a cell: a number is never broken into two lines, and of words only long ones are."""
+    long = not cell.startswith("<") and any(len(word) > LONG_WORD for word in cell.split())
+    return " ".join(["number"] * bool(re.fullmatch(r"[\d.,–]+", cell)) + ["long"] * long + ["best"] * best)
 
 
 def pairs(values: Iterable[tuple[str, str]], kind: str) -> str:

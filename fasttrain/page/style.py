@@ -41,7 +41,7 @@ body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans
 main { max-width: 1200px; margin: 0 auto; padding: 2.2rem 1rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0; letter-spacing: -.01em; }
 h2 { font-size: 1.3rem; margin: 3.2rem 0 .2rem; } h3 { font-size: 1rem; margin: 1.6rem 0 .6rem; }
-h1, h2, h3, p, td, th, dd, summary { overflow-wrap: anywhere; }
+h1, h2, h3, p, td.long, td:first-child, dd, summary, small { overflow-wrap: anywhere; }
 a { color: var(--c1); }
 p { margin: .3rem 0 1rem; } .sub, .note { color: var(--soft); max-width: 52rem; } .note { font-size: .875rem; }
 .state { display: inline-block; border: 1px solid var(--line); border-radius: 1rem; padding: .1rem .8rem;
@@ -86,8 +86,11 @@ table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .9re
   font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .45rem .8rem .45rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: normal; } td.best { font-weight: 700; color: var(--good); }
+td.number { white-space: nowrap; }
 td small { display: block; color: var(--soft); font-size: .8rem; font-weight: normal; }
 details { border-bottom: 1px solid var(--line); } summary { cursor: pointer; padding: .7rem 0; min-height: 2.75rem; }
+details.brief { border: 0; color: var(--soft); font-size: .8rem; line-height: 1.5rem; }
+details.brief summary { padding: 0; min-height: 0; } td details.brief { display: inline-block; }
 .settings { columns: 3 300px; column-gap: 2.4rem; margin: 0 0 1rem; } .settings div { display: flex; gap: 1rem;
   justify-content: space-between; border-bottom: 1px solid var(--line); padding: .3rem 0; break-inside: avoid;
   font-size: .9rem; }

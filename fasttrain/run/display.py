@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fasttrain.run.health import MEMORY
-from fasttrain.run.metrics import FIGURES, Entry
+from fasttrain.run.metrics import FIGURES, HISTOGRAM, Entry
 from fasttrain.run.pace import Pace, clock
 from fasttrain.system.streams import tell_at_once
 
@@ -30,6 +30,8 @@ MOMENT = 5.0  # seconds after which a line there says what is being done
 LEAST_BAR, MOST_BAR = 8, 60  # columns
 GAP = 2
 REFRESHES = 4  # a second
+# of events: the report has them
+UNSAID = "effective_rank", "feature_std", "projection_std", "alpha_req", "subset_knn_majority"
 CONTRAST = {
     "contrastive_accuracy": "contrastive accuracy {:.1%}", "positive_similarity": "positives {:.2f}",
     "negative_similarity": "negatives {:.2f}", "queue_filled": "queue {:.0%} full",
@@ -102,7 +104,8 @@ class Display:
             self.say(hint)
 
     def event(self, entry: Entry) -> None:
-        figures = (f"{name} {value:.2f}" for name, value in entry.items() if name not in FIGURES)
+        told = (name for name in entry if name not in (*FIGURES, *UNSAID) and not name.startswith(HISTOGRAM))
+        figures = (f"{name} {entry[name]:.2f}" for name in told)
         self.say(f"{', '.join(figures)} at step {entry['step']}")
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """A run's figures: summed on the device, brought to the host without a wait, handed on to metrics.jsonl and others.
 
 A line of metrics.jsonl, an entry, has a step, its epoch, and either the means of the loss terms since the entry before
-and the figures in FIGURES, or figures of an event, such as an accuracy that was measured at that step.
+and the figures in FIGURES, or figures of an event, such as an accuracy that was measured at that step. A figure of an
+event is a number, or, where its name begins with HISTOGRAM, a list of counts.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ ON_THEIR_WAY = 8  # entries at most; then the host waits for the oldest
 FIGURES = (
     "step", "epoch", "lr", "images_per_sec", "data_wait", "transfer_wait", "views_time", "skipped", "replaced", *MEMORY,
 )  # fmt: skip
+HISTOGRAM, MOST_BINS = "histogram_", 1024
 LINE_BYTES, MOST_FIGURES, LARGEST = 1 << 16, 100, 1e300  # of an entry, its figures, and each of them
 
 Entry = dict[str, Any]
@@ -105,12 +107,14 @@ class Metrics:
         while self._pending:
             self._hand_on()
 
-    def event(self, step: int, epoch: int, seconds: float, **figures: float) -> None:
+    def event(self, step: int, epoch: int, seconds: float, **figures: float | list[int]) -> None:
         """Hand on figures that are not a step's; the seconds they took are no training time.
 
-        All entries until then are on the disk when it returns.
+        All entries until then are on the disk when it returns: those on their way are waited for.
         """
         self._began += seconds
+        while self._pending:
+            self._hand_on()
         for sink in self._sinks:
             sink.event({"step": step, "epoch": epoch, **figures})
 
@@ -262,7 +266,10 @@ def _entry(line: bytes) -> Entry | None:
 
 
 def _is_sound(name: str, value: object) -> bool:
-    """A figure is a number; a loss term may also be none (see Sink), or not finite."""
+    """A figure is a number, or a histogram; a loss term may also be none (see Sink), or not finite."""
+    if name.startswith(HISTOGRAM):
+        counts = value if type(value) is list and len(value) <= MOST_BINS else [None]
+        return all(type(count) is int and 0 <= count <= LARGEST for count in counts)
     if name in FIGURES or name.startswith("knn_"):
         return type(value) in (int, float) and abs(value) <= LARGEST  # type: ignore[operator, arg-type]
     return value is None or type(value) is float or (type(value) is int and abs(value) <= LARGEST)

@@ -53,3 +53,14 @@ class LoggingOptions(Options):
     """Epochs between evaluations by kNN on the val split; the best is kept as checkpoints/best.pt. 0: never."""
     knn_k: Free[NotNegative[int]] = 0
     """Neighbours in these. 0: a sixth of the mean number of a class's images, as 200 is of ImageNet's."""
+    health_every: Free[NotNegative[int | Literal["auto"]]] = "auto"
+    """Steps between looks at the representation, of a fixed subset: ranks, spread, alignment, uniformity, similarities,
+    kNN. auto: as often as takes about 1 % of the time, not at all in the shortest runs. 0: never."""
+    lidar: Free[bool] = False
+    """LiDAR, too, which needs more views of each image."""
+    online_probe: Free[bool] = False
+    """Train a linear classifier on the encoder's detached features at every step; its accuracy is measured at
+    --health-every. Needs labels, and leaves training as it is."""
+    stop_on_collapse: Free[bool] = False
+    """End the run, after a checkpoint and with status 1, once --health-every finds that the representation has
+    collapsed; else a line says so."""

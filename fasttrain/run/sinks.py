@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fasttrain.run.metrics import Entry, MetricsFile, Sink
+from fasttrain.run.metrics import HISTOGRAM, Entry, MetricsFile, Sink
 from fasttrain.run.options import LoggingOptions
 from fasttrain.run.services import Attempt, MLflow, Service, TensorBoard, WandB
 from fasttrain.system.errors import UserError, printable
@@ -97,6 +97,5 @@ class Aside:
 
 
 def _figures(entry: Entry) -> dict[str, float]:
-    return {
-        name: value for name, value in entry.items() if name != "step" and value is not None and math.isfinite(value)
-    }
+    numbers = {name: value for name, value in entry.items() if name != "step" and not name.startswith(HISTOGRAM)}
+    return {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}

@@ -66,7 +66,7 @@ def test_a_step_moves_all_that_is_trained_and_what_follows_it(name: str) -> None
 @ALL
 def test_terms_are_curves(name: str) -> None:
     config = small(name, batch_size=IMAGES)
-    loss, terms, carry = build(config)(batch_of(config, 0))
+    loss, terms, carry, _ = build(config)(batch_of(config, 0))
     assert loss.dim() == 0
     assert loss.dtype == torch.float32
     assert all(term.dim() == 0 and not term.requires_grad for term in terms.values())
@@ -99,6 +99,17 @@ def test_a_contrast_tells_from_its_first_step_how_well_it_does(name: str) -> Non
             filled.append(float(terms["queue_filled"]))
             keys.append(int(method.queue.pointer))
     assert filled == pytest.approx([0, keys[0] / len(method.queue.keys_KD)] if keys else [])
+
+
+@ALL
+def test_the_features_are_what_the_evaluated_encoder_makes_of_view_0(name: str) -> None:
+    config = small(name, batch_size=IMAGES, batch_norm="plain")
+    method, given = build(config), batch_of(config, 0)
+    for network in method.evaluated:
+        network.eval()  # so that all views of an image stand for themselves
+    features_NF = method(given).features_NF
+    assert not features_NF.requires_grad
+    assert torch.allclose(features_NF, method.evaluated[0](given.views[0][0]), atol=1e-5)
 
 
 @ALL

@@ -29,7 +29,7 @@ GOOD = torch.tensor(True)
 def test_a_step_moves_query_then_key_encoder_and_queue(method: str) -> None:
     model = build(small(method, ema=0.5))
     start = {name: value.clone() for name, value in model.state_dict().items()}
-    loss, terms, carry = model(sample(8))
+    loss, terms, carry, _ = model(sample(8))
     loss.backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith("key_"))
     assert not any(term.requires_grad for term in terms.values())

@@ -67,7 +67,7 @@ def embedded(model: nn.Module, views: torch.Tensor) -> torch.Tensor:
 def test_simclr_s_loss_is_the_one_asked_for(options: dict, expected: object) -> None:
     model = build(small("simclr", temperature=0.3, **options))
     given = sample(8)
-    loss, terms, _ = model(given)
+    loss, terms, *_ = model(given)
     assert torch.allclose(loss, expected(*embedded(model, given.views[0]).chunk(2), 0.3), atol=1e-6)
     assert torch.equal(terms["contrast"], loss.detach())
     assert not terms["contrast"].requires_grad

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 import pytest
 from support import browser as browsers
 from support.browser import Browser
+from support.representation import represented
 from support.runs import ended, evaluated, make_run
 
 from fasttrain import report
+from fasttrain.run.representation import write_representation
 
 # What a browser can tell of a page. Text of an SVG is as large as it is drawn; whether text can be read follows from
 # its colour and the nearest background behind it (WCAG 2.2: 4.5 at least, 3 for large letters).
@@ -63,6 +65,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
     for protocol, top1 in (("knn", 70.0), ("linear", 75.0), ("linear_moco", 76.0)):
         evaluated(full, top1, protocol=protocol)
     ended(full, "stopped", "by SIGTERM")
+    write_representation(full, represented(["ant", "bee", "a class with a rather long name"]))
     bare = make_run(folder / "bare", steps=8, every=8)
     (bare / "samples.png").unlink()
     others = [make_run(folder / f"a-run-with-a-rather-long-name-{n}", seed=n, lr=0.01 * n) for n in range(1, 14)]

@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from fasttrain.page.charts import BUCKETS, Line, Scale, curves, ridges, smoothed, thinned
+from fasttrain.page.charts import Line, Scale, curves, ridges
+from fasttrain.page.points import BUCKETS, smoothed, thinned
 from fasttrain.page.style import COLOURS, SERIES
 
 

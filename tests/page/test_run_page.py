@@ -3,12 +3,14 @@
 import json
 import pathlib
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.runs import ended, entry, evaluated, make_run, write_metrics
+from support.runs import ended, entry, evaluated, make_run, scores, write_metrics
 
 from fasttrain.jobs.report import write_report
+from fasttrain.page.curves import training
 from fasttrain.page.history import History
 from fasttrain.page.shell import text
 from fasttrain.run.metrics import read_metrics
@@ -55,6 +57,15 @@ def test_the_queue_is_shown_while_it_fills(run: pathlib.Path) -> None:
     assert "Queue filled, %" not in titles(page_of(run))
 
 
+def test_scores_are_drawn_as_they_were_spread_at_some_steps(run: pathlib.Path) -> None:
+    history = replace(History.read(run), events=[scores(step, 400) for step in range(10, 401, 10)])
+    page = training(history)
+    assert "Scores over training" in titles(page)
+    assert "at 7 steps of training" in page
+    damaged = [{**scores(10, 400), "histogram_positive": value} for value in (None, 5, ["x"], [-1.0], [[1]], [1, 2])]
+    assert "Scores over training" not in titles(training(replace(history, events=damaged)))
+
+
 def test_events_stand_in_the_curves(tmp_path: pathlib.Path) -> None:
     run = make_run(tmp_path / "run", resolution="16:32")
     history = History.read(run)
@@ -70,6 +81,10 @@ def test_steps_are_told_in_epochs_and_hours(run: pathlib.Path) -> None:
     assert history.scale().epoch(400) == 20
     assert history.scale().hours(400) == pytest.approx(400 * 128 / 803 / 3600, rel=0.01)
     assert history.planned_steps() == 24 * 20
+    changed(run, steps={"last": 440, "per_epoch": 10})
+    assert (History.read(run).steps_per_epoch(), History.read(run).planned_steps()) == (10, 440)
+    changed(run, steps={"last": "x", "per_epoch": -5})
+    assert (History.read(run).steps_per_epoch(), History.read(run).planned_steps()) == (20, 480)
     assert "<dd>400 of 480</dd>" in page_of(run)
 
 
@@ -116,6 +131,12 @@ def test_how_the_run_ended_stands_on_top(run: pathlib.Path, state: str, line: st
     assert said in page_of(run)
 
 
+def test_a_run_that_was_killed_is_told_as_one(run: pathlib.Path) -> None:
+    assert "class='state" not in page_of(run)  # nothing is known
+    changed(run, steps={"last": 480, "per_epoch": 20})
+    assert "<p class='state bad'>killed: " in page_of(run)
+
+
 def test_other_runs_of_the_same_images_stand_beside_it(run: pathlib.Path) -> None:
     evaluated(run, 60.0)
     better, other, bare = (make_run(run.parent / name, steps=20) for name in ("better & <b>", "other", "bare"))
@@ -127,7 +148,7 @@ def test_other_runs_of_the_same_images_stand_beside_it(run: pathlib.Path) -> Non
     page = page_of(run)
     part = page[page.index("<h2>Other runs of the same images") : page.index("<h2>Training")]
     assert '<a href="../better%20%26%20%3Cb%3E/report.html">better &amp; &lt;b&gt;</a>' in part
-    assert "class=best>80.0</td>" in part
+    assert 'best">80.0</td>' in part
     assert "60.0" in part
     assert "90.0" not in part
 

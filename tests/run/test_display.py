@@ -181,7 +181,7 @@ def test_the_rate_is_that_of_late(clock: list[float]) -> None:
 def test_lines_are_said_above_those_that_stay(clock: list[float]) -> None:
     display = make(terminal(80), hint="a hint about [workers]")
     display.write(ENTRY)
-    display.event({"step": 7, "epoch": 1, "knn_top1": 78.254})
+    display.event({"step": 7, "epoch": 1, "knn_top1": 78.254, "alpha_req": 1.0, "histogram_positive": [1]})
     said, event, first, second = drawn(display)
     display.close()
     assert (said, event) == ("a hint about [workers]", "knn_top1 78.25 at step 7")

@@ -1,5 +1,6 @@
 """A run's figures: means that leave skipped steps out, no wait for values, the count of skipped steps, its files."""
 
+import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from support.metrics import CPU, make_metrics
 from fasttrain.engine.skips import Skips
 from fasttrain.input import Batch
 from fasttrain.run.health import Health
-from fasttrain.run.metrics import ON_THEIR_WAY, Metrics, MetricsFile, _Arriving, read_metrics
+from fasttrain.run.metrics import ON_THEIR_WAY, Metrics, MetricsFile, _Arriving, read_lines, read_metrics
 
 ONE = {"loss": torch.tensor(1.0)}
 
@@ -139,3 +140,28 @@ def test_a_line_that_was_cut_ends_the_entries_and_is_removed_with_later_ones(tmp
     file.write({"step": 3, "loss": 0.5})
     file.close()
     assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
+
+
+def test_histograms_are_lists_of_counts_and_nothing_else_is_a_list(tmp_path: pathlib.Path) -> None:
+    metrics = make_metrics(tmp_path)
+    metrics.event(4, 0, 0.0, std=0.5, histogram_positive=[0, 3, 1])
+    metrics.close()
+    path = tmp_path / "metrics.jsonl"
+    assert read_metrics(path) == [{"step": 4, "epoch": 0, "std": 0.5, "histogram_positive": [0, 3, 1]}]
+    odd: list[dict[str, object]] = [{"histogram_x": value} for value in (1.0, [0.5], [-1], [True], [None], [0] * 2000)]
+    odd += [{"std": [1, 2]}, {"knn_top1": [1]}]
+    path.write_text("".join(json.dumps({"step": 4, "epoch": 0, **figure}) + "\n" for figure in odd))
+    assert read_lines(path) == ([], len(odd))
+
+
+def test_an_event_comes_after_the_entries_that_are_on_their_way(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fasttrain.run.metrics._Arriving.arrived", lambda _self: False)
+    metrics = make_metrics(tmp_path)
+    for step in (1, 2):
+        metrics.step(step, 0, 0.1, ONE, torch.tensor(Skips()))
+    metrics.event(2, 0, 0.0, std=0.5)
+    metrics.close()
+    order = [(entry["step"], "std" in entry) for entry in read_metrics(tmp_path / "metrics.jsonl")]
+    assert order == [(1, False), (2, False), (2, True)]

@@ -187,7 +187,7 @@ def test_what_is_told_are_finite_figures_and_all_of_them_when_it_is_closed() -> 
     service = Listener()
     aside = Aside("x", lambda: service)
     aside.write({"step": 1, "loss": 2.5, "cross": None, "lr": math.inf})
-    aside.event({"step": 2, "knn_top1": 50.0})
+    aside.event({"step": 2, "knn_top1": 50.0, "histogram_positive": [1, 2]})
     aside.close()
     assert service.told == [(1, {"loss": 2.5}), (2, {"knn_top1": 50.0})]
     assert service.closed

@@ -28,7 +28,8 @@ def make_run(run: pathlib.Path, steps: int = 400, every: int = 10, seed: int = 0
     (run / "config.json").write_text(json.dumps(record), "utf-8")
     drawn = np.random.default_rng(seed)
     entries = [entry(step, steps, drawn) for step in range(every, steps + 1, every)]
-    events = [event(step, steps) for step in range(steps // 8, steps + 1, steps // 8)]
+    measured = range(steps // 8, steps + 1, steps // 8)
+    events = [made(step, steps) for step in measured for made in (event, scores)]
     write_metrics(run, sorted([*entries, *events], key=lambda each: each["step"]))
     Image.new("RGB", (60, 40), (90, 120, 150)).save(run / "samples.png")
     return run
@@ -65,7 +66,15 @@ def event(step: int, steps: int) -> dict[str, Any]:
         "probe_top1": 20 + 40 * part, "rankme": 10 + 30 * part, "effective_rank": 8 + 20 * part,
         "std": 0.05 + 0.03 * part,
         "alignment": 1 - part / 2, "uniformity": -1 - part, "alpha_req": 2 - part, "lidar": 5 + 20 * part,
-        "histogram_positive": counts(0.2 + 0.5 * part), "histogram_negative": counts(0.1),
+    }  # fmt: skip
+
+
+def scores(step: int, steps: int) -> dict[str, Any]:
+    """Distributions of the similarities, as they are measured while training."""
+    part = step / steps
+    return {
+        "step": step, "epoch": (step - 1) // PER_EPOCH, "histogram_positive": counts(0.2 + 0.5 * part),
+        "histogram_negative": counts(0.1),
     }  # fmt: skip
 
 
