@@ -68,7 +68,7 @@ class OverImagesOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = [*map(name_of_part, self.semi), *(PurePath(file).stem for file in self.semi_files)]
+        names = [*map(name_of_part, dict.fromkeys(self.semi)), *(PurePath(file).stem for file in self.semi_files)]
         if len(set(names)) < len(names):
             raise UserError("--semi and --semi-files name two parts alike, and their figures would be, too: rename one")
 

@@ -71,7 +71,7 @@ def _asked(options: OverImagesOptions, train: Store, parts: list[_Part]) -> Iter
 def _parts(options: OverImagesOptions, train: Store, seed: int) -> Iterator[_Part]:
     """Those that semi is asked for."""
     label_N = labels_of(train) if options.semi else np.empty(0, dtype=np.int64)
-    for fraction in options.semi:
+    for fraction in dict.fromkeys(options.semi):
         part = stratified(label_N, fraction, seed)
         yield _Part(name_of_part(fraction), part, f"{100 * fraction:g} % of each class, by the seed")
     for file in map(pathlib.Path, options.semi_files):

@@ -80,7 +80,7 @@ def test_figures_of_two_parts_of_one_name_would_be_alike() -> None:
     with pytest.raises(UserError, match="name two parts alike"):
         OverImagesOptions(semi_files=("a/1percent.txt", "b/1percent.txt"))
     with pytest.raises(UserError, match="name two parts alike"):
-        OverImagesOptions(semi=(0.01, 0.01))
+        OverImagesOptions(semi=(0.01,), semi_files=("a/1pct.txt",))
     with pytest.raises(UserError, match="--semi must be above 0 and at most 1"):
         OverImagesOptions(semi=(0.0,))
 
