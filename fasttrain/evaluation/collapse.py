@@ -12,7 +12,9 @@ from fasttrain.evaluation.health import Figures
 from fasttrain.system.errors import RunError
 from fasttrain.system.options import Options, flat
 
-YOUNG = 0.1  # of a run: until then networks in evaluation mode look as if they had collapsed
+# Until then healthy networks in evaluation mode look as if they had collapsed: a part of the run, and steps, in which
+# running statistics of batch norm come to those of weights that still move fast.
+YOUNG, YOUNG_STEPS = 0.1, 50
 ONE_POINT, NARROW = -0.15, 0.42  # uniformity of projections and feature_std, of which both have to be nearer to 0
 ONE_DIRECTION = 2.0  # RankMe
 SHRUNK = 0.05  # projection_std, where the loss asks for 1

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from fasttrain.evaluation.collapse import LOOKED_AT, YOUNG, Alarm
+from fasttrain.evaluation.collapse import LOOKED_AT, YOUNG, YOUNG_STEPS, Alarm
 from fasttrain.evaluation.health import Figures, HealthMonitor
 from fasttrain.evaluation.watched import Watched
 from fasttrain.system.errors import DataError, RunError, UserError
@@ -44,7 +44,7 @@ def plan(
     passes = PART * steps * batch_size / world_size * (2 + sum(spec.count * spec.size**2 for spec in recipe))
     events = USUAL if asked == "auto" else max(1, steps // max(asked, 1))
     images = min(MOST, max(LEAST, int(passes / PASSES / (events + 1))))
-    young = math.ceil(YOUNG * steps)
+    young = max(YOUNG_STEPS, math.ceil(YOUNG * steps))
     if asked != "auto":
         return Plan(asked, images, young)
     events = max(int(needs), min(MOST_EVENTS, int(passes / PASSES / images) - 1))
