@@ -262,7 +262,7 @@ def test_a_loss_that_asks_for_a_spread_of_1_has_collapsed_far_below_it() -> None
 
 
 def test_no_collapse_is_found_before_running_statistics_have_come_to_the_weights() -> None:
-    """Healthy demos of six methods had the figures of one at their 10th and 20th step, whatever part of a run that is."""
+    """Healthy demos of six methods had the figures of one at steps 10 and 20, whatever part of a run that is."""
     assert plan(10, 37, 64, RECIPES["mocov2"], 1).young >= 50
     assert plan(10, 10_000, 64, RECIPES["mocov2"], 1).young == 1000
 
