@@ -14,7 +14,7 @@ from torch import nn
 from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.features import Preparation
 from fasttrain.evaluation.labelled_part import labels_of, listed, stratified
-from fasttrain.evaluation.options import OverImagesOptions
+from fasttrain.evaluation.options import OverImagesOptions, name_of_part
 from fasttrain.evaluation.ranking import Ranked
 from fasttrain.evaluation.recipes import OverImages, recipe
 from fasttrain.evaluation.supervised import settings_of, train_classifier
@@ -55,9 +55,8 @@ def _asked(options: OverImagesOptions, train: Store, seed: int) -> Iterator[_Ask
     yield from (_Asked(protocol, "", train, "all", protocol) for protocol in whole if getattr(options, protocol))
     label_N = labels_of(train) if options.semi else np.empty(0, dtype=np.int64)
     for fraction in options.semi:
-        percent = f"{100 * fraction:g}"
         part = stratified(label_N, fraction, seed)
-        yield _semi(f"{percent}pct", train, part, f"{percent} % of each class, by the seed")
+        yield _semi(name_of_part(fraction), train, part, f"{100 * fraction:g} % of each class, by the seed")
     for file in map(pathlib.Path, options.semi_files):
         yield _semi(file.stem, train, listed(train, file), f"those of {file.name}")
 

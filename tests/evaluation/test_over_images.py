@@ -58,9 +58,11 @@ def test_only_what_is_asked_for_is_done_and_wrong_lists_come_before_any_training
         done(shards, tmp_path, linear_moco=True, semi_files=(str(path),))
 
 
-def test_figures_of_two_lists_of_one_name_would_be_alike() -> None:
-    with pytest.raises(UserError, match="names two files alike"):
+def test_figures_of_two_parts_of_one_name_would_be_alike() -> None:
+    with pytest.raises(UserError, match="name two parts alike"):
         OverImagesOptions(semi_files=("a/1percent.txt", "b/1percent.txt"))
+    with pytest.raises(UserError, match="name two parts alike"):
+        OverImagesOptions(semi=(0.01, 0.01))
     with pytest.raises(UserError, match="--semi must be above 0 and at most 1"):
         OverImagesOptions(semi=(0.0,))
 
