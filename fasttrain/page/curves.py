@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fasttrain.page.charts import Line, curves, ridges
+from fasttrain.page.charts import Line, curves
+from fasttrain.page.distributions import ridges
 from fasttrain.page.history import History, drawable
 from fasttrain.page.numbers import short
 from fasttrain.page.shell import charts, figure, key, section, switch, text

@@ -9,11 +9,12 @@ COLOURS = {
     "paper": ("#ffffff", "#11161d"), "ink": ("#1c2733", "#e4e9ef"), "soft": ("#5a6776", "#9dabb9"),
     "line": ("#e1e7ed", "#2b3541"), "panel": ("#f6f8fa", "#181f28"), "good": ("#16793a", "#5ccb85"),
     "bad": ("#b42318", "#ff8a7a"),
-    "c1": ("#1d62d1", "#74acff"), "c2": ("#ad4e08", "#f3a461"), "c3": ("#197a4b", "#5fcb92"),
-    "c4": ("#7a3fd6", "#bb9dff"), "c5": ("#b8205f", "#f58ab5"), "c6": ("#0d7377", "#4fcdc6"),
-    "c7": ("#7d6008", "#dcb84e"), "c8": ("#9c3a3a", "#e79a9a"),
+    "c1": ("#1d62d1", "#74acff"), "c2": ("#ad4e08", "#f3a461"), "c3": ("#123524", "#d5f5e3"),
+    "c4": ("#4a1a6b", "#f04fa0"), "c5": ("#102040", "#8080ff"), "c6": ("#8a53a6", "#ff4080"),
+    "c7": ("#397360", "#4ff0f0"), "c8": ("#591e00", "#cccc33"),
 }  # fmt: skip
 SERIES = tuple(light for name, (light, _) in COLOURS.items() if name[1:].isdigit())  # of curves side by side
+SOLID = 4  # of them; the others are dashed. Within each kind any colour vision tells them apart
 INK, SOFT, LINE, PAPER, BAD = (COLOURS[name][0] for name in ("ink", "soft", "line", "paper", "bad"))
 ACCENT = SERIES[0]
 
@@ -72,6 +73,8 @@ svg text { font-family: inherit; font-variant-numeric: tabular-nums; }
 .key { white-space: nowrap; margin-right: .8rem; font-variant-numeric: tabular-nums; }
 .key::before { content: ""; display: inline-block; width: .7rem; height: .7rem; border-radius: 50%;
   margin-right: .35rem; background: var(--of); }
+.key.dashed::before { width: 1.1rem; height: .2rem; border-radius: 0; vertical-align: middle;
+  background: linear-gradient(90deg, var(--of) 60%, transparent 0) 0 / .45rem; }
 .x-epoch, .x-hours { display: none; }
 #by-epoch:checked ~ main .x-step, #by-hours:checked ~ main .x-step { display: none; }
 #by-epoch:checked ~ main .x-epoch, #by-hours:checked ~ main .x-hours { display: inline; }
@@ -101,7 +104,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; backgro
 @media (max-width: 940px) { .if-wide { display: none; } .if-narrow { display: block; max-width: 480px; } }
 .runs { list-style: none; padding: 0; margin: 1rem 0; columns: 2 320px; } .runs li { padding: .35rem 0; }
 """
-    f"{_in_blocks('table.many')} @media (max-width: 720px) {{ {_in_blocks('table')} }}\n"
+    f"{_in_blocks('table.many')} @media (max-width: 720px) {{ {_in_blocks('table:not(.grid)')} }}\n"
     """@media print { main { padding: 0; max-width: none; } .switch { display: none; } figure { break-inside: avoid; } }
 """ + REPRESENTATION
 )

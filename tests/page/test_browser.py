@@ -125,3 +125,13 @@ def test_the_reader_chooses_what_curves_are_over_without_a_script(
     assert epochs == ["5", "10", "15", "20"]
     assert all(label.endswith(" h") for label in hours)
     assert len(hours) == 4
+
+
+def test_a_confusion_matrix_is_a_matrix_in_a_narrow_window(browser: Browser, pages: dict[str, pathlib.Path]) -> None:
+    script = """(() => { const rows = [...document.querySelectorAll('.confusion tr')];
+        const x = e => e.getBoundingClientRect().x;
+        return [rows.length, rows.every(row => row.children.length == rows[0].children.length),
+            rows.every(row => [...row.children].every((cell, n) => Math.abs(x(cell) - x(rows[1].children[n])) < 1)
+                && row.checkVisibility())]; })()"""
+    for width in (400, 1280):
+        assert browser.look(pages["full"], script, width).found == [4, True, True]
