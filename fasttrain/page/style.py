@@ -57,7 +57,12 @@ p { margin: .3rem 0 1rem; } .sub, .note { color: var(--soft); max-width: 52rem; 
 .track { position: relative; height: 8px; border-radius: 4px; background: var(--line); margin: .7rem 0 .6rem; }
 .track i { position: absolute; top: 0; height: 100%; border-radius: 4px; background: var(--c1); }
 .track i.range { top: -3px; height: 14px; opacity: .35; }
-.track i.at { width: 2px; margin-left: -1px; top: -4px; height: 16px; border-radius: 0; background: var(--ink); }
+.track i.at { margin-left: -1px; top: -4px; height: 16px; border-radius: 0; }
+i.at { width: 3px; background: var(--ink); } i.at.majority { background: repeating-linear-gradient(var(--ink) 0 3px,
+  transparent 0 5px); } small i.at { display: inline-block; height: .8rem; margin-right: .35rem; vertical-align: -1px; }
+.card em { color: var(--bad); font-style: normal; }
+.once { font-size: .95rem; } .once b { font-size: 1.3rem; font-variant-numeric: tabular-nums; }
+.once small { color: var(--soft); }
 .facts { display: flex; flex-wrap: wrap; gap: .6rem 2.4rem; margin: 1.2rem 0 0; }
 .facts div { min-width: 6rem; } .facts dt { color: var(--soft); font-size: .8rem; }
 .facts dd { margin: 0; font-size: 1.1rem; font-weight: 600; font-variant-numeric: tabular-nums; }
@@ -93,7 +98,8 @@ td.number { white-space: nowrap; }
 td small { display: block; color: var(--soft); font-size: .8rem; font-weight: normal; }
 details { border-bottom: 1px solid var(--line); } summary { cursor: pointer; padding: .7rem 0; min-height: 2.75rem; }
 details.brief { border: 0; color: var(--soft); font-size: .8rem; line-height: 1.5rem; }
-details.brief summary { padding: 0; min-height: 0; } td details.brief { display: inline-block; }
+details.brief summary { padding: .55rem 0; margin: -.55rem 0; min-height: 0; }
+td details.brief { display: inline-block; }
 .settings { columns: 3 300px; column-gap: 2.4rem; margin: 0 0 1rem; } .settings div { display: flex; gap: 1rem;
   justify-content: space-between; border-bottom: 1px solid var(--line); padding: .3rem 0; break-inside: avoid;
   font-size: .9rem; }

@@ -91,6 +91,12 @@ def test_distributions_are_drawn_in_a_row_for_each_step() -> None:
     assert drawn.count("fill-opacity") == 4
 
 
+def test_scores_that_are_all_alike_look_it() -> None:
+    drawn = ridges([("0", [[0] * 63 + [9], [0] * 63 + [9]])], SERIES[:2], "scores")
+    ticks = [float(label.replace("\N{MINUS SIGN}", "-")) for label in labels(drawn) if "." in label]
+    assert max(ticks) - min(ticks) >= 0.3
+
+
 def test_every_colour_has_a_value_of_its_own_in_both_schemes() -> None:
     for scheme in (0, 1):
         values = [pair[scheme] for pair in COLOURS.values()]

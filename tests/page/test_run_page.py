@@ -66,6 +66,27 @@ def test_scores_are_drawn_as_they_were_spread_at_some_steps(run: pathlib.Path) -
     assert "Scores over training" not in titles(training(replace(history, events=damaged)))
 
 
+def test_what_was_measured_once_is_told_and_not_drawn(tmp_path: pathlib.Path) -> None:
+    page = page_of(make_run(tmp_path / "run", steps=8, every=8))
+    loss = page[page.index("<strong>Loss") :].split("</figure>")[0]
+    assert re.search(r"<b>[\d.]+</b> <small>at step 8</small>", loss)
+    assert "<svg" not in loss
+    assert "<svg" in page[page.index("<strong>Rank of the features") :].split("</figure>")[0]
+
+
+def test_the_spread_of_features_stands_beside_that_of_projections(run: pathlib.Path) -> None:
+    entries = read_metrics(run / "metrics.jsonl")
+    write_metrics(
+        run, [each | {"feature_std": 0.5, "projection_std": 0.9} if "std" in each else each for each in entries]
+    )
+    page = page_of(run)
+    assert re.search(r'aria-label="Standard deviation of a dimension over steps: projections [^"]*; features ', page)
+    assert "Standard deviation of the projections" not in titles(page)
+    config = json.loads((run / "config.json").read_text("utf-8"))["config"]
+    changed(run, config={**config, "variance_weight": 25.0})
+    assert "Standard deviation of the projections" in titles(page_of(run))
+
+
 def test_events_stand_in_the_curves(tmp_path: pathlib.Path) -> None:
     run = make_run(tmp_path / "run", resolution="16:32")
     history = History.read(run)
@@ -145,12 +166,14 @@ def test_other_runs_of_the_same_images_stand_beside_it(run: pathlib.Path) -> Non
     evaluated(other, 90.0)
     changed(other, data={"fingerprint": "g"})
     (bare / "config.json").write_bytes(b"{")
+    make_run(run.parent / "never-evaluated", steps=20)
     page = page_of(run)
     part = page[page.index("<h2>Other runs of the same images") : page.index("<h2>Training")]
     assert '<a href="../better%20%26%20%3Cb%3E/report.html">better &amp; &lt;b&gt;</a>' in part
     assert 'best">80.0</td>' in part
     assert "60.0" in part
     assert "90.0" not in part
+    assert "never-evaluated" not in part
 
 
 def test_what_guessing_and_untrained_weights_give_are_lines_beside_the_accuracy(run: pathlib.Path) -> None:
