@@ -31,7 +31,7 @@ def training(history: History) -> str:
     if not history.entries:
         return ""
     figures, left_out = _terms(history)
-    notes = [f"{len(history.entries):,} entries, {_entry_steps(history)} steps apart. "]
+    notes = [_entries(history)]
     if len(history.entries) >= 40:
         notes.append("Thick: the mean over a 25th of the run; thin: each entry. ")
     notes += [f"Left out: {text('; '.join(left_out))}. "] if left_out else []
@@ -42,9 +42,13 @@ def training(history: History) -> str:
     )
 
 
-def _entry_steps(history: History) -> str:
+def _entries(history: History) -> str:
+    """How many, and how far apart."""
     steps = [entry["step"] for entry in history.entries]
-    return f"{round(float(np.median(np.diff([0, *steps])))):,}"
+    apart = round(float(np.median(np.diff([0, *steps]))))
+    if len(steps) == 1:
+        return f"One entry, of step {steps[0]:,}. "
+    return f"{len(steps):,} entries, {'one for each step' if apart == 1 else f'{apart:,} steps apart'}. "
 
 
 def _some(steps: Sequence[int]) -> str:

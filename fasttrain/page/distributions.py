@@ -22,9 +22,8 @@ def ridges(rows: Sequence[tuple[str, Sequence[Sequence[float]]]], colours: Seque
         centre_N = (np.arange(bins) + 0.5) * 2 / bins - 1
         seen = np.flatnonzero(np.max([share for each in shares for share in each], axis=0) > 0.002)
         low, high = (centre_N[seen[0]] - 2 / bins, centre_N[seen[-1]] + 2 / bins) if len(seen) else (-1, 1)
-        tallest = max(float(np.max(share)) for each in shares for share in each) or 1.0
         for row, each in enumerate(shares):
-            base = len(rows) - 1 - row
+            base, tallest = len(rows) - 1 - row, max(float(np.max(share)) for share in each) or 1.0
             for share_N, colour in zip(each, colours, strict=True):
                 top_N = base + 1.6 * share_N / tallest
                 axes.fill_between(centre_N, base, top_N, color=colour, alpha=0.3, linewidth=0, zorder=row + 2)

@@ -28,6 +28,7 @@ HEALTH: tuple[tuple[tuple[str, ...], str, str], ...] = (
      "Dimensions that tell images apart whatever the view: higher is better."),
 )  # fmt: skip
 NAMES = {"rankme": "RankMe", "effective_rank": "effective", "std": "projections", "feature_std": "features"}
+ALIKE = 0.01  # of its values: a curve no further from another one looks the same
 VARIANCE = "variance_weight"  # the option of losses that look at projection_std
 
 
@@ -43,6 +44,15 @@ def health(history: History) -> str:
             if np.isfinite(values).any()
         ]
         if lines:
-            figures.append(over_steps(history, title, lines, caption))
+            shown = [line for place, line in enumerate(lines) if not any(alike(line, other) for other in lines[:place])]
+            if twins := [line.name for line in lines if line not in shown]:
+                caption += f" Left out: {', '.join(twins)}, the same as {shown[0].name} within 1 %."
+            figures.append(over_steps(history, title, shown, caption))
     note = "Of a fixed set of images, without labels: what tells a collapse before an accuracy does."
     return section("Health of the representation", charts(figures), note=note)
+
+
+def alike(line: Line, other: Line) -> bool:
+    """Can no chart tell the two apart?"""
+    a_N, b_N = np.asarray(line.y_N), np.asarray(other.y_N)
+    return len(a_N) == len(b_N) and bool(np.allclose(a_N, b_N, rtol=ALIKE, atol=0, equal_nan=True))

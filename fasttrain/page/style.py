@@ -29,6 +29,7 @@ def _in_blocks(kind: str) -> str:
 {kind} tr {{ display: block; padding: .6rem 0; border-bottom: 1px solid var(--line); }}
 {kind} td {{ display: inline-block; border: 0; padding: 0 1rem .1rem 0; }}
 {kind} td:first-child {{ display: block; font-weight: 600; color: var(--ink); }}
+{kind} td > small:only-child {{ display: inline; }}
 {kind} td:not(:first-child)::before {{ content: attr(data-name) " "; color: var(--soft); font-weight: normal; }}"""
 
 

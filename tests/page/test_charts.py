@@ -91,6 +91,14 @@ def test_distributions_are_drawn_in_a_row_for_each_step() -> None:
     assert drawn.count("fill-opacity") == 4
 
 
+def test_values_that_hardly_move_have_ticks_that_differ() -> None:
+    """A learning rate early in its cosine."""
+    drawn = labels(curves([Line("", [1, 30, 60], [0.0075, 0.007494, 0.0074836])], "lr"))
+    ticks = [label for label in drawn if label.startswith("0.007")]
+    assert len(set(ticks)) == len(ticks) >= 3
+    assert ticks[-1].startswith("0.00748")
+
+
 def test_scores_that_are_all_alike_look_it() -> None:
     drawn = ridges([("0", [[0] * 63 + [9], [0] * 63 + [9]])], SERIES[:2], "scores")
     ticks = [float(label.replace("\N{MINUS SIGN}", "-")) for label in labels(drawn) if "." in label]

@@ -74,6 +74,20 @@ def test_what_was_measured_once_is_told_and_not_drawn(tmp_path: pathlib.Path) ->
     assert "<svg" in page[page.index("<strong>Rank of the features") :].split("</figure>")[0]
 
 
+def test_ranks_that_look_the_same_are_one_curve(run: pathlib.Path) -> None:
+    entries = read_metrics(run / "metrics.jsonl")
+    assert "Left out: effective" not in page_of(run)
+    write_metrics(
+        run, [each | {"effective_rank": 0.999 * each["rankme"]} if "rankme" in each else each for each in entries]
+    )
+    assert "Left out: effective, the same as RankMe within 1 %." in page_of(run)
+
+
+def test_how_many_entries_there_are_is_said_in_whole_words(tmp_path: pathlib.Path) -> None:
+    assert "One entry, of step 8." in page_of(make_run(tmp_path / "one", steps=8, every=8))
+    assert "9 entries, one for each step." in page_of(make_run(tmp_path / "nine", steps=9, every=1))
+
+
 def test_the_spread_of_features_stands_beside_that_of_projections(run: pathlib.Path) -> None:
     entries = read_metrics(run / "metrics.jsonl")
     write_metrics(
