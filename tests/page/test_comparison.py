@@ -59,6 +59,23 @@ def test_runs_of_other_images_or_lengths_are_told(runs: list[pathlib.Path]) -> N
     assert "Over steps." in page
 
 
+def test_options_that_only_some_methods_have_are_folded(tmp_path: pathlib.Path) -> None:
+    runs = [make_run(tmp_path / name, temperature=temperature) for name, temperature in (("a", 0.1), ("b", 0.2))]
+    record = json.loads((runs[1] / "config.json").read_text("utf-8"))
+    config = {**record["config"], "method": "byol", "predictor_hidden": 512}
+    (runs[1] / "config.json").write_text(json.dumps({**record, "config": config}), "utf-8")
+    first, rest = compared(runs).split("options that only some of these methods have")
+    assert {"--temperature", "--method"} <= {*rows(first)}
+    assert rows(rest)["--predictor-hidden"] == ["–", "512"]
+    assert "--predictor-hidden" not in rows(first)
+
+
+def test_losses_of_other_objectives_are_said_to_tell_nothing(tmp_path: pathlib.Path) -> None:
+    said = "no lower one is better for it"
+    assert said in compared([make_run(tmp_path / f"a{n}", temperature=0.1 * n) for n in (1, 2)])
+    assert said not in compared([make_run(tmp_path / f"b{n}", lr=0.1 * n) for n in (1, 2)])
+
+
 def test_curves_that_show_the_same_are_drawn_once(runs: list[pathlib.Path]) -> None:
     titles = re.findall(r"<figcaption><strong>([^<]*)</strong>", compared(runs))
     assert "Loss" in titles
