@@ -66,7 +66,7 @@ def _interval(each: Evaluation) -> str:
 def _facts(histories: Sequence[History]) -> list[Row]:
     """Rates and sizes; of other facts than rates, those that differ."""
     rates = [history.throughput for history in histories]
-    alike = len({(str(history.environment.get("machine")), _processes(history)) for history in histories}) == 1
+    alike = len(set(map(_conditions, histories))) == 1
     best = [place for place, rate in enumerate(rates) if rate == max(rates) > min(rates)] if alike else []
     rows = [Row(RATE, [f"{rate:,.0f}" for rate in rates], best)]
     facts: dict[str, Callable[[History], str]] = {
@@ -82,6 +82,16 @@ def _facts(histories: Sequence[History]) -> list[Row]:
     }
     found = (Row(name, [fact(history) for history in histories], []) for name, fact in facts.items())
     return rows + [row for row in found if len(set(row.cells)) > 1]
+
+
+def _conditions(history: History) -> tuple[str, ...]:
+    """Where these are the same, a higher rate is due to what was run."""
+    return (
+        str(history.environment.get("machine")),
+        _processes(history),
+        history.fingerprint,
+        str(history.config.get("size")),
+    )
 
 
 def _processes(history: History) -> str:

@@ -6,9 +6,10 @@ import re
 
 import pytest
 from support.commands import one_line_of
-from support.runs import evaluated, make_run
+from support.runs import evaluated, make_run, write_metrics
 
 from fasttrain import report
+from fasttrain.run.metrics import read_metrics
 
 
 @pytest.fixture
@@ -47,6 +48,15 @@ def test_figures_that_are_not_alike_are_not_ranked_and_said_not_to_be(runs: list
     page = compared(runs)
     assert "kNN top-1 was measured on different images." in page
     assert 'best">' not in page
+
+
+def test_rates_are_ranked_where_images_and_their_size_are_the_same(tmp_path: pathlib.Path) -> None:
+    runs = [make_run(tmp_path / f"run{n}", size=size) for n, size in enumerate((32, 32, 64))]
+    for run, rate in zip(runs, (100.0, 200.0, 300.0), strict=True):
+        entries = read_metrics(run / "metrics.jsonl")
+        write_metrics(run, [each | {"images_per_sec": rate} for each in entries if "loss" in each])
+    assert 'best">200</td>' in compared(runs[:2])
+    assert 'best">' not in compared(runs)
 
 
 def test_runs_of_other_images_or_lengths_are_told(runs: list[pathlib.Path]) -> None:

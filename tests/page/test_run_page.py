@@ -204,5 +204,22 @@ def test_a_run_of_many_entries_has_a_page_of_bounded_size(run: pathlib.Path) -> 
     assert len(page_of(run)) < few + 300_000
 
 
+def test_no_word_of_a_run_folder_becomes_markup(tmp_path: pathlib.Path) -> None:
+    odd = "\"'><img src=x onerror=alert(1)>"
+    run = make_run(tmp_path / odd)
+    record = json.loads((run / "config.json").read_text("utf-8"))
+    config = {name: odd if isinstance(value, str) else value for name, value in record["config"].items()}
+    starts = [{**each, "command": odd, "commit": odd, "time": odd} for each in record["starts"]]
+    changed(run, config={**config, odd: odd}, environment={odd: odd, "machine": odd}, starts=starts,
+            init={"source": odd, "digest": odd}, data={"fingerprint": odd})  # fmt: skip
+    write_metrics(run, [{**each, odd: 1 / each["step"]} for each in read_metrics(run / "metrics.jsonl")])
+    evaluated(run, protocol=odd, variant=odd, settings={odd: odd}, data=odd)
+    evaluated(run, settings={odd: odd}, data=odd)
+    ended(run, "failed", odd)
+    page = page_of(run)
+    assert "<img src=x" not in page
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;") > 20
+
+
 def test_words_from_files_are_no_markup_and_never_unprintable() -> None:
     assert text('<b a="\n\x00\ud800">') == "&lt;b a=&quot;\\n\\x00\\ud800&quot;&gt;"
