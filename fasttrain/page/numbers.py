@@ -42,7 +42,7 @@ def ended(value: float, span: float) -> str:
         return count(value)
     if places < -4:
         return f"{value:.{_digits(value, span) + 1}g}"
-    return f"{value:,.{max(0, 2 - places)}f}"
+    return f"{value:,.{max(0, (1 if abs(value) >= 100 else 2) - places)}f}"
 
 
 def _digits(value: float, apart: float) -> int:

@@ -91,6 +91,10 @@ def test_distributions_are_drawn_in_a_row_for_each_step() -> None:
     assert drawn.count("fill-opacity") == 4
 
 
+def test_a_large_value_at_a_curves_end_has_few_decimals() -> None:
+    assert labels(curves([Line("", [1, 2], [805.0, 801.0])], "images/s"))[-1] == "801.0"
+
+
 def test_values_that_hardly_move_have_ticks_that_differ() -> None:
     """A learning rate early in its cosine."""
     drawn = labels(curves([Line("", [1, 30, 60], [0.0075, 0.007494, 0.0074836])], "lr"))

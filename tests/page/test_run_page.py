@@ -146,6 +146,12 @@ def test_a_method_from_outside_is_not_run_for_its_defaults(run: pathlib.Path) ->
     assert "<dt>method</dt><dd>no.such.module:Class</dd>" in page
 
 
+def test_settings_of_an_old_run_are_not_said_to_be_of_others_code(run: pathlib.Path) -> None:
+    config = json.loads((run / "config.json").read_text("utf-8"))["config"]
+    changed(run, config={name: value for name, value in config.items() if name != "preset"})
+    assert "No preset is recorded." in page_of(run)
+
+
 def test_how_it_was_run_is_told(run: pathlib.Path) -> None:
     page = page_of(run)
     for said in ("<dt>processes</dt><dd>2</dd>", "<dd>0123456789ab-dirty</dd>", "<dd>2030-01-02 03:04:05+0000</dd>",
