@@ -89,7 +89,7 @@ def measure(options: HealthBenchmark) -> dict[str, float]:
             max_steps=STEPS * (options.rounds + 1), online_probe=options.probe, **values,
         )  # fmt: skip
         with (
-            mock.patch("fasttrain.jobs.train.plan", denser), timed(HealthEvents, "__call__") as events,
+            mock.patch("fasttrain.jobs.watch.plan", denser), timed(HealthEvents, "measure") as events,
             timed(OnlineProbe, "learn") as probes,
         ):  # fmt: skip
             train(config)

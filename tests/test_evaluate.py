@@ -1,6 +1,8 @@
 """evaluate.py as a user runs it: on all ranks, after a kill, on several runs and on other images."""
 
 import json
+import os
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ from support.launch import train
 
 from fasttrain.evaluate import main
 from fasttrain.evaluation import extraction
-from fasttrain.jobs.scratch import FOLDER
-from fasttrain.run.evaluations import read_evaluations
+from fasttrain.jobs import subjects
+from fasttrain.jobs.evaluate import summary
+from fasttrain.jobs.scratch import FOLDER, Scratch
+from fasttrain.run.evaluations import Evaluation, read_evaluations
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,8 @@ def test_features_that_are_finished_survive_a_kill(
     monkeypatch.setattr(extraction, "_save", save)
     assert main(list(map(str, words))) == 130
     monkeypatch.undo()
-    assert len(list((run / FOLDER).glob("*/train/*[0-9].npy"))) == 1
+    (rows,) = (run / FOLDER).glob("*/train/*[0-9].npy")
+    rows.with_name("000002.npy").write_bytes(rows.read_bytes())  # alone, as a kill amid the removal leaves it
     read: list[int] = []
     count = extraction.outputs
     monkeypatch.setattr(
@@ -87,6 +92,72 @@ def test_features_that_are_finished_survive_a_kill(
     assert evaluated(capsys, *words) == whole
     assert read[0] == 72 - 32  # sixteen batches of two were there
     assert not (run / FOLDER).exists()
+
+
+def test_what_is_finished_survives_a_kill_while_other_weights_are_evaluated(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Untrained weights come first, and once more after the kill: they must leave the others' features alone."""
+    words = [run, "--knn", "--batch-size", 2, "--untrained"]
+    whole = evaluated(capsys, *words)
+    real, saved = extraction._save, []
+
+    def save(path: Path, values: Any) -> None:
+        saved.append(path)
+        if len(saved) == 12:  # rows and labels of three and one parts of the untrained network, of one part, labels
+            raise KeyboardInterrupt
+        real(path, values)
+
+    monkeypatch.setattr(extraction, "_save", save)
+    assert main(list(map(str, words))) == 130
+    monkeypatch.undo()
+    read: list[int] = []
+    count = extraction.outputs
+    monkeypatch.setattr(
+        extraction,
+        "outputs",
+        lambda network, store, *more: read.append(store.num_samples) or count(network, store, *more),
+    )
+    assert evaluated(capsys, *words) == whole
+    assert read == [72, 24, 72 - 32, 24]
+    assert not (run / FOLDER).exists()
+
+
+def test_features_of_other_settings_of_the_run_are_not_taken_for_its_own(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The seed of a run decides its untrained weights."""
+    keys: list[str] = []
+
+    class Noting(Scratch):
+        def folder(self, key: dict[str, Any]) -> Path:
+            keys.append(super().folder(key).name)
+            return super().folder(key)
+
+    monkeypatch.setattr("fasttrain.jobs.evaluate.Scratch", Noting)
+    for seed in (0, 1):
+        written = json.loads((run / "config.json").read_text())
+        written["config"]["seed"] = seed
+        (run / "config.json").write_text(json.dumps(written))
+        evaluated(capsys, run, "--knn", "--untrained")
+    first, second = keys[: len(keys) // 2], keys[len(keys) // 2 :]
+    assert not set(first) & set(second)
+
+
+def test_ranks_that_find_different_checkpoints_say_so(run: Path, tmp_path: Path) -> None:
+    together, other = on_ranks(tmp_path, 2, on_own_checkpoint, [str(run), "--knn"])
+    assert (together.returncode, other.returncode) == (2, 2), together.stderr + other.stderr
+    assert "different checkpoints" in together.stderr
+    assert other.stderr == ""
+
+
+def on_own_checkpoint(words: list[str]) -> int:
+    """Each rank finds another one, as if a checkpoint were written just then."""
+    real = subjects.chosen_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        digest = os.environ["RANK"] * 64
+        patch.setattr(subjects, "chosen_checkpoint", lambda *found: real(*found)._replace(digest=digest))
+        return main(words)
 
 
 def test_what_an_evaluation_of_other_weights_has_left_goes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,6 +183,37 @@ def test_several_runs_give_means_and_deviations(
     assert "named twice" in capsys.readouterr().err
 
 
+def test_settings_and_steps_that_differ_between_runs_are_told_of_each() -> None:
+    def found(step: int, lr: float) -> list[Evaluation]:
+        settings = {"grid": [0.1, 0.3], "lr": lr}
+        return [Evaluation("linear", step, False, settings, "/images", "f", 10, top1=50.0)]
+
+    assert summary([found(4, 0.1), found(2, 0.3)]) == {
+        "step": [4, 2], "runs": 2, "linear_top1": 50.0, "linear_top1_std": 0.0,
+        "protocol": {"linear": {"grid": [0.1, 0.3], "lr": [0.1, 0.3]}},
+    }  # fmt: skip
+    assert summary([found(4, 0.1), found(4, 0.1)])["step"] == 4
+
+
+def test_runs_of_different_images_have_no_mean(
+    run: Path, shards: Path, tar_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    assert train(tar_shards, other, "--max-steps", 2) == 0
+    assert main([str(run), str(other), "--knn"]) == 2
+    assert "different images" in capsys.readouterr().err
+    assert evaluated(capsys, run, other, "--knn", "--data", shards)["runs"] == 2
+
+
+def test_data_sets_of_one_name_are_refused(
+    run: Path, shards: Path, tar_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their figures would be averaged under it."""
+    others = [shutil.copytree(images, tmp_path / place / "set") for place, images in (("a", shards), ("b", tar_shards))]
+    assert main([str(run), "--knn", "--transfer", *map(str, others)]) == 2
+    assert "two data sets set" in capsys.readouterr().err
+
+
 def test_an_encoder_is_evaluated_on_other_images_too(
     run: Path, tar_shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +224,19 @@ def test_an_encoder_is_evaluated_on_other_images_too(
     assert [each.data for each in read_evaluations(run)][1] == str(tar_shards)
 
 
+def test_a_full_disk_is_named_and_what_is_finished_stays(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        status = main([str(run), "--knn"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (part,) = (run / FOLDER).iterdir()
+    assert status == 1
+    assert f"{part}/train/000000.npy: File too large" in capsys.readouterr().err
+    assert sorted(path.name for path in (part / "train").iterdir()) == ["000000.labels.npy"]
+
+
 def test_without_a_run_one_line_says_so(run_command: RunCommand) -> None:
     process = run_command("fasttrain/evaluate.py")
     assert process.returncode == 2
@@ -130,7 +245,7 @@ def test_without_a_run_one_line_says_so(run_command: RunCommand) -> None:
 
 def test_lists_of_k_temperatures_and_shots_have_a_figure_each(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """72 images of train: 200 and 300 neighbours are both all of them."""
-    words = ["--k", 3, 200, 300, "--temperature", 0.07, 0.1, "--shots", 1, 20, "--draws", 2]
+    words = ["--k", 3, 200, 300, "--temperature", 0.07, 0.1, "--shots", 1, 20, 1, "--draws", 2]
     line = evaluated(capsys, run, "--knn", *words)
     names = ["knn", "knn_k3_t0.1", "knn_k72_t0.07", "knn_k72_t0.1", "few_shot_1_a_class", "few_shot_20_a_class"]
     assert list(line["protocol"]) == names

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import get_type_hints
 
 from support.commands import ROOT
 
@@ -10,7 +11,7 @@ from benchmarks.step import StepBenchmark
 from fasttrain.config import make_config
 from fasttrain.dataprep.convert import ConvertConfig
 from fasttrain.dataprep.verify import VerifyConfig
-from fasttrain.jobs.options import EmbedConfig, EvaluateConfig, ExportConfig, ReportConfig
+from fasttrain.jobs.options import EmbedConfig, EvaluateConfig, ExportConfig, ReportConfig, RunsConfig
 from fasttrain.methods import METHODS
 from fasttrain.system.options import flat
 
@@ -33,6 +34,13 @@ def test_every_file_of_the_tree_exists() -> None:
 FOREIGN = {"user", "nproc-per-node", "nodes", "gpus-per-node", "build"}
 
 
+def names_of(options: type) -> set[str]:
+    """Of a command's options, and of those in its groups."""
+    hints = get_type_hints(options)
+    groups = {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+    return (hints.keys() - groups.keys()).union(*(names_of(kind) for kind in groups.values()))
+
+
 def test_every_option_shown_exists() -> None:
     known = {name.replace("_", "-") for method in METHODS for name in flat(make_config(method))}
     for command in (
@@ -40,11 +48,12 @@ def test_every_option_shown_exists() -> None:
         EvaluateConfig,
         ExportConfig,
         ReportConfig,
+        RunsConfig,
         ConvertConfig,
         VerifyConfig,
         MethodsBenchmark,
         StepBenchmark,
     ):
-        known |= {field.name.replace("_", "-") for field in dataclasses.fields(command)}
+        known |= {name.replace("_", "-") for name in names_of(command)}
     shown = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", README)) - {"help"} - FOREIGN
     assert shown <= known

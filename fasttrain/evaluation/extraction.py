@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from fasttrain.system.cli import warn
 from fasttrain.system.durable import replace_file
 from fasttrain.system.progress import progress
 
-BATCHES = 16  # of a part
+BATCHES = 16  # of a part, at least
+MOST_PARTS = 256  # of a split: each is an open file while it is read, and a process may often have no more than 1024
 
 
 class Parts:
@@ -45,13 +47,13 @@ def extract_on_all(
     Every rank does its share of the parts that are not there yet. A part follows from the store and the network alone,
     whichever rank does it. Raises as `outputs` does.
     """
-    each = BATCHES * preparation.batch_size
+    each = preparation.batch_size * max(BATCHES, -(-store.num_samples // (preparation.batch_size * MOST_PARTS)))
     parts = -(-store.num_samples // each)
     limit = int(preparation.max_failed_fraction * store.num_samples)
 
     def share() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        left = [part for part in range(ranks.rank, parts, ranks.world_size) if not _values(folder, part).exists()]
+        left = [part for part in range(ranks.rank, parts, ranks.world_size) if not _is_there(folder, part)]
         if left:
             index_N = np.concatenate([np.arange(part * each, (part + 1) * each) for part in left])
             mine = Selection(store, index_N[index_N < store.num_samples])
@@ -81,11 +83,16 @@ def _fill(
             labels.append(label_B)
             done += len(label_B)
             advance(len(label_B))
-            if len(rows) == BATCHES or done == mine.num_samples:
+            if done % each == 0 or done == mine.num_samples:
                 part, whole_NF, label_N = next(todo), np.concatenate(rows), torch.cat(labels).numpy()
                 _save(_labels(folder, part), label_N)
-                _save(_values(folder, part), whole_NF)  # last: where it is, both are
+                _save(_values(folder, part), whole_NF)
                 rows, labels = [], []
+
+
+def _is_there(folder: pathlib.Path, part: int) -> bool:
+    """Are both files? One alone is what a kill leaves, while they are written or removed."""
+    return _values(folder, part).exists() and _labels(folder, part).exists()
 
 
 def _quiet(_count: int) -> None:
@@ -93,7 +100,11 @@ def _quiet(_count: int) -> None:
 
 
 def _save(path: pathlib.Path, values: np.ndarray) -> None:
-    replace_file(path, lambda file: np.save(file, values))
+    def write(file: BinaryIO) -> None:  # np.save would not say what is wrong with the disk
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
+        file.write(np.ascontiguousarray(values).data)
+
+    replace_file(path, write)
 
 
 def _values(folder: pathlib.Path, part: int) -> pathlib.Path:

@@ -42,7 +42,7 @@ from fasttrain.views.draw import center, crop_fraction, draw
 from fasttrain.views.spec import Recipe, expanded
 
 BATCH_SIZE = 128
-PAIRED = 4  # every so manieth image of train also has two views
+PAIRED, FEW = 4, 32  # every so manieth image of train also has two views; of FEW or less each
 LIDAR_VIEWS = 8
 BINS = 64  # of a histogram of cosines, equal ones from -1 to 1
 EPOCH = 2**32 - 1  # whose views these are: of no training
@@ -77,6 +77,7 @@ class HealthMonitor:
                 self._val = val if seems_labelled(self._train) and seems_labelled(val) else None
             except DataError as error:  # which training itself has no need of
                 note(f"no accuracy is measured while training: {error}")
+        self._paired = PAIRED if self._train.num_samples > FEW else 1
         full = [spec for spec in expanded(recipe) if spec.size == 1]
         self._recipe: Recipe = tuple(full * LIDAR_VIEWS)[: LIDAR_VIEWS if lidar else 2]
         self._size, self._seed, self._lidar, self._device, self._workers = size, seed, lidar, device, workers
@@ -163,7 +164,7 @@ class HealthMonitor:
     def _views(self, batch: Batch, mean: tuple, std: tuple) -> Tensor:
         """(V, P, 3, S, S): of P images at the same places of the subset, whatever the batches."""
         of = batch.offset_B, batch.height_B, batch.width_B, batch.index_B
-        offset_P, height_P, width_P, index_P = (each_B[::PAIRED].contiguous() for each_B in of)
+        offset_P, height_P, width_P, index_P = (each_B[:: self._paired].contiguous() for each_B in of)
         table = draw(self._recipe, height_P, width_P, index_P, self._seed, EPOCH, self._size)
         sides = (self._size,) * len(self._recipe)
         return augment(batch.pixels, offset_P, height_P, width_P, table, sides, mean, std)[0]

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import math
-import pathlib
 import time
 from collections.abc import Callable
-from typing import Literal, NamedTuple, NoReturn
+from typing import Literal, NamedTuple
 
-from fasttrain.engine.probe import OnlineProbe
-from fasttrain.engine.ranks import Ranks
-from fasttrain.evaluation.collapse import YOUNG, collapse
-from fasttrain.evaluation.health import HealthMonitor
-from fasttrain.evaluation.monitor import Interrupted
-from fasttrain.methods import Method
-from fasttrain.run.metrics import Metrics, read_metrics
+from fasttrain.evaluation.collapse import LOOKED_AT, YOUNG, YOUNG_STEPS, Alarm
+from fasttrain.evaluation.health import Figures, HealthMonitor
+from fasttrain.evaluation.watched import Watched
 from fasttrain.system.errors import DataError, RunError, UserError
-from fasttrain.system.options import Options
 from fasttrain.views.spec import Recipe
 
 PART = 0.005  # of a run's passes of images: in fp32, and with the decoding, those of an event take up to twice as long
@@ -50,7 +44,7 @@ def plan(
     passes = PART * steps * batch_size / world_size * (2 + sum(spec.count * spec.size**2 for spec in recipe))
     events = USUAL if asked == "auto" else max(1, steps // max(asked, 1))
     images = min(MOST, max(LEAST, int(passes / PASSES / (events + 1))))
-    young = math.ceil(YOUNG * steps)
+    young = max(YOUNG_STEPS, math.ceil(YOUNG * steps))
     if asked != "auto":
         return Plan(asked, images, young)
     events = max(int(needs), min(MOST_EVENTS, int(passes / PASSES / images) - 1))
@@ -63,60 +57,43 @@ class HealthEvents:
     One that a signal has cut short is measured again by the run that goes on from that step.
     """
 
-    def __init__(
-        self, monitor: HealthMonitor | None, plan: Plan, last_step: int, stops: bool, options: Options,
-        probe: OnlineProbe | None, run: pathlib.Path, ranks: Ranks, received: Callable[[], int],
-        say: Callable[[str], None], step: int, mean: tuple, std: tuple,
-    ) -> None:  # fmt: skip
-        """monitor: None for no events. stops: a collapse ends the run. options: the method's own. received: the signal
-        that this process was sent, 0 for none. say: shows a line. step: the one that the run goes on from. mean, std:
-        by which views are normalised."""
-        self._monitor, self._plan, self._last, self._stops = monitor, plan, last_step, stops
-        self._options, self._probe, self._run, self._ranks = options, probe, run, ranks
-        self._received, self._say, self._from, self._mean, self._std = received, say, step, mean, std
-        self.line = ""  # what was last said of a collapse that has not recovered
+    def __init__(self, watched: Watched, monitor: HealthMonitor | None, every: int, alarm: Alarm) -> None:
+        """monitor: None for no events."""
+        self._watched, self._monitor, self._every, self._alarm = watched, monitor, every, alarm
 
     def due(self, step: int) -> bool:
         """Is a step one of those to be measured? (The same on all ranks.)"""
-        return self._monitor is not None and (step % self._plan.every == 0 or step == self._last)
+        return self._monitor is not None and (step % self._every == 0 or step == self._watched.last)
 
-    def __call__(self, method: Method, step: int, epoch: int, metrics: Metrics) -> int:
-        """Measure a step, unless it has been. Returns the signal that cut it short, COLLAPSED for a collapse that is to
-        end the run, or 0. Every rank calls it, and all return the same.
+    def __call__(self, step: int, epoch: int) -> int:
+        """Measure a step that is due, unless it has been. Returns the signal that cut it short, COLLAPSED for a
+        collapse that is to end the run, or 0.
+
+        Every rank calls it, and all return the same.
         """
-        stopped, self.line = self._ranks.of_first(
-            lambda still_here: (self._measure(method, step, epoch, metrics, still_here), self.line)
-        )
-        return stopped
+        if not self.due(step):
+            return 0
+        with self._watched.display.doing("measuring the representation"):
+            return self._watched.of_first(lambda each_batch: self.measure(step, epoch, each_batch))
 
-    def _measure(self, method: Method, step: int, epoch: int, metrics: Metrics, still_here: Callable[[], None]) -> int:
-        def each_batch() -> None:
-            still_here()
-            if self._received():
-                raise Interrupted
-
+    def measure(self, step: int, epoch: int, each_batch: Callable[[], None]) -> int:
+        """What the first rank does of it. Raises what each_batch does."""
         assert self._monitor is not None
-        if step == self._from and self._is_measured(step):
-            return 0
-        began = time.monotonic()
-        try:
-            figures = self._monitor(method, self._probe, self._mean, self._std, each_batch)
-        except Interrupted:
-            return self._received()
-        except (RunError, DataError, OSError) as error:  # of images that training may never read
-            self._say(f"the representation is not looked at: {error}")
-            return 0
-        metrics.event(step, epoch, time.monotonic() - began, **figures)
-        line = collapse(figures, self._options) if step >= self._plan.young else ""
-        if line and not self.line and not self._stops:  # else it is the run's last line
-            self._say(line)
-        self.line = line
-        return COLLAPSED if line and self._stops else 0
+        watched = self._watched
+        figures = self._measured(step) if step == watched.first else None
+        if not figures:
+            began = time.monotonic()
+            try:
+                figures = self._monitor(watched.method, watched.probe, watched.mean, watched.std, each_batch)
+            except (RunError, DataError, OSError) as error:  # of images that training may never read
+                watched.display.say(f"the representation is not looked at: {error}")
+                return 0
+            watched.metrics.event(step, epoch, time.monotonic() - began, **figures)
+        return COLLAPSED if self._alarm(step, figures) else 0
 
-    def refuse(self) -> NoReturn:
-        """Raises RunError, which says what has collapsed."""
-        raise RunError(f"{self.line} (--stop-on-collapse)")
-
-    def _is_measured(self, step: int) -> bool:
-        entries = read_metrics(self._run / "metrics.jsonl")
-        return any(entry["step"] == step and "rankme" in entry for entry in entries)
+    def _measured(self, step: int) -> Figures | None:
+        """What an attempt before has measured; a figure that is not finite is None in its file."""
+        for entry in self._watched.entries():
+            if entry["step"] == step and entry.keys() >= LOOKED_AT:
+                return {name: math.nan if figure is None else figure for name, figure in entry.items()}
+        return None

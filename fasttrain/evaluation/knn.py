@@ -15,6 +15,7 @@ from fasttrain.evaluation.ranking import NEVER, Sharing, best_classes, share_of_
 NEIGHBOURS = 200  # of Wu et al., for ImageNet
 LEAST = 5  # neighbours: fewer follow single images
 QUERY_ROWS, MEMORY_ROWS = 16384, 16384  # features held at once: 128 MiB each for a ResNet-50, whatever the sets' size
+KEPT_NEIGHBOURS = 1 << 25  # of all queries held at once: 400 MiB, of which more than 2048 each leave fewer queries
 BLOCK_ROWS = 256  # of queries in one product, which is the same on however many ranks
 
 
@@ -51,8 +52,9 @@ def knn(
     share = share_of_rows(len(queries), ranks, BLOCK_ROWS)
     pairs = [(each, temperature) for each in k_all for temperature in temperatures]
     parts = {pair: [best_classes(torch.empty(0, num_classes))] for pair in pairs}
-    for first in range(share.start, share.stop, QUERY_ROWS):
-        query_QF = F.normalize(queries.rows(slice(first, min(first + QUERY_ROWS, share.stop)), device), dim=1)
+    at_once = max(BLOCK_ROWS, min(QUERY_ROWS, KEPT_NEIGHBOURS // k_all[-1] // BLOCK_ROWS * BLOCK_ROWS))
+    for first in range(share.start, share.stop, at_once):
+        query_QF = F.normalize(queries.rows(slice(first, min(first + at_once, share.stop)), device), dim=1)
         for similarity_Bk, label_Bk in _nearest(query_QF, memory, k_all[-1]):
             for each, temperature in pairs:
                 votes_BC = _votes(similarity_Bk[:, :each], label_Bk[:, :each], num_classes, temperature)

@@ -60,7 +60,7 @@ def listed(store: Store, path: pathlib.Path) -> np.ndarray:
 def _names(path: pathlib.Path) -> dict[str, None]:
     """Those in a list, in its order, each once."""
     try:
-        text = read_at_most(path, MAX_LIST_BYTES).decode("utf-8")
+        text = read_at_most(path, MAX_LIST_BYTES).decode("utf-8-sig")  # Windows begins its files with a mark
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text of names, one a line") from None
     except OSError as error:

@@ -9,16 +9,15 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.accuracy import Accuracy, accuracy
 from fasttrain.evaluation.features import Preparation, extract, open_labelled
 from fasttrain.evaluation.knn import knn
 from fasttrain.evaluation.options import TEMPERATURE
 from fasttrain.evaluation.ranking import ALONE
+from fasttrain.evaluation.watched import Watched
 from fasttrain.input.options import DataOptions
 from fasttrain.methods import Method
 from fasttrain.run.checkpoint import keep_best
-from fasttrain.run.metrics import Metrics, read_metrics
 
 MOST = 50_000  # images of a split: enough to rank checkpoints by, and other ranks need not wait for long
 BATCH_SIZE = 256
@@ -64,58 +63,45 @@ class KnnMonitor:
             return accuracy(ranked_Nr, queries.label_N, classes)
 
 
-class Interrupted(Exception):
-    """A signal came during an evaluation."""
-
-
-class Evaluations:
+class KnnEvents:
     """kNN every so many steps, on the first rank while the others wait; the best step's checkpoint is best.pt.
 
     What was measured is what metrics.jsonl tells: a step's checkpoint is saved before its evaluation, which may be cut
     short by a signal, or never begin. A run that goes on from that checkpoint makes up for it first.
     """
 
-    def __init__(
-        self, knn: KnnMonitor | None, every: int, run: pathlib.Path, ranks: Ranks, received: Callable[[], int],
-        mean: tuple, std: tuple,
-    ) -> None:  # fmt: skip
-        """knn: None for no evaluations. received: the signal that this process was sent, 0 for none. mean, std: by
-        which views are normalised."""
-        self._knn, self._every, self._run, self._ranks, self._received = knn, every, run, ranks, received
-        self._mean, self._std = mean, std
+    def __init__(self, watched: Watched, knn: KnnMonitor | None, every: int) -> None:
+        """knn: None for no evaluations."""
+        self._watched, self._knn, self._every = watched, knn, every
 
     def due(self, step: int) -> bool:
         """Is a step one of those to be evaluated? (The same on all ranks.)"""
         return self._knn is not None and step > 0 and step % self._every == 0
 
-    def __call__(self, method: Method, step: int, epoch: int, metrics: Metrics) -> int:
-        """Evaluate a step, whose checkpoint is saved, unless it has been. Returns the signal that cut it short, or 0.
+    def __call__(self, step: int, epoch: int) -> int:
+        """Evaluate a step that is due, whose checkpoint is saved, unless it has been. Returns the signal that cut it
+        short, or 0.
 
         Every rank calls it, and all return the same.
         """
-        return self._ranks.of_first(lambda still_here: self._evaluate(method, step, epoch, metrics, still_here))
+        if not self.due(step):
+            return 0
+        with self._watched.display.aside("evaluating"):
+            return self._watched.of_first(lambda each_batch: self._evaluate(step, epoch, each_batch))
 
-    def _evaluate(self, method: Method, step: int, epoch: int, metrics: Metrics, still_here: Callable[[], None]) -> int:
-        def each_batch() -> None:
-            still_here()
-            if self._received():
-                raise Interrupted
-
+    def _evaluate(self, step: int, epoch: int, each_batch: Callable[[], None]) -> int:
         assert self._knn is not None
+        watched = self._watched
         if step not in self._measured():
             began = time.monotonic()
-            try:
-                found = self._knn(method, self._mean, self._std, self._run, each_batch)
-            except Interrupted:
-                return self._received()
+            found = self._knn(watched.method, watched.mean, watched.std, watched.run, each_batch)
             figures = {f"knn_{name}": value for name, value in found._asdict().items() if value is not None}
-            metrics.event(step, epoch, time.monotonic() - began, **figures)
+            watched.metrics.event(step, epoch, time.monotonic() - began, **figures)
         measured = self._measured()
         if max(measured, key=lambda other: measured[other]) == step:  # the first, of several
-            keep_best(self._run / "checkpoints", step)
+            keep_best(watched.run / "checkpoints", step)
         return 0
 
     def _measured(self) -> dict[int, float]:
-        """Accuracies by step, of all attempts at this run."""
-        entries = read_metrics(self._run / "metrics.jsonl")
-        return {entry["step"]: entry["knn_top1"] for entry in entries if "knn_top1" in entry}
+        """Accuracies by step."""
+        return {entry["step"]: entry["knn_top1"] for entry in self._watched.entries() if "knn_top1" in entry}

@@ -68,6 +68,11 @@ class OverImagesOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        stems = [PurePath(file).stem for file in self.semi_files]
-        if len(set(stems)) < len(stems):
-            raise UserError("--semi-files names two files alike, and their figures would be, too: rename one")
+        names = [*map(name_of_part, dict.fromkeys(self.semi)), *(PurePath(file).stem for file in self.semi_files)]
+        if len(set(names)) < len(names):
+            raise UserError("--semi and --semi-files name two parts alike, and their figures would be, too: rename one")
+
+
+def name_of_part(fraction: float) -> str:
+    """Of figures by so many of the labels."""
+    return f"{100 * fraction:g}pct"

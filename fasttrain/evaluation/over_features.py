@@ -34,7 +34,7 @@ def over_features(
     if linear.linear:
         ranked_Nr, settings = linear_probe(memory, queries, classes, device, ranks, linear.solver)
         yield Ranked("linear", "", of | settings, ranked_Nr, label_N)
-    for shots in few.shots:
+    for shots in dict.fromkeys(few.shots):
         draws = few.draws
         ranked_Nr, settings = few_shot(memory, queries, classes, shots, draws, device, ranks)
         yield Ranked("few_shot", f"{shots}_a_class", of | settings, ranked_Nr, label_N.repeat(draws), draws)

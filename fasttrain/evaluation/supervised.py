@@ -26,10 +26,12 @@ from fasttrain.engine.views import make_views, on_device
 from fasttrain.evaluation.accuracy import RANKED
 from fasttrain.evaluation.classifier import Classifier, make_optimizer, set_rates
 from fasttrain.evaluation.features import FAILED, Preparation, check_labels, full_precision, outputs
+from fasttrain.evaluation.ranking import best_classes
 from fasttrain.evaluation.recipes import CROP_SCALE, Supervised, described, precision
 from fasttrain.evaluation.unfinished_classifier import Unfinished, digest
 from fasttrain.input import Batch, LoaderError, Order, Selection, Store, open_loader
 from fasttrain.kernels.augment import Views
+from fasttrain.networks.vision_transformer import dropped_paths
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.progress import progress
 from fasttrain.system.signals import Stopped, StopSignal
@@ -39,8 +41,9 @@ CROP_AND_FLIP = (ViewSpec(scale=CROP_SCALE, jitter_p=0.0, gray_p=0.0, blur_p=0.0
 
 
 def settings_of(encoder: nn.Module, recipe: Supervised, size: int, device: torch.device) -> dict[str, Any]:
-    """What is printed with a figure of the recipe: see recipes.described."""
-    return described(recipe, Classifier(encoder, recipe, size, 1, 0).about, device.type)
+    """What is printed with a figure of the recipe: see recipes.described; and the encoder's own stochastic depth."""
+    settings = described(recipe, Classifier(encoder, recipe, size, 1, 0).about, device.type)
+    return settings if recipe.frozen else settings | {"drop_path": dropped_paths(encoder)}
 
 
 def train_classifier(
@@ -109,7 +112,8 @@ class Training:
                 self._tell(epoch, sums_2 / (self._step - first))
                 if self._unfinished.due(epoch_ends=True) or (ranks.is_main and epoch + 1 == recipe.epochs):
                     self._save()
-            self._end_if(ranks.agree(stop.received))  # what ranks were sent in the last step
+            for _ in range(2):  # what ranks were sent in the last step, and while it was saved
+                self._end_if(ranks.agree(stop.received))
 
     def _take_step(self, batch: Batch, epoch: int) -> Tensor:
         """Returns the batch's loss, and its part that is classified right; (2,) on the device."""
@@ -157,8 +161,9 @@ class Training:
         """Raises Stopped for a signal, once the state is saved."""
         if not number:
             return
+        # The others wait: a rank that ends takes the one that is still writing with it.
+        self._ranks.together(self._save if self._ranks.is_main else lambda: None)
         if self._ranks.is_main:
-            self._save()
             said = f"{self._recipe.protocol} stopped by {signal.Signals(number).name} after {self._step} steps"
             print(f"{said}; the same command continues", file=sys.stderr, flush=True)
         raise Stopped(number)
@@ -191,7 +196,7 @@ def ranked(classifier: Classifier, val: Store, preparation: Preparation, ranks: 
         shown = progress(mine.num_samples, title="val") if ranks.is_main else contextlib.nullcontext(_quiet)
         with shown as advance:
             for logits_BC, label_B in outputs(classifier.eval(), mine, ranks.device, preparation, limit):
-                parts.append((torch.from_numpy(logits_BC).topk(top).indices, label_B))
+                parts.append((best_classes(torch.from_numpy(logits_BC)), label_B))
                 advance(len(label_B))
 
     ranks.together(classify)

@@ -23,29 +23,20 @@ from fasttrain.engine.optim import Schedule
 from fasttrain.engine.options import BASE_BATCH
 from fasttrain.engine.probe import OnlineProbe
 from fasttrain.engine.ranks import Ranks, given_back
-from fasttrain.engine.skips import Skips
 from fasttrain.engine.step import TrainStep
 from fasttrain.engine.views import make_views, on_device
-from fasttrain.evaluation.health import HealthMonitor
-from fasttrain.evaluation.health_events import COLLAPSED, HealthEvents, Plan, plan
-from fasttrain.evaluation.monitor import Evaluations, KnnMonitor
-from fasttrain.input import (
-    FolderStore,
-    Loader,
-    Order,
-    Store,
-    open_dataset,
-    open_loader,
-    pixel_statistics,
-    seems_labelled,
-)
+from fasttrain.evaluation.health_events import COLLAPSED
+from fasttrain.evaluation.watched import Watched
+from fasttrain.input import FolderStore, Loader, Order, open_dataset, pixel_statistics
+from fasttrain.jobs.batches import make_groups, make_loader
 from fasttrain.jobs.init import initial_weights_of_all
+from fasttrain.jobs.not_finite import not_finite
 from fasttrain.jobs.report import write_report
+from fasttrain.jobs.watch import make_watch, open_monitors
 from fasttrain.kernels.augment import Views
 from fasttrain.methods import Method, Progress, Sample
-from fasttrain.networks.batch_norm import has_batch_norm, is_split
-from fasttrain.networks.groups import MAX_SHARE, Groups, check_groups, check_rows
-from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
+from fasttrain.networks.groups import MAX_SHARE
+from fasttrain.run.checkpoint import save_checkpoint
 from fasttrain.run.display import Display
 from fasttrain.run.ending import begin_again, keep_ending
 from fasttrain.run.extension import check_extension, keep_extension
@@ -57,14 +48,12 @@ from fasttrain.run.samples import write_samples
 from fasttrain.run.sinks import check_services, open_sinks
 from fasttrain.run.starts import keep_start
 from fasttrain.system.collectives import common_generator
-from fasttrain.system.durable import write_json
 from fasttrain.system.errors import RunError, UserError, printable
 from fasttrain.system.lock import Lock
 from fasttrain.system.options import Settings
 from fasttrain.system.signals import StopSignal
 from fasttrain.views.spec import sides
 
-NAMED = 8  # samples in an error line
 _alone = threading.Lock()  # held while this process trains: what is drawn comes from torch's one random state
 
 
@@ -75,74 +64,6 @@ class Finished(NamedTuple):
     run: pathlib.Path
     step: int
     stopped: int
-
-
-def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
-    """The samples in their seeded order. Raises UserError for a batch that can't be and for missing labels."""
-    batch_size, accumulate = config.optimisation.batch_size, config.optimisation.accumulate
-    if batch_size > store.num_samples:
-        raise UserError(f"--batch-size {batch_size} is larger than the data set ({store.num_samples} images)")
-    parts = ranks.world_size * accumulate
-    if batch_size % ranks.world_size or batch_size // ranks.world_size < 2:
-        raise UserError(
-            f"--batch-size {batch_size} must be a multiple of the {ranks.world_size} process(es), 2 or more each"
-        )
-    if batch_size // ranks.world_size % accumulate or batch_size < 2 * parts:
-        raise UserError(f"--batch-size {batch_size} can't be cut into {parts} equal parts (--accumulate) of 2 or more")
-    needs, probes = config.method.needs_labels, config.logging.online_probe
-    if (needs or probes) and not (store.classes and seems_labelled(store)):
-        whose = f"--method {config.run.method}" if needs else "--online-probe"
-        raise UserError(f"{whose} needs labels, and {config.data.data} has images without")
-    order = Order(store.num_samples, batch_size, config.run.seed, True, ranks.rank, ranks.world_size)
-    workers = ranks.threads(config.machine.workers)
-    return open_loader(
-        store, order, workers, config.data.loader, ranks.device, config.data.max_failed_fraction,
-        labels=needs or probes,
-    )  # fmt: skip
-
-
-def make_groups(config: TrainConfig, method: Method, ranks: Ranks) -> Groups | None:
-    """How batch norm cuts each micro-batch; None: not at all. Raises UserError where a query could tell its key by the
-    cut, and where a head has too few rows."""
-    optimisation, kind, number = config.optimisation, config.encoder.batch_norm, config.encoder.batch_norm_groups
-    cut = optimisation.batch_size, ranks.world_size, optimisation.accumulate
-    if any(has_batch_norm(network) for name, network in method.named_children() if "encoder" not in name):
-        check_rows(*cut, kind, number)
-    return check_groups(*cut, number) if is_split(method.encoder) else None
-
-
-def plan_health(config: TrainConfig, loader: Loader, ranks: Ranks) -> tuple[Plan, HealthMonitor | None]:
-    """When the representation is looked at, and what looks at it, None: nothing. Raises UserError for what is asked of
-    it and can't be, DataError."""
-    logging, batch_size = config.logging, config.optimisation.batch_size
-    recipe, steps = config.views.recipe_for(config.method.views), config.optimisation.epochs * loader.steps_per_epoch
-    needs = logging.online_probe or logging.lidar or logging.stop_on_collapse
-    found = plan(logging.health_every, steps, batch_size, recipe, ranks.world_size, needs)
-    if not found.every:
-        return found, None
-    monitor = HealthMonitor(
-        config.data, recipe, config.views.size, config.run.seed, found.images, logging.lidar, ranks.device,
-        ranks.threads(config.machine.workers),
-    )  # fmt: skip
-    if logging.online_probe and not monitor.is_labelled:
-        raise UserError(f"--online-probe is measured on the val split, and {config.data.data} has none with labels")
-    return found, monitor
-
-
-def not_finite(run: pathlib.Path, store: Store, order: Order, skips: Skips, step: int) -> RunError:
-    """The error of too many skipped steps. The last one's samples are written to RUN/not-finite.json."""
-    epoch, place = divmod(skips.last, order.steps_per_epoch)
-    samples = order.step(order.epoch(epoch), place).tolist()
-    record = run / "not-finite.json"
-    names = [store.name(sample) for sample in samples]
-    write_json(record, {"step": skips.last + 1, "epoch": epoch, "samples": samples, "names": names})
-    good = next(iter(saved_checkpoints(run / "checkpoints")), "none yet")
-    named = ", ".join(map(str, samples[:NAMED])) + (f", … (all in {record})" if len(samples) > NAMED else "")
-    return RunError(
-        f"the loss or its gradients were not finite in {skips.total} of {step} steps, {skips.in_a_row} in a row, the "
-        f"last at step {skips.last + 1} with samples {named}; the last good checkpoint: {good}; lower --lr, or try "
-        "--precision fp32"
-    )
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -203,13 +124,8 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     closing.callback(loader.close)
     groups = make_groups(config, method, ranks)
     data = DataRecord(os.path.realpath(path), store.fingerprint, *pixel_statistics(path, config.data.loader))
-    workers, logging = ranks.threads(config.machine.workers), config.logging
-    knn = probe = None
-    if logging.knn_every:
-        knn = KnnMonitor(config.data, logging.knn_k, config.views.size, ranks.device, workers)
-    if logging.online_probe:
-        probe = OnlineProbe(len(store.classes), ranks.device)
-    health_plan, monitor = plan_health(config, loader, ranks)
+    monitors = open_monitors(config, store, loader.steps_per_epoch, ranks)
+    probe = monitors.probe
 
     # The first rank claims the folder; then all go on from the checkpoint that it chooses.
     settings = Settings.of(config)
@@ -226,8 +142,9 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
 
     ranks.together(lambda: closing.enter_context(begin()) if ranks.is_main else None)
     step = stopped = 0
+    collapsed: RunError | None = None
     if ranks.is_main:
-        closing.push(lambda _kind, error, _trace: keep_ending(run, step, stopped, error))
+        closing.push(lambda _kind, error, _trace: keep_ending(run, step, stopped, error or collapsed))
 
     def restore(state: dict) -> None:
         nonlocal data  # whose statistics belong to the run, as its weights do
@@ -255,7 +172,7 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     epoch, lr = max(0, step - 1) // steps_per_epoch, 0.0
 
     # Last, as they truncate metrics.jsonl to the step that was resumed, and take over the terminal.
-    health = Health(ranks.device, workers)
+    health = Health(ranks.device, ranks.threads(config.machine.workers))
 
     def record() -> tuple[Sink, ...]:
         keep_data(run, data)
@@ -278,23 +195,17 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     if groups and groups.share > MAX_SHARE:
         part = f"{groups.share:.0%} of the images that normalise a key also normalise its query"
         display.say(f"{part}: a larger batch has less")
-    every = config.logging.knn_every * steps_per_epoch
-    evaluations = Evaluations(knn, every, run, ranks, lambda: stop.received, mean, std)
-    healths = HealthEvents(
-        monitor, health_plan, last_step, logging.stop_on_collapse, config.method, probe, run, ranks,
-        lambda: stop.received, display.say, step, mean, std,
-    )  # fmt: skip
+    watched = Watched(
+        run, method, probe, mean, std, ranks, metrics, display, lambda: stop.received, first=step, last=last_step
+    )
+    watch = make_watch(config, monitors, steps_per_epoch, watched)
     compiles = is_compiled(method)
     views_dtype = AUTOCAST.get(optimisation.precision, torch.float32)
     views: Views | None = None  # one buffer for all steps of a size
     shown: tuple[int, ...] = ()  # its sides
     with closing:  # also before the report, which reads what is written until then
-        if healths.due(step):
-            with display.doing("measuring the representation"):
-                stopped = healths(method, step, epoch, metrics)
-        if evaluations.due(step) and not stopped:  # may not have been done when this checkpoint was written
-            with display.aside("evaluating"):
-                stopped = evaluations(method, step, epoch, metrics)
+        # may not have been done when this checkpoint was written
+        stopped = watch.health(step, epoch) or watch.knn(step, epoch)
         display.status("making the first batch")
         while step < last_step and not stopped:
             epoch = step // steps_per_epoch
@@ -320,11 +231,8 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
 
                 metrics.step(step, epoch, lr, ranks.mean(terms), trainer.skips_3)
                 display.step(step)
-                stopped = ranks.agree(stop.received)
-                if healths.due(step) and not stopped:
-                    with display.doing("measuring the representation"):
-                        stopped = healths(method, step, epoch, metrics)
-                due, ends = evaluations.due(step), bool(stopped) or step == last_step
+                stopped = ranks.agree(stop.received) or watch.health(step, epoch)
+                due, ends = watch.knn.due(step), bool(stopped) or step == last_step
                 saves = ends or due or step % config.run.checkpoint_every == 0
                 if saves and ranks.is_main:
                     metrics.flush(step, epoch, lr)  # what it knows of skipped steps is then up to this one
@@ -336,17 +244,15 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
                     with display.doing("saving"):
                         state = state_of(step, settings, data, method, trainer, probe, loader)
                         save_checkpoint(run / "checkpoints", state, config.run.keep_last)
-                if due and not stopped:
-                    with display.aside("evaluating"):
-                        stopped = evaluations(method, step, epoch, metrics)
+                stopped = stopped or watch.knn(step, epoch)
                 if stopped or ends:
                     break
-        if stopped == COLLAPSED:
-            if ranks.is_main:
-                write_report(run)
-            ranks.together(healths.refuse)
+        collapsed = watch.alarm.error
     if ranks.is_main:
         write_report(run)
+    if stopped == COLLAPSED:
+        ranks.together(watch.alarm.refuse)
+    if ranks.is_main:
         done = f"stopped by {signal.Signals(stopped).name}" if stopped else "done"
         print(f"{done} at step {step}; {run / 'report.html'}", file=sys.stderr, flush=True)
     ranks.close()

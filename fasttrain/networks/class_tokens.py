@@ -45,8 +45,8 @@ class ClassTokens(nn.Module):
 
 
 def dino_features(encoder: nn.Module, width: int) -> tuple[nn.Module, str]:
-    """What a linear classifier of DINO's protocol reads, as a module, and in words: of encoders without a class token,
-    as of ResNets there, the encoder's output.
+    """What a linear classifier of DINO's protocol reads, as a module, and in words: of encoders whose output is no
+    class token, as of ResNets there, that output.
 
     width: of the encoder's output.
     """
@@ -57,10 +57,12 @@ def dino_features(encoder: nn.Module, width: int) -> tuple[nn.Module, str]:
 
 
 def _has_class_token(encoder: nn.Module) -> bool:
-    """Can its tokens be told apart?"""
+    """Is its output a class token, and can its tokens be told apart?"""
     if isinstance(encoder, AnySize):
         return True
     intermediates = getattr(encoder, "forward_intermediates", None)  # timm's
-    token = getattr(encoder, "cls_token", None)
-    known = intermediates and "return_prefix_tokens" in inspect.signature(intermediates).parameters
-    return bool(known) and token is not None and getattr(encoder, "num_prefix_tokens", 0) > 0
+    if not intermediates or "return_prefix_tokens" not in inspect.signature(intermediates).parameters:
+        return False
+    # The output of BEiT and EVA is the mean of the patches: their class tokens are not trained, and have no norm.
+    is_read = getattr(encoder, "global_pool", "") == "token"
+    return is_read and getattr(encoder, "cls_token", None) is not None and getattr(encoder, "num_prefix_tokens", 0) > 0

@@ -215,3 +215,12 @@ def keep_paths(encoder: nn.Module) -> None:
             module.p = 0.0
         elif hasattr(module, "drop_prob"):  # timm's DropPath
             module.drop_prob = 0.0  # type: ignore[assignment]
+
+
+def dropped_paths(encoder: nn.Module) -> float:
+    """The chance, in training, that an image skips the branch that is skipped most often, as keep_paths knows them."""
+    rates = [
+        module.p if isinstance(module, StochasticDepth) else getattr(module, "drop_prob", None)
+        for module in encoder.modules()
+    ]
+    return max((rate for rate in rates if isinstance(rate, float)), default=0.0)

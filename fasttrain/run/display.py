@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fasttrain.run.health import MEMORY
-from fasttrain.run.metrics import FIGURES, HISTOGRAM, Entry
+from fasttrain.run.metrics import FIGURES, Entry
 from fasttrain.run.pace import Pace, clock
 from fasttrain.system.streams import tell_at_once
 
@@ -30,8 +30,11 @@ MOMENT = 5.0  # seconds after which a line there says what is being done
 LEAST_BAR, MOST_BAR = 8, 60  # columns
 GAP = 2
 REFRESHES = 4  # a second
-# of events: the report has them
-UNSAID = "effective_rank", "feature_std", "projection_std", "alpha_req", "subset_knn_majority"
+EVENTS = {  # of the figures of events, those that are said; the others are in metrics.jsonl
+    "knn_top1": "kNN {:.2f} %", "knn_majority": "majority {:.2f} %", "rankme": "RankMe {:.1f}", "lidar": "LiDAR {:.1f}",
+    "std": "std {:.2f}", "alignment": "alignment {:.2f}", "uniformity": "uniformity {:.2f}",
+    "subset_knn_top1": "kNN of a part {:.1f} %", "probe_top1": "probe {:.1f} %",
+}  # fmt: skip
 CONTRAST = {
     "contrastive_accuracy": "contrastive accuracy {:.1%}", "positive_similarity": "positives {:.2f}",
     "negative_similarity": "negatives {:.2f}", "queue_filled": "queue {:.0%} full",
@@ -104,9 +107,8 @@ class Display:
             self.say(hint)
 
     def event(self, entry: Entry) -> None:
-        told = (name for name in entry if name not in (*FIGURES, *UNSAID) and not name.startswith(HISTOGRAM))
-        figures = (f"{name} {entry[name]:.2f}" for name in told)
-        self.say(f"{', '.join(figures)} at step {entry['step']}")
+        said = (text.format(entry[name]) for name, text in EVENTS.items() if entry.get(name) is not None)
+        self.say(f"step {entry['step']}: {', '.join(said)}")
 
     def close(self) -> None:
         self.status("")

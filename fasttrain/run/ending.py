@@ -23,6 +23,7 @@ FILE = "ending.json"
 WRITTEN = "done", "stopped", "failed"
 MOST = 500  # characters of a line
 MAX_BYTES = 1 << 16  # of the file
+LARGEST = 1 << 62  # step
 TIME = "%Y-%m-%d %H:%M:%S%z"
 
 
@@ -41,10 +42,12 @@ class Ending:
     time: str = ""
 
     def __post_init__(self) -> None:
-        """Raises TypeError for what a damaged file may hold."""
+        """Raises TypeError or ValueError for what a damaged file may hold."""
         for name, kind in (("state", str), ("line", str), ("step", int), ("time", str)):
             if type(getattr(self, name)) is not kind:
                 raise TypeError(f"{name} is no {kind.__name__}")
+        if not 0 <= self.step <= LARGEST:
+            raise ValueError("step is no number of steps")
 
 
 def begin_again(run: pathlib.Path) -> None:
@@ -56,12 +59,12 @@ def keep_ending(run: pathlib.Path, step: int, stopped: int, error: BaseException
     """Record how training has ended: by an error, a signal's number, or (0, None) done.
 
     Never raises OSError: an error of its own must not stand in for the one that ended the run. An error before the run
-    has gone on leaves what stands there.
+    has gone on, such as a refusal, leaves what stands there, also nothing: step is 0 then, and checkpoints are there.
     """
-    if error and os.path.lexists(run / FILE):
+    if error and (os.path.lexists(run / FILE) or (not step and any((run / "checkpoints").glob("*")))):
         return
     if isinstance(error, KeyboardInterrupt):
-        state, line = "stopped", f"by {signal.SIGINT.name}, before it could write a checkpoint"
+        state, line = "stopped", f"by a second {signal.SIGINT.name}, at once"
     elif error:
         state, line = "failed", _line(error)
     else:

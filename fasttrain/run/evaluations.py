@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fasttrain.system.durable import write_json
@@ -18,7 +18,7 @@ from fasttrain.system.regular import read_at_most
 FILE = "evaluation.json"
 LOCK = f".{FILE}.lock"  # two evaluations that end at once would each leave out the other's figures
 PATIENCE_SECONDS = 10.0
-MAX_BYTES = 1 << 26  # of it: more than a hundred thousand of them
+MAX_BYTES = 1 << 26  # of it: two thousand of them with a thousand classes each, many more without
 NAMES = {
     "knn": "kNN", "linear": "linear", "linear_moco": "linear (MoCo)", "linear_dino": "linear (DINO)",
     "finetune": "fine-tuned", "semi": "semi-supervised", "few_shot": "few-shot",
@@ -92,6 +92,11 @@ class Evaluation:
         return f"{self.protocol}_{self.variant}" if self.variant else self.protocol
 
 
+def _size(evaluation: Evaluation) -> int:
+    """Bytes in the file, more or less."""
+    return 2 * len(json.dumps(asdict(evaluation)))
+
+
 def _is_percentage(value: object) -> bool:
     return type(value) in (int, float) and 0 <= value <= 100  # type: ignore[operator]
 
@@ -107,6 +112,7 @@ def read_evaluations(run: pathlib.Path) -> list[Evaluation]:
 
 def keep_evaluations(run: pathlib.Path, new: list[Evaluation]) -> None:
     """Add some to those of a run, in place of earlier ones of the same. A damaged file is kept beside the new one.
+    What earlier ones say of each class is left out where all of it would be too much to be read again.
 
     Raises UserError when another process holds the file's lock, or for a file that can't be read just now.
     """
@@ -116,6 +122,8 @@ def keep_evaluations(run: pathlib.Path, new: list[Evaluation]) -> None:
         if damaged:
             os.replace(path, path.with_name(f"{path.name}.damaged"))
         kept = [each for each in old if not any(other.replaces(each) for other in new)]
+        if sum(map(_size, (*kept, *new))) > MAX_BYTES:
+            kept = [replace(each, per_class=None) for each in kept]
         write_json(path, {"evaluations": [asdict(each) for each in (*kept, *new)]})
 
 

@@ -2,7 +2,8 @@
 
 A line of metrics.jsonl, an entry, has a step, its epoch, and either the means of the loss terms since the entry before
 and the figures in FIGURES, or figures of an event, such as an accuracy that was measured at that step. A figure of an
-event is a number, or, where its name begins with HISTOGRAM, a list of counts.
+event is a number, or, where its name begins with HISTOGRAM, a list of counts. In the file a number that is not finite
+is null: JSON knows no other.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import math
 import os
 import pathlib
 import sys
@@ -205,13 +207,13 @@ class MetricsFile:
             print(f"warning: {path}: {damaged} damaged line(s) left out", file=sys.stderr, flush=True)
         self.reached = max((entry["step"] for entry in entries), default=0)  # by earlier attempts
         kept = [entry for entry in entries if entry["step"] <= step]
-        replace_file(path, lambda file: file.write("".join(json.dumps(entry) + "\n" for entry in kept).encode()))
+        replace_file(path, lambda file: file.write(b"".join(map(_line, kept))))
         self._path = path
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed in close(); holds nothing back to fail then
 
     def write(self, entry: Entry) -> None:
         """Raises OSError, on a full disk for example; what of the line is in the file then is no entry."""
-        line = f"{json.dumps(entry)}\n".encode()
+        line = _line(entry)
         with naming(self._path):
             while line := line[self._file.write(line) :]:
                 continue
@@ -223,6 +225,11 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _line(entry: Entry) -> bytes:
+    known = {name: None if type(v) is float and not math.isfinite(v) else v for name, v in entry.items()}
+    return f"{json.dumps(known, allow_nan=False)}\n".encode()
 
 
 def read_metrics(path: pathlib.Path) -> list[Entry]:
@@ -266,7 +273,7 @@ def _entry(line: bytes) -> Entry | None:
 
 
 def _is_sound(name: str, value: object) -> bool:
-    """A figure is a number, or a histogram; a loss term may also be none (see Sink), or not finite."""
+    """A figure is a number, or a histogram; a loss term and what an event measured may also be none, or not finite."""
     if name.startswith(HISTOGRAM):
         counts = value if type(value) is list and len(value) <= MOST_BINS else [None]
         return all(type(count) is int and 0 <= count <= LARGEST for count in counts)

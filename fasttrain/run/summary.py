@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import pathlib
 import statistics
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fasttrain.run.ending import FILE, Ending, ending_of
+from fasttrain.run.ending import FILE, LARGEST, Ending, ending_of
 from fasttrain.run.evaluations import Evaluation, read_evaluations
 from fasttrain.run.folder import CONFIG, LOCK, config_of, read_record
 from fasttrain.system.errors import UserError
@@ -163,8 +163,8 @@ def _when(run: pathlib.Path) -> float:
 
 def _number(value: object) -> float | None:
     """A finite number."""
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else None  # type: ignore[arg-type]
+    return float(value) if type(value) in (int, float) and abs(value) <= sys.float_info.max else None  # type: ignore[arg-type]
 
 
 def _whole(value: object) -> int | None:
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= LARGEST else None

@@ -9,6 +9,8 @@ import torch
 from support.loading import Numbers
 from torch import nn
 
+from fasttrain.engine.ranks import Ranks, given_back
+from fasttrain.evaluation import extraction
 from fasttrain.evaluation.features import LARGEST, Features, Preparation, extract, open_labelled
 from fasttrain.formats.tar import TarShardReader
 from fasttrain.input import Store, open_dataset
@@ -68,3 +70,19 @@ def test_features_that_are_no_numbers_are_counted_and_poison_no_others(
     features = extract(Odd(), open_dataset(shards, "val"), tmp_path, CPU, preparation)
     assert features.rows(slice(0, 2), CPU).tolist() == [[0, largest, largest], [1, 1, 1]]
     assert "warning: 1 of 24 images have features that are no numbers" in capsys.readouterr().err
+
+
+def test_a_large_set_is_in_no_more_files_than_a_process_may_have_open(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extraction, "MOST_PARTS", 3)
+    store, found = open_dataset(shards), []
+    with given_back():
+        ranks = Ranks("cpu")
+        for size in (store.num_samples, 1):
+            preparation = Preparation(16, (0.5,) * 3, (0.5,) * 3, size, 1, 0.0)
+            network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            found.append(extraction.extract_on_all(network, store, tmp_path / str(size), ranks, preparation))
+    assert len(list((tmp_path / "1").glob("*[0-9].npy"))) == 3
+    np.testing.assert_allclose(found[1].values_NF[:], found[0].values_NF[:], rtol=1e-6, atol=1e-6)
+    assert torch.equal(found[1].label_N, found[0].label_N)

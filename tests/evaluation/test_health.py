@@ -20,6 +20,7 @@ from fasttrain.evaluation.collapse import collapse
 from fasttrain.evaluation.health import BINS, HealthMonitor, of_pairs, spectral
 from fasttrain.evaluation.health_events import LEAST, MOST, PART, PASSES, plan
 from fasttrain.methods import METHODS
+from fasttrain.run.ending import ending_of
 from fasttrain.run.metrics import read_metrics
 from fasttrain.system.errors import UserError
 from fasttrain.views.spec import RECIPES
@@ -110,6 +111,18 @@ def test_without_labels_or_val_split_there_is_what_needs_none(
         assert train(place, tmp_path / name, "--health-every", 1, "--max-steps", 1) == 0
         for figures in events(tmp_path / name).values():
             assert set(figures) | {"alpha_req"} == LABEL_FREE
+
+
+@pytest.mark.parametrize("images", [2, 3, 5])
+def test_a_set_of_a_few_images_has_figures(image_folder: pathlib.Path, tmp_path: pathlib.Path, images: int) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for number, image in enumerate(sorted((image_folder / "train").rglob("*.jpg"))[:images]):
+        shutil.copy(image, data / f"{number}.jpg")
+    words = ["--health-every", 1, "--lidar", "--batch-size", 2, "--batch-norm", "plain", "--max-steps", 1]
+    assert train(data, tmp_path / "run", *words) == 0
+    assert list(events(tmp_path / "run")) == [0, 1]
+    assert all(None not in figures.values() for figures in events(tmp_path / "run").values())
 
 
 def test_two_ranks_have_one_rank_s_figures(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -248,7 +261,15 @@ def test_a_loss_that_asks_for_a_spread_of_1_has_collapsed_far_below_it() -> None
     assert collapse({**HEALTHY, "projection_std": 0.8}, small("vicreg").method) == ""
 
 
-COLLAPSING = "--method", "moco", "--lr", "3000", "--precision", "fp32", "--health-every", "4"
+def test_no_collapse_is_found_before_running_statistics_have_come_to_the_weights() -> None:
+    """Healthy demos of six methods had the figures of one at steps 10 and 20, whatever part of a run that is."""
+    assert plan(10, 37, 64, RECIPES["mocov2"], 1).young >= 50
+    assert plan(10, 10_000, 64, RECIPES["mocov2"], 1).young == 1000
+
+
+COLLAPSING = (
+    "--method", "moco", "--lr", "3000", "--precision", "fp32", "--epochs", "15", "--health-every", "25",
+)  # fmt: skip
 
 
 def test_a_collapse_is_said_once_and_the_run_goes_on(
@@ -256,23 +277,28 @@ def test_a_collapse_is_said_once_and_the_run_goes_on(
 ) -> None:
     assert train(shards, tmp_path / "run", *COLLAPSING) == 0
     assert capsys.readouterr().err.count("collapse: ") == 1
-    assert final_state(tmp_path / "run")["step"] == 16
+    assert final_state(tmp_path / "run")["step"] == 60
 
 
 def test_a_collapse_ends_the_run_where_that_is_asked_for(
     shards: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    words = [*COLLAPSING, "--stop-on-collapse", "--checkpoint-every", 1, "--keep-last", 0]
-    assert train(shards, run, *words) == 1
-    said = capsys.readouterr().err
-    last = final_state(run)["step"]
-    assert 4 <= last < 16
-    assert list(events(run))[-1] == last
-    assert len(list((run / "checkpoints").iterdir())) == last  # the older ones stay
-    assert said.splitlines()[-1].endswith("(--stop-on-collapse)")
-    assert "Traceback" not in said
-    assert (run / "report.html").exists()
+    words = [*COLLAPSING, "--checkpoint-every", 10, "--keep-last", 0]
+    for _attempt in range(2):  # the second finds what the first has measured, and does not train on
+        assert train(shards, run, *words, "--stop-on-collapse") == 1
+        said = capsys.readouterr().err
+        assert final_state(run)["step"] == 50
+        assert list(events(run)) == [0, 25, 50]
+        assert len(list((run / "checkpoints").iterdir())) == 5  # the older ones stay
+        assert said.splitlines()[-1].endswith("(--stop-on-collapse)")
+        assert "Traceback" not in said
+        ending = ending_of(run, {})
+        assert (ending.state, ending.step) == ("failed", 50)
+        assert ending.line.endswith("(--stop-on-collapse)")
+        assert "failed at step 50: collapse: " in (run / "report.html").read_text()
+    assert train(shards, run, *words) == 0
+    assert final_state(run)["step"] == 60
 
 
 def test_all_ranks_end_alike_when_a_collapse_is_found(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:

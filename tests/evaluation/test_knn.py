@@ -74,6 +74,17 @@ def test_more_neighbours_than_images_are_all_of_them_and_the_settings_say_so() -
     assert "k_asked" not in knn_settings(memory.label_N, 0, 0.1)
 
 
+def test_the_more_neighbours_the_fewer_queries_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, queries, held = drawn(400, 4, 0), drawn(300, 4, 1), []
+    whole = knn(memory, queries, 4, [400], [0.1], CPU, ALONE)
+    real = module._nearest
+    monkeypatch.setattr(module, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(module, "KEPT_NEIGHBOURS", 400 * 40)
+    monkeypatch.setattr(module, "_nearest", lambda query_QF, *more: held.append(len(query_QF)) or real(query_QF, *more))
+    assert torch.equal(knn(memory, queries, 4, [400], [0.1], CPU, ALONE)[400, 0.1], whole[400, 0.1])
+    assert held == [32] * 9 + [12]
+
+
 def test_a_class_without_a_vote_is_not_named_so_that_top5_is_no_luck() -> None:
     memory = in_memory(np.eye(6), np.arange(6))
     ranked_Nr = knn(memory, memory, 6, [1], [0.1], CPU, ALONE)[1, 0.1]

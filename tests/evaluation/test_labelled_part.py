@@ -38,7 +38,7 @@ def test_a_list_of_simclrs_names_images_without_folders(named: Numbers, tmp_path
     path = tmp_path / "1percent.txt"
     path.write_text("n3_399.JPEG\nn1_5.JPEG\n\nn1_5.JPEG\n")
     assert listed(named, path).tolist() == [5, 399]
-    path.write_text("n3/n3_399.JPEG\r\nn1_5.JPEG\r\n")
+    path.write_bytes(b"\xef\xbb\xbfn3/n3_399.JPEG\r\nn1_5.JPEG\r\n")
     assert listed(named, path).tolist() == [5, 399]
 
 

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.forks import on_ranks
 from torch import nn
 
 from fasttrain.engine.ranks import Ranks
+from fasttrain.evaluation import labelled_part
 from fasttrain.evaluation.features import Preparation
 from fasttrain.evaluation.options import OverImagesOptions
 from fasttrain.evaluation.over_images import Ranked, over_images
@@ -43,6 +45,7 @@ def test_each_protocol_tells_its_settings_and_the_images_that_it_was_trained_on(
     ]  # fmt: skip
     assert [each.settings["batch_size"] for each in found] == [16, 16, 8, 16, 8]
     assert all(each.settings["epochs"] == 1 for each in found)
+    assert [each.settings["steps"] for each in found] == [4, 4, 1, 2, 1]  # of 72, 72, 8, 36 and 12 images
     assert all(each.ranked_Nr.shape == (24, 4) and each.ranked_Nr.dtype == torch.int64 for each in found)
     assert len(list((tmp_path / "work").iterdir())) == 5
 
@@ -58,13 +61,30 @@ def test_only_what_is_asked_for_is_done_and_wrong_lists_come_before_any_training
         done(shards, tmp_path, linear_moco=True, semi_files=(str(path),))
 
 
-def test_figures_of_two_lists_of_one_name_would_be_alike() -> None:
-    with pytest.raises(UserError, match="names two files alike"):
+def semi_on_rank(data: pathlib.Path, work: pathlib.Path, path: pathlib.Path) -> int:
+    labelled_part.MAX_UNMATCHED = 0.5
+    (found,) = done(data, work, semi_files=(str(path),))
+    return found.settings["train_images"]
+
+
+def test_ranks_read_a_list_once_and_train_on_the_same_images(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    store, path = open_dataset(shards, "train"), tmp_path / "most.txt"
+    names = [store.source_name(i) for i in range(60)]
+    path.write_text("\n".join([*names, "none.jpg"]))
+    both = on_ranks(tmp_path, 2, semi_on_rank, shards, tmp_path / "work", path)
+    assert [one.returncode for one in both] == [60, 60], both
+    assert [one.stderr.count("names are of no training image") for one in both] == [1, 0]
+
+
+def test_figures_of_two_parts_of_one_name_would_be_alike() -> None:
+    with pytest.raises(UserError, match="name two parts alike"):
         OverImagesOptions(semi_files=("a/1percent.txt", "b/1percent.txt"))
+    with pytest.raises(UserError, match="name two parts alike"):
+        OverImagesOptions(semi=(0.01,), semi_files=("a/1pct.txt",))
     with pytest.raises(UserError, match="--semi must be above 0 and at most 1"):
         OverImagesOptions(semi=(0.0,))
 
 
 def test_the_drawn_part_is_of_the_images_labels(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    (found,) = done(shards, tmp_path, semi=(0.01,))
+    (found,) = done(shards, tmp_path, semi=(0.01, 0.01))
     assert found.settings["train_images"] == len(np.unique(open_dataset(shards, "train").labels(np.arange(72))))

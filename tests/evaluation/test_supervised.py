@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,11 +23,14 @@ from fasttrain.evaluation import supervised, unfinished_classifier
 from fasttrain.evaluation.classifier import Classifier, make_optimizer, set_rates
 from fasttrain.evaluation.features import Preparation
 from fasttrain.evaluation.recipes import OverImages, Supervised, recipe
-from fasttrain.evaluation.supervised import settings_of, train_classifier
+from fasttrain.evaluation.supervised import ranked, settings_of, train_classifier
+from fasttrain.evaluation.unfinished_classifier import Unfinished
 from fasttrain.input import LoaderError, open_dataset
 from fasttrain.networks.batch_norm import convert_batch_norm
 from fasttrain.networks.encoders import make_encoder
 from fasttrain.networks.options import EncoderOptions
+from fasttrain.system import pulse
+from fasttrain.system.cli import finish
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.signals import Stopped
 
@@ -239,6 +243,57 @@ def test_two_ranks_train_the_classifier_of_one(
     assert [f"{protocol}, epoch 2 of 2" in one.stderr for one in done] == [True, False]
 
 
+def stopped_on_rank(data: pathlib.Path, out: pathlib.Path) -> int:
+    """The first rank takes longer to write its state than others give one that has ended."""
+    pulse.EVERY = pulse.GRACE = 0.1
+    real = Unfinished.save
+
+    def slow(unfinished: Unfinished, state: dict[str, Any]) -> None:
+        time.sleep(1.5)
+        real(unfinished, state)
+
+    Unfinished.save = slow  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        return finish(lambda: len(trained(data, out, short("linear_moco"))))
+
+
+def test_two_ranks_that_are_stopped_both_end_once_the_state_is_written(
+    colours: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    done = on_ranks(tmp_path, 2, stopped_on_rank, colours, tmp_path / "work")
+    assert [one.returncode for one in done] == [128 + signal.SIGTERM] * 2, done
+    assert len(list((tmp_path / "work").glob("*/step-*.pt"))) == 1
+
+
+def stopped_at_the_end(data: pathlib.Path, out: pathlib.Path) -> int:
+    """The first rank is sent a signal while it writes the last state."""
+    real = Unfinished.save
+
+    def signalled(unfinished: Unfinished, state: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(unfinished, state)
+
+    Unfinished.save = signalled  # type: ignore[method-assign]
+    return finish(lambda: len(trained(data, out, short("linear_moco", 1))))
+
+
+def test_a_signal_to_one_rank_after_the_last_step_ends_all(colours: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    done = on_ranks(tmp_path, 2, stopped_at_the_end, colours, tmp_path / "work")
+    assert [one.returncode for one in done] == [128 + signal.SIGTERM] * 2, done
+
+
+def test_of_classes_that_are_as_likely_the_lower_ones_come_first(
+    colours: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the protocols over features."""
+    val = open_dataset(colours, "val")
+    monkeypatch.setattr(val, "classes", tuple(map(str, range(40))))
+    alike = SimpleNamespace(eval=lambda: lambda x: torch.zeros(len(x), 40))
+    ranked_Nr, _ = ranked(cast("Classifier", alike), val, PREPARATION, Ranks("cpu"))
+    assert ranked_Nr.tolist() == [[0, 1, 2, 3, 4]] * 15
+
+
 def test_images_that_cannot_be_read_are_left_out_unless_there_are_too_many(
     colours: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -279,6 +334,15 @@ def test_a_transformer_is_fine_tuned_by_adamw_without_decay_of_vectors(
     assert decays == {True: 0.05, False: 0.0}
     set_rates(optimizer, 0.5)
     assert {group["lr"] for group in optimizer.param_groups} == {0.5 * 2.5e-4 * 16 / 256}
+
+
+def test_paths_that_a_trained_encoder_drops_are_told() -> None:
+    cpu = torch.device("cpu")
+    for arch in ("vit_tiny", "timm:vit_tiny_patch16_224"):
+        encoder, _ = make_encoder(EncoderOptions(arch=arch, patch_size=8, drop_path=0.25), 16)
+        assert settings_of(encoder, short("finetune"), 16, cpu)["drop_path"] == 0.25
+        assert "drop_path" not in settings_of(encoder, short("linear_dino"), 16, cpu)
+    assert settings_of(encoder_of(), short("finetune"), 16, cpu)["drop_path"] == 0.0
 
 
 def test_what_can_not_be_trained_is_one_line(

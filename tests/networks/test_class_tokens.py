@@ -70,3 +70,8 @@ def test_the_last_blocks_patch_tokens_are_those_of_torchvisions_own_block() -> N
 def test_encoders_without_a_class_token_give_what_they_give(arch: str) -> None:
     encoder, width = made(arch)
     assert dino_features(encoder, width) == (encoder, "encoder output")
+
+
+def test_one_that_has_a_class_token_and_gives_the_mean_of_its_patches_gives_that() -> None:
+    encoder, width = made("timm:eva02_tiny_patch14_224", patch_size=8)
+    assert dino_features(encoder, width) == (encoder, "encoder output")

@@ -184,7 +184,7 @@ def test_lines_are_said_above_those_that_stay(clock: list[float]) -> None:
     display.event({"step": 7, "epoch": 1, "knn_top1": 78.254, "alpha_req": 1.0, "histogram_positive": [1]})
     said, event, first, second = drawn(display)
     display.close()
-    assert (said, event) == ("a hint about [workers]", "knn_top1 78.25 at step 7")
+    assert (said, event) == ("a hint about [workers]", "step 7: kNN 78.25 %")
     assert first.startswith("step 123440/1000000")
     assert second.startswith("3 steps skipped")
 

@@ -90,7 +90,7 @@ def test_an_error_of_ours_is_kept_as_it_was_told_until_the_run_goes_on(
     [
         (RuntimeError("mat1 and mat2\nmore"), ("failed", "RuntimeError: mat1 and mat2", 0)),
         (OSError(errno.ENOSPC, "No space left", "/x/y"), ("failed", "/x/y: disk full: No space left", 0)),
-        (KeyboardInterrupt(), ("stopped", "by SIGINT, before it could write a checkpoint", 0)),
+        (KeyboardInterrupt(), ("stopped", "by a second SIGINT, at once", 0)),
         (MemoryError(), ("failed", "MemoryError:", 0)),
     ],
 )
@@ -133,6 +133,18 @@ def test_a_command_that_is_refused_changes_nothing_of_how_the_run_ended(
     assert (run / FILE).read_bytes() == before
 
 
+def test_a_command_that_is_refused_says_nothing_of_how_a_killed_run_ended(
+    shards: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would say that the run had failed, at step 0."""
+    run = tmp_path / "run"
+    assert train(shards, run, "--max-steps", 3) == 0
+    (run / FILE).unlink()
+    monkeypatch.setattr(job, "resume", raising(RunError("can't be resumed")))
+    assert train(shards, run, "--max-steps", 3) == 1
+    assert state(run)[0] == "killed"
+
+
 def test_a_run_that_never_began_says_why(
     shards: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +172,8 @@ def test_where_there_are_no_locks_nothing_is_said_of_who_holds_one(
 @pytest.mark.parametrize(
     "content",
     ["", "{", "[]", "7", '{"state": "done"', '{"state": 7}', '{"state": "sleeping"}', '{"state": "done", "step": "x"}',
-     '{"state": "done", "more": 1}', "[" * 100_000, " " * 100_000],
+     '{"state": "done", "more": 1}', '{"state": "done", "step": -1}', '{"state": "done", "step": 1' + "0" * 400 + "}",
+     "[" * 100_000, " " * 100_000],
 )  # fmt: skip
 def test_a_damaged_file_is_said_to_be_damaged(content: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / FILE).write_text(content)

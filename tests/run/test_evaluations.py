@@ -28,6 +28,17 @@ def test_figures_of_other_steps_data_and_protocols_stay(tmp_path: Path) -> None:
     assert read_evaluations(tmp_path) == [*others, again]
 
 
+def test_a_file_does_not_grow_too_large_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluations, "MAX_BYTES", 20_000)
+    many = dict.fromkeys((f"class {number}" for number in range(200)), 50.0)
+    for step in range(8):
+        keep_evaluations(tmp_path, [replace(KNN, step=step, per_class=many)])
+    found = read_evaluations(tmp_path)
+    assert [each.step for each in found] == list(range(8))
+    assert found[-1].per_class == many
+    assert found[0].per_class is None
+
+
 def test_a_file_of_the_last_evaluation_alone_is_read(tmp_path: Path) -> None:
     settings = {"data": "d", "k": 20, "temperature": 0.1, "features": "encoder"}
     flat = {"step": 4, "knn_top1": 5.5, "linear_top1_untrained": 6, "settings": settings}

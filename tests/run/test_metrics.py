@@ -154,6 +154,22 @@ def test_histograms_are_lists_of_counts_and_nothing_else_is_a_list(tmp_path: pat
     assert read_lines(path) == ([], len(odd))
 
 
+def test_a_figure_that_is_not_finite_is_null_in_the_file_and_none_to_who_reads_it(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": NaN}\n')  # as versions before wrote it
+    file = MetricsFile(path, 1)
+    file.event({"step": 2, "rankme": float("nan"), "std": float("inf"), "alignment": 0.5})
+    file.close()
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    for line in path.read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+    expected = [{"step": 1, "loss": None}, {"step": 2, "rankme": None, "std": None, "alignment": 0.5}]
+    assert read_lines(path) == (expected, 0)
+
+
 def test_an_event_comes_after_the_entries_that_are_on_their_way(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,7 +100,8 @@ def test_a_line_as_long_as_a_file_takes_no_memory_of_it(run: pathlib.Path) -> No
 @pytest.mark.parametrize(
     "line",
     [b"", b"{", b"7", b"[]", b"null", b"\xff\xfe", b"[" * 30_000, b'{"step": "x", "images_per_sec": 1.0}',
-     b'{"step": 70, "images_per_sec": "fast", "knn_top1": []}', b'{"step": -3, "images_per_sec": 1.0}'],
+     b'{"step": 70, "images_per_sec": "fast", "knn_top1": []}', b'{"step": -3, "images_per_sec": 1.0}',
+     b'{"step": 30, "images_per_sec": 1%s}' % (b"0" * 400), b'{"step": 1%s, "images_per_sec": 1.0}' % (b"0" * 400)],
 )  # fmt: skip
 def test_damaged_lines_of_metrics_are_passed_over(line: bytes, run: pathlib.Path) -> None:
     write(run, trained(10), trained(20))

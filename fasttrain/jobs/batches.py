@@ -1,0 +1,45 @@
+"""What a run's batches are: images in their seeded order, and how ranks, micro-batches and batch norm cut them."""
+
+from __future__ import annotations
+
+from fasttrain.config import TrainConfig
+from fasttrain.engine.ranks import Ranks
+from fasttrain.input import Loader, Order, Store, open_loader, seems_labelled
+from fasttrain.methods import Method
+from fasttrain.networks.batch_norm import has_batch_norm, is_split
+from fasttrain.networks.groups import Groups, check_groups, check_rows
+from fasttrain.system.errors import UserError
+
+
+def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
+    """The samples in their seeded order. Raises UserError for a batch that can't be and for missing labels."""
+    batch_size, accumulate = config.optimisation.batch_size, config.optimisation.accumulate
+    if batch_size > store.num_samples:
+        raise UserError(f"--batch-size {batch_size} is larger than the data set ({store.num_samples} images)")
+    parts = ranks.world_size * accumulate
+    if batch_size % ranks.world_size or batch_size // ranks.world_size < 2:
+        raise UserError(
+            f"--batch-size {batch_size} must be a multiple of the {ranks.world_size} process(es), 2 or more each"
+        )
+    if batch_size // ranks.world_size % accumulate or batch_size < 2 * parts:
+        raise UserError(f"--batch-size {batch_size} can't be cut into {parts} equal parts (--accumulate) of 2 or more")
+    needs, probes = config.method.needs_labels, config.logging.online_probe
+    if (needs or probes) and not (store.classes and seems_labelled(store)):
+        whose = f"--method {config.run.method}" if needs else "--online-probe"
+        raise UserError(f"{whose} needs labels, and {config.data.data} has images without")
+    order = Order(store.num_samples, batch_size, config.run.seed, True, ranks.rank, ranks.world_size)
+    workers = ranks.threads(config.machine.workers)
+    return open_loader(
+        store, order, workers, config.data.loader, ranks.device, config.data.max_failed_fraction,
+        labels=needs or probes,
+    )  # fmt: skip
+
+
+def make_groups(config: TrainConfig, method: Method, ranks: Ranks) -> Groups | None:
+    """How batch norm cuts each micro-batch; None: not at all. Raises UserError where a query could tell its key by the
+    cut, and where a head has too few rows."""
+    optimisation, kind, number = config.optimisation, config.encoder.batch_norm, config.encoder.batch_norm_groups
+    cut = optimisation.batch_size, ranks.world_size, optimisation.accumulate
+    if any(has_batch_norm(network) for name, network in method.named_children() if "encoder" not in name):
+        check_rows(*cut, kind, number)
+    return check_groups(*cut, number) if is_split(method.encoder) else None
