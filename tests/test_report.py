@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -42,15 +43,26 @@ def test_an_accuracy_is_never_shown_without_what_guessing_gives(run: Path) -> No
     assert (figures["knn_top1"], figures["knn_top1_untrained"], figures["knn_majority"]) == (60.0, 40.0, 31.0)
     page = written(run)
     card = page[page.index("<b>60.0 %</b><span>kNN top-1</span>") :]
-    assert "<small>untrained 40.0 · majority 31.0 · balanced 33.3</small>" in card[: card.index("</div></div>")]
+    marks = [f"<i class='at {name}'></i>{name}" for name in ("untrained", "majority")]  # as on the card's track
+    assert f"<small>{marks[0]} 40.0 · {marks[1]} 31.0 · balanced 33.3</small>" in card[: card.index("</div></div>")]
     assert page.index(">60.0</td>") < page.index(">50.0</td>")  # earlier figures stay, below newer ones
+
+
+@pytest.mark.parametrize(("top1", "said"), [(60.0, ""), (39.0, "untrained"), (30.0, "untrained and majority")])
+def test_an_accuracy_that_training_has_not_raised_is_told_as_one(run: Path, top1: float, said: str) -> None:
+    keep_evaluations(
+        run, [Evaluation("knn", 2, untrained, {}, "/set", "f", 40, percent, None, 31.0)
+              for untrained, percent in ((True, 40.0), (False, top1))],
+    )  # fmt: skip
+    assert re.findall("<em>(.*?)</em>", written(run)) == ([f"not above {said}"] if said else [])
 
 
 def test_an_accuracy_of_untrained_weights_alone_is_told_as_one(run: Path) -> None:
     keep_evaluations(run, [Evaluation("knn", 0, True, {"k": 7}, "/data/set", "f", 40, 40.0, 33.3, 31.0)])
     page = written(run)
     assert "<b>40.0 %</b><span>kNN top-1, untrained</span>" in page
-    assert "<small>majority 31.0 · balanced 33.3</small>" in page
+    assert "</i>majority 31.0 · balanced 33.3</small>" in page
+    assert "not above" not in page
 
 
 def test_an_accuracy_stands_with_its_interval_and_what_it_was_measured_with(run: Path) -> None:
@@ -59,7 +71,10 @@ def test_an_accuracy_stands_with_its_interval_and_what_it_was_measured_with(run:
     keep_evaluations(run, [measured, replace(measured, top1=58.0, variant="k10_t0.1")])
     page = written(run)
     assert page.count("<div class='card") == 1  # another k is no headline
-    assert "<small>52.5 to 67.0 at 95 %</small><small>majority 31.0 · top-5 90.0</small>" in page
+    assert (
+        "<small>52.5 to 67.0 at 95 %</small><small><i class='at majority'></i>majority 31.0 · top-5 90.0</small>"
+        in page
+    )
     assert "<small>40 images, step 4</small><small>k 7, temperature 0.07</small>" in page
     assert ">kNN k10 t0.1</td>" in page
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pathlib
 
-from fasttrain.page.charts import WIDTH, Line, curves
+from fasttrain.page.canvas import WIDTH
+from fasttrain.page.charts import Line, curves
 from fasttrain.page.headlines import counterpart, newest_of_each, settings_cell, top1_name
 from fasttrain.page.history import History
 from fasttrain.page.shell import figure, folded, key, section, table

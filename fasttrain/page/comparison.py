@@ -4,41 +4,29 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 from urllib.parse import quote
 
 import numpy as np
 
 from fasttrain.page.charts import Line, curves
+from fasttrain.page.comparison_table import by_protocol, differences
 from fasttrain.page.curves import same
-from fasttrain.page.headlines import duration, highest, newest_of_each, settings_of, top1_name
+from fasttrain.page.headlines import newest_of_each, settings_of
 from fasttrain.page.history import History
-from fasttrain.page.settings import PLACES, shown
-from fasttrain.page.shell import charts, figure, key, section, table, text, write_page
+from fasttrain.page.shell import charts, figure, key, section, text, write_page
 from fasttrain.page.style import SERIES, SOFT
-from fasttrain.run.earlier import named_now
-from fasttrain.run.evaluations import Evaluation
 from fasttrain.run.metrics import FIGURES
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import flag
 
 KIND = "comparison"
-MOST_NAMED, MOST_COLUMNS, MOST_CHARTS = 6, 12, 24  # runs named in the head of the table, in columns; charts
-RATE = "images per second"
+MOST_CHARTS = 30
+OBJECTIVE = "method", "temperature", "queue_size"  # losses can be compared only where these are the same
 SHARES = {"contrastive_accuracy": "Contrastive accuracy, %", "queue_filled": "Queue filled, %"}
 NOTE = (
     "Green: the highest of figures that were measured alike. Below an accuracy is its interval at 95 %, over images: "
     "where two overlap, these images hardly tell the runs apart, and seeds differ besides."
 )
-
-
-class Row(NamedTuple):
-    """Of the table: what, each run's, and the places of the best ones."""
-
-    name: str
-    cells: list[str]
-    best: list[int]
 
 
 def write_comparison(histories: Sequence[History], path: pathlib.Path) -> None:
@@ -48,7 +36,7 @@ def write_comparison(histories: Sequence[History], path: pathlib.Path) -> None:
     title = f"{len(histories)} runs compared"
     parts = (
         f"<h1>{title}</h1>", _legend(histories, colours, path), *_warnings(histories),
-        section("What differs", _table(histories), note=NOTE),
+        section("What differs", differences(histories), note=NOTE),
         section("Curves", charts(_curves(histories, colours)), note=_note(histories)),
     )  # fmt: skip
     write_page(path, title, parts, KIND)
@@ -89,7 +77,7 @@ def _warnings(histories: Sequence[History]) -> list[str]:
     said = []
     if len({history.fingerprint for history in histories}) > 1:
         said.append("The runs were trained on different images.")
-    for name, found in _by_protocol(histories).items():
+    for name, found in by_protocol(histories).items():
         there = [each for each in found if each]
         if len({each.fingerprint or each.data for each in there}) > 1:
             said.append(f"{name} was measured on different images.")
@@ -98,68 +86,6 @@ def _warnings(histories: Sequence[History]) -> list[str]:
     if len({history.step for history in histories}) > 1:
         said.append("The runs have not done the same number of steps.")
     return [f"<p class=advice>{text(' '.join(said))}</p>"] if said else []
-
-
-def _by_protocol(histories: Sequence[History]) -> dict[str, list[Evaluation | None]]:
-    """By the name of a figure, each run's newest, None for one that was not measured."""
-    found = [{top1_name(each): each for each in newest_of_each(history.evaluations)} for history in histories]
-    names = dict.fromkeys(name for each in found for name in each if "untrained" not in name)
-    return {name: [each.get(name) for each in found] for name in names}
-
-
-def _table(histories: Sequence[History]) -> str:
-    """Accuracies and rates of all, with the best ones marked, and what differs otherwise."""
-    rows = [*_accuracies(histories), *_facts(histories), *_settings(histories)]
-    few = len(histories) <= MOST_NAMED
-    head = [f"{number} {history.name}" if few else str(number) for number, history in enumerate(histories, 1)]
-    best = [(place, 1 + run) for place, row in enumerate(rows) for run in row.best]
-    cells = [[row.name, *row.cells] for row in rows]
-    return table(["", *head], cells, best, "many" if len(histories) > MOST_COLUMNS else "")
-
-
-def _accuracies(histories: Sequence[History]) -> list[Row]:
-    rows = []
-    for name, found in _by_protocol(histories).items():
-        cells = ["–" if each is None else f"<span>{each.top1:.1f}</span>{_interval(each)}" for each in found]
-        rows.append(Row(f"{name}, %", cells, highest(found)))
-    return rows
-
-
-def _interval(each: Evaluation) -> str:
-    return "" if each.low is None or each.high is None else f" <small>{each.low:.1f}–{each.high:.1f}</small>"
-
-
-def _facts(histories: Sequence[History]) -> list[Row]:
-    """Rates and sizes; of other facts than rates, those that differ."""
-    rates = [history.throughput for history in histories]
-    alike = len({(str(history.environment.get("machine")), _processes(history)) for history in histories}) == 1
-    best = [place for place, rate in enumerate(rates) if rate == max(rates) > min(rates)] if alike else []
-    rows = [Row(RATE, [f"{rate:,.0f}" for rate in rates], best)]
-    facts: dict[str, Callable[[History], str]] = {
-        "steps": lambda history: f"{history.step:,}",
-        "epochs done": lambda history: f"{history.scale().epoch(history.step):.3g}",
-        "training time": lambda history: duration(history.scale().hours(history.step)),
-        "state": lambda history: history.ending.state,
-        "machine": lambda history: str(history.environment.get("machine", "–")),
-        "processes": _processes,
-        "fasttrain": lambda history: str(history.environment.get("fasttrain", "–")),
-        "commit": lambda history: (history.starts[-1]["commit"] if history.starts else "") or "–",
-        "images": lambda history: history.fingerprint[:8] or "–",
-    }
-    found = (Row(name, [fact(history) for history in histories], []) for name, fact in facts.items())
-    return rows + [row for row in found if len(set(row.cells)) > 1]
-
-
-def _processes(history: History) -> str:
-    return str(history.starts[-1]["processes"]) if history.starts else "–"
-
-
-def _settings(histories: Sequence[History]) -> list[Row]:
-    configs: list[dict[str, Any]] = [named_now(history.config) for history in histories]
-    names = dict.fromkeys(name for config in configs for name in config)
-    kept = [name for name in names if name not in PLACES - {"method", "preset", "data"}]
-    rows = [Row(flag(name), [shown(config.get(name, "–")) for config in configs], []) for name in kept]
-    return [row for row in rows if len(set(row.cells)) > 1]
 
 
 def _over_epochs(histories: Sequence[History]) -> bool:
@@ -171,15 +97,23 @@ def _over_epochs(histories: Sequence[History]) -> bool:
 def _note(histories: Sequence[History]) -> str:
     over = "Over epochs." if _over_epochs(histories) else "Over steps."
     gray = f" In colours: the {len(SERIES)} most accurate runs." if len(histories) > len(SERIES) else ""
-    return f"{over} Means over a 25th of each run. At a curve's end: its run's number, and the value.{gray}"
+    objectives = {tuple(str(history.config.get(name)) for name in OBJECTIVE) for history in histories}
+    losses = (
+        " The losses here differ in what they sum up: no lower one is better for it." if len(objectives) > 1 else ""
+    )
+    return f"{over} Means over a 25th of each run. At a curve's end: its run's number, and the value.{losses}{gray}"
 
 
 def _curves(histories: Sequence[History], colours: Sequence[str]) -> list[str]:
     """A chart of each figure that two runs or more have, but for one that shows what another one does."""
     last = [history.entries[-1] for history in histories if history.entries]
     terms = list(dict.fromkeys(name for entry in last for name in entry if name not in FIGURES))
-    of_events = {"knn_top1": "kNN top-1 while training, %", "probe_top1": "Probe top-1 while training, %",
-                 "rankme": "RankMe", "std": "Standard deviation of a dimension"}  # fmt: skip
+    of_events = {
+        "knn_top1": "kNN top-1 while training, %", "subset_knn_top1": "Subset kNN top-1 while training, %",
+        "probe_top1": "Probe top-1 while training, %", "rankme": "RankMe",
+        "feature_std": "Standard deviation of the features", "std": "Standard deviation of the projections",
+        "alignment": "Alignment", "uniformity": "Uniformity", "alpha_req": "α-ReQ", "lidar": "LiDAR rank",
+    }  # fmt: skip
     of_entries = {name: name.replace("_", " ").capitalize() for name in terms} | SHARES
     of_entries |= {"images_per_sec": "Images per second", "lr": "Learning rate"}
     figures, seen = [], list[list[Line]]()

@@ -1,45 +1,37 @@
-"""Curves of training: losses, the contrast of positives with negatives, health of the representation, learning rate."""
+"""Curves of training: losses, the contrast of positives with negatives, learning rate."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from fasttrain.page.charts import Line, curves, ridges
+from fasttrain.page.charts import Line
+from fasttrain.page.distributions import ridges
 from fasttrain.page.history import History, drawable
 from fasttrain.page.numbers import short
+from fasttrain.page.over_steps import over_steps
 from fasttrain.page.shell import charts, figure, key, section, switch, text
 from fasttrain.page.style import SERIES
 from fasttrain.run.metrics import FIGURES
 
 SAME = 1e-6  # of its values: a curve that is no further from another shows nothing of its own
 MOST_TERMS, ROWS = 24, 7
+CAPTIONS = {
+    "loss": "What is minimised: the sum of the terms, each by its weight.",
+    "std": "Standard deviation of a dimension of the projections, times √width: 1 when spread evenly, 0 is a collapse.",
+    "cross": "XMoCo's first regulariser: similarities between images shall stay when their views are exchanged.",
+    "uniform": "XMoCo's second: similarities to negatives shall be alike.",
+}  # of terms whose names do not tell
 CONTRAST = ("contrastive_accuracy", "positive_similarity", "negative_similarity", "queue_filled")
-# events: names of a chart's curves, its title, what is good and bad
-HEALTH: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("rankme", "effective_rank"), "Rank of the features",
-     "How many dimensions are in use: higher is better, a fall to a few is a collapse."),
-    (("std",), "Standard deviation of a dimension",
-     "Of projections of length 1, times √width: 1 when they are spread evenly, 0 when all images look the same."),
-    (("alignment",), "Alignment",
-     "Distance between two views of an image: lower is better, as long as uniformity is low, too."),
-    (("uniformity",), "Uniformity",
-     "How evenly features lie on the sphere: lower is better, 0 is one point."),
-    (("alpha_req",), "α-ReQ",
-     "How fast the spectrum decays: near 1 is good; well above, few directions hold all; well below, noise does."),
-    (("lidar",), "LiDAR rank",
-     "Dimensions that tell images apart whatever the view: higher is better."),
-)  # fmt: skip
 
 
 def training(history: History) -> str:
-    """The sections on training; "" without entries."""
+    """The section on training; "" without entries."""
     if not history.entries:
         return ""
     figures, left_out = _terms(history)
-    notes = [f"{len(history.entries):,} entries, {_entry_steps(history)} steps apart. "]
+    notes = [_entries(history)]
     if len(history.entries) >= 40:
         notes.append("Thick: the mean over a 25th of the run; thin: each entry. ")
     notes += [f"Left out: {text('; '.join(left_out))}. "] if left_out else []
@@ -47,16 +39,22 @@ def training(history: History) -> str:
         notes.append(f"Steps were skipped, as they were not finite, before step {text(_some(skipped))}. ")
     return section(
         "Training", switch(), charts([*figures, *_contrast(history), *_learning_rate(history)]), note="".join(notes)
-    ) + section("Health of the representation", charts(_health(history)))
+    )
 
 
-def _entry_steps(history: History) -> str:
+def _entries(history: History) -> str:
+    """How many, and how far apart."""
     steps = [entry["step"] for entry in history.entries]
-    return f"{round(float(np.median(np.diff([0, *steps])))):,}"
+    apart = round(float(np.median(np.diff([0, *steps]))))
+    if len(steps) == 1:
+        return f"One entry, of step {steps[0]:,}. "
+    return f"{len(steps):,} entries, {'one for each step' if apart == 1 else f'{apart:,} steps apart'}. "
 
 
 def _some(steps: Sequence[int]) -> str:
-    return ", ".join(f"{step:,}" for step in steps[:8]) + (", …" if len(steps) > 8 else "")
+    return ", ".join(f"{step:,}" for step in steps[:8]) + (
+        f" and {len(steps) - 8:,} more entries" if len(steps) > 8 else ""
+    )
 
 
 def _terms(history: History) -> tuple[list[str], list[str]]:
@@ -77,7 +75,14 @@ def _terms(history: History) -> tuple[list[str], list[str]]:
             left_out.append(f"{words}, {short(values[-1])} throughout")
         else:
             seen[words] = value_N
-            figures.append(_figure(history, words[:1].upper() + words[1:], [Line("", steps, values, smooth=True)]))
+            figures.append(
+                over_steps(
+                    history,
+                    words[:1].upper() + words[1:],
+                    [Line("", steps, values, smooth=True)],
+                    CAPTIONS.get(name, ""),
+                )
+            )
     left_out += [f"{len(names) - MOST_TERMS} more terms"] if len(names) > MOST_TERMS else []
     return figures, left_out
 
@@ -87,15 +92,6 @@ def same(a_N: np.ndarray, b_N: np.ndarray) -> bool:
     return len(a_N) == len(b_N) and bool(np.allclose(a_N, b_N, rtol=SAME, atol=0, equal_nan=True))
 
 
-def _figure(
-    history: History, title: str, lines: Sequence[Line], caption: str = "", most: float = math.inf,
-    references: Sequence[tuple[float, str]] = (),
-) -> str:  # fmt: skip
-    keys = "".join(key(line.name, line.colour) for line in lines) + "<br>" if len(lines) > 1 else ""
-    drawn = curves(lines, f"{title} over steps", history.scale(), references, history.marks(), most)
-    return figure(title, drawn, keys + text(caption))
-
-
 def _contrast(history: History) -> list[str]:
     """How well a query tells its own key from the others; the loss alone rises while the queue fills."""
     figures = []
@@ -103,41 +99,25 @@ def _contrast(history: History) -> list[str]:
     if steps:
         caption = "Queries whose own key is nearer than every key of the queue."
         lines = [Line("", steps, values, smooth=True)]
-        figures.append(_figure(history, "Contrastive accuracy, %", lines, caption, 100.0))
+        figures.append(over_steps(history, "Contrastive accuracy, %", lines, caption, 100.0))
     named = (("positive", "positive_similarity", SERIES[0]), ("negative", "negative_similarity", SERIES[1]))
     lines = [Line(word, *history.column(name), colour, smooth=True) for word, name, colour in named]
     if lines := [line for line in lines if line.x_N]:
-        figures.append(_figure(history, "Similarity of query and key", lines, "Cosine; the mean of each kind."))
+        figures.append(over_steps(history, "Similarity of query and key", lines, "Cosine; the mean of each kind."))
     figures += _distributions(history)
     steps, values = history.column("queue_filled", 100.0)
     full = next((place for place, value in enumerate(values) if value >= 100), len(values) - 1)
     if full > 0:
         caption = "Until it is full, more negatives make the loss rise."
         lines = [Line("", steps[: full + 1], values[: full + 1])]
-        figures.append(_figure(history, "Queue filled, %", lines, caption, 100.0))
+        figures.append(over_steps(history, "Queue filled, %", lines, caption, 100.0))
     return figures
 
 
 def _learning_rate(history: History) -> list[str]:
     steps, values = history.column("lr")
     moves = len(set(values)) > 1
-    return [_figure(history, "Learning rate", [Line("", steps, values)])] if moves else []
-
-
-def _health(history: History) -> list[str]:
-    """The figures that need no labels, where they were asked for."""
-    figures = []
-    for names, title, caption in HEALTH:
-        columns = [(name, *history.column(name, events=True)) for name in names]
-        lines = [
-            Line({"rankme": "RankMe", "effective_rank": "effective"}.get(name, ""), steps, values, colour,
-                 points=len(steps) < 30)
-            for (name, steps, values), colour in zip(columns, SERIES, strict=False)
-            if np.isfinite(values).any()
-        ]  # fmt: skip
-        if lines:
-            figures.append(_figure(history, title, lines, caption))
-    return figures
+    return [over_steps(history, "Learning rate", [Line("", steps, values)])] if moves else []
 
 
 def _distributions(history: History) -> list[str]:

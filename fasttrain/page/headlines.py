@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pathlib
 from collections.abc import Sequence
-from typing import Any
-from urllib.parse import quote
 
 from fasttrain.page.history import History
 from fasttrain.page.numbers import count, short
-from fasttrain.page.shell import pairs, section, table, text
-from fasttrain.run.evaluations import NAMES, Evaluation, read_evaluations
-from fasttrain.run.folder import CONFIG, read_record
-from fasttrain.system.errors import UserError
+from fasttrain.page.shell import pairs, text
+from fasttrain.run.evaluations import NAMES, Evaluation
 
 SUBTITLE = ("method", "arch", "data")
-MOST_SEARCHED, MOST_BESIDE = 300, 6  # folders beside the run's, and runs in them that are shown
 BRIEF = 60  # characters of settings that stand open
+MARKED = "untrained", "majority"  # on the track of an accuracy, each in a look of its own
 STATES = {"done": "good", "failed": "bad", "killed": "bad"}
 
 
@@ -33,39 +26,6 @@ def headlines(history: History) -> str:
             pairs(((name, text(value)) for name, value in _facts(history)), "facts"), _behind(history, newest),
         )
     )  # fmt: skip
-
-
-def beside(history: History) -> str:
-    """The newest other runs of the same images in the folder that the run lies in."""
-    if not history.fingerprint:
-        return ""
-    runs = [(history.run, history.record["config"], history.evaluations), *_others(history)]
-    reached = [
-        {each.protocol: each for each in newest_of_each(evaluations) if not (each.untrained or each.variant)}
-        for *_, evaluations in runs
-    ]
-    protocols = list(dict.fromkeys(protocol for each in reached for protocol in each))
-    if len(runs) == 1 or not protocols:
-        return ""
-    rows = []
-    for (run, config, _), of in zip(runs, reached, strict=True):
-        step = max((each.step for each in of.values()), default=None)
-        words = [str(config.get(name, "?")) for name in ("method", "arch")]
-        top1 = (f"{of[protocol].top1:.1f}" if protocol in of else "–" for protocol in protocols)
-        rows.append([_linked(run, history.run), *words, "–" if step is None else f"{step:,}", *top1])
-    best = [(row, 4 + place) for place, p in enumerate(protocols) for row in highest([of.get(p) for of in reached])]
-    head = ("run", "method", "encoder", "step evaluated", *(f"{NAMES.get(p, p)} top-1, %" for p in protocols))
-    note = "The newest runs in the same folder, trained on the same images. Green: the best of figures measured alike."
-    return section("Other runs of the same images", table(head, rows, best), note=note)
-
-
-def _linked(run: pathlib.Path, own: pathlib.Path) -> str:
-    """A run's name, with its page behind it."""
-    name = run.resolve().name
-    if run == own:
-        return f"<b>{text(name)}, this run</b>"
-    page = quote(os.fsencode(f"../{name}/report.html"))
-    return f'<a href="{page}">{text(name)}</a>' if (run / "report.html").exists() else text(name)
 
 
 def newest_of_each(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -131,22 +91,33 @@ def _card(each: Evaluation, untrained: Evaluation | None) -> str:
         "untrained": untrained.top1 if untrained else None, "majority": each.majority, "balanced": each.balanced,
         "top-5": each.top5,
     }  # fmt: skip
-    said = " · ".join(f"{name} {value:.1f}" for name, value in compared.items() if value is not None)
+    said = " · ".join(f"{_mark(name)}{name} {value:.1f}" for name, value in compared.items() if value is not None)
     interval = f"{each.low:.1f} to {each.high:.1f} at 95 %" if each.low is not None and each.high is not None else ""
     of = [f"{each.num_images:,} images"] if each.num_images else []
-    lines = (interval, said, ", ".join([*of, f"step {each.step:,}"]))
+    lines = (interval, said, _below(each, compared), ", ".join([*of, f"step {each.step:,}"]))
     first = " first" if each.protocol == "knn" and not each.untrained else ""
     return (
         f"<div class='card{first}'><b>{each.top1:.1f} %</b><span>{text(top1_name(each))}</span>"
-        f"{_track(each, compared)}{''.join(f'<small>{text(line)}</small>' for line in lines if line)}"
+        f"{_track(each, compared)}{''.join(f'<small>{line}</small>' for line in lines if line)}"
         f"{settings_cell(each)}</div>"
     )
 
 
+def _mark(name: str) -> str:
+    """How the track marks it: what follows is told of the same look."""
+    return f"<i class='at {name}'></i>" if name in MARKED else ""
+
+
+def _below(each: Evaluation, compared: dict[str, float | None]) -> str:
+    """What should be above both of what it is compared with, and is not."""
+    above = [name for name in MARKED if (value := compared[name]) is not None and value >= each.top1]
+    return f"<em>not above {' and '.join(above)}</em>" if above and not each.untrained else ""
+
+
 def _track(each: Evaluation, compared: dict[str, float | None]) -> str:
     """The figure on the way from 0 to 100, with its interval, and marks where untrained weights and guessing are."""
-    marks = [compared[name] for name in ("untrained", "majority")]
-    at = "".join(f"<i class=at style='left:{value:.1f}%'></i>" for value in marks if value is not None)
+    marks = {name: value for name in MARKED if (value := compared[name]) is not None}
+    at = "".join(f"<i class='at {name}' style='left:{value:.1f}%'></i>" for name, value in marks.items())
     span = ""
     if each.low is not None and each.high is not None:
         span = f"<i class=range style='left:{each.low:.1f}%;width:{each.high - each.low:.1f}%'></i>"
@@ -197,21 +168,3 @@ def _behind(history: History, newest: Sequence[Evaluation]) -> str:
         return ""
     done = " and ".join(f"{step:,}" for step in behind)
     return f"<p class=sub>The accuracy is that of step {done}; training has gone on to step {history.step:,}.</p>"
-
-
-def _others(history: History) -> list[tuple[pathlib.Path, dict[str, Any], list[Evaluation]]]:
-    """The newest other runs beside this one, of the same images: folder, settings, accuracies."""
-    found: list[tuple[pathlib.Path, dict[str, Any], list[Evaluation]]] = []
-    own = history.run.resolve()
-    with contextlib.suppress(OSError):
-        configs = [path / CONFIG for path in own.parent.iterdir() if path != own]
-        dated = sorted(((path.stat().st_mtime, path) for path in configs if path.is_file()), reverse=True)
-        for _, path in dated[:MOST_SEARCHED]:
-            with contextlib.suppress(UserError, OSError):
-                record = read_record(path)
-                data = record.get("data")
-                if isinstance(data, dict) and data.get("fingerprint") == history.fingerprint:
-                    found.append((path.parent, record["config"], read_evaluations(path.parent)))
-            if len(found) == MOST_BESIDE:
-                break
-    return found

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 
-from fasttrain.page.charts import Line, curves
+from fasttrain.page.charts import Line
 from fasttrain.page.history import History, number
-from fasttrain.page.shell import charts, figure, key, section, text
+from fasttrain.page.over_steps import over_steps
+from fasttrain.page.shell import charts, section, text
 from fasttrain.page.style import SERIES
 from fasttrain.run.health import MEMORY, WAIT, advice
 
@@ -21,22 +22,16 @@ def machine(history: History) -> str:
     """The section; "" without entries."""
     if not history.entries:
         return ""
-    scale, marks = history.scale(), history.marks()
-    steps, values = history.column("images_per_sec")
-    drawn = curves([Line("", steps, values, smooth=True)], "images per second over steps", scale, (), marks)
-    figures = [figure("Images per second", drawn, text(f"Median {history.throughput:,.0f}."))]
+    line = Line("", *history.column("images_per_sec"), smooth=True)
+    figures = [over_steps(history, "Images per second", [line], f"Median {history.throughput:,.0f}.")]
     waits = [(word, *history.column(name, 100.0)) for name, word in SIDES.items()]
     lines = [Line(word, steps, shares, colour, smooth=True)
              for (word, steps, shares), colour in zip(waits, SERIES, strict=False) if any(shares)]  # fmt: skip
     if lines:
-        keys = "".join(key(line.name, line.colour) for line in lines)
-        drawn = curves(lines, "waiting, in percent of the time, over steps", scale, (), marks, 100)
-        figures.append(figure("Waiting, % of the time", drawn, f"{keys}<br>{text(CAPTION)}"))
+        figures.append(over_steps(history, "Waiting, % of the time", lines, CAPTION, 100))
     for name, words in MEMORY.items():
-        steps, values = history.column(name)
-        if steps:
-            drawn = curves([Line("", steps, values)], f"{words} over steps", scale, (), marks)
-            figures.append(figure(f"{words[:1].upper()}{words[1:]}", drawn))
+        line = Line("", *history.column(name))
+        figures += [over_steps(history, words[:1].upper() + words[1:], [line])] if line.x_N else []
     said = _advice(history)
     return section("Speed and memory", f"<p class=advice>{text(said)}</p>" if said else "", charts(figures))
 

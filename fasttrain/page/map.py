@@ -10,7 +10,7 @@ import numpy as np
 from fasttrain.page.shell import text
 
 WIDTH, LOW, HIGH, EDGE, FONT = 368, 140, 320, 10, 12  # pixels at the size it is shown in, between LOW and HIGH high
-CHARACTER = 7.5  # width of one, of a bold text of that size
+CHARACTER = 8.2  # width of one at most, of a bold text of that size
 SHAPES = "dot", "box", "cross"
 LONGEST = 18  # characters of a label
 LEAST, CLOSE = 5, 0.6  # points that a label stands for, and how far from their middle, in parts of what all points are
@@ -87,7 +87,7 @@ def _labels(at_N2: np.ndarray, height: int, groups: Sequence[Group]) -> list[tup
             spots.append((_spread(here_N2), np.median(here_N2, axis=0), shortened(group.name)))
     placed: list[tuple[float, float, float, str]] = []
     for _, (x, y), label in sorted((spot for spot in spots if spot[0] < everywhere), key=lambda spot: spot[0]):
-        half = CHARACTER * len(label) / 2
+        half = CHARACTER * len(label) / 2 + 2
         x, y = float(np.clip(x, half, WIDTH - half)), float(np.clip(y + FONT / 3, FONT, height - 4))
         if all(abs(x - left) > half + other or abs(y - top) > FONT + 2 for left, top, other, _ in placed):
             placed.append((x, y, half, label))

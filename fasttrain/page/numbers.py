@@ -17,7 +17,7 @@ def tick_label(value: float, ticks: Sequence[float]) -> str:
     apart = abs(ticks[1] - ticks[0]) / size if len(ticks) > 1 else abs(value) / size
     places = max(0, -math.floor(math.log10(apart) + 1e-9)) if apart else 0
     places += apart * 10**places % 1 > 0.01  # 2.5 apart
-    return f"{value / size:,.{places}f}{letter}" if places <= 6 else f"{value:.3g}"
+    return f"{value / size:,.{places}f}{letter}" if places <= 8 else f"{value:.{_digits(value, apart)}g}"
 
 
 def count(value: float) -> str:
@@ -41,5 +41,10 @@ def ended(value: float, span: float) -> str:
     if value == 0 or abs(value) >= 10_000:
         return count(value)
     if places < -4:
-        return f"{value:.2g}"
-    return f"{value:,.{max(0, 2 - places)}f}"
+        return f"{value:.{_digits(value, span) + 1}g}"
+    return f"{value:,.{max(0, (1 if abs(value) >= 100 else 2) - places)}f}"
+
+
+def _digits(value: float, apart: float) -> int:
+    """How many tell a value from others that are so far from it."""
+    return max(2, min(15, math.ceil(math.log10(abs(value) / apart)) + 1)) if value and apart else 2

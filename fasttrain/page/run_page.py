@@ -10,9 +10,11 @@ from PIL import Image
 
 from fasttrain.page.accuracy import accuracy
 from fasttrain.page.curves import training
-from fasttrain.page.headlines import beside, headlines
+from fasttrain.page.headlines import headlines
+from fasttrain.page.health import health
 from fasttrain.page.history import History
 from fasttrain.page.machine import machine
+from fasttrain.page.other_runs import beside
 from fasttrain.page.representation import sections
 from fasttrain.page.settings import settings
 from fasttrain.page.shell import section, write_page
@@ -28,8 +30,8 @@ def write_run_page(history: History) -> pathlib.Path:
     damaged = f"<p class=note>{history.damaged:,} damaged line(s) of metrics.jsonl are left out.</p>"
     parts = (
         headlines(history), accuracy(history), beside(history), training(history),
-        damaged if history.damaged else "", *sections(history.run), _views(history.run), machine(history),
-        settings(history),
+        damaged if history.damaged else "", health(history), *sections(history.run), _views(history.run),
+        machine(history), settings(history),
     )  # fmt: skip
     write_page(path, history.name, parts, "run")
     return path

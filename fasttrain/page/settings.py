@@ -28,7 +28,8 @@ def settings(history: History) -> str:
     preset, method = (text(history.config.get(name, "?")) for name in ("preset", "method"))
     note = f"What differs from the defaults of --method {method} --preset {preset} stands first."
     if not usual:
-        note = "What the defaults of this method are, only its own code knows."
+        own = ":" in str(history.config.get("method"))
+        note = "What the defaults of this method are, only its own code knows." if own else "No preset is recorded."
     everything = pairs(((name, text(shown(value))) for name, value in values.items()), "settings")
     return section(
         "Settings", rows or ("<p>All settings are the defaults.</p>" if usual else ""),

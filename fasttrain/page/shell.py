@@ -7,7 +7,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
-from fasttrain.page.style import COLOURS, STYLE
+from fasttrain.page.style import COLOURS, SERIES, SOLID, STYLE
 from fasttrain.system.durable import replace_file
 from fasttrain.system.errors import printable
 
@@ -43,7 +43,8 @@ def figure(title: str, picture: str, caption: str = "", wide: bool = False) -> s
 def key(name: str, colour: str, value: str = "") -> str:
     """What a colour of COLOURS, by its light value, stands for in a figure."""
     variable = next(each for each, (light, _) in COLOURS.items() if light == colour)
-    return f'<span class=key style="--of: var(--{variable})">{text(name)}{text(f" {value}" if value else "")}</span>'
+    kind = '"key dashed"' if colour in SERIES[SOLID:] else "key"
+    return f'<span class={kind} style="--of: var(--{variable})">{text(name)}{text(f" {value}" if value else "")}</span>'
 
 
 def table(

@@ -9,11 +9,12 @@ COLOURS = {
     "paper": ("#ffffff", "#11161d"), "ink": ("#1c2733", "#e4e9ef"), "soft": ("#5a6776", "#9dabb9"),
     "line": ("#e1e7ed", "#2b3541"), "panel": ("#f6f8fa", "#181f28"), "good": ("#16793a", "#5ccb85"),
     "bad": ("#b42318", "#ff8a7a"),
-    "c1": ("#1d62d1", "#74acff"), "c2": ("#ad4e08", "#f3a461"), "c3": ("#197a4b", "#5fcb92"),
-    "c4": ("#7a3fd6", "#bb9dff"), "c5": ("#b8205f", "#f58ab5"), "c6": ("#0d7377", "#4fcdc6"),
-    "c7": ("#7d6008", "#dcb84e"), "c8": ("#9c3a3a", "#e79a9a"),
+    "c1": ("#1d62d1", "#74acff"), "c2": ("#ad4e08", "#f3a461"), "c3": ("#123524", "#d5f5e3"),
+    "c4": ("#4a1a6b", "#f04fa0"), "c5": ("#102040", "#8080ff"), "c6": ("#8a53a6", "#ff4080"),
+    "c7": ("#397360", "#4ff0f0"), "c8": ("#591e00", "#cccc33"),
 }  # fmt: skip
 SERIES = tuple(light for name, (light, _) in COLOURS.items() if name[1:].isdigit())  # of curves side by side
+SOLID = 4  # of them; the others are dashed. Within each kind any colour vision tells them apart
 INK, SOFT, LINE, PAPER, BAD = (COLOURS[name][0] for name in ("ink", "soft", "line", "paper", "bad"))
 ACCENT = SERIES[0]
 
@@ -28,6 +29,7 @@ def _in_blocks(kind: str) -> str:
 {kind} tr {{ display: block; padding: .6rem 0; border-bottom: 1px solid var(--line); }}
 {kind} td {{ display: inline-block; border: 0; padding: 0 1rem .1rem 0; }}
 {kind} td:first-child {{ display: block; font-weight: 600; color: var(--ink); }}
+{kind} td > small:only-child {{ display: inline; }}
 {kind} td:not(:first-child)::before {{ content: attr(data-name) " "; color: var(--soft); font-weight: normal; }}"""
 
 
@@ -56,7 +58,12 @@ p { margin: .3rem 0 1rem; } .sub, .note { color: var(--soft); max-width: 52rem; 
 .track { position: relative; height: 8px; border-radius: 4px; background: var(--line); margin: .7rem 0 .6rem; }
 .track i { position: absolute; top: 0; height: 100%; border-radius: 4px; background: var(--c1); }
 .track i.range { top: -3px; height: 14px; opacity: .35; }
-.track i.at { width: 2px; margin-left: -1px; top: -4px; height: 16px; border-radius: 0; background: var(--ink); }
+.track i.at { margin-left: -1px; top: -4px; height: 16px; border-radius: 0; }
+i.at { width: 3px; background: var(--ink); } i.at.majority { background: repeating-linear-gradient(var(--ink) 0 3px,
+  transparent 0 5px); } small i.at { display: inline-block; height: .8rem; margin-right: .35rem; vertical-align: -1px; }
+.card em { color: var(--bad); font-style: normal; }
+.once { font-size: .95rem; } .once b { font-size: 1.3rem; font-variant-numeric: tabular-nums; }
+.once small { color: var(--soft); }
 .facts { display: flex; flex-wrap: wrap; gap: .6rem 2.4rem; margin: 1.2rem 0 0; }
 .facts div { min-width: 6rem; } .facts dt { color: var(--soft); font-size: .8rem; }
 .facts dd { margin: 0; font-size: 1.1rem; font-weight: 600; font-variant-numeric: tabular-nums; }
@@ -72,6 +79,8 @@ svg text { font-family: inherit; font-variant-numeric: tabular-nums; }
 .key { white-space: nowrap; margin-right: .8rem; font-variant-numeric: tabular-nums; }
 .key::before { content: ""; display: inline-block; width: .7rem; height: .7rem; border-radius: 50%;
   margin-right: .35rem; background: var(--of); }
+.key.dashed::before { width: 1.1rem; height: .2rem; border-radius: 0; vertical-align: middle;
+  background: linear-gradient(90deg, var(--of) 60%, transparent 0) 0 / .45rem; }
 .x-epoch, .x-hours { display: none; }
 #by-epoch:checked ~ main .x-step, #by-hours:checked ~ main .x-step { display: none; }
 #by-epoch:checked ~ main .x-epoch, #by-hours:checked ~ main .x-hours { display: inline; }
@@ -90,7 +99,8 @@ td.number { white-space: nowrap; }
 td small { display: block; color: var(--soft); font-size: .8rem; font-weight: normal; }
 details { border-bottom: 1px solid var(--line); } summary { cursor: pointer; padding: .7rem 0; min-height: 2.75rem; }
 details.brief { border: 0; color: var(--soft); font-size: .8rem; line-height: 1.5rem; }
-details.brief summary { padding: 0; min-height: 0; } td details.brief { display: inline-block; }
+details.brief summary { padding: .55rem 0; margin: -.55rem 0; min-height: 0; }
+td details.brief { display: inline-block; }
 .settings { columns: 3 300px; column-gap: 2.4rem; margin: 0 0 1rem; } .settings div { display: flex; gap: 1rem;
   justify-content: space-between; border-bottom: 1px solid var(--line); padding: .3rem 0; break-inside: avoid;
   font-size: .9rem; }
@@ -101,7 +111,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; backgro
 @media (max-width: 940px) { .if-wide { display: none; } .if-narrow { display: block; max-width: 480px; } }
 .runs { list-style: none; padding: 0; margin: 1rem 0; columns: 2 320px; } .runs li { padding: .35rem 0; }
 """
-    f"{_in_blocks('table.many')} @media (max-width: 720px) {{ {_in_blocks('table')} }}\n"
+    f"{_in_blocks('table.many')} @media (max-width: 720px) {{ {_in_blocks('table:not(.grid)')} }}\n"
     """@media print { main { padding: 0; max-width: none; } .switch { display: none; } figure { break-inside: avoid; } }
 """ + REPRESENTATION
 )

@@ -1,14 +1,17 @@
 """Charts: points that are kept, axes that show what moves, labels that stand apart."""
 
+import itertools
 import math
 import re
 
 import numpy as np
 import pytest
 
-from fasttrain.page.charts import Line, Scale, curves, ridges
+from fasttrain.page.charts import Line, Scale, curves
+from fasttrain.page.distributions import ridges
 from fasttrain.page.points import BUCKETS, smoothed, thinned
-from fasttrain.page.style import COLOURS, SERIES
+from fasttrain.page.shell import key
+from fasttrain.page.style import COLOURS, SERIES, SOLID
 
 
 def labels(picture: str) -> list[str]:
@@ -88,7 +91,60 @@ def test_distributions_are_drawn_in_a_row_for_each_step() -> None:
     assert drawn.count("fill-opacity") == 4
 
 
+def test_a_large_value_at_a_curves_end_has_few_decimals() -> None:
+    assert labels(curves([Line("", [1, 2], [805.0, 801.0])], "images/s"))[-1] == "801.0"
+
+
+def test_values_that_hardly_move_have_ticks_that_differ() -> None:
+    """A learning rate early in its cosine."""
+    drawn = labels(curves([Line("", [1, 30, 60], [0.0075, 0.007494, 0.0074836])], "lr"))
+    ticks = [label for label in drawn if label.startswith("0.007")]
+    assert len(set(ticks)) == len(ticks) >= 3
+    assert ticks[-1].startswith("0.00748")
+
+
+def test_scores_that_are_all_alike_look_it() -> None:
+    drawn = ridges([("0", [[0] * 63 + [9], [0] * 63 + [9]])], SERIES[:2], "scores")
+    ticks = [float(label.replace("\N{MINUS SIGN}", "-")) for label in labels(drawn) if "." in label]
+    assert max(ticks) - min(ticks) >= 0.3
+
+
 def test_every_colour_has_a_value_of_its_own_in_both_schemes() -> None:
     for scheme in (0, 1):
         values = [pair[scheme] for pair in COLOURS.values()]
         assert len(set(values)) == len(values)
+
+
+# Linear RGB as those without one kind of cone see it: Machado et al. 2009 (doi 10.1109/TVCG.2009.113), severity 1.
+VISIONS = {
+    "all": np.eye(3),
+    "protanopia": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.052]],
+    "deuteranopia": [[0.3673, 0.8606, -0.228], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.969]],
+    "tritanopia": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
+}
+
+
+def seen(colour: str, vision: str) -> np.ndarray:
+    """As L*, a*, b*."""
+    value_3 = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    linear_3 = np.where(value_3 <= 0.04045, value_3 / 12.92, ((value_3 + 0.055) / 1.055) ** 2.4)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x_3 = xyz @ np.clip(np.asarray(VISIONS[vision]) @ linear_3, 0, 1) / (0.9505, 1, 1.089)
+    x, y, z = np.where(x_3 > 0.008856, np.cbrt(x_3), 7.787 * x_3 + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_curves_of_one_dash_are_told_apart_with_any_colour_vision(scheme: int, vision: str) -> None:
+    colours = [COLOURS[f"c{n}"][scheme] for n in range(1, len(SERIES) + 1)]
+    for group in (colours[:SOLID], colours[SOLID:]):
+        for a, b in itertools.combinations(group, 2):
+            assert np.linalg.norm(seen(a, vision) - seen(b, vision)) > 20, (a, b)
+
+
+def test_curves_and_keys_beyond_the_solid_colours_are_dashed() -> None:
+    for colour in SERIES:
+        drawn = curves([Line("", [1, 2], [3.0, 4.0], colour)], "a chart")
+        dashed = colour in SERIES[SOLID:]
+        assert ("stroke-dasharray" in drawn) == ("dashed" in key("name", colour)) == dashed

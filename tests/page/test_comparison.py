@@ -6,9 +6,10 @@ import re
 
 import pytest
 from support.commands import one_line_of
-from support.runs import evaluated, make_run
+from support.runs import evaluated, make_run, write_metrics
 
 from fasttrain import report
+from fasttrain.run.metrics import read_metrics
 
 
 @pytest.fixture
@@ -49,6 +50,15 @@ def test_figures_that_are_not_alike_are_not_ranked_and_said_not_to_be(runs: list
     assert 'best">' not in page
 
 
+def test_rates_are_ranked_where_images_and_their_size_are_the_same(tmp_path: pathlib.Path) -> None:
+    runs = [make_run(tmp_path / f"run{n}", size=size) for n, size in enumerate((32, 32, 64))]
+    for run, rate in zip(runs, (100.0, 200.0, 300.0), strict=True):
+        entries = read_metrics(run / "metrics.jsonl")
+        write_metrics(run, [each | {"images_per_sec": rate} for each in entries if "loss" in each])
+    assert 'best">200</td>' in compared(runs[:2])
+    assert 'best">' not in compared(runs)
+
+
 def test_runs_of_other_images_or_lengths_are_told(runs: list[pathlib.Path]) -> None:
     other = make_run(runs[0].parent / "short", steps=200)
     record = json.loads((other / "config.json").read_text("utf-8"))
@@ -57,6 +67,23 @@ def test_runs_of_other_images_or_lengths_are_told(runs: list[pathlib.Path]) -> N
     assert "The runs were trained on different images." in page
     assert "The runs have not done the same number of steps." in page
     assert "Over steps." in page
+
+
+def test_options_that_only_some_methods_have_are_folded(tmp_path: pathlib.Path) -> None:
+    runs = [make_run(tmp_path / name, temperature=temperature) for name, temperature in (("a", 0.1), ("b", 0.2))]
+    record = json.loads((runs[1] / "config.json").read_text("utf-8"))
+    config = {**record["config"], "method": "byol", "predictor_hidden": 512}
+    (runs[1] / "config.json").write_text(json.dumps({**record, "config": config}), "utf-8")
+    first, rest = compared(runs).split("options that only some of these methods have")
+    assert {"--temperature", "--method"} <= {*rows(first)}
+    assert rows(rest)["--predictor-hidden"] == ["–", "512"]
+    assert "--predictor-hidden" not in rows(first)
+
+
+def test_losses_of_other_objectives_are_said_to_tell_nothing(tmp_path: pathlib.Path) -> None:
+    said = "no lower one is better for it"
+    assert said in compared([make_run(tmp_path / f"a{n}", temperature=0.1 * n) for n in (1, 2)])
+    assert said not in compared([make_run(tmp_path / f"b{n}", lr=0.1 * n) for n in (1, 2)])
 
 
 def test_curves_that_show_the_same_are_drawn_once(runs: list[pathlib.Path]) -> None:

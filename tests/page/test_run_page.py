@@ -66,6 +66,41 @@ def test_scores_are_drawn_as_they_were_spread_at_some_steps(run: pathlib.Path) -
     assert "Scores over training" not in titles(training(replace(history, events=damaged)))
 
 
+def test_what_was_measured_once_is_told_and_not_drawn(tmp_path: pathlib.Path) -> None:
+    page = page_of(make_run(tmp_path / "run", steps=8, every=8))
+    loss = page[page.index("<strong>Loss") :].split("</figure>")[0]
+    assert re.search(r"<b>[\d.]+</b> <small>at step 8</small>", loss)
+    assert "<svg" not in loss
+    assert "<svg" in page[page.index("<strong>Rank of the features") :].split("</figure>")[0]
+
+
+def test_ranks_that_look_the_same_are_one_curve(run: pathlib.Path) -> None:
+    entries = read_metrics(run / "metrics.jsonl")
+    assert "Left out: effective" not in page_of(run)
+    write_metrics(
+        run, [each | {"effective_rank": 0.999 * each["rankme"]} if "rankme" in each else each for each in entries]
+    )
+    assert "Left out: effective, the same as RankMe within 1 %." in page_of(run)
+
+
+def test_how_many_entries_there_are_is_said_in_whole_words(tmp_path: pathlib.Path) -> None:
+    assert "One entry, of step 8." in page_of(make_run(tmp_path / "one", steps=8, every=8))
+    assert "9 entries, one for each step." in page_of(make_run(tmp_path / "nine", steps=9, every=1))
+
+
+def test_the_spread_of_features_stands_beside_that_of_projections(run: pathlib.Path) -> None:
+    entries = read_metrics(run / "metrics.jsonl")
+    write_metrics(
+        run, [each | {"feature_std": 0.5, "projection_std": 0.9} if "std" in each else each for each in entries]
+    )
+    page = page_of(run)
+    assert re.search(r'aria-label="Standard deviation of a dimension over steps: projections [^"]*; features ', page)
+    assert "Standard deviation of the projections" not in titles(page)
+    config = json.loads((run / "config.json").read_text("utf-8"))["config"]
+    changed(run, config={**config, "variance_weight": 25.0})
+    assert "Standard deviation of the projections" in titles(page_of(run))
+
+
 def test_events_stand_in_the_curves(tmp_path: pathlib.Path) -> None:
     run = make_run(tmp_path / "run", resolution="16:32")
     history = History.read(run)
@@ -111,6 +146,12 @@ def test_a_method_from_outside_is_not_run_for_its_defaults(run: pathlib.Path) ->
     assert "<dt>method</dt><dd>no.such.module:Class</dd>" in page
 
 
+def test_settings_of_an_old_run_are_not_said_to_be_of_others_code(run: pathlib.Path) -> None:
+    config = json.loads((run / "config.json").read_text("utf-8"))["config"]
+    changed(run, config={name: value for name, value in config.items() if name != "preset"})
+    assert "No preset is recorded." in page_of(run)
+
+
 def test_how_it_was_run_is_told(run: pathlib.Path) -> None:
     page = page_of(run)
     for said in ("<dt>processes</dt><dd>2</dd>", "<dd>0123456789ab-dirty</dd>", "<dd>2030-01-02 03:04:05+0000</dd>",
@@ -145,12 +186,14 @@ def test_other_runs_of_the_same_images_stand_beside_it(run: pathlib.Path) -> Non
     evaluated(other, 90.0)
     changed(other, data={"fingerprint": "g"})
     (bare / "config.json").write_bytes(b"{")
+    make_run(run.parent / "never-evaluated", steps=20)
     page = page_of(run)
     part = page[page.index("<h2>Other runs of the same images") : page.index("<h2>Training")]
     assert '<a href="../better%20%26%20%3Cb%3E/report.html">better &amp; &lt;b&gt;</a>' in part
     assert 'best">80.0</td>' in part
     assert "60.0" in part
     assert "90.0" not in part
+    assert "never-evaluated" not in part
 
 
 def test_what_guessing_and_untrained_weights_give_are_lines_beside_the_accuracy(run: pathlib.Path) -> None:
@@ -165,6 +208,23 @@ def test_a_run_of_many_entries_has_a_page_of_bounded_size(run: pathlib.Path) -> 
     drawn = np.random.default_rng(0)
     write_metrics(run, [entry(step, 100_000, drawn) for step in range(10, 100_001, 10)])
     assert len(page_of(run)) < few + 300_000
+
+
+def test_no_word_of_a_run_folder_becomes_markup(tmp_path: pathlib.Path) -> None:
+    odd = "\"'><img src=x onerror=alert(1)>"
+    run = make_run(tmp_path / odd)
+    record = json.loads((run / "config.json").read_text("utf-8"))
+    config = {name: odd if isinstance(value, str) else value for name, value in record["config"].items()}
+    starts = [{**each, "command": odd, "commit": odd, "time": odd} for each in record["starts"]]
+    changed(run, config={**config, odd: odd}, environment={odd: odd, "machine": odd}, starts=starts,
+            init={"source": odd, "digest": odd}, data={"fingerprint": odd})  # fmt: skip
+    write_metrics(run, [{**each, odd: 1 / each["step"]} for each in read_metrics(run / "metrics.jsonl")])
+    evaluated(run, protocol=odd, variant=odd, settings={odd: odd}, data=odd)
+    evaluated(run, settings={odd: odd}, data=odd)
+    ended(run, "failed", odd)
+    page = page_of(run)
+    assert "<img src=x" not in page
+    assert page.count("&lt;img src=x onerror=alert(1)&gt;") > 20
 
 
 def test_words_from_files_are_no_markup_and_never_unprintable() -> None:
