@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Evaluate a run's encoder on labelled images it was not trained on: weighted kNN and a linear probe.
+"""Evaluate the encoder of a run, or of several, on labelled images it was not trained on, by the papers' protocols.
 
     python fasttrain/evaluate.py RUN --data OUT --knn --linear
 

@@ -40,6 +40,7 @@ def test_an_accuracy_is_never_shown_without_what_guessing_gives(run: Path) -> No
     ]
     keep_evaluations(run, evaluations)
     figures = write_report(run)
+    assert figures["protocol"] == {"knn": {"k": 7}}
     assert (figures["knn_top1"], figures["knn_top1_untrained"], figures["knn_majority"]) == (60.0, 40.0, 31.0)
     page = written(run)
     card = page[page.index("<b>60.0 %</b><span>kNN top-1</span>") :]

@@ -54,7 +54,7 @@ def test_real_runs_are_listed_with_what_they_reached_and_how_they_ended(
     good = runs["good"]
     assert (good["method"], good["arch"], good["data"]) == ("xmoco", "small", shards.name)
     assert (good["step"], good["last_step"], good["epochs"]) == (8, 8, 2.0)
-    assert (good["knn_step"], good["knn_source"]) == (8, "training")
+    assert (good["knn_step"], good["knn_source"], good["protocol"]) == (8, "training", {"knn": {}})
     assert 0 <= good["knn_top1"] <= 100
     assert good["images_per_sec"] > 0
     table = run_command("fasttrain/runs.py", folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from fasttrain.jobs.options import ReportConfig
 from fasttrain.page.comparison import write_comparison
@@ -23,13 +24,15 @@ def write_report(run: pathlib.Path) -> dict:
     return {**_figures(history), "report": str(write_run_page(history))}
 
 
-def _figures(history: History) -> dict[str, float]:
-    """The newest accuracies, the last step that was evaluated, and the rate of training."""
+def _figures(history: History) -> dict[str, Any]:
+    """The newest accuracies, the settings of their protocols, the last step that was evaluated, and the rate of
+    training."""
     newest = newest_of_each(history.evaluations)
-    figures: dict[str, float] = {"step": max(each.step for each in newest)} if newest else {}
+    figures: dict[str, Any] = {"step": max(each.step for each in newest)} if newest else {}
     for each in newest:
         figures |= each.figures()
-    return {**figures, "images_per_sec": round(history.throughput, 1)}
+    protocols = {each.name: each.settings for each in reversed(newest)}  # of trained weights, which are named first
+    return {**figures, "protocol": protocols, "images_per_sec": round(history.throughput, 1)}
 
 
 def compare(runs: Sequence[pathlib.Path], out: pathlib.Path) -> dict:

@@ -10,7 +10,7 @@ import pathlib
 import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fasttrain.run.ending import FILE, LARGEST, Ending, ending_of
@@ -27,11 +27,13 @@ RATES = 40  # newest entries whose images/s count
 
 @dataclass(frozen=True)
 class Accuracy:
-    """top1: percent. step: whose weights. source: "evaluation", by evaluate.py, or "training", by --knn-every."""
+    """top1: percent. step: whose weights. source: "evaluation", by evaluate.py, or "training", by --knn-every.
+    settings: of its protocol, where evaluate.py has kept them."""
 
     top1: float
     step: int
     source: str
+    settings: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _lines_backwards(path: pathlib.Path) -> Iterator[bytes]:
 def _evaluated(evaluations: list[Evaluation], protocol: str) -> Accuracy | None:
     """The newest headline of a protocol, of the run's own weights."""
     found = [each for each in evaluations if each.name == protocol and not each.untrained]
-    return Accuracy(found[-1].top1, found[-1].step, "evaluation") if found else None
+    return Accuracy(found[-1].top1, found[-1].step, "evaluation", found[-1].settings) if found else None
 
 
 def _newer(evaluated: Accuracy | None, measured: Accuracy | None) -> Accuracy | None:

@@ -77,6 +77,7 @@ def test_the_newer_knn_accuracy_counts_and_where_it_is_from_is_told(
     found = summary(run)
     assert found.knn == expected
     assert found.linear == (Accuracy(80.0, 20, "evaluation") if at else None)
+    assert found.linear is None or found.linear.settings == evaluated("linear", 20, 80.0).settings
 
 
 @pytest.mark.parametrize("seed", range(4))
