@@ -16,7 +16,7 @@ from typing import Any
 from fasttrain.engine.options import OPTIMIZERS, MachineOptions, OptimisationOptions, warmup_that_fits
 from fasttrain.input.options import DataOptions
 from fasttrain.methods import METHODS, MethodOptions, method_options
-from fasttrain.networks.options import WIDTHS, EncoderOptions, is_outside, is_vision_transformer
+from fasttrain.networks.options import WIDTHS, EncoderOptions, is_outside, is_vision_transformer, may_have_cifar_stem
 from fasttrain.presets import PRESETS
 from fasttrain.run.folder import config_of, read_settings
 from fasttrain.run.options import LoggingOptions, RunOptions
@@ -135,6 +135,8 @@ def _defaults(method: str, preset: str, given: Mapping[str, Any], typed: Mapping
     arch = str(typed.get("arch") or given.get("arch") or values.get("arch") or EncoderOptions.arch)
     if is_vision_transformer(arch):  # torchvision's have heads of their own
         values |= {name: v for name, v in options.paper_vit.items() if arch in WIDTHS or not name.startswith("vit_")}
+    if not may_have_cifar_stem(arch):
+        values.pop("cifar_stem", None)
     values |= _brought(values, given) | dict(given)
     values |= _brought(values, typed)
     if "warmup_epochs" not in given:

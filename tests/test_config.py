@@ -29,6 +29,15 @@ def test_defaults_and_presets() -> None:
     assert parse_config(["--data=x", "--preset=demo"]).encoder.arch == PRESETS["demo"]["arch"]
 
 
+@pytest.mark.parametrize(
+    ("arch", "stem"),
+    [("resnet18", True), ("timm:resnet26", True), ("wide_resnet50_2", True), ("small", False), ("vit_tiny", False)],
+)
+def test_a_presets_stem_gives_way_to_an_encoder_that_can_have_none(arch: str, stem: bool) -> None:
+    assert parse_config(["--data", "d", "--preset", "cifar10", "--arch", arch]).encoder.cifar_stem == stem
+    assert parse_config(["--data", "d", "--preset", "cifar10", "--arch", arch, "--cifar-stem"]).encoder.cifar_stem
+
+
 def test_the_last_method_and_preset_count_wherever_they_stand() -> None:
     config = parse_config(
         ["--preset", "demo", "--method=moco", "--data", "x", "--preset", "cifar10", "--method", "xmoco"]

@@ -93,7 +93,8 @@ def as_json(run: Summary) -> dict[str, Any]:
         figures |= {f"{name}_{field}": getattr(accuracy, field, None) for field in ("top1", "step", "source")}
     protocol = {name: each.settings for name, each in (("knn", run.knn), ("linear", run.linear)) if each}
     return {
-        **figures, "protocol": protocol, "loss": run.loss, "images_per_sec": run.images_per_sec and round(run.images_per_sec, 1),
+        **figures, "protocol": protocol, "loss": run.loss,
+        "images_per_sec": run.images_per_sec and round(run.images_per_sec, 1),
         "state": run.ended.state, "line": run.ended.line,
         "when": time.strftime(TIME, time.localtime(run.when)) if run.when else None,
     }  # fmt: skip

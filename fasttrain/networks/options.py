@@ -10,6 +10,7 @@ from fasttrain.system.options import Fraction, Free, NotNegative, Options, Posit
 
 WIDTHS = {"vit_tiny": 192, "vit_small": 384, "vit_base": 768}  # by --arch
 TIMM = "timm:"
+RESNETS = "resnet", "resnext", "wide_resnet", "seresnet"
 VISION_TRANSFORMERS = "vit_", "deit", "beit", "eva", "flexivit_"  # how torchvision's and timm's names begin
 
 
@@ -57,6 +58,11 @@ class EncoderOptions(Options):
 def is_vision_transformer(arch: str) -> bool:
     """Whether an architecture of that name is one, for what a method's paper sets differently there."""
     return not is_outside(arch) and arch.removeprefix(TIMM).startswith(VISION_TRANSFORMERS)
+
+
+def may_have_cifar_stem(arch: str) -> bool:
+    """Whether a preset's --cifar-stem is kept for an architecture of that name: not where it can't be meant."""
+    return arch.removeprefix(TIMM).startswith(RESNETS)
 
 
 def is_outside(arch: str) -> bool:
