@@ -59,7 +59,7 @@ def _chart(history: History) -> str:
     for protocol in dict.fromkeys(each.protocol for each in newest if not each.untrained):
         found = {each.step: each.top1 for each in history.evaluations
                  if each.protocol == protocol and not each.variant and not each.untrained}  # fmt: skip
-        if protocol != "knn" or not lines:  # the same, and beside it
+        if protocol != "knn" or not history.column("knn_top1", events=True)[0]:  # which would be the same, or nearly
             name, colour = NAMES.get(protocol, protocol), next(colours)
             lines.append(Line(name, sorted(found), [found[step] for step in sorted(found)], colour, points=True))
             keys.append(key(name, colour))
