@@ -37,8 +37,10 @@ def listed(capsys: pytest.CaptureFixture[str], *words: object) -> list[dict[str,
 
 
 def test_real_runs_are_listed_with_what_they_reached_and_how_they_ended(
-    shards: pathlib.Path, tmp_path: pathlib.Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
-) -> None:
+    shards: pathlib.Path, tmp_path: pathlib.Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "160")
     folder = tmp_path / "runs"
     assert train(shards, folder / "good", "--epochs", 2, "--knn-every", 1) == 0
     assert train(shards, folder / "deep/er/bad", "--method", "moco", "--epochs", 99, "--lr", "1e30") == 1

@@ -284,7 +284,11 @@ def test_full_memory_of_a_loss_over_the_batch_does_not_advise_what_it_refuses(
 @pytest.mark.parametrize(
     ("name", "error", "status"),
     [
-        ("knn", RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of main memory; lower --batch-size"),
+        (
+            "over_features",
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "out of main memory; lower --batch-size",
+        ),
         ("keep_evaluations", OSError(errno.ENOSPC, "No space left"), "disk full: No space left"),
     ],
 )
