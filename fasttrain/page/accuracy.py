@@ -46,6 +46,13 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
+def _measured_alike(each: Evaluation, other: Evaluation) -> bool:
+    """But for the weights' step: only such figures are one line."""
+    return each.untrained == other.untrained and (each.name, each.asked(), each.fingerprint or each.data) == (
+        other.name, other.asked(), other.fingerprint or other.data
+    )  # fmt: skip
+
+
 def _chart(history: History) -> str:
     """Accuracies over steps, with what untrained weights and the most frequent class give. "" for none."""
     colours, lines, keys = iter(4 * SERIES), [], []
@@ -56,9 +63,9 @@ def _chart(history: History) -> str:
             lines.append(Line(word, steps, values, colour, points=len(steps) < 30))
             keys.append(key(f"{word} while training", colour))
     newest = [each for each in newest_of_each(history.evaluations) if not each.variant]
-    for protocol in dict.fromkeys(each.protocol for each in newest if not each.untrained):
-        found = {each.step: each.top1 for each in history.evaluations
-                 if each.protocol == protocol and not each.variant and not each.untrained}  # fmt: skip
+    for head in (each for each in newest if not each.untrained):
+        protocol, alike = head.protocol, [each for each in history.evaluations if _measured_alike(each, head)]
+        found = {each.step: each.top1 for each in alike}
         if protocol != "knn" or not history.column("knn_top1", events=True)[0]:  # which would be the same, or nearly
             name, colour = NAMES.get(protocol, protocol), next(colours)
             lines.append(Line(name, sorted(found), [found[step] for step in sorted(found)], colour, points=True))
@@ -68,7 +75,7 @@ def _chart(history: History) -> str:
     references = []
     first = next((each for each in newest if not each.untrained), None)
     if first and (untrained := counterpart(first, newest)):
-        references.append((untrained.top1, "untrained"))
+        references.append((untrained.top1, f"{NAMES.get(first.protocol, first.protocol)}, untrained"))
     majority = [each.majority for each in newest] + history.column("knn_majority", events=True)[1][-1:]
     if known := [value for value in majority if value is not None]:
         references.append((known[0], "majority"))

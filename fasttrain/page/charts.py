@@ -139,7 +139,10 @@ def _beside(axes: Axes, labels: list[tuple[float, str, str]], low: float, high: 
         limit = high if at == len(placed) - 1 else placed[at + 1] - apart
         placed[at] = min(placed[at], limit)
     for y, (_, label, colour) in zip(placed, sorted(labels), strict=True):
-        axes.text(1.02, y, label, transform=axes.get_yaxis_transform(), va="center", color=colour)
+        axes.annotate(
+            label, (1, y), (6, 0), axes.get_yaxis_transform(), "offset points", va="center", color=colour,
+            annotation_clip=False,
+        )  # fmt: skip
 
 
 def _limits(lines: Sequence[Line], references: Sequence[float], most: float) -> tuple[float, float]:

@@ -32,7 +32,7 @@ def newest_of_each(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """The newest of each protocol and variant, of the run's own weights and of untrained ones; in a fixed order."""
     newest = {(each.untrained, each.protocol, each.variant): each for each in evaluations}
     order = [*NAMES, *sorted({each.protocol for each in evaluations} - {*NAMES})]
-    return [newest[key] for key in sorted(newest, key=lambda key: (key[0], order.index(key[1]), key[2]))]
+    return [newest[key] for key in sorted(newest, key=lambda key: (key[0], order.index(key[1]), len(key[2]), key[2]))]
 
 
 def highest(found: Sequence[Evaluation | None]) -> list[int]:
