@@ -95,7 +95,9 @@ def ending_of(run: pathlib.Path, record: dict[str, Any]) -> Ending:
     except FileNotFoundError:
         if "steps" in record:  # which is written where an ending will be
             return Ending("killed", "nobody trains it, and it has not said how it ended")
-        return Ending("unknown", "not running; it never began its first step, or is by a version that kept no endings")
+        older = (run / "metrics.jsonl").exists()  # which is begun after `steps` is recorded
+        why = "is by a version that kept no endings" if older else "never began its first step"
+        return Ending("unknown", f"not running; it {why}")
     except OSError as error:
         return Ending("unknown", said(error))
     except (ValueError, TypeError, RecursionError) as error:
