@@ -70,10 +70,9 @@ class OnlineProbe:
         self._state = {name: torch.where(learns, value, state[name]) for name, value in moved.items()}
 
     @torch.no_grad()
-    def ranked(self, features_NF: Tensor, most: int = 5) -> Tensor:
-        """The likeliest classes of each row, (N, min(most, C)) int64 on the CPU, best first."""
-        score_NC = _standardised(features_NF.to(self._device).float(), self._state) @ self._state["weight_GC"]
-        return score_NC.topk(min(most, self._classes), dim=1).indices.cpu()
+    def scores(self, features_NF: Tensor) -> Tensor:
+        """The logits of each row, (N, C) on the device."""
+        return _standardised(features_NF.to(self._device).float(), self._state) @ self._state["weight_GC"]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Empty before the first step."""

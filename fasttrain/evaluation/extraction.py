@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 from typing import BinaryIO
 
@@ -77,7 +76,7 @@ def _fill(
     rows: list[np.ndarray] = []
     labels: list[Tensor] = []
     todo, done = iter(left), 0
-    with progress(mine.num_samples, title="features") if ranks.is_main else contextlib.nullcontext(_quiet) as advance:
+    with progress(mine.num_samples, title="features", quiet=not ranks.is_main) as advance:
         for rows_BF, label_B in outputs(network, mine, ranks.device, preparation, limit):
             rows.append(rows_BF)
             labels.append(label_B)
@@ -93,10 +92,6 @@ def _fill(
 def _is_there(folder: pathlib.Path, part: int) -> bool:
     """Are both files? One alone is what a kill leaves, while they are written or removed."""
     return _values(folder, part).exists() and _labels(folder, part).exists()
-
-
-def _quiet(_count: int) -> None:
-    pass
 
 
 def _save(path: pathlib.Path, values: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from fasttrain.evaluation.accuracy import accuracy
 from fasttrain.evaluation.features import Features, full_precision
 from fasttrain.evaluation.knn import knn
 from fasttrain.evaluation.options import TEMPERATURE
-from fasttrain.evaluation.ranking import ALONE
+from fasttrain.evaluation.ranking import ALONE, best_classes
 from fasttrain.input import (
     Batch,
     Order,
@@ -141,7 +141,7 @@ class HealthMonitor:
         figures: Figures = {"subset_knn_top1": found.top1, "subset_knn_majority": found.majority}
         if probe and probe.has_learned:
             rows_MF = queries.rows(slice(None), self._device)
-            figures["probe_top1"] = accuracy(probe.ranked(rows_MF), queries.label_N, classes).top1
+            figures["probe_top1"] = accuracy(best_classes(probe.scores(rows_MF)), queries.label_N, classes).top1
         return figures
 
     def _batches(self, store: Store, each_batch: Callable[[], None]) -> Iterator[Batch]:

@@ -94,7 +94,7 @@ class Training:
         """Train to the end. Raises Stopped, with a checkpoint written, after a signal."""
         recipe, ranks, steps = self._recipe, self._ranks, self._order.steps_per_epoch
         total, done = (count * recipe.batch_size for count in (recipe.epochs * steps, self._step))
-        shown = progress(total, done, recipe.protocol) if ranks.is_main else contextlib.nullcontext(_quiet)
+        shown = progress(total, done, recipe.protocol, quiet=not ranks.is_main)
         loader = open_loader(
             self._store, self._order, self._preparation.workers, device=ranks.device,
             max_failed_fraction=self._preparation.max_failed_fraction, labels=True,
@@ -193,8 +193,7 @@ def ranked(classifier: Classifier, val: Store, preparation: Preparation, ranks: 
     parts = [(torch.empty(0, top, dtype=torch.int64), torch.empty(0, dtype=torch.int64))]
 
     def classify() -> None:
-        shown = progress(mine.num_samples, title="val") if ranks.is_main else contextlib.nullcontext(_quiet)
-        with shown as advance:
+        with progress(mine.num_samples, title="val", quiet=not ranks.is_main) as advance:
             for logits_BC, label_B in outputs(classifier.eval(), mine, ranks.device, preparation, limit):
                 parts.append((best_classes(torch.from_numpy(logits_BC)), label_B))
                 advance(len(label_B))
@@ -210,7 +209,3 @@ def _check_failed(failed: int, limit: int, val: Store) -> None:
     """Raises LoaderError where the ranks together could not read more than `limit` images, or any."""
     if failed > limit or failed == val.num_samples:
         raise LoaderError(f"{failed} images can't be read, more than --max-failed-fraction of training allows")
-
-
-def _quiet(_count: int) -> None:
-    """Shows nothing."""

@@ -11,7 +11,9 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 @contextlib.contextmanager
-def progress(total: int, done: int = 0, title: str = "", unit: str = "images") -> Iterator[Callable[[int], None]]:
+def progress(
+    total: int, done: int = 0, title: str = "", unit: str = "images", quiet: bool = False
+) -> Iterator[Callable[[int], None]]:
     """Yield a function to call with the number of images just done: a bar on a terminal, a line now and then otherwise.
 
     Args:
@@ -19,7 +21,11 @@ def progress(total: int, done: int = 0, title: str = "", unit: str = "images") -
         done: those of them that an earlier run finished.
         title: what is done to them; shown before the figures.
         unit: what is counted.
+        quiet: show nothing, as all processes but the first do.
     """
+    if quiet:
+        yield lambda images: None
+        return
     if not sys.stderr.isatty():
         yield _plain_progress(total, done, f"{title}: " if title else "", unit)
         return

@@ -30,6 +30,14 @@ def test_what_is_quickly_done_needs_no_line(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr().err == ""
 
 
+def test_a_quiet_one_says_nothing(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
+    for quiet in (True, False):
+        with progress(10, quiet=quiet) as advance:
+            advance(5)
+        assert (capfd.readouterr().err == "") == quiet
+
+
 def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
