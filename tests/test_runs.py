@@ -191,7 +191,10 @@ def test_names_of_strangers_reach_the_terminal_harmless(
     assert r"r\udce9n" in table
 
 
-def test_many_that_ended_alike_share_a_line(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_that_ended_alike_share_a_line(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     first = make_run(tmp_path / "0")
     content = json.loads((first / "config.json").read_text())
     (first / "config.json").write_text(json.dumps({"config": content["config"]}))
