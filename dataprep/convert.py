@@ -35,12 +35,12 @@ from fasttrain.dataprep.encode import MAX_SIDE, Check, Encoding, Write, encode_s
 from fasttrain.dataprep.engines import ENGINES, Note, ShardWork
 from fasttrain.dataprep.plan import PlannedShard, by_split, plan_shards
 from fasttrain.dataprep.shards import ShardRecord, read_record
-from fasttrain.dataprep.sources.attempts import without_secrets
 from fasttrain.dataprep.sources.kinds import Kind, fingerprint, open_source, shuffled_splits
-from fasttrain.dataprep.sources.remote import is_remote, local_path
 from fasttrain.dataprep.sources.source import Source
 from fasttrain.dataprep.state import begin, clear_state, finished_manifest
 from fasttrain.formats.manifest import STATE_FILE, Manifest
+from fasttrain.storage.attempts import without_secrets
+from fasttrain.storage.remote import is_remote, local_path
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import EXIT_SKIPPED, DataError, RunError, UserError, note
 from fasttrain.system.lock import Lock, lock

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fasttrain.dataprep.shards import checksum
-from fasttrain.dataprep.sources.attempts import without_secrets
-from fasttrain.dataprep.sources.remote import REQUESTS, Remote, RemoteFile, list_remote, protocol_of
-from fasttrain.dataprep.sources.transfer import BLOCK_BYTES, received
+from fasttrain.storage.attempts import without_secrets
+from fasttrain.storage.remote import REQUESTS, Remote, RemoteFile, list_remote, protocol_of
+from fasttrain.storage.transfer import BLOCK_BYTES, received
 from fasttrain.system.durable import naming, read_json, reason, temporary_path, write_json
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.ordered import map_in_order

@@ -15,7 +15,7 @@ import numpy as np
 from fasttrain.dataprep.sources.archive import tar_source, zip_source
 from fasttrain.dataprep.sources.beton import beton_source
 from fasttrain.dataprep.sources.cifar import cifar_folder, cifar_source
-from fasttrain.dataprep.sources.files import expand, numbered
+from fasttrain.dataprep.sources.files import numbered
 from fasttrain.dataprep.sources.folder import scan_folder
 from fasttrain.dataprep.sources.labels import NoClasses
 from fasttrain.dataprep.sources.npz import npz_source
@@ -34,6 +34,7 @@ from fasttrain.formats.listing import (
     other_file,
 )
 from fasttrain.formats.splits import seeded_order, set_apart, split_of
+from fasttrain.storage.patterns import expand
 
 Kind = Literal["auto", "folder", "tar", "zip", "webdataset", "parquet", "cifar", "npz", "beton"]
 

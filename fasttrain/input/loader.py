@@ -48,7 +48,7 @@ class Loader(Protocol):
         """The batches of epoch n from the position on (its start, unless load_state_dict set one inside it)."""
 
     def state_dict(self) -> dict[str, int]:
-        """The position: the epoch and the step in it that comes next."""
+        """The position: the epoch and the step in it that comes next, and how the order is shuffled."""
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """epoch(state["epoch"]) then starts at state["step"]."""
@@ -115,12 +115,13 @@ class ThreadLoader:
         self._planner: threading.Thread | None = None
 
     def state_dict(self) -> dict[str, int]:
-        """The position: the epoch and the step in it that comes next."""
-        return {"epoch": self._epoch, "step": self._next_step}
+        """The position: the epoch and the step in it that comes next, and how the order is shuffled."""
+        return self._order.position(self._epoch, self._next_step)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """epoch(state["epoch"]) then starts at state["step"]."""
         self._epoch, self._next_step = state["epoch"], state["step"]
+        self._order = self._order.continued(state)
 
     def epoch(self, n: int) -> Iterator[Batch]:
         """The batches of epoch n from the position on (its start, unless load_state_dict set one inside it).
@@ -163,9 +164,8 @@ class ThreadLoader:
 
     def _plan(self, epoch: int, first: int, ready: queue.Queue, stop: threading.Event) -> None:
         try:
-            epoch_order = self._order.epoch(epoch)
             for step in range(first, self.steps_per_epoch):
-                item = self._start(epoch, self._order.step(epoch_order, step), stop)
+                item = self._start(epoch, self._order.step(epoch, step), stop)
                 if item is None:
                     return
                 if not _put(ready, item, stop):

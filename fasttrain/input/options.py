@@ -21,5 +21,11 @@ class DataOptions(Options):
     val_fraction: Free[Annotated[float, Bounds(0, 0.99)]] = 0.0
     """Fraction of each class of plain image files to keep from training, for kNN and evaluation: the images that
     convert.py --val-fraction sets apart with its default --seed. Shards are converted with one."""
+    shuffle: Literal["auto", "global", "block"] = "auto"
+    """global: any image may come at any step, so storage reads them one by one. block: --shuffle-window shards are read
+    at once, each in sequence, and a batch has as many images of each; auto takes it for shards on a file system of the
+    network, or of several times the machine's memory."""
+    shuffle_window: Annotated[int, Bounds(1, 1 << 16)] = 64
+    """Shards that --shuffle block mixes at a time."""
     max_failed_fraction: Free[Fraction[float]] = 0.01
     """Training stops when more than this part of the images (and more than 10) can't be decoded."""

@@ -6,7 +6,6 @@ A batch is then nothing but offsets into that memory: no pixel is read, decoded 
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -26,13 +25,13 @@ from fasttrain.input.loader import (
 from fasttrain.input.order import Order
 from fasttrain.input.stores import Store
 from fasttrain.system.errors import DataError, UserError
+from fasttrain.system.memory import CGROUP
 from fasttrain.system.watch import Watch
 from fasttrain.system.workers import Workers
 
 MEMORY_SHARE = 0.5  # of the memory that is free may be taken; the rest is for weights, activations and views
 _BLOCK = 1024  # samples decoded between two copies to the device
 _TASK = 16  # samples of one call of a worker
-_CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
 class ResidentLoader:
@@ -67,19 +66,19 @@ class ResidentLoader:
             raise too_many_failed(len(self.failed), store.num_samples, *list(self.failed.items())[-1])
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self._epoch, "step": self._next_step}
+        return self._order.position(self._epoch, self._next_step)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._epoch, self._next_step = state["epoch"], state["step"]
+        self._order = self._order.continued(state)
 
     def epoch(self, n: int) -> Iterator[Batch]:
         """The batches of epoch n from the position on. Raises LoaderError where nothing can stand in for a sample."""
         if n != self._epoch:
             self._epoch, self._next_step = n, 0
-        epoch_order = self._order.epoch(n)
         for step in range(self._next_step, self.steps_per_epoch):
             self._next_step = step + 1
-            asked_B = self._order.step(epoch_order, step)
+            asked_B = self._order.step(n, step)
             given_B = self._with_stand_ins(n, asked_B)
             index_B = torch.from_numpy(given_B)
             yield Batch(
@@ -165,7 +164,7 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
     try:
-        limit, used = ((_CGROUP / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
+        limit, used = ((CGROUP / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
         free = min(free, int(limit) - int(used))
     except (OSError, ValueError):  # no container, or none with a limit ("max")
         pass

@@ -18,6 +18,8 @@ from fasttrain.formats.manifest import Manifest, ManifestError, Shard, wrong_lab
 from fasttrain.formats.names import read_names, sample_name
 from fasttrain.system.errors import DataError, note
 
+BLOCK_SAMPLES = 1 << 14  # at most: more than a shard usually holds
+
 
 class Encoded(NamedTuple):
     """One sample before its pixels are written: its size, and what write() needs."""
@@ -53,6 +55,17 @@ class Store(Protocol):
 
         Raises DataError or OSError where they can't be read.
         """
+
+
+@runtime_checkable
+class BlockStore(Store, Protocol):
+    """A store whose samples lie in blocks: storage reads those of one in sequence.
+
+    block_S: where each begins among the samples, and the last one ends, int64, (blocks + 1,). num_bytes: of all.
+    """
+
+    block_S: np.ndarray
+    num_bytes: int
 
 
 class Stream(NamedTuple):
@@ -103,6 +116,7 @@ class ShardReader(Protocol):
 
     num_samples: int
     path: pathlib.Path
+    data: np.memmap
 
 
 AnyReader = TypeVar("AnyReader", bound=ShardReader)
@@ -149,7 +163,8 @@ class Shards(Generic[AnyReader]):
         self._shards, self._names = shards, names
         self._names_read: tuple[int, list[str]] = -1, []  # of which shard, and they
         self._start_S = np.cumsum([0] + [shard.num_samples for shard in shards])
-        self.num_samples = int(self._start_S[-1])
+        self.num_samples, self.num_bytes = int(self._start_S[-1]), sum(shard.data.size for shard in shards)
+        self.block_S = _blocks(self._start_S)
 
     def locate(self, index: int) -> tuple[int, int]:
         """A sample's shard, by its place among them, and the sample's number in it."""
@@ -173,6 +188,16 @@ class Shards(Generic[AnyReader]):
         if self._names_read[0] != shard:
             self._names_read = shard, read_names(names.path, reader.num_samples, names.sha256)
         return self._names_read[1][row]
+
+
+def _blocks(start_S: np.ndarray) -> np.ndarray:
+    """Where shards begin, and equal parts of those that are larger than a block: a single file may hold all images."""
+    parts_S = -(-np.diff(start_S) // BLOCK_SAMPLES)
+    inner = [
+        np.linspace(int(start_S[shard]), int(start_S[shard + 1]), int(parts_S[shard]) + 1).astype(np.int64)[1:-1]
+        for shard in np.flatnonzero(parts_S > 1)
+    ]
+    return np.sort(np.concatenate([start_S, *inner]))
 
 
 class ShardStore(Shards[BetonReader]):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from fasttrain.config import TrainConfig
 from fasttrain.engine.ranks import Ranks
-from fasttrain.input import Loader, Order, Store, open_loader, seems_labelled
+from fasttrain.input import Loader, Order, Shuffle, Store, open_loader, seems_labelled
 from fasttrain.methods import Method
 from fasttrain.networks.batch_norm import has_batch_norm, is_split
 from fasttrain.networks.groups import Groups, check_groups, check_rows
 from fasttrain.system.errors import UserError
 
 
-def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
-    """The samples in their seeded order. Raises UserError for a batch that can't be and for missing labels."""
+def make_order(store: Store, shuffle: Shuffle, config: TrainConfig, ranks: Ranks) -> Order:
+    """The seeded order of the samples. Raises UserError for a batch that can't be."""
     batch_size, accumulate = config.optimisation.batch_size, config.optimisation.accumulate
     if batch_size > store.num_samples:
         raise UserError(f"--batch-size {batch_size} is larger than the data set ({store.num_samples} images)")
@@ -23,11 +23,18 @@ def make_loader(store: Store, config: TrainConfig, ranks: Ranks) -> Loader:
         )
     if batch_size // ranks.world_size % accumulate or batch_size < 2 * parts:
         raise UserError(f"--batch-size {batch_size} can't be cut into {parts} equal parts (--accumulate) of 2 or more")
+    return Order(
+        store.num_samples, batch_size, config.run.seed, True, ranks.rank, ranks.world_size, shuffle.lanes,
+        shuffle.block_S,
+    )  # fmt: skip
+
+
+def make_loader(store: Store, order: Order, config: TrainConfig, ranks: Ranks) -> Loader:
+    """The samples in an order. Raises UserError for missing labels."""
     needs, probes = config.method.needs_labels, config.logging.online_probe
     if (needs or probes) and not (store.classes and seems_labelled(store)):
         whose = f"--method {config.run.method}" if needs else "--online-probe"
         raise UserError(f"{whose} needs labels, and {config.data.data} has images without")
-    order = Order(store.num_samples, batch_size, config.run.seed, True, ranks.rank, ranks.world_size)
     workers = ranks.threads(config.machine.workers)
     return open_loader(
         store, order, workers, config.data.loader, ranks.device, config.data.max_failed_fraction,

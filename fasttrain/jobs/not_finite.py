@@ -16,7 +16,7 @@ NAMED = 8  # samples in an error line
 def not_finite(run: pathlib.Path, store: Store, order: Order, skips: Skips, step: int) -> RunError:
     """The error of too many skipped steps. The last one's samples are written to RUN/not-finite.json."""
     epoch, place = divmod(skips.last, order.steps_per_epoch)
-    samples = order.step(order.epoch(epoch), place).tolist()
+    samples = order.step(epoch, place).tolist()
     record = run / "not-finite.json"
     names = [store.name(sample) for sample in samples]
     write_json(record, {"step": skips.last + 1, "epoch": epoch, "samples": samples, "names": names})

@@ -27,8 +27,8 @@ from fasttrain.engine.step import TrainStep
 from fasttrain.engine.views import make_views, on_device
 from fasttrain.evaluation.health_events import COLLAPSED
 from fasttrain.evaluation.watched import Watched
-from fasttrain.input import FolderStore, Loader, Order, open_dataset, pixel_statistics
-from fasttrain.jobs.batches import make_groups, make_loader
+from fasttrain.input import FolderStore, Loader, choose_shuffle, open_dataset, pixel_statistics
+from fasttrain.jobs.batches import make_groups, make_loader, make_order
 from fasttrain.jobs.init import initial_weights_of_all
 from fasttrain.jobs.not_finite import not_finite
 from fasttrain.jobs.report import write_report
@@ -48,7 +48,7 @@ from fasttrain.run.samples import write_samples
 from fasttrain.run.sinks import check_services, open_sinks
 from fasttrain.run.starts import keep_start
 from fasttrain.system.collectives import common_generator
-from fasttrain.system.errors import RunError, UserError, printable
+from fasttrain.system.errors import RunError, UserError, note, printable
 from fasttrain.system.lock import Lock
 from fasttrain.system.options import Settings
 from fasttrain.system.signals import StopSignal
@@ -120,7 +120,9 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     recipe = config.views.recipe_for(config.method.views)
     path = pathlib.Path(config.data.data)
     store = open_dataset(path, "train", config.data.loader, config.views.size, config.data.val_fraction)
-    loader = make_loader(store, config, ranks)
+    shuffle = ranks.share(choose_shuffle(store, path, config.data.shuffle, config.data.shuffle_window))
+    order = make_order(store, shuffle, config, ranks)
+    loader = make_loader(store, order, config, ranks)
     closing.callback(loader.close)
     groups = make_groups(config, method, ranks)
     data = DataRecord(os.path.realpath(path), store.fingerprint, *pixel_statistics(path, config.data.loader))
@@ -152,7 +154,9 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
         data = replace(data, mean=state.get("mean", data.mean), std=state.get("std", data.std))
         method.load_state_dict(state["method"])
         trainer.load_state_dict(state)
-        loader.load_state_dict(state["loader"])
+        if "lanes" not in state["loader"]:
+            note("an earlier version began this run: from here on its images come in another order")
+        loader.load_state_dict({"lanes": 0, **state["loader"]})
         if probe:
             probe.load_state_dict(state.get("probe", {}))
 
@@ -190,6 +194,8 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     metrics = Metrics((*files, display), health, ranks.device, config.logging.log_every, batch_size)
     closing.callback(metrics.close)
     display.say(f"learning rate {optimisation.peak_lr:g}: --lr {optimisation.lr:g} × {batch_size}/{BASE_BATCH}")
+    if shuffle.reason and loader.state_dict()["lanes"] == order.lanes:
+        display.say(shuffle.reason)
     if config.run.extend and not step:
         display.say(f"{run} has nothing to extend: training from the start")
     if groups and groups.share > MAX_SHARE:
@@ -237,8 +243,8 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
                 if saves and ranks.is_main:
                     metrics.flush(step, epoch, lr)  # what it knows of skipped steps is then up to this one
                 if ranks.is_main and metrics.skips.too_many(step):
-                    order = Order(store.num_samples, batch_size, config.run.seed)
-                    raise not_finite(run, store, order, metrics.skips, step)
+                    taken = replace(order.continued(loader.state_dict()), rank=0, world_size=1)
+                    raise not_finite(run, store, taken, metrics.skips, step)
                 # A periodic one is not written while steps are being skipped: it might push out good ones.
                 if ranks.is_main and saves and (ends or due or not metrics.skips.in_a_row):
                     with display.doing("saving"):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import pathlib
 import re
+
+import psutil
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # glibc's numbers, from its malloc.h
 _USUAL = {_TRIM_THRESHOLD: 128 << 10, _TOP_PAD: 128 << 10, _MMAP_MAX: 1 << 16}  # its defaults
 _MADV_HUGEPAGE = 14  # Linux's
 _RESERVED = 1 << 30  # bytes of addresses; memory is taken when it is used
 _PAGE = 1 << 21  # a large page's size and alignment
+CGROUP = pathlib.Path("/sys/fs/cgroup")
 _kept = False  # freed memory, from keep_freed_memory on
 
 
@@ -47,7 +51,17 @@ def release_freed_memory() -> None:
         for parameter, value in _USUAL.items():
             libc.mallopt(parameter, value)
         libc.malloc_trim(ctypes.c_size_t(0))
-        _kept = False
+
+
+_kept = False
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory that this machine, or this container, has."""
+    total = psutil.virtual_memory().total
+    with contextlib.suppress(OSError, ValueError):  # no container, or none with a limit ("max")
+        total = min(total, int((CGROUP / "memory.max").read_text("ascii")))
+    return total
 
 
 # What torch says, in errors without a type of their own, when memory of the host or a connection (gloo, NCCL) fails.

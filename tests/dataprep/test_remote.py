@@ -26,8 +26,8 @@ from support.pictures import make_images
 from support.web import Web, web_server
 
 from fasttrain.dataprep import convert, download
-from fasttrain.dataprep.sources import attempts, remote, transfer
-from fasttrain.dataprep.sources.attempts import without_secrets
+from fasttrain.storage import attempts, remote, transfer
+from fasttrain.storage.attempts import without_secrets
 from fasttrain.system.errors import RunError
 from fasttrain.system.lock import lock
 

@@ -73,9 +73,9 @@ def test_every_loader_gives_the_same_batches_and_resumes_on_other_ranks(
     batches = whole.epoch(3)
     first = contents([next(batches) for _ in range(1)])
     state = whole.state_dict()
-    assert state == {"epoch": 3, "step": 1}
+    assert state == {"epoch": 3, "step": 1, "lanes": 0}
     assert first + contents(batches) == expected
-    assert whole.state_dict() == {"epoch": 4, "step": 0}
+    assert whole.state_dict() == {"epoch": 4, "step": 0, "lanes": 0}
     parts = []
     for rank in range(2):
         part = make(path, kind, Order(72, 16, 4, True, rank, 2))

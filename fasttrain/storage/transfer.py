@@ -8,9 +8,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from fasttrain.dataprep.sources import attempts
-from fasttrain.dataprep.sources.attempts import without_secrets
-from fasttrain.dataprep.sources.remote import RemoteFile, is_http, is_remote
+from fasttrain.storage import attempts
+from fasttrain.storage.attempts import without_secrets
+from fasttrain.storage.remote import RemoteFile, is_http, is_remote
 from fasttrain.system.errors import RunError, UserError
 
 BLOCK_BYTES, SMALLEST_BLOCK = 1 << 23, 1 << 18  # asked for at once; less after failures: a slow line takes too long

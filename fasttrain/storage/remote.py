@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from fasttrain.dataprep.sources import attempts
-from fasttrain.dataprep.sources.attempts import tried, without_secrets
-from fasttrain.dataprep.sources.files import expand
 from fasttrain.formats.listing import SourceError
+from fasttrain.storage import attempts
+from fasttrain.storage.attempts import tried, without_secrets
+from fasttrain.storage.patterns import expand
 from fasttrain.system.errors import UserError, note
 from fasttrain.system.ordered import map_in_order
 
