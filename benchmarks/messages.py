@@ -50,7 +50,7 @@ def _moco(config: TrainConfig, method: Method, images: int, ranks: int) -> Itera
     directions = 2 if options.symmetric else 1
     keys = FLOAT * ranks * images * options.dim
     if config.encoder.batch_norm == "split":
-        yield Messages("images", "all-to-all", directions * (images * _image(config),), "")
+        yield Messages("images", "all-to-all", directions * (images * _image(config),), "forward")
     if config.encoder.batch_norm == "sync":
         forward, backward = _statistics(method.encoder, ranks)
         yield Messages("statistics", "all-gather", 2 * directions * forward)  # of queries and of keys

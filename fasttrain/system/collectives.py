@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -48,15 +52,23 @@ class _GatherRows(torch.autograd.Function):
         return grad_ND
 
 
-def exchange_rows(x: Tensor, send_W: list[int], receive_W: list[int]) -> Tensor:
-    """The first send_W[0] rows of x (N, …) to rank 0, the next to rank 1, and so on; returns what came, in rank order.
+def exchange_rows(x: Tensor, send_W: list[int], receive_W: list[int]) -> Callable[[], Tensor]:
+    """Send the first send_W[0] rows of x (N, …) to rank 0, the next to rank 1, and so on; without gradient.
 
-    Without gradient. receive_W: how many rows come from each rank, which every rank must know.
+    They are on their way when it returns. What it returns waits for those that come, and gives them in rank order.
+    receive_W: how many rows come from each rank, which every rank must know.
     """
+    sent = x.detach().contiguous()
     if world_size() == 1:
-        return x.detach()
+        return lambda: sent
     out = x.new_empty(sum(receive_W), *x.shape[1:])
-    dist.all_to_all_single(out, x.detach().contiguous(), receive_W, send_W)
+    work: Any = dist.all_to_all_single(out, sent, receive_W, send_W, async_op=True)
+    return functools.partial(_received, work, sent, out)
+
+
+def _received(work: Any, _sent: Tensor, out: Tensor) -> Tensor:  # noqa: ANN401 a Work, or nothing
+    """_sent is held until it has left."""
+    work.wait()
     return out
 
 
