@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
-from torch import nn
-
 from fasttrain.config import TrainConfig
 from fasttrain.engine.networks import AUTOCAST
 from fasttrain.methods import Method
@@ -30,52 +28,51 @@ class Messages(NamedTuple):
 
     part: str
     kind: Kind
+    ranks: int  # that take part: W, or those of a machine
     sizes: tuple[float, ...]
     during: Literal["", "forward", "backward"] = ""
 
-    def sent(self, ranks: int) -> float:
+    @property
+    def sent(self) -> float:
         """Bytes that a rank sends, on average over the ranks: the least that can be, which rings reach."""
         passes = 2 if self.kind == "all-reduce" else 1
-        return passes * (ranks - 1) / ranks * sum(self.sizes)
+        return passes * (self.ranks - 1) / self.ranks * sum(self.sizes)
 
 
-def messages(config: TrainConfig, method: Method, ranks: int) -> list[Messages]:
-    """Of a step of moco (xmoco without --cross batch), simclr or swav. method: on any device, "meta" among them."""
-    own = FORMULAS[config.run.method](config, method, config.optimisation.batch_size // ranks, ranks)
-    return [Messages("gradients", "all-reduce", _buckets(method), "backward"), *own]
+def messages(config: TrainConfig, method: Method, ranks: int, machine: int) -> list[Messages]:
+    """Of a step of moco (xmoco without --cross batch), simclr or swav. machine: ranks of one. method: on any device,
+    "meta" among them."""
+    images = config.optimisation.batch_size // ranks
+    own = FORMULAS[config.run.method](config, method, images, ranks)
+    gradients = Messages("gradients", "all-reduce", ranks, _buckets(method), "backward")
+    peers = {"sync": ranks, "machine": min(machine, ranks)}.get(config.encoder.batch_norm)
+    return [gradients, *(_statistics(config, method, peers) if peers else ()), *own]
 
 
-def _moco(config: TrainConfig, method: Method, images: int, ranks: int) -> Iterator[Messages]:
+def _moco(config: TrainConfig, _method: Method, images: int, ranks: int) -> Iterator[Messages]:
     options: Any = config.method
     directions = 2 if options.symmetric else 1
-    keys = FLOAT * ranks * images * options.dim
     if config.encoder.batch_norm == "split":
-        yield Messages("images", "all-to-all", directions * (images * _image(config),), "forward")
-    if config.encoder.batch_norm == "sync":
-        forward, backward = _statistics(method.encoder, ranks)
-        yield Messages("statistics", "all-gather", 2 * directions * forward)  # of queries and of keys
-        yield Messages("statistics' gradients", "all-reduce", directions * backward)
-    yield Messages("keys", "all-gather", directions * (keys,))
-    yield Messages("terms", "all-reduce", (6 * FLOAT,))
+        yield Messages("images", "all-to-all", ranks, directions * (images * _image(config),), "forward")
+    yield Messages("keys", "all-gather", ranks, directions * (FLOAT * ranks * images * options.dim,))
+    yield Messages("terms", "all-reduce", ranks, (6 * FLOAT,))
 
 
-def _simclr(config: TrainConfig, method: Method, images: int, ranks: int) -> Iterator[Messages]:
-    yield from _synchronised(config, method, ranks, passes=1)
+def _simclr(config: TrainConfig, _method: Method, images: int, ranks: int) -> Iterator[Messages]:
     options: Any = config.method
     rows = 2 * FLOAT * ranks * images * options.dim
-    yield Messages("rows", "all-gather", (rows,))
-    yield Messages("rows' gradients", "reduce-scatter", (rows,))
-    yield Messages("rows again, for figures", "all-gather", (rows,))
-    yield Messages("terms", "all-reduce", (5 * FLOAT,))
+    yield Messages("rows", "all-gather", ranks, (rows,))
+    yield Messages("rows' gradients", "reduce-scatter", ranks, (rows,))
+    yield Messages("rows again, for figures", "all-gather", ranks, (rows,))
+    yield Messages("terms", "all-reduce", ranks, (5 * FLOAT,))
 
 
-def _swav(config: TrainConfig, method: Method, images: int, ranks: int) -> Iterator[Messages]:
+def _swav(config: TrainConfig, _method: Method, images: int, ranks: int) -> Iterator[Messages]:
     options: Any = config.method
-    yield from _synchronised(config, method, ranks, passes=len(set(view_sides(config))))
-    yield Messages("prototypes", "all-reduce", 4 * (2 * FLOAT * options.prototypes,))
+    yield Messages("prototypes", "all-reduce", ranks, 4 * (2 * FLOAT * options.prototypes,))
     if options.queue_size:
-        yield Messages("queue", "all-gather", (2 * FLOAT * ranks * images * options.dim,))
-    yield Messages("terms", "all-reduce", ((3 + bool(options.queue_size)) * FLOAT,))
+        yield Messages("queue", "all-gather", ranks, (2 * FLOAT * ranks * images * options.dim,))
+    yield Messages("terms", "all-reduce", ranks, ((3 + bool(options.queue_size)) * FLOAT,))
 
 
 FORMULAS: dict[str, Callable[[TrainConfig, Method, int, int], Iterator[Messages]]] = {
@@ -83,20 +80,24 @@ FORMULAS: dict[str, Callable[[TrainConfig, Method, int, int], Iterator[Messages]
 }  # fmt: skip
 
 
-def _synchronised(config: TrainConfig, method: Method, ranks: int, passes: int) -> Iterator[Messages]:
-    """passes: of the encoder, one for each size of views; the head has one."""
-    if config.encoder.batch_norm != "sync":
-        return
-    forward, backward = _statistics(method.encoder, ranks)
-    forward_head, backward_head = _statistics(method.projector, ranks)
-    yield Messages("statistics", "all-gather", passes * forward + forward_head)
-    yield Messages("statistics' gradients", "all-reduce", passes * backward + backward_head)
+def _statistics(config: TrainConfig, method: Method, peers: int) -> Iterator[Messages]:
+    """Of each batch norm and pass: mean and variance of every peer, gathered; in backward two sums over the peers.
 
-
-def _statistics(network: nn.Module, ranks: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of each batch norm: mean and variance of every rank, gathered; in backward two sums over the ranks."""
-    channels = [len(child.running_mean) for child in network.modules() if hasattr(child, "running_mean")]  # type: ignore[arg-type]
-    return tuple(2 * FLOAT * ranks * count for count in channels), tuple(2 * FLOAT * count for count in channels)
+    An encoder passes once for each size of views and direction, a head once for each direction; MoCo's key networks as
+    often, without a backward.
+    """
+    options: Any = config.method
+    directions = 2 if getattr(options, "symmetric", False) else 1
+    sizes = len(set(view_sides(config)))
+    there: list[int] = []
+    back: list[int] = []
+    for name, network in method.named_children():
+        found = [len(child.running_mean) for child in network.modules() if hasattr(child, "running_mean")]  # type: ignore[arg-type]
+        found *= directions * (sizes if "encoder" in name else 1)
+        there += found
+        back += found if any(p.requires_grad for p in network.parameters()) else []
+    yield Messages("statistics", "all-gather", peers, tuple(2 * FLOAT * peers * count for count in there))
+    yield Messages("statistics' gradients", "all-reduce", peers, tuple(2 * FLOAT * count for count in back))
 
 
 def view_sides(config: TrainConfig) -> tuple[int, ...]:

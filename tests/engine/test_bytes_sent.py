@@ -1,6 +1,7 @@
 """What ranks send each other in a step is what the formulas of docs/scale.md say, to the byte."""
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -21,11 +22,13 @@ from fasttrain.system.collectives import common_generator
 # W-th part is cut in two, or into pieces of a MiB; of what is gathered every rank's part is cut in two.
 AROUND = 3 * 48
 PIECE = 2**20
+MACHINE = 2  # ranks
 WARM, STEPS, IMAGES = 3, 2, 8  # DDP puts its buckets in order at first
 CASES: dict[str, dict[str, Any]] = {
     "moco": {"batch_norm": "split", "batch_norm_groups": 4},
     "moco symmetric, sync": {"symmetric": True, "batch_norm": "sync"},
     "simclr": {},
+    "simclr, machine": {"batch_norm": "machine"},
     "swav": {"queue_size": 0},
     "swav, queue": {"queue_epoch": 0.0},
 }
@@ -37,6 +40,7 @@ def config_of(case: str, ranks: int) -> Any:
 
 def steps(folder: pathlib.Path, case: str) -> None:
     """Take steps on this rank, and write what its connections have sent in them."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(MACHINE)
     before: list[set[str]] = []
     new_group = dist.new_group
 
@@ -48,8 +52,11 @@ def steps(folder: pathlib.Path, case: str) -> None:
     ranks = Ranks("cpu")
     dist.new_group = new_group
     data, control = before[0], before[1] - before[0]  # of the group that all collectives use, and of that for flags
-    meeting = dist.new_group(backend="gloo")
+    others = set(sent())
     config = config_of(case, ranks.world_size)
+    method = build(config)
+    data |= set(sent()) - others  # with those of a machine
+    meeting = dist.new_group(backend="gloo")
 
     def settled() -> dict[str, int]:
         assert ranks._pending  # the flag of the step before, which no rank waits for
@@ -57,7 +64,7 @@ def steps(folder: pathlib.Path, case: str) -> None:
         dist.barrier(group=meeting)
         return sent()
 
-    trainer = TrainStep(build(config), config.optimisation, ranks.device)
+    trainer = TrainStep(method, config.optimisation, ranks.device)
     own = sample(IMAGES, ranks.rank, config)
     counted: dict[str, int] = {}
     for number in range(WARM + STEPS):
@@ -75,11 +82,12 @@ def steps(folder: pathlib.Path, case: str) -> None:
 def by_gloo(each: Messages, ranks: int) -> float:
     """Bytes that all ranks together send for them."""
     if each.kind == "all-to-all":
-        return ranks * each.sent(ranks) + len(each.sizes) * ranks * (ranks - 1) * AROUND
+        return ranks * (each.sent + len(each.sizes) * (each.ranks - 1) * AROUND)
     if each.kind == "all-gather":
-        return ranks * each.sent(ranks) + len(each.sizes) * 2 * ranks * (ranks - 1) * AROUND
-    total = sum(each.sizes) * 2 * (ranks - 1)  # it has no reduce-scatter: all rows are summed, and most dropped
-    return total + sum(2 * (ranks - 1) * _pieces(size, ranks) * AROUND for size in each.sizes)
+        return ranks * (each.sent + len(each.sizes) * 2 * (each.ranks - 1) * AROUND)
+    # It has no reduce-scatter: all rows are summed, and most dropped.
+    one = sum(2 * (each.ranks - 1) * (size + _pieces(size, each.ranks) * AROUND) for size in each.sizes)
+    return ranks // each.ranks * one
 
 
 def _pieces(size: float, ranks: int, element: int = 4) -> int:
@@ -106,7 +114,7 @@ def test_a_step_sends_what_the_formulas_say(case: str, ranks: int, tmp_path: pat
     succeed(on_ranks(tmp_path, ranks, steps, tmp_path, case))
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(ranks)]
     config = config_of(case, ranks)
-    parts = {each.part: by_gloo(each, ranks) for each in messages(config, build(config), ranks)}
+    parts = {each.part: by_gloo(each, ranks) for each in messages(config, build(config), ranks, MACHINE)}
     if "images" in parts:
         parts["images"] -= images_kept(ranks) * FLOAT * 3 * 16**2
     assert sum(rank["data"] for rank in found) / STEPS == sum(parts.values()), parts
