@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -16,9 +17,12 @@ from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.image import check_size
 from fasttrain.formats.manifest import Manifest, ManifestError, Shard, wrong_label
 from fasttrain.formats.names import read_names, sample_name
+from fasttrain.storage.sequential import read_through
 from fasttrain.system.errors import DataError, note
+from fasttrain.system.memory import machine_memory
 
 BLOCK_SAMPLES = 1 << 14  # at most: more than a shard usually holds
+CACHE_SHARE = 0.5  # of the machine's memory may hold blocks that are in use, or read ahead
 
 
 class Encoded(NamedTuple):
@@ -66,6 +70,18 @@ class BlockStore(Store, Protocol):
 
     block_S: np.ndarray
     num_bytes: int
+
+    def fetch(self, first: int, end: int) -> None:
+        """Have the samples from first to before end, all of one block, where they are read at random without delay.
+
+        Called from threads that read ahead (fasttrain/input/ahead.py). Raises DataError or OSError.
+        """
+
+    def blocks_ahead(self, lanes: int) -> int:
+        """How many blocks may be fetched before they are needed, where this process reads `lanes` of them at once.
+
+        0: fetching is of no use.
+        """
 
 
 class Stream(NamedTuple):
@@ -170,6 +186,19 @@ class Shards(Generic[AnyReader]):
         """A sample's shard, by its place among them, and the sample's number in it."""
         shard = int(np.searchsorted(self._start_S, index, side="right")) - 1
         return shard, index - int(self._start_S[shard])
+
+    def fetch(self, first: int, end: int) -> None:
+        """Read the part of the file in sequence, so that it lies in the system's cache."""
+        shard, row = self.locate(first)
+        reader = self._shards[shard]
+        share = reader.data.size / reader.num_samples  # of a sample: a block is all of a file, or many samples of one
+        read_through(reader.path, int(row * share), math.ceil((row + end - first) * share))
+
+    def blocks_ahead(self, lanes: int) -> int:
+        """One for each lane, if memory has room for as many, beside those in use."""
+        mean = self.num_bytes / (len(self.block_S) - 1)
+        room = int(CACHE_SHARE * machine_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / mean)
+        return max(0, min(lanes, room - lanes))
 
     def name(self, index: int) -> str:
         shard, row = self.locate(index)
