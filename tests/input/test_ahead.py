@@ -178,8 +178,7 @@ def test_an_unexpected_error_of_a_fetch_is_raised_where_batches_are_asked_for() 
     store.fetch = fetch
     reader = ThreadLoader(store, Order(400, 16, lanes=2, block_S=STARTS), 1)
     with pytest.raises(ZeroDivisionError):
-        for epoch in range(1000):
-            list(reader.epoch(epoch))
+        [indices(reader.epoch(epoch)) for epoch in range(1000)]
     assert failed.is_set()
     reader.close()
 
