@@ -1,5 +1,6 @@
 """Reading ahead: blocks are fetched in the order in which they are needed, not too far ahead, and nothing is lost."""
 
+import itertools
 import os
 import pathlib
 import re
@@ -11,7 +12,8 @@ import pytest
 from support.clock import Clock
 from support.loading import Numbers, indices
 
-from fasttrain.input import LoaderError, Order, ThreadLoader, loader, open_dataset
+from fasttrain.formats.manifest import Manifest
+from fasttrain.input import LoaderError, Order, ThreadLoader, loader, open_dataset, stores
 from fasttrain.input.ahead import ReadAhead
 from fasttrain.input.stores import BlockStore
 from fasttrain.storage import sequential
@@ -224,28 +226,44 @@ def test_storage_that_hangs_in_a_fetch_is_named(
     reader.close()
 
 
-def test_a_block_of_a_folder_is_read_through_to_its_end(
-    shards: pathlib.Path, tar_shards: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[tuple[int, int]] = []
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of a file that were read in sequence; without sequence, the test fails."""
+    found: list[int] = []
 
     def preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
-        read.append((offset, count := os.preadv(descriptor, buffers, offset)))
+        assert not found or offset == found[-1] + 1
+        count = os.preadv(descriptor, buffers, offset)
+        found.extend(range(offset, offset + count))
         return count
 
+    monkeypatch.setattr(sequential, "os", _OsWith(preadv))
     monkeypatch.setattr(sequential, "_PIECE", 1000)
-    for path in (shards, tar_shards):
-        store = open_dataset(path)
-        assert isinstance(store, BlockStore)
-        assert len(store.block_S) == 4
-        assert [store.blocks_ahead(lanes) for lanes in (1, 3, 100)] == [1, 3, 100]
-        file = pathlib.Path(store._shards[1].path)
-        with monkeypatch.context() as context:
-            context.setattr(sequential, "os", _OsWith(preadv))
-            store.fetch(*store.block_S[1:3].tolist())
-        assert [offset for offset, _ in read] == list(range(0, file.stat().st_size, 1000))
-        assert sum(count for _, count in read) == file.stat().st_size
+    return found
+
+
+@pytest.mark.parametrize("kind", ["shards", "tar_shards"])
+def test_a_block_of_a_folder_is_read_through_from_its_beginning_to_its_end(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, read: list[int]
+) -> None:
+    path = request.getfixturevalue(kind)
+    store = open_dataset(path)
+    assert isinstance(store, BlockStore)
+    assert len(store.block_S) == 4
+    assert [store.blocks_ahead(lanes) for lanes in (1, 3, 100)] == [1, 3, 100]
+    store.fetch(*store.block_S[1:3].tolist())
+    size = (path / Manifest.load(path).splits["train"][1].name).stat().st_size
+    assert read == list(range(size))
+    monkeypatch.setattr(stores, "BLOCK_SAMPLES", 8)  # a shard is several blocks, as a single file of all images is
+    store = open_dataset(path)
+    blocks = []
+    for first, end in itertools.pairwise(store.block_S[store.block_S <= store.block_S[-1] // 3].tolist()):
         read.clear()
+        store.fetch(first, end)
+        blocks.append((read[0], read[-1] + 1))
+    assert len(blocks) > 2
+    assert blocks[0][0] == 0
+    assert all(here[1] == following[0] for here, following in itertools.pairwise(blocks))
 
 
 class _OsWith:
@@ -261,8 +279,6 @@ class _OsWith:
 def test_nothing_is_read_ahead_that_memory_could_not_keep(
     shards: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fasttrain.input import stores
-
     store = open_dataset(shards)
     assert isinstance(store, BlockStore)
     block = store.num_bytes / 3
