@@ -4,8 +4,9 @@
     python benchmarks/shuffle.py --data data/demo-shards
 
 First, of how many images of its own shard an image has the company in a batch, counted in orders of 4 million images.
-Then the images of --data, sorted by class, in many small shards: the same short MoCo training with a global shuffle and
-with windows of few and of many shards, and kNN of each. A queue shorter than the data set, so that a poor order shows.
+Then the images of --data in many small shards, sorted by class, which is the worst case, and shuffled, as convert.py
+writes them: the same short MoCo training with a global shuffle and with windows of few and of many shards, and kNN of
+each. The queue is shorter than the data set, so that a poor order shows.
 Prints tables, appends a line to benchmarks/results/shuffle.jsonl; the last line of the output is JSON.
 """
 
@@ -36,7 +37,7 @@ from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.options import Options, Positive
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-WINDOWS = 1, 4, 16, 64
+WINDOWS = {"sorted": (0, 1, 4, 16, 64), "shuffled": (1, 16)}  # of shards that are so; 0: a global shuffle
 SHARD, SHARDS = 2048, 2048  # of the orders that are counted
 COUNTED = (256, (16, 64, 256)), (4096, (16, 64, 256))  # batch sizes and windows
 STEPS = 50
@@ -72,14 +73,18 @@ def expected_company(batch_size: int, lanes: int) -> float:
     return batch_size / lanes - 1 if lanes else (batch_size - 1) * (SHARD - 1) / (SHARDS * SHARD - 1)
 
 
-def write_sorted(data: pathlib.Path, out: pathlib.Path, shard_size: int) -> None:
-    """A data set of the same images, by class, in shards of so many; its validation split as it is."""
+def write_again(data: pathlib.Path, out: pathlib.Path, shard_size: int, kind: str) -> None:
+    """A data set of the same images, "sorted" by class or "shuffled", in shards of so many; its validation as it is."""
     manifest, store = Manifest.load(data), open_dataset(data, "train")
     if not isinstance(store, StreamStore) or manifest.format != "ffcv":
         raise UserError(f"{data} is not of .beton shards")
     label_N = store.labels(np.arange(store.num_samples))
     shards = []
-    parts = np.split(np.argsort(label_N, kind="stable"), range(shard_size, len(label_N), shard_size))
+    of_kind = {
+        "sorted": np.argsort(label_N, kind="stable"),
+        "shuffled": np.random.default_rng(0).permutation(len(label_N)),
+    }
+    parts = np.split(of_kind[kind], range(shard_size, len(label_N), shard_size))
     for number, index_B in enumerate(parts):
         path = out / f"train-{number:05d}.beton"
         writer = BetonWriter(path, len(index_B))
@@ -126,18 +131,19 @@ def count() -> list[dict[str, float]]:
 
 
 def train_all(options: ShuffleBenchmark, folder: pathlib.Path) -> dict[str, list[float]]:
-    data = folder / "sorted"
-    data.mkdir()
-    write_sorted(pathlib.Path(options.data), data, options.shard_size)
+    for kind in WINDOWS:
+        (folder / kind).mkdir()
+        write_again(pathlib.Path(options.data), folder / kind, options.shard_size, kind)
     found: dict[str, list[float]] = {}
     for seed in range(options.seeds):
-        for lanes in (0, *WINDOWS):
-            top1 = trained(data, folder / f"run-{lanes}-{seed}", options.epochs, seed, lanes)
-            found.setdefault(str(lanes or "global"), []).append(top1)
-            print(f"window {lanes or 'global'}, seed {seed}: kNN {top1}", file=sys.stderr, flush=True)
-    print(f"{'window':>8}{'kNN top-1 %':>14}")
+        for kind, lanes in [(kind, lanes) for kind, windows in WINDOWS.items() for lanes in windows]:
+            name = f"{kind}, window {lanes}" if lanes else "global"
+            top1 = trained(folder / kind, folder / f"run-{kind}-{lanes}-{seed}", options.epochs, seed, lanes)
+            found.setdefault(name, []).append(top1)
+            print(f"{name}, seed {seed}: kNN {top1}", file=sys.stderr, flush=True)
+    print(f"{'shards':22}{'kNN top-1 %':>12}")
     for name, values in found.items():
-        print(f"{name:>8}{statistics.mean(values):14.1f}   {min(values)} … {max(values)}")
+        print(f"{name:22}{statistics.mean(values):12.1f}   {min(values)} … {max(values)}")
     return found
 
 

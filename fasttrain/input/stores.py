@@ -84,6 +84,11 @@ class BlockStore(Store, Protocol):
         """
 
 
+def blocks_of(store: Store) -> np.ndarray | None:
+    """Where the blocks of a store begin, as Order takes them; None: it has none."""
+    return store.block_S if isinstance(store, BlockStore) else None
+
+
 class Stream(NamedTuple):
     """A file in memory, uint8: a JPEG as it is stored, sound or not, or a PPM of pixels that were stored."""
 

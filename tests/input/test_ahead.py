@@ -6,15 +6,19 @@ import pathlib
 import re
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from support.clock import Clock
 from support.loading import Numbers, indices
 
+from fasttrain.evaluation.features import central_views
 from fasttrain.formats.manifest import Manifest
-from fasttrain.input import LoaderError, Order, ThreadLoader, loader, open_dataset, stores
+from fasttrain.input import LoaderError, Order, Selection, ThreadLoader, evenly, loader, open_dataset, stores
 from fasttrain.input.ahead import ReadAhead
+from fasttrain.input.blanks import Blanks
 from fasttrain.input.stores import BlockStore
 from fasttrain.storage import sequential
 from fasttrain.system import watch
@@ -301,3 +305,29 @@ def test_nothing_is_read_ahead_that_memory_could_not_keep(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(stores, "machine_memory", lambda: int(2 * 30 * block) + 4)
     assert store.blocks_ahead(10) == 5
+
+
+def test_a_selection_of_most_samples_of_some_blocks_reads_these_ahead() -> None:
+    store = Blocks()
+    most = Selection(store, np.r_[np.arange(45, 80), np.arange(200, 220)])  # of three blocks, without the first five
+    assert isinstance(most, BlockStore)
+    assert most.block_S.tolist() == [0, 15, 35, 55]
+    for first, end in itertools.pairwise(most.block_S.tolist()):
+        most.fetch(first, end)
+    assert store.fetched == [40, 60, 200]
+    assert not isinstance(evenly(store, 20), BlockStore)  # it would read everything
+    assert not isinstance(Selection(store, np.arange(400)[::-1]), BlockStore)
+
+
+def test_an_evaluation_reads_ahead(shards: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[tuple[int, int]] = []
+    monkeypatch.setattr(stores.Shards, "fetch", lambda store, first, end: fetched.append((first, end)))
+    monkeypatch.setattr(
+        "fasttrain.input.ahead.Workers",
+        lambda count: SimpleNamespace(submit=lambda call, *rest: call(*rest), close=list),
+    )
+    size: dict = {"size": 16, "mean": (0.5,) * 3, "std": (0.2,) * 3, "max_failed_fraction": 0.0}
+    every = Blanks(Selection(open_dataset(shards), np.arange(72)))
+    assert sum(len(b) for b, _ in central_views(every, torch.device("cpu"), batch_size=8, workers=1, **size)) == 72
+    starts = open_dataset(shards).block_S.tolist()  # type: ignore[attr-defined]
+    assert fetched == list(itertools.pairwise(starts))
