@@ -6,19 +6,35 @@ import contextlib
 
 import numpy as np
 
-from fasttrain.input.stores import Encoded, Store
+from fasttrain.input.stores import BlockStore, Encoded, Store
 from fasttrain.system.errors import DataError
 
 LABELS_TRIED = 20
+MOST = 0.5  # of the samples of a block: it is then read as a whole
 
 
 class Selection:
-    """Samples of a store by their numbers in it, numbered anew from 0. fingerprint: the whole store's."""
+    """Samples of a store by their numbers in it, numbered anew from 0. fingerprint: the whole store's.
+
+    It has the blocks of a store of which it is in order and takes most, so that these are read ahead.
+    """
 
     def __init__(self, store: Store, index_N: np.ndarray) -> None:
         self.num_samples, self.classes, self.fingerprint = len(index_N), store.classes, store.fingerprint
         self.write = store.write
         self._store, self._index = store, index_N
+        if isinstance(store, BlockStore) and (np.diff(index_N) > 0).all():
+            start_S = np.searchsorted(index_N, store.block_S)  # among the selected
+            count_K = np.diff(start_S)
+            if len(index_N) > MOST * np.diff(store.block_S)[count_K > 0].sum():
+                self.block_S, self.num_bytes = np.unique(start_S), store.num_bytes
+                self.fetch, self.blocks_ahead = self._fetch, store.blocks_ahead
+
+    def _fetch(self, first: int, _end: int) -> None:
+        """The whole block of the store."""
+        assert isinstance(self._store, BlockStore)
+        number = int(np.searchsorted(self._store.block_S, self._index[first], "right"))
+        self._store.fetch(*self._store.block_S[number - 1 : number + 1].tolist())
 
     def labels(self, index_N: np.ndarray) -> np.ndarray:
         return self._store.labels(self._index[index_N])

@@ -23,14 +23,14 @@ class Shuffle(NamedTuple):
     reason: str = ""
 
 
-def choose_shuffle(store: Store, path: pathlib.Path, kind: str, window: int) -> Shuffle:
-    """kind: "auto", "global" or "block", of `window` shards. path: where the data lie.
+def choose_shuffle(store: Store, path: pathlib.Path | None, kind: str, window: int) -> Shuffle:
+    """kind: "auto", "global" or "block", of `window` shards. path: where the data lie; None: unknown.
 
     Raises UserError for "block" where there are no shards.
     """
     if not isinstance(store, BlockStore):
         if kind == "block":
-            raise UserError(f"--shuffle block is for shards, and {path} holds plain image files: convert them first")
+            raise UserError(f"--shuffle block is for shards, and {path or 'this set'} has none: convert it first")
         return Shuffle(0, None)
     lanes = min(window, len(store.block_S) - 1)
     if kind != "auto":
@@ -40,8 +40,8 @@ def choose_shuffle(store: Store, path: pathlib.Path, kind: str, window: int) -> 
     return Shuffle(0, store.block_S)
 
 
-def _why_blocks(store: BlockStore, path: pathlib.Path) -> str:
-    if kind := network_file_system(path):
+def _why_blocks(store: BlockStore, path: pathlib.Path | None) -> str:
+    if path and (kind := network_file_system(path)):
         return f"{path} is on a file system of the network ({kind})"
     memory = machine_memory()
     if store.num_bytes > TIMES_MEMORY * memory:
