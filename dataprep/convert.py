@@ -33,9 +33,10 @@ from fasttrain import __version__
 from fasttrain.dataprep.download import begin_copy, copied, list_source, remove_copy
 from fasttrain.dataprep.encode import MAX_SIDE, Check, Encoding, Write, encode_samples
 from fasttrain.dataprep.engines import ENGINES, Note, ShardWork
+from fasttrain.dataprep.order import LANES, Shuffle, chosen_shuffle, shuffled_splits
 from fasttrain.dataprep.plan import PlannedShard, by_split, plan_shards
 from fasttrain.dataprep.shards import ShardRecord, read_record
-from fasttrain.dataprep.sources.kinds import Kind, fingerprint, open_source, shuffled_splits
+from fasttrain.dataprep.sources.kinds import Kind, fingerprint, open_source
 from fasttrain.dataprep.sources.source import Source
 from fasttrain.dataprep.state import begin, clear_state, finished_manifest
 from fasttrain.formats.manifest import STATE_FILE, Manifest
@@ -94,6 +95,10 @@ class ConvertConfig(Options):
     """Where the work is done; ray = on a Ray cluster, whose machines see SOURCE and OUT under the same paths."""
     val_fraction: Annotated[float, Bounds(0, 0.99)] = 0.0
     """Fraction of each class, rounded to whole images, to set apart as the validation split of a source without one."""
+    shuffle: Shuffle = "auto"
+    """global = each shard holds images from all over SOURCE; block = the files of SOURCE are read in sequence, 64 at a
+    time, which disks and networks like better; auto = block for 64 or more .tar (or .beton) files of over 256 GiB.
+    Rows of tables are always shuffled among neighbouring row groups."""
     seed: Annotated[int, Bounds(0, 2**64 - 1)] = 0
     """Seed of the order in which images are written, and of the choice of validation images."""
 
@@ -111,7 +116,10 @@ def check(config: ConvertConfig) -> None:
 
 
 def settings_of(config: ConvertConfig, source: str) -> dict[str, Any]:
-    """Return what decides the content of the shards, as manifest.json records it; source: its fingerprint."""
+    """Return what decides the content of the shards, as manifest.json records it; source: its fingerprint.
+
+    Where images are shuffled globally, nothing is said of it: as in sets that were converted before one could choose.
+    """
     names = ("format", "write", "max_side", "quality", "check", "shard_size", "val_fraction", "seed")
     return {**{name: getattr(config, name) for name in names}, "source": source}
 
