@@ -30,12 +30,13 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
     sys.path[0] = str(next(folder for folder in above if (folder / "fasttrain/__init__.py").exists()))
 
 from fasttrain import __version__
-from fasttrain.dataprep.download import begin_copy, copied, list_source, remove_copy
+from fasttrain.dataprep.destination import Destination, destination_of
+from fasttrain.dataprep.download import begin_copy, copied, copy_folder, list_source, remove_copy
 from fasttrain.dataprep.encode import MAX_SIDE, Check, Encoding, Write, encode_samples
 from fasttrain.dataprep.engines import ENGINES, Note, ShardWork
 from fasttrain.dataprep.order import LANES, Shuffle, chosen_shuffle, shuffled_splits
 from fasttrain.dataprep.plan import PlannedShard, by_split, plan_shards
-from fasttrain.dataprep.shards import ShardRecord, read_record
+from fasttrain.dataprep.shards import ShardRecord, read_records
 from fasttrain.dataprep.sources.kinds import Kind, fingerprint, open_source
 from fasttrain.dataprep.sources.source import Source
 from fasttrain.dataprep.state import begin, clear_state, finished_manifest
@@ -44,7 +45,6 @@ from fasttrain.storage.attempts import without_secrets
 from fasttrain.storage.remote import is_remote, local_path
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import EXIT_SKIPPED, DataError, RunError, UserError, note
-from fasttrain.system.lock import Lock, lock
 from fasttrain.system.options import Bounds, Options
 from fasttrain.system.progress import progress
 
@@ -58,7 +58,7 @@ class ConvertConfig(Options):
     WebDataset .tar files (one, a folder, or a quoted pattern like 'set-{000..012}.tar'); parquet files with a column of
     images; a folder of CIFAR-10 or CIFAR-100 batches; an .npz; FFCV's .beton files. Archives are read in place: nothing
     is unpacked, no link is followed. Any of these may be far away (hf://datasets/OWNER/NAME, s3://, gs://, https://):
-    it is copied to OUT.source for the time of the conversion.
+    it is copied to OUT.source for the time of the conversion. So may OUT: shards are made here and go there one by one.
     The same command on an unfinished OUT continues it. Unreadable images are named, counted and left out; what is no
     image, or of another split, is counted, too. The last line on stdout is JSON. Exit status: 0 every image converted,
     or 3 finished but some images were skipped, 2 bad input, 1 disk full or another failure (run again to continue),
@@ -67,8 +67,8 @@ class ConvertConfig(Options):
 
     source: str
     """SOURCE, the images: a path, or a URL of any protocol that fsspec knows."""
-    out: pathlib.Path
-    """OUT, the folder to make."""
+    out: str
+    """OUT, the folder to make: a path, or a URL of any protocol that fsspec can write."""
     kind: Kind = "auto"
     """What SOURCE is; auto = recognised by what is there. tar, of a folder: each .tar in it is a class, or a split."""
     labels: str = "auto"
@@ -92,7 +92,8 @@ class ConvertConfig(Options):
     workers: Annotated[int | Literal["auto"], Bounds(1)] = "auto"
     """Threads, with ray shards at a time; auto = one for each core this process, or the cluster, may use."""
     engine: Literal["local", "ray"] = "local"
-    """Where the work is done; ray = on a Ray cluster, whose machines see SOURCE and OUT under the same paths."""
+    """Where the work is done; ray = on a Ray cluster, whose machines see SOURCE and OUT under the same paths (an
+    OUT that is a URL needs no such place)."""
     val_fraction: Annotated[float, Bounds(0, 0.99)] = 0.0
     """Fraction of each class, rounded to whole images, to set apart as the validation split of a source without one."""
     shuffle: Shuffle = "auto"
@@ -108,10 +109,12 @@ def check(config: ConvertConfig) -> None:
     if config.format == "webdataset" and config.write in ("raw", "smart"):
         raise UserError(f"--write {config.write} is for --format ffcv: a .tar shard holds files of images")
     # Path.resolve() raises an error of its own where a link leads to itself.
-    source, out = (pathlib.Path(os.path.realpath(path)) for path in (local_path(config.source), config.out))
+    paths = [local_path(place) for place in (config.source, config.out)]
+    source, out = (pathlib.Path(path if is_remote(path) else os.path.realpath(path)) for path in paths)
     if out == source or source in out.parents:
-        raise UserError(f"{config.out} lies inside the source {config.source}: name another folder")
-    if config.out.exists() and not config.out.is_dir():
+        shown = map(without_secrets, (config.out, config.source))
+        raise UserError("{} lies inside the source {}: name another folder".format(*shown))
+    if not is_remote(paths[1]) and out.exists() and not out.is_dir():
         raise UserError(f"{config.out}: not a folder")
 
 
@@ -132,18 +135,17 @@ def versions() -> dict[str, str]:
 
 
 def convert_shards(
-    config: ConvertConfig, source: Source, plan: list[PlannedShard]
+    config: ConvertConfig, out: Destination, source: Source, plan: list[PlannedShard]
 ) -> tuple[dict[str, ShardRecord], float]:
     """Write the shards that are missing; return the records of all by name, and the images per second of this run."""
-    found = {planned.name: read_record(config.out, planned, len(source.classes)) for planned in plan}
-    records = {name: record for name, record in found.items() if record is not None}
+    records = read_records(out, plan, len(source.classes))
     missing = [planned for planned in plan if planned.name not in records]
     total, left = (sum(len(planned.samples) for planned in shards) for shards in (plan, missing))
     raw = config.write in ("raw", "smart")
     png = config.format == "webdataset"
     encoding = Encoding(config.max_side, config.quality, config.write, config.check, png)
     encode = functools.partial(encode_samples, encoding=encoding)
-    work = ShardWork(config.out, source.reader, encode, raw)
+    work = ShardWork(out, source.reader, encode, raw)
     start = time.perf_counter()
     with progress(total, total - left) as advance:
         num_workers = 0 if config.workers == "auto" else config.workers
@@ -190,7 +192,7 @@ def counts_of(records: list[ShardRecord], num_classes: int) -> list[int]:
 
 
 def complete(
-    out: pathlib.Path,
+    out: Destination,
     source: Source,
     plan: list[PlannedShard],
     records: dict[str, ShardRecord],
@@ -206,7 +208,7 @@ def complete(
                 f"no image of the {split} split can be read; the first is {first['path']}: {first['reason']}"
             )
     manifest = manifest_of(source, plan, records, settings)
-    manifest.save(out)
+    out.write_manifest(manifest)
     clear_state(out)
     return manifest
 
@@ -227,47 +229,46 @@ def convert(config: ConvertConfig) -> tuple[Manifest, float]:
     check(config)
     if is_remote(config.source):
         return convert_remote(config)
+    out = destination_of(config.out)
     source = open_source(pathlib.Path(config.source), config.kind, config.labels)
     settings = settings_of(config, fingerprint(source))
     tell(source)
     plan = planned(config, source)
-    config.out.mkdir(parents=True, exist_ok=True)
-    with locked(config.out):
-        if manifest := finished(config.out, settings):
+    out.make()
+    with out.lock():
+        if manifest := finished(out, settings):
             return manifest, 0.0
         # Until the last shard is written, an image must not even have been replaced by another of the same size.
-        begin(config.out, {**settings, "source": fingerprint(source, times=True), "versions": versions()})
-        return write(config, source, plan, settings)
+        begin(out, {**settings, "source": fingerprint(source, times=True), "versions": versions()})
+        return write(config, out, source, plan, settings)
 
 
 def convert_remote(config: ConvertConfig) -> tuple[Manifest, float]:
     """Convert a source that is far away: by a copy beside OUT, which is removed once all is done."""
-    remote = list_source(config.source, config.out)
+    out = destination_of(config.out)
+    remote = list_source(config.source, out.beside)
     settings = settings_of(config, remote.digest())
-    config.out.mkdir(parents=True, exist_ok=True)
-    with locked(config.out):
-        manifest, images_per_sec = finished(config.out, settings), 0.0
-        if manifest is None:
-            begin(config.out, {**settings, "source": remote.digest(times=True), "versions": versions()})
-            begin_copy(config.source, remote, config.out)
-            path = copied(remote, config.out)
+    out.make()
+    with out.lock():
+        if manifest := finished(out, settings):
+            remove_copy(out.beside)
+            return manifest, 0.0
+        begin(out, {**settings, "source": remote.digest(times=True), "versions": versions()})
+        begin_copy(config.source, remote, out.beside)
+        with out.lock_copy(copy_folder(out.beside)):
+            path = copied(remote, out.beside)
             try:
                 source = open_source(path, config.kind, config.labels)
                 plan = planned(config, source)
             except (UserError, DataError) as error:
-                if set(os.listdir(config.out)) == {STATE_FILE}:  # other options may do, with the same copy
-                    clear_state(config.out)
+                if set(out.names()) == {STATE_FILE}:  # other options may do, with the same copy
+                    clear_state(out)
                 raise UserError(str(error).replace(str(path), without_secrets(remote.url))) from error
             source.notes.insert(0, f"read from {without_secrets(remote.url)}")
             tell(source)
-            manifest, images_per_sec = write(config, source, plan, settings)
-        remove_copy(config.out)
-        return manifest, images_per_sec
-
-
-def locked(out: pathlib.Path) -> Lock:
-    """Keep other conversions out of a folder; UserError if one is there."""
-    return lock(out, f"{out}: another conversion is writing here")
+            manifest, images_per_sec = write(config, out, source, plan, settings)
+            remove_copy(out.beside)
+            return manifest, images_per_sec
 
 
 def planned(config: ConvertConfig, source: Source) -> list[PlannedShard]:
@@ -276,7 +277,7 @@ def planned(config: ConvertConfig, source: Source) -> list[PlannedShard]:
     return plan_shards(splits, config.shard_size, config.format)
 
 
-def finished(out: pathlib.Path, settings: dict[str, Any]) -> Manifest | None:
+def finished(out: Destination, settings: dict[str, Any]) -> Manifest | None:
     """Return the manifest if all was done before, and say so; None if not. UserError for other settings."""
     manifest = finished_manifest(out, settings)
     if manifest is not None:
@@ -286,15 +287,15 @@ def finished(out: pathlib.Path, settings: dict[str, Any]) -> Manifest | None:
 
 
 def write(
-    config: ConvertConfig, source: Source, plan: list[PlannedShard], settings: dict[str, Any]
+    config: ConvertConfig, out: Destination, source: Source, plan: list[PlannedShard], settings: dict[str, Any]
 ) -> tuple[Manifest, float]:
     """Write what is missing, and the manifest; return it and the images per second. Raises as convert."""
     try:
-        records, images_per_sec = convert_shards(config, source, plan)
-        return complete(config.out, source, plan, records, settings), images_per_sec
+        records, images_per_sec = convert_shards(config, out, source, plan)
+        return complete(out, source, plan, records, settings), images_per_sec
     except OSError as error:
         reason = f"{error.strerror or error}: finished shards are kept, run the same command again to continue"
-        raise RunError(f"{error.filename or config.out}: {reason}") from None
+        raise RunError(f"{error.filename or out}: {reason}") from None
 
 
 def summary(manifest: Manifest, images_per_sec: float) -> dict[str, Any]:
