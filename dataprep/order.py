@@ -19,6 +19,7 @@ Shuffle = Literal["auto", "global", "block"]
 # Of shuffle "block": how many files are read at once, and from how many bytes on "auto" takes it. No machine's memory
 # decides: a conversion may go on on another one.
 LANES, BLOCK_BYTES = 64, 1 << 38
+ORDER_VERSION = 2  # of an unfinished conversion; 1 was that of numbers that were sorted
 _AT_ONCE = 1 << 11
 _OF_GROUPS = 1  # counter of the keys that shuffle groups, not samples
 
@@ -137,9 +138,13 @@ def chosen_shuffle(source: Source, shuffle: Shuffle) -> Literal["global", "block
     """Return how the images of a source are shuffled; "auto" follows from the source alone.
 
     Samples that are read in groups are always shuffled in their own way, which counts as "global". Raises UserError for
-    "block" of a source that is not read in sequence.
+    what the source does not allow.
     """
-    if source.groups or shuffle == "global":
+    if source.groups:
+        if shuffle != "auto":
+            raise UserError(f"--shuffle {shuffle}: rows of tables are always shuffled among neighbouring row groups")
+        return "global"
+    if shuffle == "global":
         return "global"
     if shuffle == "block":
         if not source.in_sequence:
@@ -182,7 +187,7 @@ def _ordered(source: Source, split: str, chosen: Chosen, seed: int, block: bool)
 
 
 def _files_of(listing: Listing) -> tuple[np.ndarray, bool]:
-    """Return where the samples of each file begin, and the last ones end, and whether they lie in a listing as in it."""
+    """Return where the samples of each file begin, and the last ones end, and whether they are listed as they lie."""
     starts, at, last_K, is_sorted = list[np.ndarray](), 0, np.array([[-1, 0]]), True
     for place_NK in listing.places():
         file_N, offset_N = np.concatenate([last_K, place_NK[:, :2]]).T

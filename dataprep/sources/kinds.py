@@ -26,8 +26,8 @@ from fasttrain.formats.listing import (
     IMAGE_EXTENSIONS,
     Sample,
     SourceError,
-    file_state,
-    listing_digest,
+    file_states,
+    listing_digests,
     other_file,
 )
 from fasttrain.formats.splits import split_of
@@ -197,14 +197,20 @@ def _holds_images(folders: list[str]) -> bool:
     return any(name.lower().endswith(IMAGE_EXTENSIONS) for name in names)
 
 
-def fingerprint(source: Source, times: bool = False) -> str:
-    """Return the SHA-256 (hex) of every sample's split, path, label and size or place; with times, also of mtimes.
+def fingerprint(source: Source) -> str:
+    """Return the first of `fingerprints`: a copy of the source has the same."""
+    return fingerprints(source)[0]
 
-    Without times a copy of the source has the fingerprint of the source.
-    """
 
-    def state(sample: Sample) -> object:
-        return sample.place if source.files else file_state(os.path.join(source.root, sample.path), times)
+def fingerprints(source: Source) -> tuple[str, str]:
+    """Return the SHA-256 (hex) of every sample's split, path, label and size or place; and one with mtimes, too."""
 
-    files = [(os.path.basename(file), file_state(file, times)) for file in source.files]
-    return listing_digest(source.classes, source.splits, state, files)
+    def states(sample: Sample) -> tuple[object, object]:
+        if source.files:
+            place = str(sample.place)
+            return place, place
+        return file_states(os.path.join(source.root, sample.path))
+
+    files = [(os.path.basename(file), file_states(file)) for file in source.files]
+    plain, with_times = listing_digests(source.classes, source.splits, states, files)
+    return plain, with_times

@@ -12,7 +12,7 @@ import os
 import tempfile
 from array import array
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Column:
         tail: what has been appended since the last `settle`; append to it, or call `extend`.
     """
 
-    def __init__(self, code: str) -> None:
+    def __init__(self, code: Literal["B", "i", "q"]) -> None:
         """code: as of array; "B" holds bytes."""
         self._code = code
         self.tail: Any = bytearray() if code == "B" else array(code)
@@ -94,5 +94,7 @@ class Column:
             while content:
                 content = content[self._file.write(content) :]
         except OSError as error:
-            raise RunError(f"{folder}: {reason(error)}: a long listing goes there, TMPDIR names another folder") from None
+            raise RunError(
+                f"{folder}: {reason(error)}: a long listing goes there, TMPDIR names another folder"
+            ) from None
         del self.tail[:]

@@ -154,13 +154,14 @@ class Listing(Sequence[Sample]):
 
     def labels(self) -> Iterator[np.ndarray]:
         """Yield label_N, some at a time."""
-        return (part.label_N for part in self._parts())
+        return (part.label_N for part in self.parts())
 
     def places(self) -> Iterator[np.ndarray]:
         """Yield place_NK, some rows at a time."""
-        return (part.place_NK for part in self._parts())
+        return (part.place_NK for part in self.parts())
 
-    def _parts(self) -> Iterator[Listing]:
+    def parts(self) -> Iterator[Listing]:
+        """Yield all samples, some at a time; what these take of memory is let go of."""
         for start in range(0, len(self), _ROWS_AT_ONCE):
             yield self[start : start + _ROWS_AT_ONCE]
             for column in self._columns:
@@ -193,7 +194,7 @@ class Listing(Sequence[Sample]):
         return Listing, (list(self),)  # the samples taken, without the columns they are taken from
 
     def __iter__(self) -> Iterator[Sample]:
-        for part in self._parts():
+        for part in self.parts():
             row_N, end_N = cast("np.ndarray", part._rows), np.frombuffer(self._ends, np.int64)
             names = map(self._name, end_N[row_N].tolist(), end_N[row_N + 1].tolist())
             places = zip(*part.place_NK.T.tolist(), strict=True) if self._per_place else itertools.repeat(())
@@ -205,30 +206,37 @@ class Listing(Sequence[Sample]):
     __hash__ = None  # type: ignore[assignment]
 
 
-def listing_digest(
+def listing_digests(
     classes: Sequence[str],
     splits: Mapping[str, Listing],
-    state: Callable[[Sample], object],
-    files: Iterable[tuple[str, object]] = (),
-) -> str:
-    """Return the SHA-256 (hex) of classes, files with their states, and every sample's split, path, label and state.
+    states: Callable[[Sample], Sequence[object]],
+    files: Sequence[tuple[str, Sequence[object]]] = (),
+    count: int = 2,
+) -> list[str]:
+    """Return SHA-256 (hex) of classes, files with their states, and every sample's split, path, label and state.
 
-    files: several may have one name.
+    states: of a sample, one for each of `count` digests, as those of files, of which several may have one name.
     """
-    digest = hashlib.sha256("\0".join(classes).encode("utf-8", "surrogatepass"))
-    for name, file in files:
-        digest.update(f"{name}\0{file}\n".encode("utf-8", "surrogatepass"))
+    digests = [hashlib.sha256("\0".join(classes).encode("utf-8", "surrogatepass")) for _ in range(count)]
+    for name, of_file in files:
+        for digest, state in zip(digests, of_file, strict=True):
+            digest.update(f"{name}\0{state}\n".encode("utf-8", "surrogatepass"))
     for split, samples in splits.items():
-        for sample in samples:
-            line = f"{split}\0{sample.path}\0{sample.label} {state(sample)}\n"
-            digest.update(line.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+        for part in samples.parts():
+            lines: list[list[str]] = [[] for _ in digests]
+            for sample in part:
+                start = f"{split}\0{sample.path}\0{sample.label} "
+                for line, state in zip(lines, states(sample), strict=True):
+                    line.append(f"{start}{state}\n")
+            for digest, line in zip(digests, lines, strict=True):
+                digest.update("".join(line).encode("utf-8", "surrogatepass"))
+    return [digest.hexdigest() for digest in digests]
 
 
-def file_state(path: str, times: bool = False) -> str:
-    """Return the size of a file, with its time of change if asked for, as text; "unreadable" for none."""
+def file_states(path: str) -> tuple[str, str]:
+    """Return the size of a file, and size and time of change, as text; "unreadable" for none."""
     try:
         status = os.stat(path)
     except OSError:  # a dangling link: the conversion reports and skips it
-        return "unreadable"
-    return f"{status.st_size} {status.st_mtime_ns}" if times else f"{status.st_size}"
+        return "unreadable", "unreadable"
+    return f"{status.st_size}", f"{status.st_size} {status.st_mtime_ns}"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fasttrain.dataprep.sources.folder import scan_folder
 from fasttrain.dataprep.order import shuffled_splits
-from fasttrain.dataprep.sources.kinds import fingerprint
+from fasttrain.dataprep.sources.folder import scan_folder
+from fasttrain.dataprep.sources.kinds import fingerprint, fingerprints
 from fasttrain.formats import folder
 from fasttrain.formats.listing import Sample, SourceError
 
@@ -143,10 +143,10 @@ def test_fingerprint_changes_with_the_source(tmp_path: Path) -> None:
 
 def test_only_the_fingerprint_with_times_tells_a_copy_from_its_source(tmp_path: Path) -> None:
     source = scan_folder(make(tmp_path, "a/1.jpg"))
-    same, changing = fingerprint(source), fingerprint(source, times=True)
+    same, changing = fingerprints(source)
     os.utime(tmp_path / "a/1.jpg", (1, 1))
-    assert fingerprint(source) == same
-    assert fingerprint(source, times=True) != changing
+    assert fingerprints(source)[0] == same
+    assert fingerprints(source)[1] != changing
 
 
 def test_shuffled_splits(tmp_path: Path) -> None:
