@@ -49,6 +49,7 @@ class Labels:
         """Take values one by one; SourceError as for append."""
         self._rows: dict[Value, int] = {}
         self._row_of_each, self._count = Column("i"), 0
+        self._append = self._row_of_each.tail.append
         self._text_bytes = 0
         self.unreadable, self.first_unreadable = 0, ""
         for value in values:
@@ -59,7 +60,7 @@ class Labels:
 
     def append(self, value: Value) -> None:
         """Add the label of one image; SourceError for more than MAX_NAMES_BYTES of different texts."""
-        self._row_of_each.tail.append(self._row(value))
+        self._append(self._row(value))
         self._count += 1
         if self._count % _SETTLED_EVERY == 0:
             self._row_of_each.settle()
