@@ -20,7 +20,7 @@ pytest.importorskip("fsspec.asyn")
 from support import stores  # noqa: E402 - imports fsspec
 from support.stores import Faults, Objects  # noqa: E402
 
-from fasttrain.dataprep import convert, destination, state  # noqa: E402
+from fasttrain.dataprep import convert, destination, state, verify  # noqa: E402
 from fasttrain.storage import attempts  # noqa: E402
 from fasttrain.system.lock import lock  # noqa: E402
 
@@ -379,6 +379,28 @@ def test_what_killed_conversions_leave_in_the_temporary_folder_is_removed(
         assert run(source, disk) == 3
     left = sorted(path.name for path in (tmp_path / "scratch").iterdir())
     assert left == ["fasttrain-convert-held", "fasttrain-convert-new"]
+
+
+def test_a_set_far_away_is_verified_by_its_sizes(source: Path, url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(source, url, "--format", "webdataset") == 3
+    assert verify.main([url]) == 0
+    store, folder = fsspec.core.url_to_fs(url)
+    store.rm_file(f"{folder}/train-00001.idx")
+    store.pipe_file(f"{folder}/train-00002.tar", b"x" * 7)
+    store.pipe_file(f"{folder}/train-00009.tar", b"x")
+    capfd.readouterr()
+    assert verify.main([url]) == 1
+    found = json.loads((printed := capfd.readouterr()).out.splitlines()[-1])["problems"]
+    assert [problem.partition("set/")[2].partition(",")[0] for problem in found] == [
+        "train-00009.tar: not in manifest.json", "train-00001.idx: missing", "train-00002.tar: 7 bytes"
+    ]  # fmt: skip
+    assert "hunter2" not in printed.out + printed.err
+    store.rm_file(f"{folder}/manifest.json")
+    for arguments, message in (([url], "no manifest.json"), ([url, "--deep"], "--deep reads every byte: copy it"),
+                               (["https://h/x?sig=hunter2"], "over HTTP a folder can't be listed")):  # fmt: skip
+        assert verify.main(arguments) == 2
+        assert message in (line := one_line_of(capfd.readouterr().err))
+        assert "hunter2" not in line
 
 
 @pytest.mark.slow

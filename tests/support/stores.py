@@ -105,6 +105,9 @@ class Objects(AsyncFileSystem):
             raise error
         self.content[rpath] = content
 
+    async def _pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+        self.content[path] = value
+
     async def _cat_file(self, path: str, **_: Any) -> bytes:
         self.calls("cat", path)
         if path not in self.content:
