@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
+from fasttrain.dataprep.parts import Part, check_no_part, lock_part, moment
 from fasttrain.formats.manifest import FILE_NAME, STATE_FILE, Manifest, ManifestError, glimpses
 from fasttrain.storage.attempts import without_secrets
 from fasttrain.storage.remote import REQUESTS, is_http, is_remote, local_path, opened
@@ -59,6 +60,14 @@ class Destination(ABC):
     @abstractmethod
     def lock(self) -> AbstractContextManager[object]:
         """Keep other conversions out, where that is possible. Raises UserError if one is there."""
+
+    @abstractmethod
+    def lock_part(self, part: Part) -> AbstractContextManager[object]:
+        """Keep others from this part of a conversion, where that is possible. Raises UserError if one is at it."""
+
+    @abstractmethod
+    def moment(self) -> AbstractContextManager[object]:
+        """Keep other parts from beginning or ending for a moment, where that is possible."""
 
     @abstractmethod
     def lock_copy(self, folder: Path) -> AbstractContextManager[object]:
@@ -135,7 +144,15 @@ class LocalFolder(Destination):
         self.path.mkdir(parents=True, exist_ok=True)
 
     def lock(self) -> Lock:
-        return lock(self.path, f"{self.path}: another conversion is writing here")
+        held = lock(self.path, f"{self.path}: another conversion is writing here")
+        check_no_part(self.path)
+        return held
+
+    def lock_part(self, part: Part) -> AbstractContextManager[object]:
+        return lock_part(self.path, part)
+
+    def moment(self) -> Lock:
+        return moment(self.path)
 
     def lock_copy(self, folder: Path) -> AbstractContextManager[object]:
         return contextlib.nullcontext()
@@ -205,6 +222,12 @@ class RemoteFolder(Destination):
         make_folder(self._store, self._root)
 
     def lock(self) -> AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+    def lock_part(self, part: Part) -> AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+    def moment(self) -> AbstractContextManager[object]:
         return contextlib.nullcontext()
 
     def lock_copy(self, folder: Path) -> Lock:

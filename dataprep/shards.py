@@ -105,10 +105,10 @@ def record_shard(written: Written, out: Destination, moved: Callable[[], None] =
     path = written.path
     if written.num_samples:
         written.names.publish()
-        index = SideFile(*_described(index_path(path))) if path.suffix == ".tar" else None
-        name, num_bytes, sha256 = _described(path)
-        names = SideFile(*_described(names_path(path)))
-        shard = Shard(name, written.num_samples, num_bytes, sha256, index, glimpses(path), names)
+        index = described(index_path(path)) if path.suffix == ".tar" else None
+        file = described(path)
+        names = described(names_path(path))
+        shard = Shard(file.name, written.num_samples, file.num_bytes, file.sha256, index, glimpses(path), names)
     else:
         written.names.discard()
         shard = Shard(path.name, 0, 0, "")
@@ -121,8 +121,9 @@ def record_shard(written: Written, out: Destination, moved: Callable[[], None] =
     return record
 
 
-def _described(path: Path) -> tuple[str, int, str]:
-    return path.name, path.stat().st_size, checksum(path)
+def described(path: Path) -> SideFile:
+    """Return name, size and checksum of a file. Raises OSError."""
+    return SideFile(path.name, path.stat().st_size, checksum(path))
 
 
 def checksum(path: Path) -> str:
@@ -134,13 +135,13 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_records(out: Destination, plan: Sequence[PlannedShard], num_classes: int) -> dict[str, ShardRecord]:
-    """Return the records of the shards that are finished, by name: only what a listing shows is looked at."""
+def read_records(out: Destination, plan: Sequence[PlannedShard], num_classes: int) -> Iterator[ShardRecord]:
+    """Yield the records of the shards that are finished, in order: only what a listing shows is looked at."""
     names = set(out.names())
     there = [planned for planned in plan if record_name(planned.name) in names]
     read = functools.partial(read_record, out, num_classes=num_classes)
     found = map_in_order(read, there, out.requests) if out.requests > 1 else map(read, there)
-    return {planned.name: record for planned, record in zip(there, found, strict=True) if record}
+    yield from filter(None, found)
 
 
 def read_record(out: Destination, planned: PlannedShard, num_classes: int) -> ShardRecord | None:

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from fasttrain.dataprep.destination import Destination, is_temporary_of
+from fasttrain.dataprep.parts import is_part_lock
 from fasttrain.dataprep.shards import record_name
 from fasttrain.formats.manifest import EXTENSION, STATE_FILE, Manifest
 from fasttrain.storage.upload import temporary_of
@@ -39,7 +40,7 @@ def begin(out: Destination, state: dict[str, Any]) -> None:
     """
     if (begun := _read_state(out)) is not None:
         _check_same(out, begun, state)
-    elif any(not is_temporary_of(name, STATE_FILE) for name in out.names()):
+    elif any(not (is_temporary_of(name, STATE_FILE) or is_part_lock(name)) for name in out.names()):
         raise UserError(f"{out} is not empty and holds no conversion: remove it or name another folder")
     else:
         out.write_json(STATE_FILE, state)
@@ -47,9 +48,13 @@ def begin(out: Destination, state: dict[str, Any]) -> None:
 
 
 def clear_state(out: Destination) -> None:
-    """Remove what only an unfinished conversion needs: the records of shards, and the state; and what uploads left."""
-    records = [name for name in out.names() if _RECORD.fullmatch(name) or temporary_of(name)]
-    out.remove([*records, STATE_FILE])
+    """Remove what only an unfinished conversion needs: the records of shards, and the state; and what uploads left.
+
+    Locks of parts go last. One that is waited for meanwhile does no harm: whoever gets it finds the manifest.
+    """
+    names = out.names()
+    records = [name for name in names if _RECORD.fullmatch(name) or temporary_of(name)]
+    out.remove([*records, STATE_FILE, *filter(is_part_lock, names)])
 
 
 def _read_state(out: Destination) -> dict[str, Any] | None:
@@ -64,6 +69,11 @@ def _read_state(out: Destination) -> dict[str, Any] | None:
 
 def _check_same(out: Destination, old: dict[str, Any], new: dict[str, Any]) -> None:
     names = [name for name in new if old.get(name) != new[name]]
+    if "order" in names and "order" not in old and "seed" in old:
+        raise UserError(
+            f"{out} holds a conversion that an earlier version began, with the images in another order:"
+            " remove it or name another folder"
+        )
     if names:
         what = "the source has changed" if names == ["source"] else f"other settings: {', '.join(names)}"
         raise UserError(f"{out} holds a conversion that differs ({what}): remove it or name another folder")

@@ -29,9 +29,10 @@ from PIL import Image
 from fasttrain.dataprep import verify
 from fasttrain.dataprep.destination import LocalFolder
 from fasttrain.dataprep.encode import EncodedImage, Encoding, encode_image, encode_samples
+from fasttrain.dataprep.order import shuffled_splits
 from fasttrain.dataprep.plan import PlannedShard
 from fasttrain.dataprep.shards import read_record, record_shard, write_images
-from fasttrain.dataprep.sources.kinds import fingerprint, open_source, shuffled_splits
+from fasttrain.dataprep.sources.kinds import fingerprint, open_source
 from fasttrain.dataprep.sources.pickled import unpickled
 from fasttrain.formats import image
 from fasttrain.formats.beton import BetonWriter
