@@ -264,7 +264,8 @@ class RemoteFolder(Destination):
 
     def check_shards(self, manifest: Manifest) -> None:
         self.names()
-        for file in (file for shards in manifest.splits.values() for shard in shards for file in shard.files()):
+        shards = [shard for group in manifest.splits.values() for shard in group]
+        for file in (file for shard in shards for file in shard.files() if file is not shard.names):
             if (found := self._size.get(file.name)) is None:
                 raise ManifestError(f"{self}/{file.name}: not found")
             if found != file.num_bytes:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,23 +186,28 @@ def convert_there(scratch: Path, *arguments: object) -> int:
     return run(*arguments)
 
 
+def killed_there(scratch: Path, *arguments: object) -> int:
+    """The same, which is killed while the names of the third shard are on their way, and only they."""
+    destination.RemoteFolder.shards_ahead = 1
+    Faults.next += [*[""] * 8, "killed"]
+    return convert_there(scratch, *arguments)
+
+
 def test_a_conversion_that_is_killed_goes_on_from_another_machine(
     source: Path, local: dict[str, Path], disk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = Fork(tmp_path, convert_there, tmp_path / "scratch", source, disk, STORE_SECONDS=0.1)
+    assert fork_finished(tmp_path, killed_there, tmp_path / "scratch", source, disk).returncode == -signal.SIGKILL
     far = tmp_path / "far" / "set"
-    deadline = time.monotonic() + 60
-    while not [*far.glob("train-*.json")] and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert first.kill().returncode < 0
-    kept = {path.name.removesuffix(".json") for path in far.glob("train-*.json")}
-    assert 1 <= len(kept) < 4
+    assert sorted(path.name for path in far.glob("train-*")) == [
+        *(f"train-0000{shard}.{end}" for shard in (0, 1) for end in ("beton", "beton.json", "names")),
+        "train-00002.beton",
+    ]
+    assert [path.name[:14] for path in far.glob(".*")] == [".train-00002.n"], "half of it, under a temporary name"
     (tmp_path / "other").mkdir()
     monkeypatch.setattr(destination, "gettempdir", lambda: str(tmp_path / "other"))
-    (far / ".train-00003.beton.01234567.tmp").write_bytes(b"half")  # as an upload leaves it that is killed
     assert run(source, disk) == 3
     assert stored(disk) == files(local["ffcv"])
-    assert not [name for name in Faults.written() if any(name.startswith(f".{shard}.") for shard in kept)]
+    assert not [name for name in Faults.written() if "-00000." in name or "-00001." in name]
 
 
 def interrupted(*_: object) -> None:
@@ -284,6 +290,18 @@ def test_a_finished_set_that_has_lost_a_file_is_told(source: Path, capfd: pytest
     Objects.content["bucket/set/manifest.json"] = b"{"
     assert run(source, url) == 2
     assert "objects://bucket/set/manifest.json: malformed" in one_line_of(capfd.readouterr().err)
+
+
+def test_parts_far_away_end_in_the_same_set(
+    source: Path, local: dict[str, Path], url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    missing = []
+    for number in (2, 3, 1):
+        assert run(source, url, "--part", f"{number}/3") == (3 if number == 1 else 0)
+        missing.append(json.loads(capfd.readouterr().out.splitlines()[-1])["shards_missing"])
+    assert missing[-1] == 0
+    assert 0 not in missing[:-1]
+    assert stored(url) == files(local["ffcv"])
 
 
 def test_two_conversions_at_once_do_no_harm(source: Path, local: dict[str, Path], disk: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +20,8 @@ class Faults:
 
     Attributes:
         next: "" for nothing; "cut", half of it is written and an error raised; "short", half of it is written;
-            "damaged", another byte; "refused", no permission; "hang", it takes SECONDS.
+            "damaged", another byte; "refused", no permission; "hang", it takes SECONDS; "killed", half of it is written
+            and the process is no more (of Disk only).
         keeps: whether an object is written over only once it is removed.
         calls: what has been called, and with which file.
     """
@@ -53,8 +55,9 @@ def _arrives(path: str, name: str) -> tuple[bytes, Exception | None]:
         raise PermissionError(13, "Permission denied", name)
     if fault == "damaged":
         return content[:-1] + bytes([content[-1] ^ 1]), None
-    if fault in ("cut", "short"):
-        return content[: len(content) // 2], ConnectionResetError("reset") if fault == "cut" else None
+    if fault in ("cut", "short", "killed"):
+        errors = {"cut": ConnectionResetError("reset"), "killed": ChildProcessError("killed")}
+        return content[: len(content) // 2], errors.get(fault)
     return content, None
 
 
@@ -76,6 +79,8 @@ class Disk(LocalFileSystem):
         content, error = _arrives(lpath, rpath)
         Path(rpath).write_bytes(content)
         callback.relative_update(len(content))
+        if isinstance(error, ChildProcessError):
+            os.kill(os.getpid(), signal.SIGKILL)
         if error:
             raise error
 
