@@ -10,12 +10,12 @@ import contextlib
 import os
 import shutil
 import stat
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from fasttrain.dataprep.parts import Part, check_no_part, lock_part, moment
@@ -23,7 +23,7 @@ from fasttrain.formats.manifest import FILE_NAME, STATE_FILE, Manifest, Manifest
 from fasttrain.storage.attempts import without_secrets
 from fasttrain.storage.remote import REQUESTS, is_http, is_remote, local_path, opened
 from fasttrain.storage.upload import list_folder, make_folder, read_small, remove, temporary_of, upload
-from fasttrain.system.durable import parse_json, read_json, temporary_path, write_json
+from fasttrain.system.durable import naming, parse_json, read_json, temporary_path, write_json
 from fasttrain.system.errors import UserError
 from fasttrain.system.lock import Lock, lock
 
@@ -264,7 +264,8 @@ class RemoteFolder(Destination):
 
     def check_shards(self, manifest: Manifest) -> None:
         self.names()
-        for file in (file for shards in manifest.splits.values() for shard in shards for file in shard.files()):
+        shards = [shard for group in manifest.splits.values() for shard in group]
+        for file in (file for shard in shards for file in shard.files() if file is not shard.names):
             if (found := self._size.get(file.name)) is None:
                 raise ManifestError(f"{self}/{file.name}: not found")
             if found != file.num_bytes:
@@ -310,11 +311,15 @@ def is_temporary_of(name: str, file: str) -> bool:
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
     """Give a new folder where TMPDIR says. Those of conversions that were killed are removed: nobody holds them."""
-    root = Path(tempfile.gettempdir())
+    root = Path(gettempdir())
     for old in root.glob(f"{_SCRATCH}*"):
         with contextlib.suppress(OSError, UserError):  # somebody else's, or in use
             if time.time() - old.stat().st_mtime > _LEFT_OVER_SECONDS:
                 with lock(old, "in use"):
                     shutil.rmtree(old, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, ignore_cleanup_errors=True) as name, lock(Path(name), "in use"):
+    with (
+        TemporaryDirectory(prefix=_SCRATCH, dir=root, ignore_cleanup_errors=True) as name,
+        lock(Path(name), "in use"),
+        naming(Path(name)),  # it is full, and not OUT
+    ):
         yield Path(name)

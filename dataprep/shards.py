@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 from collections import Counter
@@ -138,7 +139,9 @@ def read_records(out: Destination, plan: Sequence[PlannedShard], num_classes: in
     """Yield the records of the shards that are finished, in order: only what a listing shows is looked at."""
     names = set(out.names())
     there = [planned for planned in plan if record_name(planned.name) in names]
-    yield from filter(None, map_in_order(lambda planned: read_record(out, planned, num_classes), there, out.requests))
+    read = functools.partial(read_record, out, num_classes=num_classes)
+    found = map_in_order(read, there, out.requests) if out.requests > 1 else map(read, there)
+    yield from filter(None, found)
 
 
 def read_record(out: Destination, planned: PlannedShard, num_classes: int) -> ShardRecord | None:

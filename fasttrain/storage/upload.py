@@ -122,7 +122,11 @@ def _is_of_objects(store: Any) -> bool:  # noqa: ANN401
 
 def _put_object(store: Any, path: Path, name: str, moved: Callable[[], None]) -> None:  # noqa: ANN401
     _in_place_of(store, name, lambda: store.put_file(str(path), name, callback=_callback(moved)))
-    _check_arrived(store, path, name)
+    try:
+        _check_arrived(store, path, name)
+    except attempts.Cut:
+        store.rm_file(name)
+        raise
 
 
 def _put_and_move(store: Any, path: Path, name: str, moved: Callable[[], None]) -> None:  # noqa: ANN401
