@@ -78,7 +78,7 @@ class Photos:
 def convert_ours(config: ConvertBenchmark, workers: int, max_side: int, check: Check, out: pathlib.Path) -> float:
     """Convert with this project; return images per second."""
     start = time.perf_counter()
-    manifest, _ = convert(ConvertConfig(str(config.data), out, max_side=max_side, check=check, workers=workers))
+    manifest, _ = convert(ConvertConfig(str(config.data), str(out), max_side=max_side, check=check, workers=workers))
     return sum(map(manifest.num_samples, manifest.splits)) / (time.perf_counter() - start)
 
 

@@ -11,6 +11,7 @@ at any moment continues when the same command is run again; `manifest.json` is w
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -18,10 +19,10 @@ import pathlib
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import PIL
 import PIL.features
 
@@ -30,20 +31,23 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
     sys.path[0] = str(next(folder for folder in above if (folder / "fasttrain/__init__.py").exists()))
 
 from fasttrain import __version__
-from fasttrain.dataprep.download import begin_copy, copied, list_source, remove_copy
+from fasttrain.dataprep.destination import Destination, destination_of
+from fasttrain.dataprep.download import begin_copy, copied, copy_folder, list_source, remove_copy
 from fasttrain.dataprep.encode import MAX_SIDE, Check, Encoding, Write, encode_samples
 from fasttrain.dataprep.engines import ENGINES, Note, ShardWork
+from fasttrain.dataprep.order import ORDER_VERSION, Shuffle, chosen_shuffle, shuffled_splits
+from fasttrain.dataprep.parts import Part
 from fasttrain.dataprep.plan import PlannedShard, by_split, plan_shards
-from fasttrain.dataprep.shards import ShardRecord, read_record
-from fasttrain.dataprep.sources.kinds import Kind, fingerprint, open_source, shuffled_splits
+from fasttrain.dataprep.shards import read_records, record_name
+from fasttrain.dataprep.sources.kinds import Kind, fingerprints, open_source
 from fasttrain.dataprep.sources.source import Source
 from fasttrain.dataprep.state import begin, clear_state, finished_manifest
-from fasttrain.formats.manifest import STATE_FILE, Manifest
+from fasttrain.dataprep.totals import Totals
+from fasttrain.formats.manifest import SKIPPED_FILE, STATE_FILE, Manifest
 from fasttrain.storage.attempts import without_secrets
 from fasttrain.storage.remote import is_remote, local_path
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import EXIT_SKIPPED, DataError, RunError, UserError, note
-from fasttrain.system.lock import Lock, lock
 from fasttrain.system.options import Bounds, Options
 from fasttrain.system.progress import progress
 
@@ -57,7 +61,7 @@ class ConvertConfig(Options):
     WebDataset .tar files (one, a folder, or a quoted pattern like 'set-{000..012}.tar'); parquet files with a column of
     images; a folder of CIFAR-10 or CIFAR-100 batches; an .npz; FFCV's .beton files. Archives are read in place: nothing
     is unpacked, no link is followed. Any of these may be far away (hf://datasets/OWNER/NAME, s3://, gs://, https://):
-    it is copied to OUT.source for the time of the conversion.
+    it is copied to OUT.source for the time of the conversion. So may OUT: shards are made here and go there one by one.
     The same command on an unfinished OUT continues it. Unreadable images are named, counted and left out; what is no
     image, or of another split, is counted, too. The last line on stdout is JSON. Exit status: 0 every image converted,
     or 3 finished but some images were skipped, 2 bad input, 1 disk full or another failure (run again to continue),
@@ -66,8 +70,8 @@ class ConvertConfig(Options):
 
     source: str
     """SOURCE, the images: a path, or a URL of any protocol that fsspec knows."""
-    out: pathlib.Path
-    """OUT, the folder to make."""
+    out: str
+    """OUT, the folder to make: a path, or a URL of any protocol that fsspec can write."""
     kind: Kind = "auto"
     """What SOURCE is; auto = recognised by what is there. tar, of a folder: each .tar in it is a class, or a split."""
     labels: str = "auto"
@@ -91,9 +95,18 @@ class ConvertConfig(Options):
     workers: Annotated[int | Literal["auto"], Bounds(1)] = "auto"
     """Threads, with ray shards at a time; auto = one for each core this process, or the cluster, may use."""
     engine: Literal["local", "ray"] = "local"
-    """Where the work is done; ray = on a Ray cluster, whose machines see SOURCE and OUT under the same paths."""
+    """Where the work is done; ray = on a Ray cluster, whose machines see SOURCE and OUT under the same paths (an
+    OUT that is a URL needs no such place)."""
+    part: str = ""
+    """I/N = write only the I-th of N equal parts of the shards, 1/N to N/N, into the same OUT, from as many machines
+    and in as many jobs as is convenient: all with the same options. The one that finds all shards there writes the
+    manifest; the last line of the others says how many are missing ("shards_missing")."""
     val_fraction: Annotated[float, Bounds(0, 0.99)] = 0.0
     """Fraction of each class, rounded to whole images, to set apart as the validation split of a source without one."""
+    shuffle: Shuffle = "auto"
+    """global = each shard holds images from all over SOURCE; block = the files of SOURCE are read in sequence, 64 at a
+    time, which disks and networks like better; auto = block for 64 or more .tar (or .beton) files of over 256 GiB.
+    Rows of tables are always shuffled among neighbouring row groups."""
     seed: Annotated[int, Bounds(0, 2**64 - 1)] = 0
     """Seed of the order in which images are written, and of the choice of validation images."""
 
@@ -103,17 +116,29 @@ def check(config: ConvertConfig) -> None:
     if config.format == "webdataset" and config.write in ("raw", "smart"):
         raise UserError(f"--write {config.write} is for --format ffcv: a .tar shard holds files of images")
     # Path.resolve() raises an error of its own where a link leads to itself.
-    source, out = (pathlib.Path(os.path.realpath(path)) for path in (local_path(config.source), config.out))
+    paths = [local_path(place) for place in (config.source, config.out)]
+    source, out = (pathlib.Path(path if is_remote(path) else os.path.realpath(path)) for path in paths)
     if out == source or source in out.parents:
-        raise UserError(f"{config.out} lies inside the source {config.source}: name another folder")
-    if config.out.exists() and not config.out.is_dir():
+        shown = map(without_secrets, (config.out, config.source))
+        raise UserError("{} lies inside the source {}: name another folder".format(*shown))
+    if not is_remote(paths[1]) and out.exists() and not out.is_dir():
         raise UserError(f"{config.out}: not a folder")
 
 
-def settings_of(config: ConvertConfig, source: str) -> dict[str, Any]:
-    """Return what decides the content of the shards, as manifest.json records it; source: its fingerprint."""
+def settings_of(config: ConvertConfig, source: str, shuffle: Shuffle) -> dict[str, Any]:
+    """Return what decides the content of the shards, as manifest.json records it; source: its fingerprint.
+
+    A global shuffle is None, and is not recorded: sets that were converted before one could choose have it. What
+    "auto" will be follows from the source, so that nothing is said of it.
+    """
     names = ("format", "write", "max_side", "quality", "check", "shard_size", "val_fraction", "seed")
-    return {**{name: getattr(config, name) for name in names}, "source": source}
+    chosen = {} if shuffle == "auto" else {"shuffle": "block" if shuffle == "block" else None}
+    return {**{name: getattr(config, name) for name in names}, "source": source, **chosen}
+
+
+def state_of(settings: dict[str, Any], source: str, shuffle: Shuffle) -> dict[str, Any]:
+    """Return what must not change until the last shard is written; source: its fingerprint with times."""
+    return {**settings, "source": source, "versions": versions(), "shuffle": shuffle, "order": ORDER_VERSION}
 
 
 def versions() -> dict[str, str]:
@@ -124,81 +149,42 @@ def versions() -> dict[str, str]:
 
 
 def convert_shards(
-    config: ConvertConfig, source: Source, plan: list[PlannedShard]
-) -> tuple[dict[str, ShardRecord], float]:
-    """Write the shards that are missing; return the records of all by name, and the images per second of this run."""
-    found = {planned.name: read_record(config.out, planned, len(source.classes)) for planned in plan}
-    records = {name: record for name, record in found.items() if record is not None}
-    missing = [planned for planned in plan if planned.name not in records]
+    config: ConvertConfig, out: Destination, source: Source, plan: list[PlannedShard]
+) -> tuple[Totals, float]:
+    """Write the shards that are missing; return what all come to, and the images per second of this run."""
+    totals = Totals(source)
+    for record in read_records(out, plan, len(source.classes)):
+        totals.add(record)
+    missing = [planned for planned in plan if planned.name not in totals.shards]
     total, left = (sum(len(planned.samples) for planned in shards) for shards in (plan, missing))
     raw = config.write in ("raw", "smart")
     png = config.format == "webdataset"
     encoding = Encoding(config.max_side, config.quality, config.write, config.check, png)
     encode = functools.partial(encode_samples, encoding=encoding)
-    work = ShardWork(config.out, source.reader, encode, raw)
+    work = ShardWork(out, source.reader, encode, raw)
     start = time.perf_counter()
     with progress(total, total - left) as advance:
         num_workers = 0 if config.workers == "auto" else config.workers
         told = Note(advance)
         for skip in source.skipped:
             told.skipped(**skip)
-        written = ENGINES[config.engine](work, missing, num_workers, told)
-        records.update((record.shard.name, record) for record in written)
-    return records, left / (time.perf_counter() - start)
+        for record in ENGINES[config.engine](work, missing, num_workers, told):
+            totals.add(record)
+    return totals, left / (time.perf_counter() - start)
 
 
-def manifest_of(
-    source: Source, plan: list[PlannedShard], records: dict[str, ShardRecord], settings: dict[str, Any]
-) -> Manifest:
-    """Put the records of all shards together; the pixel statistics are those of the training split."""
-    groups = {split: [records[name] for name in names] for split, names in by_split(plan).items()}
-    sums = np.array([(r.pixels[0], *r.pixels[1], *r.pixels[2]) for r in groups["train"]], np.float64).sum(0)
-    if not sums[0]:  # all that were to be measured are unreadable: as for evenly spread values
-        sums[:] = (1, *[127.5] * 3, *[255**2 / 3] * 3)
-    mean = sums[1:4] / sums[0] / 255
-    std = np.sqrt(np.maximum(sums[4:] / sums[0] / 255**2 - mean**2, 0))
-    return Manifest(
-        format=settings["format"],
-        classes=list(source.classes),
-        splits={split: [r.shard for r in group if r.shard.num_samples] for split, group in groups.items()},
-        pixel_mean=mean.round(6).tolist(),
-        pixel_std=std.round(6).tolist(),
-        settings=settings,
-        skipped=source.skipped + [skip for planned in plan for skip in records[planned.name].skipped],
-        class_counts={split: counts_of(group, len(source.classes)) for split, group in groups.items()},
-        versions=versions(),
-        unused=source.unused.content(),
-        notes=source.notes,
-    )
-
-
-def counts_of(records: list[ShardRecord], num_classes: int) -> list[int]:
-    """Return how many samples of each class some shards hold."""
-    count_C = np.zeros(num_classes, np.int64)
-    for record in records:
-        for label, number in record.class_counts.items():
-            count_C[label] += number
-    return count_C.tolist()
-
-
-def complete(
-    out: pathlib.Path,
-    source: Source,
-    plan: list[PlannedShard],
-    records: dict[str, ShardRecord],
-    settings: dict[str, Any],
-) -> Manifest:
+def complete(out: Destination, plan: list[PlannedShard], totals: Totals, settings: dict[str, Any]) -> Manifest:
     """Write the manifest and remove the records; UserError if no image of a split could be read."""
     for split, names in by_split(plan).items():
-        group = [records[name] for name in names]
-        if not any(record.shard.num_samples for record in group):
+        if not any(totals.shards[name].num_samples for name in names):
             clear_state(out)
-            first = group[0].skipped[0]
-            raise UserError(
-                f"no image of the {split} split can be read; the first is {first['path']}: {first['reason']}"
-            )
-    manifest = manifest_of(source, plan, records, settings)
-    manifest.save(out)
+            path, reason = totals.first_skip(names)
+            raise UserError(f"no image of the {split} split can be read; the first is {path}: {reason}")
+    with out.folder() as folder:
+        manifest = totals.manifest(plan, settings, versions(), folder)
+        if manifest.skips:
+            out.publish([folder / SKIPPED_FILE])
+    out.write_manifest(manifest)
     clear_state(out)
     return manifest
 
@@ -219,56 +205,115 @@ def convert(config: ConvertConfig) -> tuple[Manifest, float]:
     check(config)
     if is_remote(config.source):
         return convert_remote(config)
-    source = open_source(pathlib.Path(config.source), config.kind, config.labels)
-    settings = settings_of(config, fingerprint(source))
-    tell(source)
-    plan = planned(config, source)
-    config.out.mkdir(parents=True, exist_ok=True)
-    with locked(config.out):
-        if manifest := finished(config.out, settings):
+    out = destination_of(config.out)
+    opened = Opened.of(config)
+    out.make()
+    with out.lock():
+        if manifest := finished(out, opened.settings):
             return manifest, 0.0
+        begin(out, opened.state)
+        return write(config, out, opened.source, opened.plan, opened.settings)
+
+
+class Opened(NamedTuple):
+    """A source on this machine, listed, and what is to be made of it."""
+
+    source: Source
+    plan: list[PlannedShard]
+    settings: dict[str, Any]
+    state: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: ConvertConfig) -> Opened:
+        """List the source of a conversion, and say what of it is not used. Raises as convert."""
+        source = open_source(pathlib.Path(config.source), config.kind, config.labels)
+        tell(source)
+        shuffle = chosen_shuffle(source, config.shuffle)
         # Until the last shard is written, an image must not even have been replaced by another of the same size.
-        begin(config.out, {**settings, "source": fingerprint(source, times=True), "versions": versions()})
-        return write(config, source, plan, settings)
+        plain, with_times = fingerprints(source)
+        settings = settings_of(config, plain, shuffle)
+        return cls(source, planned(config, source, shuffle), settings, state_of(settings, with_times, shuffle))
+
+
+def convert_part(config: ConvertConfig) -> tuple[Manifest, float, int]:
+    """Convert, or continue, the part of the shards that --part names.
+
+    Returns what all parts come to, or, where some shards are still missing, this one; the images per second of this
+    run; and how many are missing. Raises as convert.
+    """
+    check(config)
+    part = Part.parse(config.part)
+    if is_remote(config.source):
+        raise UserError("--part: each part would download SOURCE: copy it first, to storage that all of them see")
+    out = destination_of(config.out)
+    opened = Opened.of(config)
+    out.make()
+    with out.lock_part(part):
+        with out.moment():
+            if manifest := finished(out, opened.settings):
+                return manifest, 0.0, 0
+            begin(out, opened.state)
+        share = part.share(opened.plan)
+        with failing(out):
+            totals, images_per_sec = convert_shards(config, out, opened.source, share)
+            with out.moment():
+                manifest, num_missing = end_part(out, opened, share, totals)
+    return manifest, images_per_sec, num_missing
+
+
+def end_part(out: Destination, opened: Opened, share: list[PlannedShard], totals: Totals) -> tuple[Manifest, int]:
+    """Complete the set if all shards are there; return its manifest, or that of a share, and how many are missing."""
+    if manifest := finished_manifest(out, opened.settings):  # another part, which came to its end at the same time
+        return manifest, 0
+    there = set(out.names())
+    num_missing = sum(record_name(planned.name) not in there for planned in opened.plan)
+    if not num_missing:
+        rest = [planned for planned in opened.plan if planned.name not in totals.shards]
+        for record in read_records(out, rest, len(opened.source.classes)):
+            totals.add(record)
+        num_missing = len(opened.plan) - len(totals.shards)  # damaged ones
+        if not num_missing:
+            return complete(out, opened.plan, totals, opened.settings), 0
+    return totals.manifest(share, opened.settings, versions(), None), num_missing
 
 
 def convert_remote(config: ConvertConfig) -> tuple[Manifest, float]:
     """Convert a source that is far away: by a copy beside OUT, which is removed once all is done."""
-    remote = list_source(config.source, config.out)
-    settings = settings_of(config, remote.digest())
-    config.out.mkdir(parents=True, exist_ok=True)
-    with locked(config.out):
-        manifest, images_per_sec = finished(config.out, settings), 0.0
-        if manifest is None:
-            begin(config.out, {**settings, "source": remote.digest(times=True), "versions": versions()})
-            begin_copy(config.source, remote, config.out)
-            path = copied(remote, config.out)
+    out = destination_of(config.out)
+    remote = list_source(config.source, out.beside)
+    settings = settings_of(config, remote.digest(), config.shuffle)
+    out.make()
+    with out.lock():
+        if manifest := finished(out, settings):
+            remove_copy(out.beside)
+            return manifest, 0.0
+        begin(out, state_of(settings, remote.digest(times=True), config.shuffle))
+        begin_copy(config.source, remote, out.beside)
+        with out.lock_copy(copy_folder(out.beside)):
+            path = copied(remote, out.beside)
             try:
                 source = open_source(path, config.kind, config.labels)
-                plan = planned(config, source)
+                shuffle = chosen_shuffle(source, config.shuffle)
+                plan = planned(config, source, shuffle)
             except (UserError, DataError) as error:
-                if set(os.listdir(config.out)) == {STATE_FILE}:  # other options may do, with the same copy
-                    clear_state(config.out)
+                if set(out.names()) == {STATE_FILE}:  # other options may do, with the same copy
+                    clear_state(out)
                 raise UserError(str(error).replace(str(path), without_secrets(remote.url))) from error
             source.notes.insert(0, f"read from {without_secrets(remote.url)}")
             tell(source)
-            manifest, images_per_sec = write(config, source, plan, settings)
-        remove_copy(config.out)
-        return manifest, images_per_sec
+            settings = settings_of(config, remote.digest(), shuffle)
+            manifest, images_per_sec = write(config, out, source, plan, settings)
+            remove_copy(out.beside)
+            return manifest, images_per_sec
 
 
-def locked(out: pathlib.Path) -> Lock:
-    """Keep other conversions out of a folder; UserError if one is there."""
-    return lock(out, f"{out}: another conversion is writing here")
-
-
-def planned(config: ConvertConfig, source: Source) -> list[PlannedShard]:
+def planned(config: ConvertConfig, source: Source, shuffle: Literal["global", "block"]) -> list[PlannedShard]:
     """Return the shards to write, in order."""
-    splits = shuffled_splits(source, config.val_fraction, config.seed)
+    splits = shuffled_splits(source, config.val_fraction, config.seed, shuffle == "block")
     return plan_shards(splits, config.shard_size, config.format)
 
 
-def finished(out: pathlib.Path, settings: dict[str, Any]) -> Manifest | None:
+def finished(out: Destination, settings: dict[str, Any]) -> Manifest | None:
     """Return the manifest if all was done before, and say so; None if not. UserError for other settings."""
     manifest = finished_manifest(out, settings)
     if manifest is not None:
@@ -278,25 +323,32 @@ def finished(out: pathlib.Path, settings: dict[str, Any]) -> Manifest | None:
 
 
 def write(
-    config: ConvertConfig, source: Source, plan: list[PlannedShard], settings: dict[str, Any]
+    config: ConvertConfig, out: Destination, source: Source, plan: list[PlannedShard], settings: dict[str, Any]
 ) -> tuple[Manifest, float]:
     """Write what is missing, and the manifest; return it and the images per second. Raises as convert."""
+    with failing(out):
+        totals, images_per_sec = convert_shards(config, out, source, plan)
+        return complete(out, plan, totals, settings), images_per_sec
+
+
+@contextlib.contextmanager
+def failing(out: Destination) -> Iterator[None]:
+    """Make a RunError of an error of a disk, which says how to go on."""
     try:
-        records, images_per_sec = convert_shards(config, source, plan)
-        return complete(config.out, source, plan, records, settings), images_per_sec
+        yield
     except OSError as error:
         reason = f"{error.strerror or error}: finished shards are kept, run the same command again to continue"
-        raise RunError(f"{error.filename or config.out}: {reason}") from None
+        raise RunError(f"{error.filename or out}: {reason}") from None
 
 
 def summary(manifest: Manifest, images_per_sec: float) -> dict[str, Any]:
     """Return the figures that the command prints as its last line."""
     shards = [shard for group in manifest.splits.values() for shard in group]
-    reasons = Counter(skip["reason"] for skip in manifest.skipped)
+    reasons = manifest.skips.reasons if manifest.skips else Counter(skip["reason"] for skip in manifest.skipped)
     unused = {found["reason"]: found["count"] for found in manifest.unused}
     return {
         "images": sum(shard.num_samples for shard in shards),
-        "skipped": {"count": len(manifest.skipped), "reasons": dict(sorted(reasons.items()))},
+        "skipped": {"count": sum(reasons.values()), "reasons": dict(sorted(reasons.items()))},
         "unused": {"count": sum(unused.values()), "reasons": unused},
         "notes": manifest.notes,
         "classes": len(manifest.classes),
@@ -308,9 +360,13 @@ def summary(manifest: Manifest, images_per_sec: float) -> dict[str, Any]:
 
 def convert_command(config: ConvertConfig) -> int:
     """Convert and print the summary; returns the exit status."""
-    manifest, images_per_sec = convert(config)
-    print(json.dumps(summary(manifest, images_per_sec)), flush=True)
-    return EXIT_SKIPPED if manifest.skipped else 0
+    if config.part:
+        manifest, images_per_sec, num_missing = convert_part(config)
+        part = {"part": config.part, "shards_missing": num_missing}
+    else:
+        (manifest, images_per_sec), num_missing, part = convert(config), 0, {}
+    print(json.dumps({**summary(manifest, images_per_sec), **part}), flush=True)
+    return EXIT_SKIPPED if manifest.skipped and not num_missing else 0
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ import itertools
 import os
 import pathlib
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fasttrain
+from fasttrain.dataprep.destination import Destination
 from fasttrain.dataprep.encode import EncodedImage
 from fasttrain.dataprep.plan import PlannedShard, tasks
 from fasttrain.dataprep.shards import ShardRecord, Written, record_shard, write_images
@@ -74,7 +76,7 @@ class Note:
 class ShardWork(NamedTuple):
     """What is the same for all shards of a conversion."""
 
-    out: pathlib.Path
+    out: Destination
     reader: Reader
     encode: Encode
     raw: bool
@@ -84,15 +86,16 @@ def on_this_machine(work: ShardWork, shards: list[PlannedShard], num_workers: in
     """Yield the records of shards: threads encode chunks of images, this one writes them in order.
 
     Decoding, checking, resizing and encoding release the interpreter lock, and nothing is handed from process to
-    process. While the next shard is written, a thread computes the checksum of the last. Memory for streams is kept and
-    used again: mapping fresh memory costs more than reading a file into it.
+    process. While the next shard is written, a thread computes the checksum of the last; where OUT is far away, several
+    take finished shards there. Memory for streams is kept and used again: mapping fresh memory costs more than reading
+    a file into it.
     """
     keep_freed_memory()
     watch: Watch[str] = Watch("image", str)
     reader = WatchedReader(work.reader, watch)
     portions = tasks(reader, shards, work.raw)
     images = stream_in_order(functools.partial(work.encode, reader), portions, _num_bytes, num_workers)
-    recorder = Workers(1)
+    recorder = Workers(work.out.shards_ahead)
 
     def moved(path: str, reason: str | None) -> None:
         watch.moved()
@@ -100,21 +103,22 @@ def on_this_machine(work: ShardWork, shards: list[PlannedShard], num_workers: in
 
     def record(written: Written) -> ShardRecord:
         with watch.at(written.path.name):
-            return record_shard(written)
+            return record_shard(written, work.out, watch.moved)
 
-    try:
-        with watch.patrol(), contextlib.closing(images):
-            last: Future[ShardRecord] | None = None
-            for planned in shards:
-                with watch.at(planned.name):
-                    written = write_images(work.out, planned, images, moved)
-                if last:
-                    yield last.result()
-                last = recorder.submit(record, written)
-            if last:
-                yield last.result()
-    finally:
-        recorder.close(PATIENCE_SECONDS)
+    with work.out.folder() as folder:
+        try:
+            with watch.patrol(), contextlib.closing(images):
+                ahead: deque[Future[ShardRecord]] = deque()
+                for planned in shards:
+                    with watch.at(planned.name):
+                        written = write_images(folder, planned, images, moved)
+                    if len(ahead) == work.out.shards_ahead:
+                        yield ahead.popleft().result()
+                    ahead.append(recorder.submit(record, written))
+                while ahead:
+                    yield ahead.popleft().result()
+        finally:
+            recorder.close(PATIENCE_SECONDS)
 
 
 def _num_bytes(image: EncodedImage | str) -> int:
@@ -125,17 +129,17 @@ def on_ray(work: ShardWork, shards: list[PlannedShard], num_workers: int, note: 
     """Yield the records of shards, each written by one task of a Ray cluster.
 
     The cluster is the one that RAY_ADDRESS names, or runs on this machine, or a new one for the time of the call. Its
-    machines see source, output and this checkout under the same paths.
+    machines see source, output and this checkout under the same paths; where OUT is a URL, each reaches that by itself.
 
     Raises:
-        UserError: Ray is not installed.
+        UserError: Ray is not installed, or OUT can't be written.
         RunError: a task failed, or Ray did.
     """
     ray = _connect(num_workers)
     try:
         at_once = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         task = ray.remote(num_cpus=1)(write_shard)
-        shared = ray.put(work._replace(out=work.out.resolve()))
+        shared = ray.put(work._replace(out=work.out.absolute()))
         waiting, running = iter(shards), dict[Any, PlannedShard]()
         while True:
             for planned in itertools.islice(waiting, at_once - len(running)):
@@ -147,7 +151,7 @@ def on_ray(work: ShardWork, shards: list[PlannedShard], num_workers: int, note: 
             _tell(note, running.pop(done[0]), record)
             yield record
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, OSError):
+        if isinstance(error.cause, OSError | UserError | RunError):
             raise error.cause from None
         raise RunError(f"a task failed: {_last_line(error.cause or error)}") from None
     except ray.exceptions.RayError as error:
@@ -160,7 +164,8 @@ def write_shard(work: ShardWork, planned: PlannedShard) -> ShardRecord:
     """Write one shard and its record within this process."""
     encode = functools.partial(work.encode, work.reader)
     images = itertools.chain.from_iterable(map(encode, tasks(work.reader, [planned], work.raw)))
-    return record_shard(write_images(work.out, planned, images, Note(lambda _: None, quiet=True)))
+    with work.out.folder() as folder:
+        return record_shard(write_images(folder, planned, images, Note(lambda _: None, quiet=True)), work.out)
 
 
 def _connect(num_workers: int) -> Any:  # noqa: ANN401 - a module that may be missing

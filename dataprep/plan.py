@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from fasttrain.dataprep.sources.source import Reader
-from fasttrain.formats.listing import Listing, Sample
+from fasttrain.formats.listing import Sample
 from fasttrain.formats.manifest import EXTENSION
 
 TASK_IMAGES, TASK_BYTES = 64, 1 << 23  # a worker's task ends at whichever comes first
@@ -24,8 +24,12 @@ class PlannedShard(NamedTuple):
     measure_every: int
 
 
-def plan_shards(splits: dict[str, Listing], shard_size: int, format: str) -> list[PlannedShard]:
-    """Cut each split into shards `<split>-<5 digits>` of a format of the manifest."""
+def plan_shards(splits: Mapping[str, Sequence[Sample]], shard_size: int, format: str) -> list[PlannedShard]:
+    """Cut each split into shards `<split>-<5 digits>` of a format of the manifest.
+
+    A part of a split is looked at only when its shard is written: where the order is computed, a shard's plan takes as
+    little memory however many images there are.
+    """
     return [
         PlannedShard(
             f"{split}-{start // shard_size:05d}{EXTENSION[format]}",

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import stat
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from fasttrain.dataprep.destination import Destination
 from fasttrain.dataprep.encode import EncodedImage, PixelSums
 from fasttrain.dataprep.plan import PlannedShard
 from fasttrain.formats.beton import BetonWriter
@@ -21,7 +22,8 @@ from fasttrain.formats.manifest import SHARD, Shard, SideFile, glimpses
 from fasttrain.formats.names import NamesWriter, names_path
 from fasttrain.formats.tar import TarShardWriter, index_path
 from fasttrain.formats.writer import ShardWriter
-from fasttrain.system.durable import read_json, write_json
+from fasttrain.system.durable import write_json
+from fasttrain.system.ordered import map_in_order
 from fasttrain.system.regular import open_regular
 
 
@@ -95,25 +97,33 @@ def _shard_writer(path: Path, max_samples: int) -> ShardWriter:
     return TarShardWriter(path) if path.suffix == ".tar" else BetonWriter(path, max_samples)
 
 
-def record_shard(written: Written) -> ShardRecord:
-    """Give a written shard its names and its checksums, and put its record beside it; OSError if the disk fails."""
+def record_shard(written: Written, out: Destination, moved: Callable[[], None] = lambda: None) -> ShardRecord:
+    """Give a written shard its names and its checksums, publish it, and then its record beside it.
+
+    moved: called while bytes are on their way. Raises OSError if the disk fails, and what `out` does.
+    """
     path = written.path
     if written.num_samples:
         written.names.publish()
-        index = SideFile(*_described(index_path(path))) if path.suffix == ".tar" else None
-        name, num_bytes, sha256 = _described(path)
-        names = SideFile(*_described(names_path(path)))
-        shard = Shard(name, written.num_samples, num_bytes, sha256, index, glimpses(path), names)
+        index = described(index_path(path)) if path.suffix == ".tar" else None
+        file = described(path)
+        names = described(names_path(path))
+        shard = Shard(file.name, written.num_samples, file.num_bytes, file.sha256, index, glimpses(path), names)
     else:
         written.names.discard()
         shard = Shard(path.name, 0, 0, "")
     record = ShardRecord(shard, written.pixels, written.skipped, written.class_counts)
-    write_json(record_path(path.parent, path.name), asdict(record))
+    if written.num_samples:
+        out.publish([path.with_name(file.name) for file in shard.files()], moved)
+    beside = path.with_name(record_name(path.name))
+    write_json(beside, asdict(record))
+    out.publish([beside])
     return record
 
 
-def _described(path: Path) -> tuple[str, int, str]:
-    return path.name, path.stat().st_size, checksum(path)
+def described(path: Path) -> SideFile:
+    """Return name, size and checksum of a file. Raises OSError."""
+    return SideFile(path.name, path.stat().st_size, checksum(path))
 
 
 def checksum(path: Path) -> str:
@@ -125,31 +135,40 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_record(folder: Path, planned: PlannedShard, num_classes: int) -> ShardRecord | None:
+def read_records(out: Destination, plan: Sequence[PlannedShard], num_classes: int) -> Iterator[ShardRecord]:
+    """Yield the records of the shards that are finished, in order: only what a listing shows is looked at."""
+    names = set(out.names())
+    there = [planned for planned in plan if record_name(planned.name) in names]
+    read = functools.partial(read_record, out, num_classes=num_classes)
+    found = map_in_order(read, there, out.requests) if out.requests > 1 else map(read, there)
+    yield from filter(None, found)
+
+
+def read_record(out: Destination, planned: PlannedShard, num_classes: int) -> ShardRecord | None:
     """Return the record of a finished shard, None if the shard has to be written; a line tells of a damaged one."""
-    path = record_path(folder, planned.name)
+    name = record_name(planned.name)
     try:
-        content = read_json(path, follow=False)
+        content = out.read_json(name)
         _RECORD(content, "record")
         num_pixels, total, square = content["pixels"]
         pixels = PixelSums(num_pixels, tuple(total), tuple(square))
         counts = {int(label): number for label, number in content["class_counts"].items()}
         record = ShardRecord(Shard.of(content["shard"]), pixels, content["skipped"], counts)
-        _check_fit(folder, planned, num_classes, record)
+        _check_fit(out, planned, num_classes, record)
         return record
     except FileNotFoundError as error:
-        if error.filename == str(path):
+        if str(error.filename).endswith(name):  # since it was listed
             return None
         reason = f"{error.filename} is missing"
     except (OSError, ValueError) as error:
         reason = str(error)
-    print(f"{path}: {reason}: the shard is made again", file=sys.stderr, flush=True)
+    print(f"{out}/{name}: {reason}: the shard is made again", file=sys.stderr, flush=True)
     return None
 
 
-def _check_fit(folder: Path, planned: PlannedShard, num_classes: int, record: ShardRecord) -> None:
+def _check_fit(out: Destination, planned: PlannedShard, num_classes: int, record: ShardRecord) -> None:
     """Raise Malformed where a record is not of this shard, OSError where a file of it can't be read."""
-    shard, path = record.shard, folder / planned.name
+    shard, path = record.shard, Path(planned.name)
     names = [planned.name, *([index_path(path).name] if path.suffix == ".tar" else []), names_path(path).name]
     if shard.num_samples + len(record.skipped) != len(planned.samples):
         raise Malformed("not of these images")
@@ -160,10 +179,9 @@ def _check_fit(folder: Path, planned: PlannedShard, num_classes: int, record: Sh
     if not shard.num_samples:
         return
     for file in shard.files():
-        status = (folder / file.name).lstat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size != file.num_bytes:
+        if out.num_bytes(file.name) != file.num_bytes:
             raise Malformed(f"{file.name} is another file")
-    if glimpses(path) != shard.glimpses:
+    if (seen := out.glimpses(shard.name)) and seen != shard.glimpses:
         raise Malformed(f"{shard.name} is another file")
 
 
@@ -184,6 +202,6 @@ _RECORD = fields(
 )
 
 
-def record_path(folder: Path, name: str) -> Path:
-    """Return where the record of a shard lies."""
-    return folder / f"{name}.json"
+def record_name(name: str) -> str:
+    """Return what the record of a shard is called."""
+    return f"{name}.json"

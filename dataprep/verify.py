@@ -6,7 +6,8 @@
 
 Existence, size, checksum, structure, sample count and labels of every shard, its index and its names; with --deep every
 image is decoded. FFCV's own .beton files state no checksum: of them the structure is checked, and with --deep the
-images. One line for each problem; the last line on stdout is JSON: {"ok": ..., "problems": [...]}.
+images. Of a set behind a URL one listing tells names and sizes, and no shard is read. One line for each problem; the
+last line on stdout is JSON: {"ok": ..., "problems": [...]}.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
@@ -28,19 +29,32 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
     above = pathlib.Path(__file__).resolve().parents
     sys.path[0] = str(next(folder for folder in above if (folder / "fasttrain/__init__.py").exists()))
 
+from fasttrain.dataprep.destination import RemoteFolder
 from fasttrain.dataprep.shards import checksum
 from fasttrain.formats import jpeg
 from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.beton_set import beton_files
 from fasttrain.formats.boundary import boundary, reason_of
 from fasttrain.formats.image import check_size, decode_rgb
-from fasttrain.formats.manifest import EXTENSION, FILE_NAME, STATE_FILE, Manifest, Shard, SideFile, spread, wrong_label
+from fasttrain.formats.manifest import (
+    EXTENSION,
+    FILE_NAME,
+    STATE_FILE,
+    Manifest,
+    ManifestError,
+    Shard,
+    SideFile,
+    spread,
+    wrong_label,
+)
 from fasttrain.formats.names import EXTENSION as NAMES_EXTENSION
 from fasttrain.formats.names import count_lines, sample_name
 from fasttrain.formats.tar import TarShardReader
 from fasttrain.formats.tar_headers import TarDamage, tar_headers
+from fasttrain.storage.attempts import without_secrets
+from fasttrain.storage.remote import is_http, is_remote, local_path
 from fasttrain.system.cli import finish, parse
-from fasttrain.system.errors import DataError, note, printable
+from fasttrain.system.errors import DataError, UserError, note, printable
 from fasttrain.system.options import Bounds, Options
 from fasttrain.system.ordered import map_in_order
 from fasttrain.system.progress import progress
@@ -55,13 +69,13 @@ OPEN_SHARDS = 2  # kept open besides those that threads are at: a large set has 
 @dataclass(frozen=True)
 class VerifyConfig(Options):
     """Check a converted data set: every shard and index against the manifest, and files that it does not know. Or a
-    .beton file of stock FFCV's, or a folder of them: their structure.
+    .beton file of stock FFCV's, or a folder of them: their structure. Of a set behind a URL, sizes are compared.
 
     Exit status: 0 all is well, 1 problems found, 2 no converted data set. The last line on stdout is JSON.
     """
 
-    out: pathlib.Path
-    """OUT, the converted data set, or FFCV's own."""
+    out: str
+    """OUT, the converted data set, or FFCV's own: a path, or a URL of a converted one."""
     sample: Annotated[int, Bounds(0)] = 0
     """Check so many evenly spread shards alone, of a set that has more; 0 = all."""
     deep: bool = False
@@ -193,32 +207,61 @@ def open_images(path: pathlib.Path) -> Decode:
     return decode
 
 
-def unknown_files(folder: pathlib.Path, manifest: Manifest) -> list[str]:
-    """Return a problem for each file that looks like a part of a data set but is not in the manifest."""
+def unknown_files(folder: pathlib.Path | RemoteFolder, there: Iterable[str], manifest: Manifest) -> list[str]:
+    """Return a problem for each name in a folder that looks like a part of a data set but is not in the manifest."""
     known = {file.name for shards in manifest.splits.values() for shard in shards for file in shard.files()}
     suffixes = (*EXTENSION.values(), ".idx", NAMES_EXTENSION, ".tmp")
-    names = sorted(name for name in os.listdir(folder) if name.endswith(suffixes) and name not in known)
-    return [f"{folder / name}: not in {FILE_NAME}" for name in names]
+    names = sorted(name for name in there if name.endswith(suffixes) and name not in known)
+    return [f"{folder}/{name}: not in {FILE_NAME}" for name in names]
 
 
 def verify(config: VerifyConfig) -> list[str]:
     """Return the problems of a data set; ManifestError if there is no readable manifest, and no .beton file either."""
-    converted = any((config.out / name).exists() for name in (FILE_NAME, STATE_FILE))
-    if not converted and (files := beton_files(config.out)):
+    path = local_path(config.out)
+    if is_remote(path):
+        return _verify_remote(config)
+    folder = pathlib.Path(path)
+    converted = any((folder / name).exists() for name in (FILE_NAME, STATE_FILE))
+    if not converted and (files := beton_files(folder)):
         return _verify_betons(config, files)
-    manifest = Manifest.load(config.out)
+    manifest = Manifest.load(folder)
     shards = _chosen(config, [shard for group in manifest.splits.values() for shard in group])
     counts: dict[str, np.ndarray] = {}
-    check = functools.partial(check_shard, config.out, len(manifest.classes), counts)
+    check = functools.partial(check_shard, folder, len(manifest.classes), counts)
     whole = [Task(shard.name, shard.num_samples, functools.partial(check, shard)) for shard in shards]
     found = list(_results(config, "files", whole, Watch("shard", str)))
-    problems = [*unknown_files(config.out, manifest), *itertools.chain.from_iterable(found)]
+    problems = [*unknown_files(folder, os.listdir(folder), manifest), *itertools.chain.from_iterable(found)]
     if not any(found) and len(shards) == sum(map(len, manifest.splits.values())):
         problems += _check_counts(manifest, counts)
     if config.deep:
         sound = [shard for shard, lines in zip(shards, found, strict=True) if not lines]
-        names = {shard.name: config.out / shard.names.name if shard.names else None for shard in sound}
-        problems += _decode_all(config, [Images(config.out / s.name, s.num_samples, names[s.name]) for s in sound])
+        names = {shard.name: folder / shard.names.name if shard.names else None for shard in sound}
+        problems += _decode_all(config, [Images(folder / s.name, s.num_samples, names[s.name]) for s in sound])
+    return problems
+
+
+def _verify_remote(config: VerifyConfig) -> list[str]:
+    """Return the problems of a set that is far away: what one listing tells of the files that its manifest names.
+
+    Raises:
+        UserError, RunError, ManifestError: it can't be listed, has no readable manifest, or has to be copied first.
+    """
+    shown = without_secrets(config.out)
+    if config.deep or is_http(config.out):
+        reason = "--deep reads every byte" if config.deep else "over HTTP a folder can't be listed"
+        raise UserError(f"{shown}: {reason}: copy it to this machine first")
+    out = RemoteFolder(config.out)
+    manifest = out.read_manifest()
+    if manifest is None:
+        raise ManifestError(f"{out} is not a converted data set, or not finished (no {FILE_NAME})")
+    note("sizes are compared, and no content: a shard's checksum is when it is fetched to be read")
+    problems = unknown_files(out, out.names(), manifest)
+    for file in (file for shards in manifest.splits.values() for shard in shards for file in shard.files()):
+        try:
+            if (size := out.num_bytes(file.name)) != file.num_bytes:
+                problems.append(f"{out}/{file.name}: {size} bytes, but the manifest says {file.num_bytes}")
+        except FileNotFoundError:
+            problems.append(f"{out}/{file.name}: missing")
     return problems
 
 

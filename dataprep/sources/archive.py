@@ -11,9 +11,12 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+import numpy as np
 
 from fasttrain.dataprep.sources.files import relative_names, source_files
 from fasttrain.dataprep.sources.source import Reader, Source
@@ -185,7 +188,15 @@ def archive_source(path: Path, tree: ArchiveTree, reader: Reader, files: tuple[s
     """Return the source that a tree of an archive is. Raises SourceError."""
     found = arrange(tree)
     return Source(
-        path, found.classes, found.splits, reader, files, found.skipped, unused=found.unused, notes=found.notes
+        path,
+        found.classes,
+        found.splits,
+        reader,
+        files,
+        found.skipped,
+        in_sequence=isinstance(reader, TarReader),
+        unused=found.unused,
+        notes=found.notes,
     )
 
 
@@ -270,7 +281,7 @@ class ArchiveTree:
     def __init__(self, root: str, members: Listing, skipped: Skipped, unused: Unused) -> None:
         self.root, self.skipped, self.unused = root, skipped, unused
         self._members = members
-        self._folders: dict[str, tuple[set[str], list[int]]] = {"": (set(), [])}
+        self._folders: dict[str, tuple[set[str], array[int]]] = {"": (set(), array("q"))}
         for row, sample in enumerate(members):
             folder = sample.path.rpartition("/")[0]
             if folder.count("/") > _MAX_DEPTH:
@@ -280,19 +291,19 @@ class ArchiveTree:
             elif not _is_hidden(sample.path):
                 self._rows(folder).append(row)
 
-    def _rows(self, folder: str) -> list[int]:
-        rows = self._folders.setdefault(folder, (set(), []))[1]
+    def _rows(self, folder: str) -> array[int]:
+        rows = self._folders.setdefault(folder, (set(), array("q")))[1]
         while folder:
             above, _, name = folder.rpartition("/")
             known = above in self._folders and name in self._folders[above][0]
-            self._folders.setdefault(above, (set(), []))[0].add(name)
+            self._folders.setdefault(above, (set(), array("q")))[0].add(name)
             folder = "" if known else above
         return rows
 
     def entries(self, folder: str) -> tuple[list[str], list[Sample]]:
         names, rows = self._folders[folder]
         last: dict[str, Sample] = {}
-        for sample in map(self._members.__getitem__, rows):
+        for sample in self._members.take(np.array(rows, np.int64)):
             if sample.path in last:  # as in tar, the last one counts
                 self.unused.add("images written again later", sample.path)
             last[sample.path] = sample

@@ -67,7 +67,7 @@ def _converted_source(root: Path) -> Source:
         listing, label_N = _listed(parts)
         if np.any((label_N < -1) | (label_N >= len(manifest.classes))):
             raise SourceError(f"{root}: a label is none of the {len(manifest.classes)} classes: run dataprep/verify.py")
-        splits[split] = listing.labelled(label_N)
+        splits[split] = listing.labelled([label_N])
         files += [file for _, file, _ in parts]
     return _source(root, tuple(manifest.classes), splits, files, Unused())
 
@@ -76,7 +76,7 @@ def _source(
     root: Path, classes: tuple[str, ...], splits: dict[str, Listing], files: list[Path], unused: Unused
 ) -> Source:
     paths = tuple(map(str, files))
-    return Source(root, classes, splits, StoredReader(paths), paths, unused=unused)
+    return Source(root, classes, splits, StoredReader(paths), paths, in_sequence=True, unused=unused)
 
 
 def _listed(parts: Sequence[tuple[int, Path, Path | None]]) -> tuple[Listing, np.ndarray]:

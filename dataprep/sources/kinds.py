@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from fasttrain.dataprep.sources.archive import tar_source, zip_source
 from fasttrain.dataprep.sources.beton import beton_source
 from fasttrain.dataprep.sources.cifar import cifar_folder, cifar_source
@@ -19,21 +17,20 @@ from fasttrain.dataprep.sources.files import numbered
 from fasttrain.dataprep.sources.folder import scan_folder
 from fasttrain.dataprep.sources.labels import NoClasses
 from fasttrain.dataprep.sources.npz import npz_source
-from fasttrain.dataprep.sources.parquet import CACHE_BYTES, parquet_source
-from fasttrain.dataprep.sources.source import Groups, Source
+from fasttrain.dataprep.sources.parquet import parquet_source
+from fasttrain.dataprep.sources.source import Source
 from fasttrain.dataprep.sources.webdataset import looks_like_samples, webdataset_source
 from fasttrain.formats.beton_set import beton_files
 from fasttrain.formats.boundary import boundary
 from fasttrain.formats.listing import (
     IMAGE_EXTENSIONS,
-    Listing,
     Sample,
     SourceError,
-    file_state,
-    listing_digest,
+    file_states,
+    listing_digests,
     other_file,
 )
-from fasttrain.formats.splits import seeded_order, set_apart, split_of
+from fasttrain.formats.splits import split_of
 from fasttrain.storage.patterns import expand
 
 Kind = Literal["auto", "folder", "tar", "zip", "webdataset", "parquet", "cifar", "npz", "beton"]
@@ -97,7 +94,7 @@ def _opened(path: Path, kind: str, labels: str) -> Source:
         raise SourceError(f"{path}: no images in the {empty[0]} split")
     if labels != "none":
         return source
-    unlabelled = {s: listing.labelled(np.full(len(listing), -1)) for s, listing in source.splits.items()}
+    unlabelled = {split: listing.unlabelled() for split, listing in source.splits.items()}
     return replace(source, classes=(), splits=unlabelled)
 
 
@@ -200,33 +197,20 @@ def _holds_images(folders: list[str]) -> bool:
     return any(name.lower().endswith(IMAGE_EXTENSIONS) for name in names)
 
 
-def fingerprint(source: Source, times: bool = False) -> str:
-    """Return the SHA-256 (hex) of every sample's split, path, label and size or place; with times, also of mtimes.
-
-    Without times a copy of the source has the fingerprint of the source.
-    """
-
-    def state(sample: Sample) -> object:
-        return sample.place if source.files else file_state(os.path.join(source.root, sample.path), times)
-
-    files = [(os.path.basename(file), file_state(file, times)) for file in source.files]
-    return listing_digest(source.classes, source.splits, state, files)
+def fingerprint(source: Source) -> str:
+    """Return the first of `fingerprints`: a copy of the source has the same."""
+    return fingerprints(source)[0]
 
 
-def shuffled_splits(source: Source, val_fraction: float, seed: int) -> dict[str, Listing]:
-    """Shuffle each split; with val_fraction, set apart that part of every class as "val" (rounded to whole images).
+def fingerprints(source: Source) -> tuple[str, str]:
+    """Return the SHA-256 (hex) of every sample's split, path, label and size or place; and one with mtimes, too."""
 
-    Samples that are read in groups are shuffled within windows of shuffled groups that fit a process's cache.
-    Raises SourceError if the source has a val split already, or the fraction leaves a split without images.
-    """
-    splits = {split: _shuffled(samples, seed, source.groups.get(split)) for split, samples in source.splits.items()}
-    return set_apart(splits, val_fraction, source.root) if val_fraction else splits
+    def states(sample: Sample) -> tuple[object, object]:
+        if source.files:
+            place = str(sample.place)
+            return place, place
+        return file_states(os.path.join(source.root, sample.path))
 
-
-def _shuffled(samples: Listing, seed: int, groups: Groups | None) -> Listing:
-    if groups is None:
-        return samples.take(seeded_order(len(samples), seed))
-    window_G = np.empty(len(groups.bytes_G), np.int64)
-    order_G = seeded_order(len(groups.bytes_G), seed)
-    window_G[order_G] = np.cumsum(groups.bytes_G[order_G]) // (CACHE_BYTES // 2)
-    return samples.take(np.lexsort((np.random.Philox(key=seed).random_raw(len(samples)), window_G[groups.group_N])))
+    files = [(os.path.basename(file), file_states(file)) for file in source.files]
+    plain, with_times = listing_digests(source.classes, source.splits, states, files)
+    return plain, with_times

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from fasttrain.formats.columns import Column
 from fasttrain.formats.listing import SourceError
 
 # Whole numbers below it are labels as they stand; others, like identifiers, are numbered in their order.
@@ -16,14 +16,29 @@ MAX_LABEL = 1 << 16
 MAX_NAMES_BYTES = 1 << 26
 Value = int | str | None
 _DIGITS = re.compile(r"-?[0-9]+")
+_SETTLED_EVERY = 1 << 16
 
 
 class NoClasses(SourceError):
     """Labels that are no classes."""
 
 
+class Each:
+    """A number for each image, in blocks: number_V, or what number_V holds for the value of each."""
+
+    def __init__(self, number_V: np.ndarray, row: Column | None = None) -> None:
+        self.number_V, self._row = number_V, row
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return map(self.number_V.__getitem__, self._row.blocks()) if self._row else iter([self.number_V])
+
+    def of(self, number_V: np.ndarray) -> Each:
+        """Return the same with other numbers."""
+        return Each(number_V, self._row)
+
+
 class Labels:
-    """Label values of images in their order: each value once, and 4 bytes an image.
+    """Label values of images in their order: each value once, and 4 bytes an image, on a disk where it is a long one.
 
     Attributes:
         unreadable: how many could not be read.
@@ -33,18 +48,22 @@ class Labels:
     def __init__(self, values: Iterable[Value] = ()) -> None:
         """Take values one by one; SourceError as for append."""
         self._rows: dict[Value, int] = {}
-        self._row_of_each = array("i")
+        self._row_of_each, self._count = Column("i"), 0
+        self._append = self._row_of_each.tail.append
         self._text_bytes = 0
         self.unreadable, self.first_unreadable = 0, ""
         for value in values:
             self.append(value)
 
     def __len__(self) -> int:
-        return len(self._row_of_each)
+        return self._count
 
     def append(self, value: Value) -> None:
         """Add the label of one image; SourceError for more than MAX_NAMES_BYTES of different texts."""
-        self._row_of_each.append(self._row(value))
+        self._append(self._row(value))
+        self._count += 1
+        if self._count % _SETTLED_EVERY == 0:
+            self._row_of_each.settle()
 
     def count_unreadable(self, where: str, reason: object) -> None:
         """Count an image whose label is no class."""
@@ -53,16 +72,21 @@ class Labels:
 
     def missing(self) -> np.ndarray:
         """Return the positions of the images without a label."""
-        return np.flatnonzero(np.array(self._row_of_each, np.int32) == self._rows.get(None, -1))
+        row, at, found = self._rows.get(None, -1), 0, [np.zeros(0, np.int64)]
+        for row_N in self._row_of_each.blocks():
+            found.append(at + np.flatnonzero(row_N == row))
+            at += len(row_N)
+        return np.concatenate(found)
 
     def replace(self, position: int, value: Value) -> None:
         """Give the image at a position another label; SourceError as for append."""
-        self._row_of_each[position] = self._row(value)
+        self._row_of_each.replace(position, self._row(value))
 
     def extend(self, values: Sequence[Value], index_N: np.ndarray) -> None:
         """Add the labels values[index] of several images; SourceError as for append."""
         row_V = np.array([self._row(value) for value in values], np.int32)
-        self._row_of_each.frombytes(row_V[index_N].tobytes())
+        self._row_of_each.extend(row_V[index_N])
+        self._count += len(index_N)
 
     def _row(self, value: Value) -> int:
         if value not in self._rows and isinstance(value, str):
@@ -75,7 +99,7 @@ class Labels:
         """Return the different values as text, without None."""
         return {str(value) for value in self._rows if value is not None}
 
-    def numbers(self) -> np.ndarray:
+    def numbers(self) -> Each:
         """Return the values as int64, None as -1; ValueError or OverflowError if one is no such number.
 
         Text counts as a number if it is plain digits, and no other text gives the same: 1_0 and 10, or 1 and 01, are
@@ -84,15 +108,13 @@ class Labels:
         texts = self.texts()
         if not all(map(_DIGITS.fullmatch, texts)) or len(set(map(int, texts))) < len(texts):
             raise ValueError("names, not numbers")
-        return self._mapped([-1 if value is None else int(value) for value in self._rows], np.int64)
+        number_V = np.array([-1 if value is None else int(value) for value in self._rows], np.int64)
+        return Each(number_V, self._row_of_each)
 
-    def indices(self, index: Mapping[str, int]) -> np.ndarray:
+    def indices(self, index: Mapping[str, int]) -> Each:
         """Return the int32 index of each value's text, -1 for None."""
-        return self._mapped([-1 if value is None else index[str(value)] for value in self._rows], np.int32)
-
-    def _mapped(self, number_V: list[int], dtype: type[np.integer]) -> np.ndarray:
-        """Return, for each image, what the list holds for its value."""
-        return np.array(number_V, dtype)[np.array(self._row_of_each, np.int32)]
+        number_V = np.array([-1 if value is None else index[str(value)] for value in self._rows], np.int32)
+        return Each(number_V, self._row_of_each)
 
 
 def label_notes(values: Iterable[Labels | np.ndarray]) -> list[str]:
@@ -111,7 +133,7 @@ def decoded(name: object) -> str:
 
 def number_labels(
     values: Mapping[str, Labels | np.ndarray], names: Sequence[str] = ()
-) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+) -> tuple[tuple[str, ...], dict[str, Each]]:
     """Return class names, and by split the int32 label of every value (None and negative numbers: -1).
 
     Whole numbers (an array holds nothing else) are labels as they stand, and index names where these are given; text
@@ -123,27 +145,32 @@ def number_labels(
     numbers = _as_numbers(values)
     if numbers is None:
         return _numbered_texts(values)
-    top = max((int(group.max(initial=-1)) for group in numbers.values()), default=-1)
+    top = max((int(group.number_V.max(initial=-1)) for group in numbers.values()), default=-1)
     if names and top >= len(names):
         raise SourceError(f"label {top}, but only {len(names)} class names")
     if top >= MAX_LABEL:
-        known_N = np.unique(np.concatenate(list(numbers.values())))
+        known_N = np.unique(np.concatenate([group.number_V for group in numbers.values()]))
         known_N = known_N[known_N >= 0]
         classes = tuple(map(str, known_N.tolist()))
-        numbers = {s: np.where(group < 0, -1, np.searchsorted(known_N, group)) for s, group in numbers.items()}
+        numbers = {
+            split: group.of(np.where(group.number_V < 0, -1, np.searchsorted(known_N, group.number_V)))
+            for split, group in numbers.items()
+        }
     else:
         classes = tuple(names) if names and top >= 0 else tuple(map(str, range(top + 1)))
-    return classes, {split: np.maximum(group, -1).astype(np.int32) for split, group in numbers.items()}
+    return classes, {
+        split: group.of(np.maximum(group.number_V, -1).astype(np.int32)) for split, group in numbers.items()
+    }
 
 
-def _as_numbers(values: Mapping[str, Labels | np.ndarray]) -> dict[str, np.ndarray] | None:
+def _as_numbers(values: Mapping[str, Labels | np.ndarray]) -> dict[str, Each] | None:
     try:
-        return {split: group.numbers() if isinstance(group, Labels) else group for split, group in values.items()}
+        return {split: group.numbers() if isinstance(group, Labels) else Each(group) for split, group in values.items()}
     except (ValueError, OverflowError):
         return None
 
 
-def _numbered_texts(values: Mapping[str, Labels | np.ndarray]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+def _numbered_texts(values: Mapping[str, Labels | np.ndarray]) -> tuple[tuple[str, ...], dict[str, Each]]:
     # A split of numbers beside one of text: its numbers are names, too.
     texts = {split: group if isinstance(group, Labels) else _named(group) for split, group in values.items()}
     known = sorted(set[str]().union(*(group.texts() for group in texts.values())))

@@ -174,7 +174,7 @@ def parquet_source(root: Path, labels: str = "auto") -> Source:
     for split, listing in splits.items():
         if len(values[split]) != len(listing):
             raise SourceError(f"{root}: {len(listing)} rows, but {len(values[split])} labels")
-    classes, numbers = number_labels(values, _class_names(schemas, label))
+    classes, numbers = number_labels({**values}, _class_names(schemas, label))
     labelled = {split: listing.labelled(numbers[split]) for split, listing in splits.items()}
     reader = ParquetReader(files, column)
     return Source(root, classes, labelled, reader, files, groups=groups, unused=unused, notes=notes)
@@ -260,29 +260,29 @@ def _groups_of(files: tuple[str, ...], rows: list[int]) -> Groups:
     metadata = (_opened(files[file]).metadata for file in rows)
     groups = [one.row_group(number) for one in metadata for number in range(one.num_row_groups)]
     counts, sizes = [group.num_rows for group in groups], [_stated_bytes(group) for group in groups]
-    return Groups(np.repeat(np.arange(len(counts), dtype=np.int32), counts), np.array(sizes, np.int64))
+    return Groups(np.cumsum([0, *counts]), np.array(sizes, np.int64))
 
 
-def _labels(files: tuple[str, ...], rows: list[int], label: str | None) -> Labels | np.ndarray:
+def _labels(files: tuple[str, ...], rows: list[int], label: str | None) -> Labels:
     """Return the labels of files, none for those without the column.
 
     Raises NoClasses; SourceError for a column that can't be read.
     """
     as_text = _are_texts(files, rows, label)
-    texts, numbers = Labels(), list[np.ndarray]()
+    labels = Labels()
     try:
         for file in rows:
             for column in _label_columns(files[file], label, as_text):
                 try:
                     if as_text:
-                        _add_texts(texts, column)
+                        _add_texts(labels, column)
                     else:
-                        numbers.append(_as_numbers(column))
+                        _add_numbers(labels, column)
                 except (_pyarrow().ArrowException, SourceError) as error:
                     raise NoClasses(f"column {label!r} holds no classes: {_line(error)}") from None
     except (_pyarrow().ArrowException, KeyError, OSError) as error:
         raise SourceError(f"column {label!r} can't be read: {_line(error)}") from None
-    return np.concatenate(numbers) if numbers else texts
+    return labels
 
 
 def _are_texts(files: tuple[str, ...], rows: list[int], label: str | None) -> bool:
@@ -334,6 +334,11 @@ def _text(name: str | bytes | None) -> str | None:
         return name.decode()
     except UnicodeDecodeError:  # it may be an image: a mask
         raise SourceError(f"{name[:8]!r} is no text") from None
+
+
+def _add_numbers(labels: Labels, column: Any) -> None:  # noqa: ANN401 - pyarrow's array
+    number_V, index_N = np.unique(_as_numbers(column), return_inverse=True)
+    labels.extend([number if number >= 0 else None for number in number_V.tolist()], index_N)
 
 
 def _as_numbers(column: Any) -> np.ndarray:  # noqa: ANN401 - pyarrow's array

@@ -24,9 +24,13 @@ class Reader(Protocol):
 
 
 class Groups(NamedTuple):
-    """Samples that can only be read together: the group of each sample, and what reading a group costs in bytes."""
+    """Samples that can only be read together.
 
-    group_N: np.ndarray
+    start_G: where each group begins among the samples, and the last one ends, (groups + 1,) int64.
+    bytes_G: what reading a group costs in bytes, int64.
+    """
+
+    start_G: np.ndarray
     bytes_G: np.ndarray
 
 
@@ -42,6 +46,7 @@ class Source:
         files: what the samples lie in; empty if each is a file of its own below root.
         skipped: what cannot be used and is not among the samples, as {"path": ..., "reason": ...}.
         groups: by split, where samples are read in groups.
+        in_sequence: whether a place begins with the number of a file and an offset in it.
         unused: what is no image, or was not asked for.
         notes: sentences for the person who converts it, on how it was read.
     """
@@ -53,5 +58,6 @@ class Source:
     files: tuple[str, ...] = ()
     skipped: list[dict[str, str]] = field(default_factory=list)
     groups: dict[str, Groups] = field(default_factory=dict)
+    in_sequence: bool = False
     unused: Unused = field(default_factory=Unused)
     notes: list[str] = field(default_factory=list)

@@ -154,7 +154,17 @@ def webdataset_source(root: Path, labels: str = "auto") -> Source:
     classes, numbers = number_labels({**values}, classes_of_numbers if labels in ("auto", "cls") else ())
     splits = {split: listing.labelled(numbers[split]) for split, listing in listings.items()}
     notes += label_notes(values.values())
-    return Source(root, classes, splits, TarReader(tars.files), tars.files, tars.skipped, unused=unused, notes=notes)
+    return Source(
+        root,
+        classes,
+        splits,
+        TarReader(tars.files),
+        tars.files,
+        tars.skipped,
+        in_sequence=True,
+        unused=unused,
+        notes=notes,
+    )
 
 
 def _converted_classes(root: Path) -> tuple[list[str], list[str]]:

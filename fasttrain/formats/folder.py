@@ -16,8 +16,8 @@ from fasttrain.formats.listing import (
     Sample,
     SourceError,
     Unused,
-    file_state,
-    listing_digest,
+    file_states,
+    listing_digests,
     other_file,
 )  # fmt: skip
 from fasttrain.formats.signature import HEAD_BYTES, is_image
@@ -150,4 +150,4 @@ def list_folder(root: Path) -> Layout:
 
 def folder_fingerprint(root: Path, classes: tuple[str, ...], splits: dict[str, Listing]) -> str:
     """Return the SHA-256 (hex) of every image's split, path, label and size: a copy of the folder has the same."""
-    return listing_digest(classes, splits, lambda sample: file_state(os.path.join(root, sample.path)))
+    return listing_digests(classes, splits, lambda sample: file_states(os.path.join(root, sample.path))[:1], count=1)[0]

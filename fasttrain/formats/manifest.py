@@ -29,6 +29,7 @@ from fasttrain.system.errors import DataError
 from fasttrain.system.regular import open_regular
 
 FILE_NAME = "manifest.json"
+SKIPPED_FILE = "skipped.txt"
 STATE_FILE = "conversion.json"  # lies there until the manifest does
 # How shards are stored, and how their names end.
 EXTENSION = {"ffcv": ".beton", "webdataset": ".tar"}
@@ -79,6 +80,18 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Skips:
+    """Of images that could not be converted: how many, in all and by reason, and the file that names each.
+
+    A line is a path, a tab and the reason, both as the lines of names are (fasttrain.formats.names).
+    """
+
+    count: int
+    reasons: dict[str, int]
+    file: SideFile | None = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A converted data set. It holds no times, so that the same conversion gives the same bytes.
 
@@ -89,11 +102,12 @@ class Manifest:
         pixel_mean: mean of the training pixels per channel R, G, B, of values scaled to 0..1.
         pixel_std: standard deviation of the same.
         settings: what the shards are a function of: the conversion's options and the source's fingerprint.
-        skipped: images that could not be converted, as {"path": ..., "reason": ...}.
+        skipped: images that could not be converted, as {"path": ..., "reason": ...}; of very many the first.
         class_counts: split name -> samples per class (empty: no labels).
         versions: the tools that made the shards, name -> version.
         unused: what is no image, or was not asked for, as {"reason": ..., "count": ..., "first": [names]}.
         notes: sentences on how the source was read.
+        skips: all that were skipped, where `skipped` has only the first.
     """
 
     format: str
@@ -107,6 +121,7 @@ class Manifest:
     versions: dict[str, str]
     unused: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    skips: Skips | None = None
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 (hex) of the checksums of a split's shards: it changes when any sample's content or number does."""
@@ -118,7 +133,8 @@ class Manifest:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `manifest.json` into a folder, atomically."""
-        write_json(Path(folder) / FILE_NAME, {"version": _VERSION, **asdict(self)})
+        content = {name: value for name, value in asdict(self).items() if value is not None}
+        write_json(Path(folder) / FILE_NAME, {"version": _VERSION, **content})
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Manifest:
@@ -137,7 +153,8 @@ class Manifest:
         try:
             _MANIFEST(content, "manifest")
             splits = {split: [Shard.of(shard) for shard in shards] for split, shards in content["splits"].items()}
-            manifest = cls(**{**content, "splits": splits})
+            skips = {"skips": _skips_of(content["skips"])} if "skips" in content else {}
+            manifest = cls(**{**content, "splits": splits, **skips})
             manifest.check_names()
         except Malformed as error:
             raise ManifestError(f"{path}: malformed: {error}") from None
@@ -198,6 +215,7 @@ _MANIFEST = fields(
     {
         "unused": list_of(fields({"reason": text, "count": count, "first": list_of(text)})),
         "notes": list_of(text),
+        "skips": fields({"count": count, "reasons": table_of(count), "file": fields(_SIDE_FILE)}),
     },
 )
 
@@ -205,6 +223,10 @@ _MANIFEST = fields(
 def spread(count: int, most: int) -> list[int]:
     """Return the numbers below a count, of more than `most` so many that are evenly spread, the first and last too."""
     return np.linspace(0, count - 1, min(count, most)).astype(np.int64).tolist()
+
+
+def _skips_of(content: dict[str, Any]) -> Skips:
+    return Skips(**{**content, "file": SideFile(**content["file"])})
 
 
 def check_finished(folder: Path) -> None:

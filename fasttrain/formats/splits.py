@@ -105,30 +105,53 @@ def seeded_order(count: int, seed: int) -> np.ndarray:
     return np.argsort(np.random.Philox(key=seed).random_raw(count), kind="stable")
 
 
-def set_apart(shuffled: Mapping[str, Listing], fraction: float, where: object) -> dict[str, Listing]:
-    """Return "train" without, and "val" with, this fraction of every class, rounded: the samples that come first.
+def set_apart(splits: Mapping[str, Listing], fraction: float, seed: int, where: object) -> np.ndarray:
+    """Return the rows of "train" that make the validation split, sorted: this fraction of every class, rounded.
+
+    They are those of a class that come first in the seeded order. Memory grows with the rows that are returned.
 
     Raises:
         SourceError: there is a validation split already, or a split would be left without images.
     """
-    if "val" in shuffled:
+    if "val" in splits:
         raise SourceError(f"{where} has a validation split already, so none can be set apart")
-    chosen_N = _first_of_each(shuffled["train"].label_N, fraction)
-    parts = {split: shuffled["train"].take(np.flatnonzero(chosen_N == (split == "val"))) for split in ("train", "val")}
-    for split, samples in parts.items():
-        if not samples:
+    train, count_C = splits["train"], np.zeros(0, np.int64)
+    for label_N in train.labels():
+        found_C = np.bincount(label_N + 1, minlength=len(count_C))  # -1 is a class, too
+        found_C[: len(count_C)] += count_C
+        count_C = found_C
+    wanted_C, spare = np.round(count_C * fraction).astype(np.int64), 1
+    while (row_V := _first_of_each(train, seed, count_C, wanted_C, spare)) is None:
+        spare *= 2
+    for split, number in (("train", len(train) - len(row_V)), ("val", len(row_V))):
+        if not number:
             raise SourceError(
                 f"{where}: setting apart {fraction} of each class, rounded to whole images,"
                 f" leaves none for the split {split!r}"
             )
-    return parts
+    return row_V
 
 
-def _first_of_each(label_N: np.ndarray, fraction: float) -> np.ndarray:
-    """Return a bool_N that is true for this fraction, rounded, of the samples of every label: those that come first."""
-    order_N = np.argsort(label_N, kind="stable")
-    _, start_C, count_C = np.unique(label_N[order_N], return_index=True, return_counts=True)
-    rank_N = np.arange(len(label_N)) - np.repeat(start_C, count_C)
-    chosen_N = np.zeros(len(label_N), bool)
-    chosen_N[order_N] = rank_N < np.repeat(np.round(count_C * fraction), count_C)
-    return chosen_N
+def _first_of_each(
+    train: Listing, seed: int, count_C: np.ndarray, wanted_C: np.ndarray, spare: int
+) -> np.ndarray | None:
+    """Return the rows of so many samples of every class that come first in the seeded order; None if spare is too low.
+
+    Only samples with small numbers are looked at: those that are wanted and, of each class, a few more.
+    """
+    part_C = (wanted_C + spare * (10 * np.sqrt(wanted_C) + 20)) / np.maximum(count_C, 1)
+    limit_C = (np.minimum(part_C, 1) * (2**64 - 2048)).astype(np.uint64)
+    limit_C[part_C >= 1] = np.uint64(2**64 - 1)
+    numbers, at, found = np.random.Philox(key=seed), 0, list[tuple[np.ndarray, np.ndarray, np.ndarray]]()
+    for label_N in train.labels():
+        number_N = numbers.random_raw(len(label_N))
+        small_V = np.flatnonzero(number_N <= limit_C[label_N + 1])
+        found.append((at + small_V, number_N[small_V], label_N[small_V] + 1))
+        at += len(label_N)
+    row_V, number_V, class_V = (np.concatenate(column) for column in zip(*found, strict=True))
+    order_V = np.lexsort((row_V, number_V, class_V))
+    seen_C = np.bincount(class_V, minlength=len(count_C))
+    if np.any(seen_C < wanted_C):
+        return None
+    rank_V = np.arange(len(row_V)) - np.repeat(np.cumsum(seen_C) - seen_C, seen_C)
+    return np.sort(row_V[order_V][rank_V < np.repeat(wanted_C, seen_C)])

@@ -46,8 +46,10 @@ class FolderStore:
         tell_once(str(root), lines_of(layout))
         self.classes, splits = layout.classes, layout.splits
         if val_fraction:
-            shuffled = {name: samples.take(seeded_order(len(samples), 0)) for name, samples in splits.items()}
-            splits = set_apart(shuffled, val_fraction, root)
+            apart_V, train = set_apart(splits, val_fraction, 0, root), splits["train"]
+            order_N = seeded_order(len(train), 0)
+            is_apart_N = np.isin(order_N, apart_V)
+            splits = {"train": train.take(order_N[~is_apart_N]), "val": train.take(order_N[is_apart_N])}
         if split not in splits:
             apart = "training with --val-fraction sets one apart"
             raise ManifestError(f"{root} has no {split!r} split; it has: {', '.join(splits)} ({apart})")

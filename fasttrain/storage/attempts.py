@@ -126,5 +126,7 @@ def _judged(error: Exception) -> tuple[bool, str]:
 def _status(error: Exception) -> int | None:
     """Return the status of HTTP that an error of any library tells of."""
     response = getattr(error, "response", None)
-    found = (getattr(error, "status", None), getattr(response, "status_code", None), getattr(error, "code", None))
+    of_boto = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+    of_others = (getattr(error, "status", None), getattr(response, "status_code", None), getattr(error, "code", None))
+    found = (of_boto, *of_others)
     return next((number for number in found if isinstance(number, int) and 400 <= number < 600), None)

@@ -92,10 +92,15 @@ def read_json(path: Path, follow: bool = True) -> Any:  # noqa: ANN401 - whateve
         size = os.fstat(descriptor).st_size
         if size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
-        try:
-            return json.loads(file.read(size))  # not the limit: memory for as much would be taken first
-        except RecursionError:
-            raise ValueError("too deeply nested") from None
+        return parse_json(file.read(size))  # not the limit: memory for as much would be taken first
+
+
+def parse_json(content: bytes) -> Any:  # noqa: ANN401
+    """Return what a JSON text holds. Raises ValueError for what is malformed."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("too deeply nested") from None
 
 
 def temporary_path(path: Path) -> Path:

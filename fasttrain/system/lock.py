@@ -32,12 +32,14 @@ class Lock:
         self.close()
 
 
-def lock(path: Path, taken: str, patience: float = 0.0) -> Lock:
+def lock(path: Path, taken: str, patience: float = 0.0, shared: bool = False) -> Lock:
     """Lock a folder for this process.
 
     path: the folder, or a file in it, which is made: over NFS only files can be locked. A file system without locks
     gets a warning. Raises UserError, whose text is `taken`, when another process holds it still after `patience`
     seconds.
+
+    shared: others may have it so, too; without a warning, as they have other locks against each other.
     """
     is_folder = path.is_dir()
     flags = os.O_RDONLY if is_folder else os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK  # a FIFO is not waited for
@@ -46,7 +48,7 @@ def lock(path: Path, taken: str, patience: float = 0.0) -> Lock:
     deadline = time.monotonic() + patience
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             return held
         except BlockingIOError:
             if time.monotonic() >= deadline:
@@ -54,7 +56,8 @@ def lock(path: Path, taken: str, patience: float = 0.0) -> Lock:
             time.sleep(_EVERY)
         except OSError as error:
             reason = f"{path if is_folder else path.parent} can't be locked ({error.strerror})"
-            print(f"warning: {reason}: two processes could write here at once", file=sys.stderr, flush=True)
+            if not shared:
+                print(f"warning: {reason}: two processes could write here at once", file=sys.stderr, flush=True)
             return held
 
 

@@ -9,17 +9,17 @@ import pytest
 from support.pictures import make_images
 
 from fasttrain.dataprep import engines
+from fasttrain.dataprep.destination import LocalFolder
 from fasttrain.dataprep.encode import Encoding, encode_samples
 from fasttrain.dataprep.engines import ShardWork, on_this_machine
 from fasttrain.dataprep.plan import plan_shards
-from fasttrain.dataprep.shards import Written
 from fasttrain.dataprep.sources.folder import scan_folder
 
 
 def test_ctrl_c_does_not_wait_for_a_checksum_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started, release, ended = threading.Event(), threading.Event(), threading.Event()
 
-    def hang(_: Written) -> None:
+    def hang(*_: object) -> None:
         started.set()
         release.wait(60)
         ended.set()
@@ -33,7 +33,8 @@ def test_ctrl_c_does_not_wait_for_a_checksum_that_hangs(tmp_path: Path, monkeypa
     monkeypatch.setattr(engines, "record_shard", hang)
     monkeypatch.setattr(engines, "PATIENCE_SECONDS", 0.0)
     source = scan_folder(make_images(tmp_path / "source", 1, 6))
-    work = ShardWork(tmp_path, source.reader, functools.partial(encode_samples, encoding=Encoding()), False)
+    encode = functools.partial(encode_samples, encoding=Encoding())
+    work = ShardWork(LocalFolder(tmp_path), source.reader, encode, False)
     with pytest.raises(KeyboardInterrupt):
         list(on_this_machine(work, plan_shards(source.splits, 3, "ffcv"), 1, engines.Note(lambda _: interrupted())))
     assert not ended.is_set()

@@ -11,6 +11,7 @@ from support.commands import typed
 from support.pictures import make_images
 
 from fasttrain.dataprep import convert
+from fasttrain.dataprep.destination import LocalFolder
 from fasttrain.dataprep.encode import Encoding, encode_samples
 from fasttrain.dataprep.engines import Note, ShardWork, on_ray
 from fasttrain.dataprep.plan import plan_shards
@@ -39,7 +40,7 @@ def test_ray_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_failing_task_raises_its_own_error(tmp_path: Path) -> None:
     source = open_source(make_images(tmp_path / "source", 2, 4))
     encode = functools.partial(encode_samples, encoding=Encoding())
-    work = ShardWork(tmp_path / "missing", source.reader, encode, False)
+    work = ShardWork(LocalFolder(tmp_path / "missing"), source.reader, encode, False)
     with pytest.raises(FileNotFoundError, match="missing"):
         list(on_ray(work, plan_shards(source.splits, 4, "ffcv"), 1, Note(lambda _: None)))
 

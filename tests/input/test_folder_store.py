@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from support.pictures import make_images
 
+from fasttrain.dataprep.order import shuffled_splits
 from fasttrain.dataprep.sources.folder import scan_folder
-from fasttrain.dataprep.sources.kinds import shuffled_splits
 from fasttrain.input import open_dataset
 from fasttrain.input.folder_store import FolderStore
 from fasttrain.system.errors import DataError, UserError

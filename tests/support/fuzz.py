@@ -27,10 +27,12 @@ import numpy as np
 from PIL import Image
 
 from fasttrain.dataprep import verify
+from fasttrain.dataprep.destination import LocalFolder
 from fasttrain.dataprep.encode import EncodedImage, Encoding, encode_image, encode_samples
+from fasttrain.dataprep.order import shuffled_splits
 from fasttrain.dataprep.plan import PlannedShard
 from fasttrain.dataprep.shards import read_record, record_shard, write_images
-from fasttrain.dataprep.sources.kinds import fingerprint, open_source, shuffled_splits
+from fasttrain.dataprep.sources.kinds import fingerprint, open_source
 from fasttrain.dataprep.sources.pickled import unpickled
 from fasttrain.formats import image
 from fasttrain.formats.beton import BetonWriter
@@ -176,7 +178,8 @@ def recorded() -> Files:
     """A shard as an unfinished conversion leaves it: with its names and its record."""
     images = (EncodedImage(content, 12 + row, 20, True, None) for row, content in enumerate(PICTURES.values()))
     with tempfile.TemporaryDirectory() as folder:
-        record_shard(write_images(pathlib.Path(folder), PLANNED, images, lambda *_: None))
+        path = pathlib.Path(folder)
+        record_shard(write_images(path, PLANNED, images, lambda *_: None), LocalFolder(path))
         return {file.name: file.read_bytes() for file in sorted(pathlib.Path(folder).iterdir())}
 
 
@@ -308,7 +311,7 @@ def read_manifest(folder: pathlib.Path) -> None:
 
 def read_unfinished(folder: pathlib.Path) -> None:
     """Read what another run continues: the record tells of damage itself, and the shard is made again."""
-    read_record(folder, PLANNED, 2)
+    read_record(LocalFolder(folder), PLANNED, 2)
     path = names_path(folder / PLANNED.name)
     count_lines(path)
     sample_name(folder / PLANNED.name, 3, path)
