@@ -186,6 +186,20 @@ def convert_there(scratch: Path, *arguments: object) -> int:
     return run(*arguments)
 
 
+def test_few_shards_lie_here_at_once(source: Path, disk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload, most = destination.upload, 0
+
+    def counted(*arguments: Any) -> None:
+        nonlocal most
+        most = max(most, len([*(tmp_path / "scratch").glob("*/*.beton")]))
+        upload(*arguments)
+
+    monkeypatch.setattr(destination, "upload", counted)
+    monkeypatch.setattr(destination.RemoteFolder, "shards_ahead", 2)
+    assert convert.main([str(source), disk, "--shard-size", "1", "--workers", "1"]) == 3
+    assert 1 <= most <= 3
+
+
 def killed_there(scratch: Path, *arguments: object) -> int:
     """The same, which is killed while the names of the third shard are on their way, and only they."""
     destination.RemoteFolder.shards_ahead = 1
