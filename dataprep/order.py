@@ -30,7 +30,8 @@ class Chosen:
     def __init__(self, num_rows: int, row_V: np.ndarray | None = None, without: bool = True) -> None:
         self._row_V = np.zeros(0, np.int64) if row_V is None else row_V
         self._without = without
-        self._gap_V = self._row_V - np.arange(len(self._row_V))  # rows that are left before each
+        # Of all but those: how many rows are left before each.
+        self._gap_V = self._row_V - np.arange(len(self._row_V)) if without else self._row_V
         self._count = num_rows - len(self._row_V) if without else len(self._row_V)
 
     def __len__(self) -> int:

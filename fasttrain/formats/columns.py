@@ -44,6 +44,11 @@ class Column:
         self._file: BinaryIO | None = None
         self._map: mmap.mmap | None = None
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether the numbers lie in the file."""
+        return self._file is not None
+
     def extend(self, number_N: np.ndarray) -> None:
         """Append numbers, which have to fit the type. Raises RunError as settle."""
         self.tail.frombytes(number_N.astype(self._code).tobytes())

@@ -23,7 +23,8 @@ _ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".rar", ".7z"
 # A larger file is no photograph: it is reported and never read.
 MAX_FILE_BYTES = 1 << 28
 
-_ROWS_AT_ONCE = 1 << 11
+# Rows from here and there of a listing on a disk: each brings 64 KiB of every column into memory.
+_ROWS_AT_ONCE, _TAKEN_AT_ONCE = 1 << 11, 1 << 8
 _NAMED, _REASONS, _SHOWN = 20, 50, 8  # in Unused: names of a reason, reasons, those of them in a line
 
 
@@ -162,8 +163,10 @@ class Listing(Sequence[Sample]):
 
     def parts(self) -> Iterator[Listing]:
         """Yield all samples, some at a time; what these take of memory is let go of."""
-        for start in range(0, len(self), _ROWS_AT_ONCE):
-            yield self[start : start + _ROWS_AT_ONCE]
+        on_disk = any(column.on_disk for column in self._columns)
+        step = _ROWS_AT_ONCE if self._rows is None or not on_disk else _TAKEN_AT_ONCE
+        for start in range(0, len(self), step):
+            yield self[start : start + step]
             for column in self._columns:
                 column.release()
 
