@@ -60,6 +60,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(destination, "gettempdir", lambda: str(tmp_path / "scratch"))
     monkeypatch.setattr(attempts, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(attempts, "_told", 0)
+    stores.register()
     Faults.clear()
     yield
     Faults.clear()
