@@ -60,6 +60,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(destination, "gettempdir", lambda: str(tmp_path / "scratch"))
     monkeypatch.setattr(attempts, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(attempts, "_told", 0)
+    stores.register()
     Faults.clear()
     yield
     Faults.clear()
@@ -184,6 +185,20 @@ def convert_there(scratch: Path, *arguments: object) -> int:
     """For a process of its own."""
     destination.gettempdir = lambda: str(scratch)
     return run(*arguments)
+
+
+def test_few_shards_lie_here_at_once(source: Path, disk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload, most = destination.upload, 0
+
+    def counted(*arguments: Any) -> None:
+        nonlocal most
+        most = max(most, len([*(tmp_path / "scratch").glob("*/*.beton")]))
+        upload(*arguments)
+
+    monkeypatch.setattr(destination, "upload", counted)
+    monkeypatch.setattr(destination.RemoteFolder, "shards_ahead", 2)
+    assert convert.main([str(source), disk, "--shard-size", "1", "--workers", "1"]) == 3
+    assert 1 <= most <= 3
 
 
 def killed_there(scratch: Path, *arguments: object) -> int:
