@@ -103,7 +103,7 @@ def list_remote(url: str) -> Remote:
         UserError, SourceError: it can't be read, or can't be copied as it is.
         RunError: the store fails, or does not answer.
     """
-    store, name = _opened(url)
+    store, name = opened(url)
     if protocol_of(url) == "hf":
         url = _pinned(store, url, name)
         name = store._strip_protocol(url)
@@ -128,8 +128,8 @@ def list_remote(url: str) -> Remote:
     return _of_files(store, url, root, {name: info}, last)
 
 
-def _opened(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL and its name there."""
+def opened(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL and its name there. Raises UserError, also for a package that is missing."""
     shown = without_secrets(url)
     try:
         from fsspec.core import url_to_fs
