@@ -135,9 +135,8 @@ def read_labels(path: pathlib.Path) -> np.ndarray:
     if path.suffix != ".tar":
         return BetonReader(path).label_N
     reader = TarShardReader(path)
-    at_NM = np.stack([reader.image_at_N, reader.label_at_N], 1)
-    size_NM = np.stack([reader.image_size_N, reader.label_size_N], 1)
-    named = zip(at_NM.ravel().tolist(), size_NM.ravel().tolist(), strict=True)
+    samples = [reader.sample(row) for row in range(reader.num_samples)]
+    named = (place for sample in samples for place in (sample[1:3], sample[3:5]))
     try:
         with open_regular(path) as file:
             members = ((member.offset_data, member.size) for member in tar_headers(file))
@@ -171,9 +170,12 @@ def open_images(path: pathlib.Path) -> Decode:
     """Return what decodes the samples of a shard, which is open as long as that lives. Raises DataError, OSError."""
     if path.suffix == ".tar":
         tar = TarShardReader(path)
-        return lambda row: (
-            decode_rgb(tar.image_bytes(row), None, 1) if tar.is_png_N[row] else jpeg.decode(tar.image(row))
-        )
+
+        def decode_member(row: int) -> np.ndarray:
+            sample = tar.sample(row)
+            return decode_rgb(tar.image_bytes(sample), None, 1) if sample.is_png else jpeg.decode(tar.image(sample))
+
+        return decode_member
     reader = BetonReader(path)
 
     def decode(row: int) -> None:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from fasttrain.formats.beton_fields import FIELD, IMAGE, IMAGE_TYPE, INT_TYPE, Layout, layout_of, read_fields
 from fasttrain.formats.writer import ShardWriter
 from fasttrain.system.errors import DataError
-from fasttrain.system.regular import open_regular
+from fasttrain.system.mapped import map_file
 
 VERSION = 2
 MIN_PAGE_SIZE = 1 << 23  # FFCV's default; a larger sample doubles it until it fits
@@ -31,12 +32,38 @@ HEADER = np.dtype(
 SAMPLE = np.dtype({"names": ["image", "label"], "formats": [IMAGE, "<i8"], "offsets": [0, 16], "itemsize": 24})
 ALLOCATION = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
 
-_FIELDS = np.array([(IMAGE_TYPE, b"image", 0), (INT_TYPE, b"label", 0)], FIELD)
-_METADATA_START = HEADER.itemsize + _FIELDS.nbytes
+FIELDS = np.array([(IMAGE_TYPE, b"image", 0), (INT_TYPE, b"label", 0)], FIELD)  # of what is written here
+METADATA_START = HEADER.itemsize + FIELDS.nbytes
+
+Number = TypeVar("Number", int, np.ndarray)
 
 
 class BetonError(DataError):
     """The file is no sound .beton file of images; the text is one line."""
+
+
+class StoredImage(NamedTuple):
+    """A sample's image: how it is stored, MODE_JPG or MODE_RAW (height * width * 3 bytes of RGB), and where, bytes."""
+
+    mode: int
+    height: int
+    width: int
+    pointer: int
+    size: int
+
+
+def flaws(
+    file_size: Number, mode: Number, height: Number, width: Number, pointer: Number, size: Number
+) -> tuple[tuple[str, Any], ...]:
+    """Return what may be wrong with an image, and whether it is: of one sample, or of all, as uint64 (N,)."""
+    pixels = height * width
+    return (
+        # Where the size alone is too large, what is taken from it means nothing.
+        ("lies outside the file", (size > file_size) | (pointer > file_size - size)),
+        ("has an unknown image mode", mode > MODE_RAW),
+        ("is an image without pixels", pixels == 0),
+        ("is a raw image of the wrong size", (mode == MODE_RAW) & (size != 3 * pixels)),
+    )
 
 
 class BetonWriter(ShardWriter):
@@ -47,7 +74,7 @@ class BetonWriter(ShardWriter):
         super().__init__(path)
         self._samples = np.zeros(max_samples, SAMPLE)
         self._allocations = np.zeros(max_samples, ALLOCATION)
-        self._end = _METADATA_START + self._samples.nbytes
+        self._end = METADATA_START + self._samples.nbytes
         self._page_size = MIN_PAGE_SIZE
         self._file.seek(self._end)
 
@@ -80,11 +107,11 @@ class BetonWriter(ShardWriter):
 
     def finish(self) -> None:
         """Write the tables, make everything durable, and give the file its name."""
-        header = np.array((VERSION, len(_FIELDS), self._page_size, self.num_samples, self._end), HEADER)
+        header = np.array((VERSION, len(FIELDS), self._page_size, self.num_samples, self._end), HEADER)
         self._file.seek(self._end)
         self._file.write(self._allocations[: self.num_samples].tobytes())
         self._file.seek(0)
-        self._file.write(header.tobytes() + _FIELDS.tobytes() + self._samples.tobytes())
+        self._file.write(header.tobytes() + FIELDS.tobytes() + self._samples.tobytes())
         self._new.publish()
 
 
@@ -98,7 +125,7 @@ class BetonReader:
         height_N, width_N: uint16, pixels.
         pointer_N, size_N: uint64, place and length in `data`, bytes.
         label_N: int64, as the file has it; -1 for a file without a field of labels.
-        data: the whole file, uint8, read-only.
+        data: the whole file, uint8, read-only; address: where it begins in memory.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -109,12 +136,10 @@ class BetonReader:
         """
         self.path = Path(path)
         try:
-            with open_regular(path) as file:
-                self.data = np.memmap(file, np.uint8, "r")
+            self.data = map_file(path)
         except OSError as error:
             raise BetonError(f"{path}: {error.strerror}") from None
-        except ValueError:
-            raise BetonError(f"{path}: empty file") from None
+        self.address: int = self.data.ctypes.data
         header = self._read(HEADER, 0, 1, "the header")[0]
         self.num_samples = int(header["num_samples"])
         start, layout = self._read_layout(header)
@@ -175,12 +200,16 @@ class BetonReader:
         return size_N
 
     def _check_samples(self) -> None:
-        # In this order no sum can overflow: sizes are compared before they are subtracted.
-        file_size = np.uint64(self.data.size)
-        outside_N = (self.size_N > file_size) | (self.pointer_N > file_size - np.minimum(self.size_N, file_size))
-        self._fail_if(outside_N.any(), f"sample {int(outside_N.argmax())} lies outside the file")
-        self._fail_if(np.any(self.mode_N > MODE_RAW), "unknown image mode")
-        pixels_N = self.height_N.astype(np.uint64) * self.width_N.astype(np.uint64)
-        self._fail_if(np.any(pixels_N == 0), "an image without pixels")
-        raw_N = self.mode_N == MODE_RAW
-        self._fail_if(np.any(self.size_N[raw_N] != 3 * pixels_N[raw_N]), "a raw image of the wrong size")
+        columns = (self.mode_N, self.height_N, self.width_N, self.pointer_N, self.size_N)
+        file_size = np.array(self.data.size, np.uint64)
+        for reason, found_N in flaws(file_size, *(column_N.astype(np.uint64) for column_N in columns)):
+            self._fail_if(np.any(found_N), f"sample {int(np.argmax(found_N))} {reason}")
+
+    def image(self, row: int) -> StoredImage:
+        """Return how and where the image of a sample is stored."""
+        columns = (self.mode_N, self.height_N, self.width_N, self.pointer_N, self.size_N)
+        return StoredImage(*(int(column_N[row]) for column_N in columns))
+
+    def label(self, row: int) -> int:
+        """Return the label of a sample."""
+        return int(self.label_N[row])

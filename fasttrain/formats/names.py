@@ -74,7 +74,7 @@ class NamesWriter:
         self._new.discard()
 
 
-def sample_name(shard: Path, row: int, names: Path | None) -> str:
+def sample_name(shard: Path | str, row: int, names: Path | None) -> str:
     """Return what messages call a sample: its number, its shard and, from a file of names, its name."""
     name = name_of(names, row) if names else None
     return f"sample {row} of {shard}" + (f" ({name})" if name else "")

@@ -6,10 +6,10 @@ the data, size and name of every component (wds2idx of DALI). The bytes depend o
 
 from __future__ import annotations
 
-import ctypes
 import os
 import tarfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,14 +17,16 @@ from fasttrain.formats import png
 from fasttrain.formats.writer import ShardWriter
 from fasttrain.system.durable import replace_file
 from fasttrain.system.errors import DataError
-from fasttrain.system.regular import open_regular, read_at_most
+from fasttrain.system.mapped import copied, map_file
+from fasttrain.system.regular import read_at_most
 
 _END = bytes(2 * tarfile.BLOCKSIZE)
-_INDEX_VERSION = "v1.2"
-_IMAGES = ("jpg", "png")
+_INDEX_VERSION = b"v1.2"
+_IMAGES = (b"jpg", b"png")
 _WORDS = 8  # a sample's line in the index: jpg OFFSET SIZE NAME cls OFFSET SIZE NAME
 _LONGEST_LABEL, _LARGEST_LABEL = 20, (1 << 31) - 1  # digits; more is no class
 _LONGEST_PLACE = 19  # digits that may be too many
+_LONGEST_LINE = 4096  # bytes: four short words, four numbers and two names of members, of 100 at most
 
 
 class TarShardError(DataError):
@@ -67,88 +69,99 @@ class TarShardWriter(ShardWriter):
         """Write the end mark and the index, make both durable, and give them their names, the shard last."""
         self._file.write(_END)
         self._new.flush()  # before the index has its name: a disk that is full now leaves neither
-        lines = (f"{_INDEX_VERSION} {self.num_samples}", *self._lines)
+        lines = (f"{_INDEX_VERSION.decode()} {self.num_samples}", *self._lines)
         replace_file(
             index_path(self._path), lambda file: file.writelines(f"{line}\n".encode("ascii") for line in lines)
         )
         self._new.publish()
 
 
+class TarSample(NamedTuple):
+    """Where a sample's image and its label lie, a whole number in ASCII: places and lengths in the shard, bytes."""
+
+    is_png: bool
+    image_at: int
+    image_size: int
+    label_at: int
+    label_size: int
+
+
 class TarShardReader:
-    """A .tar shard, mapped into memory, and the index beside it, checked once, so that later reads stay inside.
+    """A .tar shard and the index beside it, mapped into memory. Where a sample lies is read when it is asked for.
 
     Attributes:
-        path: the shard.
         num_samples: N.
-        is_png_N: bool, whether a sample's image is a PNG, not a JPEG.
-        image_at_N, image_size_N: int64, place and length of each sample's image in `data`, bytes.
-        label_at_N, label_size_N: the same of its label, a whole number in ASCII.
-        data: the whole file, uint8, read-only; address: where it begins in memory.
+        data: the whole shard, uint8, read-only; address: where it begins in memory.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Map the shard and read its index.
+    def __init__(self, path: str | os.PathLike[str], index: Path | None = None) -> None:
+        """Map the shard and find the lines of its index. index: where that lies, if not beside the shard.
 
         Raises:
-            TarShardError: one is missing, the index is malformed, not of one .jpg or .png and one .cls a
-                sample, or reaches beyond the shard.
+            TarShardError: one is missing, or the index has not as many lines as it states.
         """
-        self.path = Path(path)
-        words = self._read_words()
-        self.num_samples = (len(words) - 2) // _WORDS
-        if words[:2] != [_INDEX_VERSION, str(self.num_samples)] or (len(words) - 2) % _WORDS:
-            raise self._error(f"no {_INDEX_VERSION} index of the samples it states")
-        del words[:2]
-        if set(words[0::_WORDS]) - set(_IMAGES) or set(words[4::_WORDS]) - {"cls"}:
-            raise self._error("a sample is not one .jpg or .png followed by one .cls")
-        self.is_png_N = np.array([extension == "png" for extension in words[0::_WORDS]], bool)
-        place_4N = np.stack([self._numbers(words[column::_WORDS]) for column in (1, 2, 5, 6)])
-        self.image_at_N, self.image_size_N, self.label_at_N, self.label_size_N = place_4N
-        for start_N, size_N in (place_4N[:2], place_4N[2:]):
-            if ((start_N < 0) | (size_N < 1) | (start_N > self.data.size - size_N)).any():
-                raise self._error(f"a sample lies outside {self.path.name}")
-
-    def _read_words(self) -> list[str]:
+        self._path = Path(path)
+        self._index_path = index or index_path(self._path)
         try:
-            with open_regular(self.path) as file:
-                self.data = np.memmap(file, np.uint8, "r")
+            self.data = map_file(self._path)
             # A sample has 2 KiB or more of a tar, and a line of its index.
-            words = read_at_most(index_path(self.path), self.data.size).decode("ascii").split()
+            text = read_at_most(self._index_path, self.data.size)
+            self._end_N = self._line_ends(text)
+            self._index = map_file(self._index_path)
         except OSError as error:
             raise TarShardError(f"{error.filename}: {error.strerror}") from None
-        except ValueError:  # not ASCII, or an empty tar
-            raise self._error(f"no index of {self.path.name}") from None
+        if self._index.size != len(text):
+            raise self._error("it has just changed")
+        self.num_samples = len(self._end_N) - 1
         self.address: int = self.data.ctypes.data
-        return words
+        self._index_address: int = self._index.ctypes.data
 
-    def _numbers(self, words: list[str]) -> np.ndarray:
-        if not all(word.isdecimal() and len(word) < _LONGEST_PLACE for word in words):
-            raise self._error("a place is no number")
-        return np.array(list(map(int, words)), np.int64)
+    def _line_ends(self, text: bytes) -> np.ndarray:
+        """Return where the first line ends, and that of each sample."""
+        end_N = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
+        stated = b"%s %d\n" % (_INDEX_VERSION, len(end_N) - 1)
+        if not text.startswith(stated) or not text.endswith(b"\n"):
+            raise self._error(f"no {_INDEX_VERSION.decode()} index of the samples it states")
+        return end_N.astype(np.uint32) if len(text) < 1 << 32 else end_N
 
     def _error(self, reason: str) -> TarShardError:
-        return TarShardError(f"{index_path(self.path)}: {reason}")
+        return TarShardError(f"{self._index_path}: {reason}")
 
-    def image(self, row: int) -> np.ndarray:
+    def sample(self, row: int) -> TarSample:
+        """Read where a sample lies.
+
+        Raises:
+            TarShardError: its line in the index is malformed, not of one .jpg or .png and one .cls, or leads beyond the
+                shard.
+        """
+        start = int(self._end_N[row]) + 1
+        words = copied(self._index_address + start, min(int(self._end_N[row + 1]) - start, _LONGEST_LINE)).split()
+        if len(words) != _WORDS or words[0] not in _IMAGES or words[4] != b"cls":
+            raise self._error("a sample is not one .jpg or .png followed by one .cls")
+        numbers = (*words[1:3], *words[5:7])
+        if not all(word.isdigit() and len(word) < _LONGEST_PLACE for word in numbers):
+            raise self._error("a place is no number")
+        found = TarSample(words[0] == b"png", *map(int, numbers))
+        for at, size in (found[1:3], found[3:5]):
+            if size < 1 or at > self.data.size - size:
+                raise self._error(f"a sample lies outside {self._path.name}")
+        return found
+
+    def image(self, found: TarSample) -> np.ndarray:
         """Return the stream of a sample's image, uint8, in place."""
-        start = int(self.image_at_N[row])
-        return self.data[start : start + int(self.image_size_N[row])]
+        return self.data[found.image_at : found.image_at + found.image_size]
 
-    def image_bytes(self, row: int) -> bytes:
-        """Return a copy of the same, made without the interpreter's lock."""
-        copy = ctypes.create_string_buffer(int(self.image_size_N[row]))
-        ctypes.memmove(copy, self.address + int(self.image_at_N[row]), len(copy))
-        return copy.raw
+    def image_bytes(self, found: TarSample) -> bytes:
+        """Return a copy of a sample's image, made without the interpreter's lock."""
+        return copied(self.address + found.image_at, found.image_size)
 
     def label(self, row: int) -> int:
         """Read the label of a sample; TarShardError where it is no number."""
-        text = ctypes.create_string_buffer(min(int(self.label_size_N[row]), _LONGEST_LABEL))
-        # Without the interpreter's lock: storage that hangs here must not keep others from saying so.
-        ctypes.memmove(text, self.address + int(self.label_at_N[row]), len(text))
+        found = self.sample(row)
         try:
-            label = int(text.raw)
+            label = int(copied(self.address + found.label_at, min(found.label_size, _LONGEST_LABEL)))
         except ValueError:
             label = -2
         if not -1 <= label <= _LARGEST_LABEL:
-            raise TarShardError(f"sample {row} of {self.path}: its .cls is no number of a class")
+            raise TarShardError(f"sample {row} of {self._path}: its .cls is no number of a class")
         return label

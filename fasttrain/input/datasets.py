@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 from collections.abc import Iterable
@@ -10,13 +11,17 @@ import torch
 
 from fasttrain.formats.beton_set import beton_files, open_betons
 from fasttrain.formats.manifest import FILE_NAME, Manifest, ManifestError, check_finished
+from fasttrain.input.beton_store import ShardStore, StockStore
 from fasttrain.input.folder_store import FolderStore, list_images
 from fasttrain.input.loader import MAX_FAILED_FRACTION, Loader, ThreadLoader
 from fasttrain.input.order import Order
 from fasttrain.input.prefetch import prefetched
-from fasttrain.input.stores import ShardStore, Store, tell_once
+from fasttrain.input.stores import Store, tell_once
 from fasttrain.input.tar_store import TarStore
+from fasttrain.storage.near import Folder
 from fasttrain.system.errors import UserError
+
+MOST_TRIED = 1000  # shards that are looked at before a run begins; a larger set's others are when they are needed
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -42,11 +47,13 @@ def open_dataset(
         raise UserError(f"--val-fraction is for plain image files, and {path} holds shards: convert.py has it, too")
     if kind == "betons":
         return _open_betons(path, split)
-    manifest = Manifest.load(path)
+    manifest = _manifest(path)
     if not manifest.splits.get(split):
         raise ManifestError(f"{path} has no {split!r} split (a source with val/, or convert with --val-fraction)")
-    manifest.check_shards(path)
-    return (TarStore if manifest.format == "webdataset" else ShardStore).of(path, manifest, split)
+    store = (TarStore if manifest.format == "webdataset" else ShardStore).of(Folder(path), manifest, split)
+    manifest.check_shards(path, MOST_TRIED)
+    store.try_shards(MOST_TRIED)
+    return store
 
 
 def split_names(path: pathlib.Path, loader: str = "auto") -> tuple[str, ...]:
@@ -57,8 +64,22 @@ def split_names(path: pathlib.Path, loader: str = "auto") -> tuple[str, ...]:
     elif kind == "betons":
         found = open_betons(path).splits
     else:
-        found = (split for split, shards in Manifest.load(path).splits.items() if shards)
+        found = (split for split, shards in _manifest(path).splits.items() if shards)
     return tuple(sorted(found, key=lambda split: split != "train"))
+
+
+def _manifest(folder: pathlib.Path) -> Manifest:
+    """The manifest of a folder, which a start asks for several times, and a large set's takes seconds to read."""
+    try:
+        status = (folder / FILE_NAME).stat()
+    except OSError:  # loading it says why
+        return Manifest.load(folder)
+    return _loaded(folder, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(2)
+def _loaded(folder: pathlib.Path, *_unchanged: int) -> Manifest:
+    return Manifest.load(folder)
 
 
 def _kind(path: pathlib.Path, loader: str) -> str:
@@ -82,8 +103,7 @@ def _open_betons(path: pathlib.Path, split: str) -> Store:
     if split not in found.splits:
         raise ManifestError(f"{path} has no {split!r} split: it takes a folder with train.beton and val.beton")
     tell_once(str(path), (*([str(found.unused)] if found.unused.count else []), *found.notes))
-    files, label_S = found.splits[split], found.label_S[split]
-    return ShardStore(files, found.classes, found.fingerprint(split), label_S, [None] * len(files))
+    return StockStore(Folder(path if path.is_dir() else path.parent), found, split)
 
 
 def open_loader(
@@ -114,5 +134,5 @@ def pixel_statistics(path: pathlib.Path, loader: str) -> tuple[tuple[float, ...]
     """
     if loader == "folder" or not (path / FILE_NAME).exists():
         return IMAGENET_MEAN, IMAGENET_STD
-    manifest = Manifest.load(path)
+    manifest = _manifest(path)
     return tuple(map(float, manifest.pixel_mean)), tuple(float(std) or 1.0 for std in manifest.pixel_std)

@@ -1,24 +1,25 @@
-"""Where samples come from, as one numbered set of images each: the contract, and .beton shards."""
+"""Where samples come from, as one numbered set of images each: the contract, and what shards have in common."""
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import ctypes
 import functools
 import os
-import pathlib
+from array import array
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
+from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from fasttrain.formats import jpeg
-from fasttrain.formats.beton import MODE_RAW, BetonReader
-from fasttrain.formats.image import check_size
-from fasttrain.formats.manifest import Manifest, ManifestError, Shard, wrong_label
+from fasttrain.formats.manifest import Manifest, ManifestError, Shard, spread
 from fasttrain.formats.names import read_names, sample_name
+from fasttrain.storage.near import Near
 from fasttrain.system.errors import DataError, note
 
 BLOCK_SAMPLES = 1 << 14  # at most: more than a shard usually holds
+OPEN_SHARDS = 1024  # at once; those of which samples are being decoded stay open besides
 
 
 class Encoded(NamedTuple):
@@ -112,82 +113,116 @@ def tell_once(_path: str, lines: tuple[str, ...]) -> None:
 
 
 class ShardReader(Protocol):
-    """What a reader of either format tells of a shard."""
+    """An open shard of either format."""
 
     num_samples: int
-    path: pathlib.Path
-    data: np.memmap
+    data: np.ndarray
+
+    def label(self, row: int) -> int:
+        """A sample's label, as it is stored; DataError for what is no number."""
 
 
 AnyReader = TypeVar("AnyReader", bound=ShardReader)
-
-
-def open_shards(
-    folder: pathlib.Path, shards: Sequence[Shard], reader: Callable[[pathlib.Path], AnyReader]
-) -> list[AnyReader]:
-    """Open the shards of one split. Raises DataError where one is missing, unsound, or not what the manifest says."""
-    readers = [reader(folder / shard.name) for shard in shards]
-    for found, stated in zip(readers, shards, strict=True):
-        if found.num_samples != stated.num_samples:
-            raise ManifestError(
-                f"{found.path} holds {found.num_samples} samples, the manifest says {stated.num_samples}"
-            )
-    return readers
-
-
-class Names(NamedTuple):
-    """A shard's file of names, and its SHA-256 (hex) as the manifest has it."""
-
-    path: pathlib.Path
-    sha256: str
-
-
-def names_of(folder: pathlib.Path, manifest: Manifest, split: str) -> list[Names | None]:
-    """The file of names of each shard of a split; None for one that has none."""
-    found = (shard.names for shard in manifest.splits[split])
-    return [Names(folder / names.name, names.sha256) if names else None for names in found]
+AnyShards = TypeVar("AnyShards", bound="Shards")
 
 
 class Shards(Generic[AnyReader]):
-    """The shards of one split of a data set, whose samples are numbered through."""
+    """The shards of one split of a data set, whose samples are numbered through. Each is opened when it is needed."""
 
     def __init__(
-        self,
-        shards: Sequence[AnyReader],
-        classes: Sequence[str],
+        self, near: Near, shards: Sequence[Shard], opened: Callable[[int], AnyReader], classes: Sequence[str],
         fingerprint: str,
-        names: Sequence[Names | None],
-    ) -> None:
-        """names: the file of names of each shard."""
+    ) -> None:  # fmt: skip
+        """opened: a shard by its place among them; called from many threads, for every sample."""
         self.classes, self.fingerprint = tuple(classes), fingerprint
-        self._shards, self._names = shards, names
+        self._near, self._shards, self._opened = near, shards, opened
         self._names_read: tuple[int, list[str]] = -1, []  # of which shard, and they
-        self._start_S = np.cumsum([0] + [shard.num_samples for shard in shards])
-        self.num_samples, self.num_bytes = int(self._start_S[-1]), sum(shard.data.size for shard in shards)
-        self.block_S = _blocks(self._start_S)
+        start_S = np.cumsum([0, *(shard.num_samples for shard in shards)])
+        self._start = array("q", start_S.tobytes())  # searched for one number, that is five times as fast as numpy
+        self.num_samples, self.num_bytes = int(start_S[-1]), sum(shard.num_bytes for shard in shards)
+        self.block_S = _blocks(start_S)
+
+    @classmethod
+    def of(cls: type[AnyShards], near: Near, manifest: Manifest, split: str) -> AnyShards:
+        """Those of a converted data set, which this touches none of."""
+        shards, open_shard = manifest.splits[split], cls.open_shard
+
+        def opened(number: int) -> ShardReader:
+            return checked(open_shard(near, shards[number]), shards[number], near)
+
+        # Whoever holds a sample of a shard holds its reader, too: one that is closed for others stays mapped for it.
+        cached = functools.lru_cache(OPEN_SHARDS)(opened)
+        return cls(near, shards, cached, manifest.classes, manifest.fingerprint(split))
+
+    @staticmethod
+    def open_shard(near: Near, shard: Shard) -> AnyReader:
+        """Raises DataError or OSError."""
+        raise NotImplementedError
+
+    def try_shards(self, most: int) -> None:
+        """Open shards, of more than `most` so many evenly spread ones, and look at the first and last sample of each.
+
+        Raises DataError or OSError where one is missing, unsound, or not what the manifest says.
+        """
+        for number in spread(len(self._shards), most):
+            self.try_sample(int(self._start[number]))
+            self.try_sample(int(self._start[number + 1]) - 1)
+
+    def try_sample(self, index: int) -> None:
+        """Raises DataError for a sample whose place in its shard is not sound."""
+        raise NotImplementedError
 
     def locate(self, index: int) -> tuple[int, int]:
         """A sample's shard, by its place among them, and the sample's number in it."""
-        shard = int(np.searchsorted(self._start_S, index, side="right")) - 1
-        return shard, index - int(self._start_S[shard])
+        shard = bisect.bisect_right(self._start, index) - 1
+        return shard, index - self._start[shard]
+
+    def labels(self, index_N: np.ndarray) -> np.ndarray:
+        """Read when asked for, so that opening a data set reads none of their pages.
+
+        Raises DataError for one that is no number, or none of the classes.
+        """
+        return np.array([self._label(index) for index in index_N.tolist()], dtype=np.int64)
+
+    def _label(self, index: int) -> int:
+        shard, row = self.locate(index)
+        label = self._opened(shard).label(row)
+        if not -1 <= label < len(self.classes):
+            raise DataError(f"{self.place(index)}: label {label} is none of the {len(self.classes)} classes")
+        return label
 
     def name(self, index: int) -> str:
         shard, row = self.locate(index)
-        names = self._names[shard]
-        return sample_name(self._shards[shard].path, row, names.path if names else None)
+        names = self._shards[shard].names
+        path = None
+        with contextlib.suppress(DataError, OSError):  # a name is worth no error
+            path = self._near.path(names.name) if names else None
+        return sample_name(self._near.shown(self._shards[shard].name), row, path)
 
     def place(self, index: int) -> str:
         shard, row = self.locate(index)
-        return sample_name(self._shards[shard].path, row, None)
+        return sample_name(self._near.shown(self._shards[shard].name), row, None)
 
     def source_name(self, index: int) -> str:
-        shard, row = self.locate(index)
-        reader, names = self._shards[shard], self._names[shard]
-        if names is None:
-            return f"{reader.path.name}:{row}"
-        if self._names_read[0] != shard:
-            self._names_read = shard, read_names(names.path, reader.num_samples, names.sha256)
+        number, row = self.locate(index)
+        shard = self._shards[number]
+        if shard.names is None:
+            return f"{shard.name}:{row}"
+        if self._names_read[0] != number:
+            path = self._near.path(shard.names.name)
+            self._names_read = number, read_names(path, shard.num_samples, shard.names.sha256)
         return self._names_read[1][row]
+
+
+def checked(reader: AnyReader, stated: Shard, near: Near) -> AnyReader:
+    """The reader; ManifestError where it is not of the shard that the manifest states."""
+    if reader.data.size != stated.num_bytes:
+        problem = f"{reader.data.size} bytes, but the manifest says {stated.num_bytes}"
+        raise ManifestError(f"{near.shown(stated.name)}: {problem}")
+    if reader.num_samples != stated.num_samples:
+        problem = f"holds {reader.num_samples} samples, the manifest says {stated.num_samples}"
+        raise ManifestError(f"{near.shown(stated.name)} {problem}")
+    return reader
 
 
 def _blocks(start_S: np.ndarray) -> np.ndarray:
@@ -198,57 +233,3 @@ def _blocks(start_S: np.ndarray) -> np.ndarray:
         for shard in np.flatnonzero(parts_S > 1)
     ]
     return np.sort(np.concatenate([start_S, *inner]))
-
-
-class ShardStore(Shards[BetonReader]):
-    """.beton files of one split, read in place; pixels are decoded straight into the batch."""
-
-    def __init__(
-        self, shards: Sequence[BetonReader], classes: Sequence[str], fingerprint: str, label_S: Sequence[np.ndarray],
-        names: Sequence[Names | None],
-    ) -> None:  # fmt: skip
-        """label_S: the labels of each file, -1 for none. names: as for Shards."""
-        super().__init__(shards, classes, fingerprint, names)
-        self._label_N = np.concatenate(label_S)
-        self._base_S = [shard.data.ctypes.data for shard in shards]
-
-    @classmethod
-    def of(cls, folder: pathlib.Path, manifest: Manifest, split: str) -> ShardStore:
-        """The .beton shards of a converted data set.
-
-        Raises DataError where one does not match the manifest, or has a label that is no class.
-        """
-        shards = open_shards(folder, manifest.splits[split], BetonReader)
-        for shard in shards:
-            if problem := wrong_label(shard.label_N, len(manifest.classes)):
-                raise ManifestError(f"{shard.path}: {problem}: run dataprep/verify.py")
-        label_S = [shard.label_N for shard in shards]
-        return cls(shards, manifest.classes, manifest.fingerprint(split), label_S, names_of(folder, manifest, split))
-
-    def labels(self, index_N: np.ndarray) -> np.ndarray:
-        return self._label_N[index_N]
-
-    def read(self, index: int) -> Encoded:
-        shard, row = self.locate(index)
-        reader = self._shards[shard]
-        height, width = int(reader.height_N[row]), int(reader.width_N[row])
-        check_size(height, width)  # memory is laid out for what the file says
-        return Encoded(height, width, (shard, row))
-
-    def write(self, sample: Encoded, address: int) -> None:
-        shard, row = cast("tuple[int, int]", sample.content)
-        reader = self._shards[shard]
-        source, size = self._base_S[shard] + int(reader.pointer_N[row]), int(reader.size_N[row])
-        if reader.mode_N[row] == MODE_RAW:
-            ctypes.memmove(address, source, size)
-            return
-        jpeg.decode_into(source, size, sample.height, sample.width, address)
-
-    def stream(self, sample: Encoded) -> Stream:
-        shard, row = cast("tuple[int, int]", sample.content)
-        reader = self._shards[shard]
-        start = int(reader.pointer_N[row])
-        stored = reader.data[start : start + int(reader.size_N[row])]
-        if reader.mode_N[row] == MODE_RAW:
-            return as_ppm(stored.reshape(sample.height, sample.width, 3))
-        return Stream(stored, is_jpeg=True)

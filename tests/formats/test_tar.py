@@ -171,7 +171,8 @@ def test_a_disk_that_is_full_at_the_end_leaves_neither_shard_nor_index(tmp_path:
         ("", r"no v1\.2 index"),
         ("v1.2 2\njpg 512 1 a cls 1 1 b\n", r"no v1\.2 index"),
         ("v1.2 1\njpg x 1 a cls 1 1 b\n", "a place is no number"),
-        ("v1.2 1\njpg 1 1 a\n", r"no v1\.2 index"),
+        ("v1.2 1\njpg 1 1 a\n", r"a sample is not one \.jpg or \.png followed by one \.cls"),
+        ("v1.2 1\njpg 1 1 a cls 1 1 b", r"no v1\.2 index"),
         ("v1.2 1\njpg 1 99999999 a cls 1 1 a\n", r"a sample lies outside a\.tar"),
         ("v1.2 1\njpg 1 1 a cls 1 99999999999999999999 a\n", "a place is no number"),
         ("v1.2 1\njpg 1_0 1 a cls 1 1 a\n", "a place is no number"),
@@ -187,18 +188,18 @@ def test_damaged_indices(tmp_path: Path, content: str, message: str) -> None:
     with TarShardWriter(tmp_path / "a.tar") as writer:
         writer.write(stream.getvalue(), 8, 8, -1)
     reader = TarShardReader(tmp_path / "a.tar")
-    assert reader.image(0).tobytes() == stream.getvalue()
+    assert reader.image(reader.sample(0)).tobytes() == reader.image_bytes(reader.sample(0)) == stream.getvalue()
     assert reader.label(0) == -1
     (tmp_path / "a.idx").write_text(content)
     with pytest.raises(TarShardError, match=rf"a.idx: {message}"):
-        TarShardReader(tmp_path / "a.tar")
+        TarShardReader(tmp_path / "a.tar").sample(0)
 
 
 @pytest.mark.parametrize("label", [b"99999999999999999999", b"-2", b"x", b"2147483648", b"1.0"])
 def test_a_label_that_is_no_class(tmp_path: Path, label: bytes) -> None:
     with TarShardWriter(tmp_path / "a.tar") as writer:
         writer.write(b"x", 8, 8, 10 ** (len(label) - 1))
-    at = int(TarShardReader(tmp_path / "a.tar").label_at_N[0])
+    at = TarShardReader(tmp_path / "a.tar").sample(0).label_at
     content = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(content[:at] + label + content[at + len(label) :])
     with pytest.raises(TarShardError, match=r"sample 0 of .*a\.tar: its \.cls is no number of a class"):

@@ -166,7 +166,8 @@ def test_small_lossless_images_come_back_to_the_bit(tmp_path: pathlib.Path, form
     assert verify([str(data), "--deep"]) == 0
     if format == "webdataset":
         (shard,) = data.glob("*.tar")
-        assert TarShardReader(shard).is_png_N.sum() == 4
+        reader = TarShardReader(shard)
+        assert sum(reader.sample(row).is_png for row in range(8)) == 4
 
 
 @pytest.mark.skipif(not has_dali(), reason="NVIDIA DALI is not installed")
