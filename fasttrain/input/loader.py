@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fasttrain.input.ahead import ReadAhead
 from fasttrain.input.batch import Batch
 from fasttrain.input.order import Order
-from fasttrain.input.stores import Encoded, Store
+from fasttrain.input.stores import BlockStore, Encoded, Store
 from fasttrain.system.errors import DataError, RunError, printable
 from fasttrain.system.watch import STALL_SECONDS, Watch, poll_seconds
 from fasttrain.system.workers import Workers
@@ -111,6 +112,7 @@ class ThreadLoader:
         for _ in range(AHEAD + 1):
             self._free.put(self._new_buffer(1))
         self._lock, self._watch = threading.Lock(), Watch("sample", store.place, LoaderError)
+        self._ahead = ReadAhead(store, self._watch) if isinstance(store, BlockStore) else None
         self._stop = threading.Event()
         self._planner: threading.Thread | None = None
 
@@ -152,12 +154,16 @@ class ThreadLoader:
             while not ready.empty():
                 if isinstance(item := ready.get(), Started):
                     self._give_back(item)
+            if self._ahead and self._epoch == n:  # it was abandoned
+                self._ahead.leave()
 
     def close(self) -> None:
         """Stop the threads. A second call does nothing."""
         self._stop.set()
         if self._planner:  # of an epoch that was abandoned: it would wait for a pool that is closed
             self._planner.join(timeout=0 if self._watch.stalled else STALL_SECONDS)
+        if self._ahead:
+            self._ahead.close()
         self._pool.close()
 
     # The planner thread
@@ -165,6 +171,8 @@ class ThreadLoader:
     def _plan(self, epoch: int, first: int, ready: queue.Queue, stop: threading.Event) -> None:
         try:
             for step in range(first, self.steps_per_epoch):
+                if self._ahead:
+                    self._ahead.reach(self._order, epoch, step)
                 item = self._start(epoch, self._order.step(epoch, step), stop)
                 if item is None:
                     return

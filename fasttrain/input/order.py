@@ -66,6 +66,15 @@ class Order:
         whole, rest = divmod(self.num_samples, self.batch_size)
         return whole + (1 if rest and not self.shuffle else 0)
 
+    @property
+    def own_lanes(self) -> range:
+        """The lanes that this rank reads; one in file order, none for shuffle "global"."""
+        if not self.shuffle:
+            return range(1)
+        share = self.batch_size // self.world_size
+        end = ((self.rank + 1) * share - 1) * self.lanes // self.batch_size + 1
+        return range(self.rank * share * self.lanes // self.batch_size, end) if self.lanes else range(0)
+
     def position(self, epoch: int, step: int) -> dict[str, int]:
         """The state of whoever goes on in this order at a step."""
         return {"epoch": epoch, "step": step, "lanes": self.lanes}
@@ -140,10 +149,8 @@ class Order:
     def _needed(self, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         """The blocks of this rank's lanes, and the steps that first need them, in the order of these."""
         number_K, start_K = self._sequence(epoch)
-        share = self.batch_size // self.world_size
-        end = ((self.rank + 1) * share - 1) * self.lanes // self.batch_size + 1
         step_L, block_L = [], []
-        for lane in range(self.rank * share * self.lanes // self.batch_size, end):
+        for lane in self.own_lanes:
             first, last = self._first_of_lane(np.array([lane, lane + 1])).tolist()
             if first == last:  # more lanes than samples in a batch
                 continue

@@ -6,6 +6,7 @@ import bisect
 import contextlib
 import ctypes
 import functools
+import math
 import os
 from array import array
 from collections.abc import Callable, Sequence
@@ -16,10 +17,13 @@ import numpy as np
 from fasttrain.formats.manifest import Manifest, ManifestError, Shard, spread
 from fasttrain.formats.names import read_names, sample_name
 from fasttrain.storage.near import Near
+from fasttrain.storage.sequential import read_through
 from fasttrain.system.errors import DataError, note
+from fasttrain.system.memory import machine_memory
 
 BLOCK_SAMPLES = 1 << 14  # at most: more than a shard usually holds
 OPEN_SHARDS = 1024  # at once; those of which samples are being decoded stay open besides
+CACHE_SHARE = 0.5  # of the machine's memory may hold blocks that are in use, or read ahead
 
 
 class Encoded(NamedTuple):
@@ -67,6 +71,18 @@ class BlockStore(Store, Protocol):
 
     block_S: np.ndarray
     num_bytes: int
+
+    def fetch(self, first: int, end: int) -> None:
+        """Have the samples from first to before end, all of one block, where they are read at random without delay.
+
+        Called from threads that read ahead (fasttrain/input/ahead.py). Raises DataError or OSError.
+        """
+
+    def blocks_ahead(self, lanes: int) -> int:
+        """How many blocks may be fetched before they are needed, where this process reads `lanes` of them at once.
+
+        0: fetching is of no use.
+        """
 
 
 class Stream(NamedTuple):
@@ -190,6 +206,19 @@ class Shards(Generic[AnyReader]):
         if not -1 <= label < len(self.classes):
             raise DataError(f"{self.place(index)}: label {label} is none of the {len(self.classes)} classes")
         return label
+
+    def fetch(self, first: int, end: int) -> None:
+        """Read the part of the file in sequence, so that it lies in the system's cache."""
+        number, row = self.locate(first)
+        shard = self._shards[number]
+        share = shard.num_bytes / shard.num_samples  # of a sample: a block is all of a file, or many samples of one
+        read_through(self._near.path(shard.name), int(row * share), math.ceil((row + end - first) * share))
+
+    def blocks_ahead(self, lanes: int) -> int:
+        """One for each lane, if memory has room for as many, beside those in use."""
+        mean = self.num_bytes / (len(self.block_S) - 1)
+        room = int(CACHE_SHARE * machine_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / mean)
+        return max(0, min(lanes, room - lanes))
 
     def name(self, index: int) -> str:
         shard, row = self.locate(index)

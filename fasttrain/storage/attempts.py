@@ -134,6 +134,8 @@ def _judged(error: Exception) -> tuple[bool, str]:
 
 def _status(error: Exception) -> int | None:
     """Return the status of HTTP that an error of any library tells of."""
+    if "http_exceptions" in type(error.__cause__).__module__:  # of aiohttp's own: what came was no answer at all
+        return None
     response = getattr(error, "response", None)
     found = (getattr(error, "status", None), getattr(response, "status_code", None), getattr(error, "code", None))
     return next((number for number in found if isinstance(number, int) and 400 <= number < 600), None)

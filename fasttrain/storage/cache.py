@@ -80,8 +80,8 @@ class Cache:
         """Look at a file that has lain there since before: a loss of power may have left anything. Remove a bad one."""
         stated = self._files[path.name]
         with contextlib.suppress(OSError):
-            seen = glimpses(path) if isinstance(stated, Shard) and stated.glimpses else ()
-            if path.stat().st_size == stated.num_bytes and (not seen or seen == stated.glimpses):
+            wanted = stated.glimpses if isinstance(stated, Shard) else ()
+            if path.stat().st_size == stated.num_bytes and (not wanted or glimpses(path) == wanted):
                 return True
         path.unlink(missing_ok=True)
         return False
