@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from typing import cast
 
 import numpy as np
 
-from fasttrain.input.stores import Encoded, Store
+from fasttrain.formats.manifest import spread
+from fasttrain.input.stores import Encoded, Shards, Store
 from fasttrain.system.errors import DataError
 
 LABELS_TRIED = 20
+OF_A_BLOCK = 4  # one sample of so many is taken, of the blocks of a set elsewhere that are read for a few
 
 
 class Selection:
@@ -36,9 +40,29 @@ class Selection:
         return self._store.source_name(int(self._index[index]))
 
 
+class BlockSelection(Selection):
+    """Of a set elsewhere: a BlockStore, too. index_N: ascending."""
+
+    def __init__(self, store: Shards, index_N: np.ndarray) -> None:
+        super().__init__(cast("Store", store), index_N)
+        self.num_bytes, self.blocks_ahead, self._shards = store.num_bytes, store.blocks_ahead, store
+        self.block_S = np.unique(np.searchsorted(index_N, store.block_S))
+
+    def fetch(self, first: int, end: int) -> None:
+        self._shards.fetch(int(self._index[first]), int(self._index[end - 1]) + 1)
+
+
 def evenly(store: Store, most: int) -> Selection:
-    """Evenly spaced samples, `most` at most: all classes of sorted files are among them in proportion."""
+    """Evenly spaced samples, `most` at most: all classes of sorted files are among them in proportion.
+
+    Of a set elsewhere, evenly spaced samples of some evenly spaced blocks, so that not all of it has to come.
+    """
     count = min(most, store.num_samples)
+    if isinstance(store, Shards) and store.is_elsewhere:
+        blocks = len(store.block_S) - 1
+        chosen = spread(blocks, math.ceil(min(blocks, OF_A_BLOCK * count * blocks / store.num_samples)))
+        there = np.concatenate([np.arange(*store.block_S[block : block + 2]) for block in chosen])
+        return BlockSelection(store, there[spread(len(there), count)])
     return Selection(store, np.linspace(0, store.num_samples - 1, count).astype(np.int64))
 
 

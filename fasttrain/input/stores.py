@@ -23,6 +23,7 @@ from fasttrain.system.memory import machine_memory
 
 BLOCK_SAMPLES = 1 << 14  # at most: more than a shard usually holds
 OPEN_SHARDS = 1024  # at once; those of which samples are being decoded stay open besides
+OPEN_ELSEWHERE = 16  # …, of a set elsewhere, until its lanes are known: those the cache removes take disk while open
 CACHE_SHARE = 0.5  # of the machine's memory may hold blocks that are in use, or read ahead
 
 
@@ -151,11 +152,13 @@ class Shards(Generic[AnyReader]):
     ) -> None:  # fmt: skip
         """opened: a shard by its place among them; called from many threads, for every sample."""
         self.classes, self.fingerprint = tuple(classes), fingerprint
+        self.is_elsewhere = near.capacity() is not None  # one sample then costs as much as its shard
         self._near, self._shards, self._opened = near, shards, opened
         self._names_read: tuple[int, list[str]] = -1, []  # of which shard, and they
         start_S = np.cumsum([0, *(shard.num_samples for shard in shards)])
         self._start = array("q", start_S.tobytes())  # searched for one number, that is five times as fast as numpy
         self.num_samples, self.num_bytes = int(start_S[-1]), sum(shard.num_bytes for shard in shards)
+        self.largest = max((shard.num_bytes for shard in shards), default=0)
         self.block_S = _blocks(start_S)
 
     @classmethod
@@ -167,7 +170,7 @@ class Shards(Generic[AnyReader]):
             return checked(open_shard(near, shards[number]), shards[number], near)
 
         # Whoever holds a sample of a shard holds its reader, too: one that is closed for others stays mapped for it.
-        cached = functools.lru_cache(OPEN_SHARDS)(opened)
+        cached = functools.lru_cache(OPEN_SHARDS if near.capacity() is None else OPEN_ELSEWHERE)(opened)
         return cls(near, shards, cached, manifest.classes, manifest.fingerprint(split))
 
     @staticmethod
@@ -208,16 +211,30 @@ class Shards(Generic[AnyReader]):
         return label
 
     def fetch(self, first: int, end: int) -> None:
-        """Read the part of the file in sequence, so that it lies in the system's cache."""
+        """Read the part of the file in sequence, so that it lies in the system's cache; fetch what is elsewhere."""
         number, row = self.locate(first)
         shard = self._shards[number]
+        if self.is_elsewhere:
+            for file in (shard, shard.index):
+                if file:
+                    self._near.path(file.name)
+            return
         share = shard.num_bytes / shard.num_samples  # of a sample: a block is all of a file, or many samples of one
         read_through(self._near.path(shard.name), int(row * share), math.ceil((row + end - first) * share))
 
     def blocks_ahead(self, lanes: int) -> int:
-        """One for each lane, if memory has room for as many, beside those in use."""
+        """One for each lane, if memory has room for as many, beside those in use.
+
+        Of a set elsewhere, as many as the cache has room for, beside those in use and as many that have just been; and
+        hardly more shards stay open than lanes.
+        """
+        processes, capacity = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), self._near.capacity()
+        if capacity is not None:
+            kept = lanes + lanes // 4 + 2 if lanes else OPEN_SHARDS
+            self._opened = functools.lru_cache(kept)(self._opened.__wrapped__)  # type: ignore[attr-defined]
+            return max(1, capacity // (processes * self.largest) - 2 * lanes)
         mean = self.num_bytes / (len(self.block_S) - 1)
-        room = int(CACHE_SHARE * machine_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / mean)
+        room = int(CACHE_SHARE * machine_memory() / processes / mean)
         return max(0, min(lanes, room - lanes))
 
     def name(self, index: int) -> str:
@@ -225,7 +242,7 @@ class Shards(Generic[AnyReader]):
         names = self._shards[shard].names
         path = None
         with contextlib.suppress(DataError, OSError):  # a name is worth no error
-            path = self._near.path(names.name) if names else None
+            path = self._near.path(names.name) if names and not self.is_elsewhere else None
         return sample_name(self._near.shown(self._shards[shard].name), row, path)
 
     def place(self, index: int) -> str:

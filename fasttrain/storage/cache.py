@@ -72,8 +72,12 @@ class Cache:
         """How messages call a file; touches no storage."""
         return without_secrets(below(self._url, name))
 
+    def capacity(self) -> int:
+        """How many bytes of files can be near at once, of all processes of this machine."""
+        return self.room.available()
+
     def close(self) -> None:
-        """Nobody waits for it any more: what fails is not tried again."""
+        """Nobody waits for a file any more: what fails is not tried again."""
         self._ended.set()
 
     def _is_sound(self, path: Path) -> bool:

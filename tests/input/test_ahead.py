@@ -240,7 +240,7 @@ def test_a_block_of_a_folder_is_read_through_to_its_end(
         assert isinstance(store, BlockStore)
         assert len(store.block_S) == 4
         assert [store.blocks_ahead(lanes) for lanes in (1, 3, 100)] == [1, 3, 100]
-        file = pathlib.Path(store._shards[1].path)
+        file = path / store._shards[1].name
         with monkeypatch.context() as context:
             context.setattr(sequential, "os", _OsWith(preadv))
             store.fetch(*store.block_S[1:3].tolist())

@@ -85,7 +85,8 @@ def test_a_file_comes_once_and_stays(web: Web, tmp_path: Path) -> None:
     found = opened(web, tmp_path)
     assert found.path(NAMES[1]).read_bytes() == content_of(NAMES[1]) == found.path(NAMES[1]).read_bytes()
     assert opened(web, tmp_path).path(NAMES[1]).read_bytes() == content_of(NAMES[1])
-    assert asked(web, NAMES[1]) == 1 and asked(web, "manifest.json") == 2, "the manifest comes anew at each start"
+    assert asked(web, NAMES[1]) == 1
+    assert asked(web, "manifest.json") == 2, "it comes anew at each start"
     assert kept(found) == NAMES[1:2]
 
 
@@ -107,7 +108,8 @@ def test_a_store_that_is_no_server_of_the_web(tmp_path: Path, web: Web) -> None:
 
 def test_no_message_holds_a_signature_and_every_request_does(web: Web, tmp_path: Path) -> None:
     found = opened(web, tmp_path, query="?sig=secret")
-    assert "secret" not in found.url + found.shown(NAMES[0]) and NAMES[0] in found.shown(NAMES[0])
+    assert "secret" not in found.url + found.shown(NAMES[0])
+    assert NAMES[0] in found.shown(NAMES[0])
     del web.files[f"/set/{NAMES[0]}"]
     with pytest.raises(DataError, match="not found") as error:
         found.path(NAMES[0])
@@ -135,7 +137,8 @@ def test_one_takes_over_where_the_fetcher_is_killed(web: Web, tmp_path: Path) ->
     web.faults[f"/set/{NAMES[0]}"] = ["stall"]
     command = [sys.executable, "-c", FETCHING, f"{web.url}/set", str(tmp_path), NAMES[0]]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout and other.stdout.readline() == "open\n"
+        assert other.stdout
+        assert other.stdout.readline() == "open\n"
         while not asked(web, NAMES[0]):
             time.sleep(0.01)
         found = opened(web, tmp_path)
@@ -159,7 +162,8 @@ def test_what_fails_a_few_times_is_had_in_the_end(
     found = opened(web, tmp_path)
     web.length, web.faults[f"/set/{NAMES[0]}"] = length, list(faults)
     assert found.path(NAMES[0]).read_bytes() == content_of(NAMES[0])
-    assert kept(found) == NAMES[:1] and not web.faults[f"/set/{NAMES[0]}"]
+    assert kept(found) == NAMES[:1]
+    assert not web.faults[f"/set/{NAMES[0]}"]
 
 
 def test_what_is_damaged_for_ever_is_an_error_that_is_not_tried_again_at_once(
@@ -170,7 +174,8 @@ def test_what_is_damaged_for_ever_is_an_error_that_is_not_tried_again_at_once(
     for _ in range(2):
         with pytest.raises(DataError, match=f"/set/{NAMES[0]}: damaged: its SHA-256 is another one"):
             found.path(NAMES[0])
-    assert asked(web, NAMES[0]) == cache.DAMAGED_TRIES and not kept(found)
+    assert asked(web, NAMES[0]) == cache.DAMAGED_TRIES
+    assert not kept(found)
     assert capsys.readouterr().err.count("fetched again") == cache.DAMAGED_TRIES - 1
     web.damaged.clear()
     monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + cache.REFUSED_SECONDS)
@@ -178,7 +183,7 @@ def test_what_is_damaged_for_ever_is_an_error_that_is_not_tried_again_at_once(
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    ("change", "told"),
     [
         (lambda content: content[:-1000], "19000 of 20000 bytes|HTTP 416"),
         (lambda content: content + b"0", "more than the 20000 bytes"),
@@ -208,12 +213,14 @@ def test_storage_that_is_away_is_waited_for(
         waiting = thread.submit(found.path, NAMES[0])
         while asked(web, NAMES[0]) < 2 * attempts.TOLD:
             time.sleep(0.01)
-        assert not waiting.done() and f"{web.url}/set/{NAMES[0]}: " in ARRIVALS.trouble
+        assert not waiting.done()
+        assert f"{web.url}/set/{NAMES[0]}: " in ARRIVALS.trouble
         web.away = False
         assert waiting.result(30).read_bytes() == content_of(NAMES[0])
     assert not ARRIVALS.trouble
     told = capsys.readouterr().err
-    assert told.count("tried again in") == attempts.TOLD and told.count("are not told") == 1
+    assert told.count("tried again in") == attempts.TOLD
+    assert told.count("are not told") == 1
 
 
 def test_pauses_grow_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +230,8 @@ def test_pauses_grow_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = attempts.Tries("a", ended, patient=True)
     for _ in range(1200):
         tries.failed(OSError("away"))
-    assert pauses[:6] == [1, 2, 4, 8, 16, 30] and pauses[-1] == attempts.LONGEST_PAUSE
+    assert pauses[:6] == [1, 2, 4, 8, 16, 30]
+    assert pauses[-1] == attempts.LONGEST_PAUSE
 
 
 def test_nobody_waits_for_a_cache_that_is_closed(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +262,8 @@ def test_a_file_that_is_in_use_stays_readable(web: Web, tmp_path: Path) -> None:
     found = opened(web, tmp_path, limit=SIZE)
     with open(found.path(NAMES[0]), "rb") as file:
         found.path(NAMES[1])
-        assert kept(found) == NAMES[1:2] and file.read() == content_of(NAMES[0])
+        assert kept(found) == NAMES[1:2]
+        assert file.read() == content_of(NAMES[0])
 
 
 def test_what_does_not_fit_is_one_line_and_removes_nothing_of_others(
@@ -325,7 +334,8 @@ def test_of_processes_that_ask_at_once_one_fetches_the_manifest(web: Web, tmp_pa
     web.pace = 0.02
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda _: opened(web, tmp_path).folder, range(4)))
-    assert len(set(found)) == 1 and asked(web, "manifest.json") == 1
+    assert len(set(found)) == 1
+    assert asked(web, "manifest.json") == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"[]", b'{"version": 9}'])
