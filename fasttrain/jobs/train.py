@@ -49,7 +49,7 @@ from fasttrain.run.starts import keep_start
 from fasttrain.system.collectives import common_generator
 from fasttrain.system.errors import RunError, UserError, note, printable
 from fasttrain.system.lock import Lock
-from fasttrain.system.options import Settings
+from fasttrain.system.options import Settings, replaced
 from fasttrain.system.signals import StopSignal
 from fasttrain.views.spec import sides
 
@@ -119,6 +119,7 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     recipe = config.views.recipe_for(config.method.views)
     place = located(config.data.data, config.data.elsewhere)
     closing.callback(place.close)
+    config = replaced(config, {"data": place.url or config.data.data})  # which is kept, without secrets
     store = open_dataset(place, "train", config.data.loader, config.views.size, config.data.val_fraction)
     shuffle = ranks.share(choose_shuffle(store, place, config.data.shuffle, config.data.shuffle_window))
     cached = check_cache(place, store, shuffle, ranks.world_size, config.data.elsewhere)

@@ -26,7 +26,7 @@ class Monitors(NamedTuple):
 
 
 def open_monitors(config: TrainConfig, place: Place, store: Store, steps_per_epoch: int, ranks: Ranks) -> Monitors:
-    """What a run asks for. place, store: its data, and their train split. Raises UserError for what can't be, DataError."""
+    """What a run asks for. place: its data. store: their train split. Raises UserError, also DataError."""
     logging, views, data = config.logging, config.views, config.data
     recipe, workers = views.recipe_for(config.method.views), ranks.threads(config.machine.workers)
     knn = KnnMonitor(place, data, logging.knn_k, views.size, ranks.device, workers) if logging.knn_every else None
