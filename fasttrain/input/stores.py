@@ -232,7 +232,7 @@ class Shards(Generic[AnyReader]):
         if capacity is not None:
             kept = lanes + lanes // 4 + 2 if lanes else OPEN_SHARDS
             self._opened = functools.lru_cache(kept)(self._opened.__wrapped__)  # type: ignore[attr-defined]
-            return max(1, capacity // (processes * self.largest) - 2 * lanes)
+            return min(len(self.block_S) - 1, max(1, capacity // (processes * self.largest) - 2 * lanes))
         mean = self.num_bytes / (len(self.block_S) - 1)
         room = int(CACHE_SHARE * machine_memory() / processes / mean)
         return max(0, min(lanes, room - lanes))
