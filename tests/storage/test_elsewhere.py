@@ -159,8 +159,8 @@ def test_a_shard_that_is_missing_is_counted_and_the_run_goes_on(
     words = (*PLAIN, "--epochs", 1, "--log-every", 1, "--cache", tmp_path / "cache")
     assert train(f"{web.url}/set", tmp_path / "run", *words, "--max-failed-fraction", 1) == 0
     told = capsys.readouterr().err
-    assert f"{web.url}{gone}:0: {web.url}{gone}: not found; another takes its place" in told.replace("sample ", "")
-    replaced = sum(entry["replaced"] for entry in read_metrics(tmp_path / "run") if "replaced" in entry)
+    assert f"warning: sample 0 of {web.url}{gone}: {web.url}{gone}: not found; another takes its place" in told
+    replaced = sum(entry["replaced"] for entry in read_metrics(tmp_path / "run/metrics.jsonl") if "replaced" in entry)
     assert 0 < replaced <= 10
     assert asked(web).count(gone.rpartition("/")[2]) == 1
     web.files = {path: content for path, content in web.files.items() if "train-" not in path}
