@@ -2,6 +2,7 @@
 """Check a converted data set against its manifest.
 
     python dataprep/verify.py OUT --deep
+    python dataprep/verify.py OUT --sample 100
 
 Existence, size, checksum, structure, sample count and labels of every shard, its index and its names; with --deep every
 image is decoded. FFCV's own .beton files state no checksum: of them the structure is checked, and with --deep the
@@ -19,7 +20,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -33,13 +34,13 @@ from fasttrain.formats.beton import MODE_RAW, BetonReader
 from fasttrain.formats.beton_set import beton_files
 from fasttrain.formats.boundary import boundary, reason_of
 from fasttrain.formats.image import check_size, decode_rgb
-from fasttrain.formats.manifest import EXTENSION, FILE_NAME, STATE_FILE, Manifest, Shard, SideFile, wrong_label
+from fasttrain.formats.manifest import EXTENSION, FILE_NAME, STATE_FILE, Manifest, Shard, SideFile, spread, wrong_label
 from fasttrain.formats.names import EXTENSION as NAMES_EXTENSION
 from fasttrain.formats.names import count_lines, sample_name
 from fasttrain.formats.tar import TarShardReader
 from fasttrain.formats.tar_headers import TarDamage, tar_headers
 from fasttrain.system.cli import finish, parse
-from fasttrain.system.errors import DataError, printable
+from fasttrain.system.errors import DataError, note, printable
 from fasttrain.system.options import Bounds, Options
 from fasttrain.system.ordered import map_in_order
 from fasttrain.system.progress import progress
@@ -61,12 +62,15 @@ class VerifyConfig(Options):
 
     out: pathlib.Path
     """OUT, the converted data set, or FFCV's own."""
+    sample: Annotated[int, Bounds(0)] = 0
+    """Check so many evenly spread shards alone, of a set that has more; 0 = all."""
     deep: bool = False
     """Decode every image, too."""
     workers: Annotated[int | Literal["auto"], Bounds(1)] = "auto"
     """Threads; auto = one for each core this process may use."""
 
 
+AnyShard = TypeVar("AnyShard", Shard, pathlib.Path)
 Decode = Callable[[int], object]  # one sample of a shard, by its number; DataError if it can't be
 
 
@@ -203,13 +207,13 @@ def verify(config: VerifyConfig) -> list[str]:
     if not converted and (files := beton_files(config.out)):
         return _verify_betons(config, files)
     manifest = Manifest.load(config.out)
-    shards = [shard for group in manifest.splits.values() for shard in group]
+    shards = _chosen(config, [shard for group in manifest.splits.values() for shard in group])
     counts: dict[str, np.ndarray] = {}
     check = functools.partial(check_shard, config.out, len(manifest.classes), counts)
     whole = [Task(shard.name, shard.num_samples, functools.partial(check, shard)) for shard in shards]
     found = list(_results(config, "files", whole, Watch("shard", str)))
     problems = [*unknown_files(config.out, manifest), *itertools.chain.from_iterable(found)]
-    if not any(found):
+    if not any(found) and len(shards) == sum(map(len, manifest.splits.values())):
         problems += _check_counts(manifest, counts)
     if config.deep:
         sound = [shard for shard, lines in zip(shards, found, strict=True) if not lines]
@@ -218,9 +222,18 @@ def verify(config: VerifyConfig) -> list[str]:
     return problems
 
 
+def _chosen(config: VerifyConfig, found: list[AnyShard]) -> list[AnyShard]:
+    """Return the shards that are checked, and say so where these are not all."""
+    if not 0 < config.sample < len(found):
+        return found
+    note(f"{config.sample} of {len(found)} shards are checked, evenly spread")
+    return [found[place] for place in spread(len(found), config.sample)]
+
+
 def _verify_betons(config: VerifyConfig, files: list[pathlib.Path]) -> list[str]:
     """Return the problems of FFCV's own files: their structure, and with --deep their images."""
-    print("note: no manifest, so there is no checksum to compare", file=sys.stderr)
+    note("no manifest, so there is no checksum to compare")
+    files = _chosen(config, files)
     sizes: dict[pathlib.Path, int] = {}
 
     def check(file: pathlib.Path) -> list[str]:

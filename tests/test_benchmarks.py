@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import augment, health, label_free, loader_gpu, record, redundancy, similarity, startup, step
+from benchmarks import augment, health, label_free, loader_gpu, record, redundancy, scale, similarity, startup, step
 from benchmarks import convert as bench_convert
 from benchmarks.loader import LoaderBenchmark, main
 from benchmarks.repeated import LEAST_BATCHES, Repeated
@@ -40,6 +40,20 @@ def test_loader_benchmark_of_our_own_sides(
     assert 0 < figures["rss_gib"] < 1
     (line,) = (tmp_path / "loader.jsonl").read_text().splitlines()
     assert {"commit", "machine", "versions", "images_per_sec", "threads"} <= set(json.loads(line))
+
+
+def test_scale_benchmark_reads_a_set_of_many_names_by_either_shuffle(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(scale, "LINKS", 7)  # so that there are two real shards
+    assert scale.main(["--shards", "12", "--shard-size", "16", "--steps", "2"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["shards"], figures["shard_size"]) == (12, 16)
+    for kind in ("global", "block"):
+        assert {"open_s", "first_batch_s", "peak_mib", "plans_per_sec, rank 3 of 8"} <= set(figures[kind])
+        assert all(value >= 0 for value in figures[kind].values())
+    assert len((tmp_path / "scale.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.gpu

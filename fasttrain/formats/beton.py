@@ -52,18 +52,20 @@ class StoredImage(NamedTuple):
     size: int
 
 
+FLAWS = (
+    "lies outside the file", "has an unknown image mode", "is an image without pixels",
+    "is a raw image of the wrong size",
+)  # fmt: skip
+
+
 def flaws(
     file_size: Number, mode: Number, height: Number, width: Number, pointer: Number, size: Number
-) -> tuple[tuple[str, Any], ...]:
-    """Return what may be wrong with an image, and whether it is: of one sample, or of all, as uint64 (N,)."""
+) -> tuple[Any, Any, Any, Any]:
+    """Return which of FLAWS an image has: of one sample, or of all, as uint64 (N,)."""
     pixels = height * width
-    return (
-        # Where the size alone is too large, what is taken from it means nothing.
-        ("lies outside the file", (size > file_size) | (pointer > file_size - size)),
-        ("has an unknown image mode", mode > MODE_RAW),
-        ("is an image without pixels", pixels == 0),
-        ("is a raw image of the wrong size", (mode == MODE_RAW) & (size != 3 * pixels)),
-    )
+    # Where the size alone is too large, what is taken from it means nothing.
+    outside = (size > file_size) | (pointer > file_size - size)
+    return outside, mode > MODE_RAW, pixels == 0, (mode == MODE_RAW) & (size != 3 * pixels)
 
 
 class BetonWriter(ShardWriter):
@@ -202,7 +204,8 @@ class BetonReader:
     def _check_samples(self) -> None:
         columns = (self.mode_N, self.height_N, self.width_N, self.pointer_N, self.size_N)
         file_size = np.array(self.data.size, np.uint64)
-        for reason, found_N in flaws(file_size, *(column_N.astype(np.uint64) for column_N in columns)):
+        found = flaws(file_size, *(column_N.astype(np.uint64) for column_N in columns))
+        for reason, found_N in zip(FLAWS, found, strict=True):
             self._fail_if(np.any(found_N), f"sample {int(np.argmax(found_N))} {reason}")
 
     def image(self, row: int) -> StoredImage:

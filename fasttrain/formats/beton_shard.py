@@ -6,7 +6,9 @@ BetonWriter lays it out, whose allocation table has the samples in their order.
 
 from __future__ import annotations
 
+import ctypes
 import struct
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from fasttrain.formats.beton import (
     ALLOCATION,
     FIELDS,
+    FLAWS,
     HEADER,
     METADATA_START,
     SAMPLE,
@@ -26,6 +29,17 @@ from fasttrain.system.mapped import copied, map_file
 
 _SAMPLE, _ALLOCATION = struct.Struct("<BHHQ3xq"), struct.Struct("<QQQ")  # SAMPLE and ALLOCATION: ten times as fast
 _SAMPLE_BYTES, _ALLOCATION_BYTES = SAMPLE.itemsize, ALLOCATION.itemsize
+
+
+class _Entry(threading.local):
+    """A thread's place for an entry of a table, to which that is copied without the interpreter's lock."""
+
+    def __init__(self) -> None:
+        self.content = ctypes.create_string_buffer(max(_SAMPLE_BYTES, _ALLOCATION_BYTES))
+        self.address = ctypes.addressof(self.content)
+
+
+_ENTRY, _copy = _Entry(), ctypes.memmove
 
 
 class BetonShard:
@@ -58,24 +72,24 @@ class BetonShard:
             raise BetonError(
                 f"{path}: its tables of {self.num_samples} samples do not fit the file: truncated, perhaps"
             )
+        self._size = self.data.size
         self._metadata, self._table = self.address + METADATA_START, self.address + table
 
     def image(self, row: int) -> StoredImage:
         """Read how and where the image of a sample is stored; BetonError where that can't be."""
-        mode, width, height, pointer, _ = self._sample(row)
-        entry = copied(self._table + row * _ALLOCATION_BYTES, _ALLOCATION_BYTES)
-        sample, start, size = _ALLOCATION.unpack(entry)
+        content, address = _ENTRY.content, _ENTRY.address  # every call counts here: a small image takes 20 µs in all
+        _copy(address, self._metadata + row * _SAMPLE_BYTES, _SAMPLE_BYTES)
+        mode, width, height, pointer, _ = _SAMPLE.unpack_from(content)
+        _copy(address, self._table + row * _ALLOCATION_BYTES, _ALLOCATION_BYTES)
+        sample, start, size = _ALLOCATION.unpack_from(content)
         if sample != row or start != pointer or not size:
             raise BetonError("metadata and allocation table disagree")
-        for reason, found in flaws(self.data.size, mode, height, width, pointer, size):
-            if found:
-                raise BetonError(f"it {reason}")
+        found = flaws(self._size, mode, height, width, pointer, size)
+        if True in found:
+            raise BetonError(f"it {FLAWS[found.index(True)]}")
         return StoredImage(mode, height, width, pointer, size)
 
     def label(self, row: int) -> int:
         """Read the label of a sample, whatever it is."""
-        return self._sample(row)[-1]
-
-    def _sample(self, row: int) -> tuple[int, int, int, int, int]:
-        """Read mode, width, height, pointer and label."""
-        return _SAMPLE.unpack(copied(self._metadata + row * _SAMPLE_BYTES, _SAMPLE_BYTES))
+        _copy(_ENTRY.address, self._metadata + row * _SAMPLE_BYTES, _SAMPLE_BYTES)
+        return _SAMPLE.unpack_from(_ENTRY.content)[-1]

@@ -99,7 +99,7 @@ def fields(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
     known = {**required, **(optional or {})}
 
     def check(value: object, where: str) -> None:
-        table_of(any_value)(value, where)
+        _require(isinstance(value, dict), value, where, "JSON object")
         assert isinstance(value, dict)
         if missing := [key for key in required if key not in value]:
             raise Malformed(f"{where}: {missing[0]} is missing")

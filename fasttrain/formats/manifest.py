@@ -41,7 +41,7 @@ class ManifestError(DataError):
     """The folder is no complete, readable data set; the text is one line."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SideFile:
     """A file beside a shard: name in the folder, size in bytes, SHA-256 in hex."""
 
@@ -50,7 +50,7 @@ class SideFile:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One file of a data set: name in the folder, samples in it, size in bytes, SHA-256 in hex.
 

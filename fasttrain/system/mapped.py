@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fasttrain.system.regular import open_regular
+from fasttrain.system.regular import regular_descriptor
 
 _PROT_READ, _MAP_SHARED = 1, 1
 _FAILED = ctypes.c_void_p(-1).value
@@ -41,13 +41,16 @@ def map_file(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises OSError: it can't be opened or mapped, is empty, or is a folder, FIFO, socket or device.
     """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+    descriptor = regular_descriptor(path)
+    try:
+        size = os.fstat(descriptor).st_size
         if not size:
             raise OSError(errno.EINVAL, "empty file", os.fspath(path))
-        address = _library().mmap(None, size, _PROT_READ, _MAP_SHARED, file.fileno(), 0)
-    if address == _FAILED:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), os.fspath(path))
+        address = _library().mmap(None, size, _PROT_READ, _MAP_SHARED, descriptor, 0)
+        if address == _FAILED:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), os.fspath(path))
+    finally:
+        os.close(descriptor)
     owner: Any = _Mapping(address, size)
     return np.asarray(owner)
 

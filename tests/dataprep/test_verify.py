@@ -284,3 +284,18 @@ def test_more_shards_than_a_process_may_open(tmp_path: Path, options: tuple) -> 
 def test_manifest_names_the_index(sound: Path) -> None:
     shards = Manifest.load(sound).splits["train"]
     assert all((shard.index is None) == shard.name.endswith(".beton") for shard in shards)
+
+
+def test_a_sample_of_the_shards_is_checked_and_said(
+    sound: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(sound, tmp_path / "out")
+    assert len(Manifest.load(out).splits["train"]) == 3
+    flip(shard(out, 1), shard(out, 1).stat().st_size // 2)
+    assert problems_of(out, "--sample", "2", "--deep", capfd=capfd) == []  # the first and the last
+    assert verify.main([str(out), "--sample", "2"]) == 0
+    assert "note: 2 of 3 shards are checked, evenly spread" in capfd.readouterr().err
+    flip(shard(out, 2), shard(out, 2).stat().st_size // 2)
+    problems = problems_of(out, "--sample", "2", capfd=capfd)
+    assert {"train-00002" in problem for problem in problems} == {True}
+    assert any("train-00001" in problem for problem in problems_of(out, "--sample", "3", capfd=capfd))
