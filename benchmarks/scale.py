@@ -120,7 +120,7 @@ def measure(folder: pathlib.Path, kind: str, options: ScaleBenchmark) -> dict[st
     began, before = time.perf_counter(), memory()
     store = open_dataset(folder, "train")
     opened, after = time.perf_counter(), memory()
-    shuffle = choose_shuffle(store, folder, kind, options.window)
+    shuffle = choose_shuffle(store, located(folder), kind, options.window)
     batch_size = min(BATCH, store.num_samples // 8 * 8)
 
     def order(rank: int, world_size: int) -> Order:

@@ -27,6 +27,7 @@ from fasttrain.input import (
     Order,
     Place,
     Store,
+    choose_shuffle,
     located,
     open_dataset,
     open_loader,
@@ -36,7 +37,7 @@ from fasttrain.input import (
 from fasttrain.input.options import CacheOptions
 from fasttrain.kernels.augment import DTYPES
 from fasttrain.system.cores import usable_cores
-from fasttrain.system.errors import UserError
+from fasttrain.system.errors import UserError, note
 from fasttrain.views.spec import RECIPES, Recipe, sides
 
 LOADERS = ("auto", "ffcv", "dali", "folder", "resident")
@@ -68,19 +69,21 @@ class ViewLoader:
 
     def __init__(
         self, data: str | os.PathLike[str] | Store, views: str | Recipe = "mocov2", size: int = 224,
-        batch_size: int = 256, *, split: str = "train", shuffle: bool = True, seed: int = 0, rank: int | None = None,
-        world_size: int | None = None, device: str | torch.device = "auto", dtype: torch.dtype = torch.float32,
-        mean: Sequence[float] | None = None, std: Sequence[float] | None = None, labels: bool | None = None,
-        loader: str = "auto", workers: int | Literal["auto"] = "auto",
-        max_failed_fraction: float = MAX_FAILED_FRACTION, cache: str | os.PathLike[str] = "", cache_gb: float = 100.0,
+        batch_size: int = 256, *, split: str = "train", shuffle: bool | Literal["global", "block"] = True,
+        shuffle_window: int = 64, seed: int = 0, rank: int | None = None, world_size: int | None = None,
+        device: str | torch.device = "auto", dtype: torch.dtype = torch.float32, mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None, labels: bool | None = None, loader: str = "auto",
+        workers: int | Literal["auto"] = "auto", max_failed_fraction: float = MAX_FAILED_FRACTION,
+        cache: str | os.PathLike[str] = "", cache_gb: float = 100.0,
     ) -> None:  # fmt: skip
         """Open the data; nothing is decoded before the first loop, but with loader="resident".
 
         data: what --data of training takes, or what open_dataset returns. views: a recipe's name, a tuple of ViewSpec
         of your own, or "center", the central crop that encoders are evaluated on. size: side of a view in pixels; of
         views of several sizes the largest. batch_size: images of all processes together, of which each gets its share.
-        shuffle: a new order for each pass, whose images that fill no batch are left out; else the data's own order,
-        and a last batch that may be smaller.
+        shuffle: a new order for each pass, whose images that fill no batch are left out; False: the data's own order,
+        and a last batch that may be smaller. True shuffles as training does by default, "global" and "block" as its
+        --shuffle does, "block" over shuffle_window shards at a time.
         rank, world_size: None: those of torch.distributed, or of torchrun, or a single process. device: where the views
         are; "auto": this process's current GPU where there is one. dtype: float32, bfloat16 or float16. mean, std: of
         the channels, in 0…1; None: the data set's own, ImageNet's for image files and an opened data set. labels:
@@ -98,7 +101,7 @@ class ViewLoader:
         if not (isinstance(seed, int) and 0 <= seed < 2**64):
             raise UserError(f"seed {seed}: give a whole number, at least 0 and below 2^64")
         statistics: tuple[Sequence[float], Sequence[float]] = IMAGENET_MEAN, IMAGENET_STD
-        place = None
+        place, kind = None, _kind(shuffle)
         if isinstance(data, str | os.PathLike):
             place = located(data, CacheOptions(os.fspath(cache), cache_gb))
             statistics = pixel_statistics(place, loader)
@@ -106,10 +109,13 @@ class ViewLoader:
         self.mean = _channels("mean", statistics[0] if mean is None else mean)
         self.std = _channels("std", statistics[1] if std is None else std)
         self.classes, self.num_samples, self._fingerprint = data.classes, data.num_samples, data.fingerprint
-        self._check_batches(shuffle)
-        self._shuffle = shuffle
+        self._check_batches(bool(shuffle))
+        self._shuffle = bool(shuffle)
         read_labels = bool(data.classes) and seems_labelled(data) if labels is None else labels
-        order = Order(data.num_samples, batch_size, seed, shuffle, self.rank, self.world_size)
+        lanes, block_S, reason = choose_shuffle(data, place, kind, _positive("shuffle_window", shuffle_window))
+        if reason:
+            note(reason)
+        order = Order(data.num_samples, batch_size, seed, self._shuffle, self.rank, self.world_size, lanes, block_S)
         threads = _workers() if workers == "auto" else _positive("workers", workers)
         self._loader = open_loader(data, order, threads, loader, self.device, max_failed_fraction, read_labels)
         self._batches: Any = None  # of the loop that is under way
@@ -141,13 +147,14 @@ class ViewLoader:
     def state_dict(self) -> dict[str, Any]:
         """The position behind the batch that was handed out last, for torch.save; it does not depend on the ranks."""
         epoch, step = self._position()
-        return {"epoch": epoch, "step": step, **self._identity()}
+        return {"epoch": epoch, "step": step, "lanes": self._loader.state_dict()["lanes"], **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; a loop that is under way is over by this. Raises UserError for what is no position, and for
         one among other batches than this loader's."""
         missing = {"epoch", "step", *_SAME} - state.keys()
-        if missing or not all(isinstance(state[name], int) and state[name] >= 0 for name in ("epoch", "step")):
+        position: dict[str, int] = {name: state[name] for name in ("epoch", "step", "lanes") if name in state}
+        if missing or not all(isinstance(value, int) and value >= 0 for value in position.values()):
             raise UserError(f"this is no position of a ViewLoader: {str(state)[:300]}")
         for name, mine in self._identity().items():
             if state[name] != mine:
@@ -155,7 +162,7 @@ class ViewLoader:
                     f"the position is one in batches of another {_SAME[name]} ({state[name]}; this loader's: {mine})"
                 )
         self._leave(self._batches)
-        self._loader.load_state_dict({"epoch": state["epoch"], "step": state["step"]})
+        self._loader.load_state_dict(position)
 
     def close(self) -> None:
         """End its threads and free its memory. So does the end of the last reference to it."""
@@ -226,6 +233,13 @@ def _recipe(views: str | Recipe) -> Recipe:
     if views != CENTER and views not in RECIPES:
         raise UserError(f"views {views!r}: choose one of {', '.join(RECIPES)}, {CENTER}, or give a tuple of ViewSpec")
     return () if views == CENTER else RECIPES[views]
+
+
+def _kind(shuffle: bool | str) -> str:
+    """As --shuffle has it; an order without shuffle has nothing to choose."""
+    if isinstance(shuffle, str) and shuffle not in ("global", "block"):
+        raise UserError(f"shuffle {shuffle!r}: choose one of True, False, global, block")
+    return shuffle if isinstance(shuffle, str) else "auto" if shuffle else "global"
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from fasttrain import ViewLoader, open_dataset
 from fasttrain.engine.step import TrainStep
 from fasttrain.engine.views import ViewMemory
 from fasttrain.evaluation.features import central_views
-from fasttrain.input import LoaderError
+from fasttrain.input import LoaderError, Order
 from fasttrain.methods import Sample
 from fasttrain.system.errors import DataError, UserError
 from fasttrain.view_loader import ViewBatch
@@ -149,6 +149,28 @@ def test_a_loop_that_was_left_is_taken_up(shards: pathlib.Path) -> None:
         assert equal(rows(0, whole), rows(0, [first, *rest]))
 
 
+def test_shards_are_mixed_some_at_a_time_where_that_is_asked_for_and_a_position_keeps_it(
+    shards: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ViewLoader(shards, **SMALL, shuffle="block", shuffle_window=1) as loader:
+        batches = [index_B for _, _, index_B in loader]
+        order = Order(72, 24, lanes=1, block_S=open_dataset(shards).block_S)  # type: ignore[attr-defined]
+        assert [index_B.tolist() for index_B in batches] == [order.step(0, step).tolist() for step in range(3)]
+        next(iter(loader))
+        state = loader.state_dict()
+        rest = [index_B.tolist() for _, _, index_B in loader]
+    with ViewLoader(shards, **SMALL, shuffle="global") as elsewhere:
+        elsewhere.load_state_dict(through_a_file(state))
+        assert [index_B.tolist() for _, _, index_B in elsewhere] == rest
+    with ViewLoader(shards, **SMALL) as loader:
+        assert loader.state_dict()["lanes"] == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("fasttrain.input.shuffle.network_file_system", lambda path: "nfs4")
+    with ViewLoader(shards, **SMALL) as loader:
+        assert loader.state_dict()["lanes"] == 3
+    assert f"block, 3 shards at once: {shards} is on a file system of the network (nfs4)" in capsys.readouterr().err
+
+
 def test_without_shuffle_each_loop_begins_with_the_first_image(shards: pathlib.Path) -> None:
     with ViewLoader(shards, "center", **{**SMALL, "batch_size": 20}, shuffle=False) as loader:
         assert len(loader) == 4
@@ -269,6 +291,8 @@ def test_other_statistics_and_dtypes(shards: pathlib.Path) -> None:
         ({"batch_size": 70, "rank": 0, "world_size": 5, "shuffle": False}, "last batch of 2 images"),
         ({"size": 1.5}, "size 1.5"),
         ({"workers": 0}, "workers 0"),
+        ({"shuffle": "blocks"}, "shuffle 'blocks': choose one of True, False, global, block"),
+        ({"shuffle_window": 0}, "shuffle_window 0"),
         ({"seed": -1}, "seed -1"),
         ({"loader": "fast"}, "'fast': choose one of auto"),
         ({"dtype": torch.float64}, "choose one of torch.float32"),
@@ -302,7 +326,10 @@ def test_a_position_among_other_batches_is_refused(shards: pathlib.Path, tar_sha
                 loader.load_state_dict(elsewhere.state_dict())
         with pytest.raises(UserError, match="another data"):
             loader.load_state_dict({**loader.state_dict(), "data": "other"})
-        for none in ({}, {**loader.state_dict(), "epoch": -1}, {**loader.state_dict(), "step": "2"}):
+        for odd in ({"epoch": -1}, {"step": "2"}, {"lanes": None}):
+            with pytest.raises(UserError, match="no position"):
+                loader.load_state_dict({**loader.state_dict(), **odd})
+        for none in ({}, {"epoch": 1, "step": 2}):
             with pytest.raises(UserError, match="no position"):
                 loader.load_state_dict(none)
 

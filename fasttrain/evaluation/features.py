@@ -32,6 +32,7 @@ from fasttrain.input import (
     seems_labelled,
 )
 from fasttrain.input.blanks import Blanks
+from fasttrain.input.stores import blocks_of
 from fasttrain.kernels.augment import augment
 from fasttrain.system.cli import warn
 from fasttrain.system.durable import reason
@@ -121,7 +122,7 @@ def central_views(
     views are valid until the next one is asked for. Raises LoaderError when more than max_failed_fraction of the
     images or labels can't be read.
     """
-    order = Order(store.num_samples, batch_size, shuffle=False)
+    order = Order(store.num_samples, batch_size, shuffle=False, block_S=blocks_of(store))
     loader = open_loader(store, order, workers, device=device, max_failed_fraction=max_failed_fraction, labels=labels)
     loader.load_state_dict({"epoch": 0, "step": first})
     with contextlib.closing(loader):

@@ -30,6 +30,10 @@ class ShardStore(Shards[BetonShard | BetonReader]):
         shard, row = self.locate(index)
         self._opened(shard).image(row)
 
+    def begins(self, index: int) -> int:
+        shard, row = self.locate(index)
+        return self._opened(shard).image(row).pointer
+
     def read(self, index: int) -> Encoded:
         shard, row = self.locate(index)
         reader = self._opened(shard)

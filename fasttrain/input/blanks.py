@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from fasttrain.input.stores import Encoded, Store
+from fasttrain.input.stores import BlockStore, Encoded, Store
 from fasttrain.system.errors import DataError
 
 
@@ -22,6 +22,9 @@ class Blanks:
         self.name, self.place, self.source_name = store.name, store.place, store.source_name
         self.failed: dict[int, DataError | OSError] = {}
         self._store = store
+        if isinstance(store, BlockStore):
+            self.block_S, self.num_bytes = store.block_S, store.num_bytes
+            self.fetch, self.blocks_ahead = store.fetch, store.blocks_ahead
 
     def labels(self, index_N: np.ndarray) -> np.ndarray:
         """As the store's, of one sample; -1 for one that can't be read."""

@@ -9,20 +9,36 @@ from typing import cast
 import numpy as np
 
 from fasttrain.formats.manifest import spread
-from fasttrain.input.stores import Encoded, Shards, Store
+from fasttrain.input.stores import BlockStore, Encoded, Shards, Store
 from fasttrain.system.errors import DataError
 
 LABELS_TRIED = 20
+MOST = 0.5  # of the samples of a block: it is then read as a whole
 OF_A_BLOCK = 4  # one sample of so many is taken, of the blocks of a set elsewhere that are read for a few
 
 
 class Selection:
-    """Samples of a store by their numbers in it, numbered anew from 0. fingerprint: the whole store's."""
+    """Samples of a store by their numbers in it, numbered anew from 0. fingerprint: the whole store's.
+
+    It has the blocks of a store of which it is in order and takes most, so that these are read ahead.
+    """
 
     def __init__(self, store: Store, index_N: np.ndarray) -> None:
         self.num_samples, self.classes, self.fingerprint = len(index_N), store.classes, store.fingerprint
         self.write = store.write
         self._store, self._index = store, index_N
+        if isinstance(store, BlockStore) and (np.diff(index_N) > 0).all():
+            start_S = np.searchsorted(index_N, store.block_S)  # among the selected
+            count_K = np.diff(start_S)
+            if len(index_N) > MOST * np.diff(store.block_S)[count_K > 0].sum():
+                self.block_S, self.num_bytes = np.unique(start_S), store.num_bytes
+                self.fetch, self.blocks_ahead = self._fetch, store.blocks_ahead
+
+    def _fetch(self, first: int, _end: int) -> None:
+        """The whole block of the store."""
+        assert isinstance(self._store, BlockStore)
+        number = int(np.searchsorted(self._store.block_S, self._index[first], "right"))
+        self._store.fetch(*self._store.block_S[number - 1 : number + 1].tolist())
 
     def labels(self, index_N: np.ndarray) -> np.ndarray:
         return self._store.labels(self._index[index_N])
@@ -40,18 +56,6 @@ class Selection:
         return self._store.source_name(int(self._index[index]))
 
 
-class BlockSelection(Selection):
-    """Of a set elsewhere: a BlockStore, too. index_N: ascending."""
-
-    def __init__(self, store: Shards, index_N: np.ndarray) -> None:
-        super().__init__(cast("Store", store), index_N)
-        self.num_bytes, self.blocks_ahead, self._shards = store.num_bytes, store.blocks_ahead, store
-        self.block_S = np.unique(np.searchsorted(index_N, store.block_S))
-
-    def fetch(self, first: int, end: int) -> None:
-        self._shards.fetch(int(self._index[first]), int(self._index[end - 1]) + 1)
-
-
 def evenly(store: Store, most: int) -> Selection:
     """Evenly spaced samples, `most` at most: all classes of sorted files are among them in proportion.
 
@@ -62,7 +66,7 @@ def evenly(store: Store, most: int) -> Selection:
         blocks = len(store.block_S) - 1
         chosen = spread(blocks, math.ceil(min(blocks, OF_A_BLOCK * count * blocks / store.num_samples)))
         there = np.concatenate([np.arange(*store.block_S[block : block + 2]) for block in chosen])
-        return BlockSelection(store, there[spread(len(there), count)])
+        return Selection(cast("Store", store), there[spread(len(there), count)])
     return Selection(store, np.linspace(0, store.num_samples - 1, count).astype(np.int64))
 
 

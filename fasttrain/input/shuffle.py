@@ -23,14 +23,14 @@ class Shuffle(NamedTuple):
     reason: str = ""
 
 
-def choose_shuffle(store: Store, place: Place, kind: str, window: int) -> Shuffle:
-    """kind: "auto", "global" or "block", of `window` shards. place: of the data.
+def choose_shuffle(store: Store, place: Place | None, kind: str, window: int) -> Shuffle:
+    """kind: "auto", "global" or "block", of `window` shards. place: of the data; None: unknown.
 
     Raises UserError for "block" where there are no shards.
     """
     if not isinstance(store, BlockStore):
         if kind == "block":
-            raise UserError(f"--shuffle block is for shards, and {place} holds plain image files: convert them first")
+            raise UserError(f"--shuffle block is for shards, and {place or 'this set'} has none: convert it first")
         return Shuffle(0, None)
     lanes = min(window, len(store.block_S) - 1)
     if kind != "auto":
@@ -40,10 +40,10 @@ def choose_shuffle(store: Store, place: Place, kind: str, window: int) -> Shuffl
     return Shuffle(0, store.block_S)
 
 
-def _why_blocks(store: BlockStore, place: Place) -> str:
-    if place.url:
+def _why_blocks(store: BlockStore, place: Place | None) -> str:
+    if place and place.url:
         return f"{place} is read from {place.url.partition(':')[0]}"
-    if kind := network_file_system(place.path):
+    if place and (kind := network_file_system(place.path)):
         return f"{place} is on a file system of the network ({kind})"
     memory = machine_memory()
     if store.num_bytes > TIMES_MEMORY * memory:

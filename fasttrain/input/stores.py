@@ -6,7 +6,6 @@ import bisect
 import contextlib
 import ctypes
 import functools
-import math
 import os
 from array import array
 from collections.abc import Callable, Sequence
@@ -84,6 +83,11 @@ class BlockStore(Store, Protocol):
 
         0: fetching is of no use.
         """
+
+
+def blocks_of(store: Store) -> np.ndarray | None:
+    """Where the blocks of a store begin, as Order takes them; None: it has none."""
+    return store.block_S if isinstance(store, BlockStore) else None
 
 
 class Stream(NamedTuple):
@@ -211,7 +215,10 @@ class Shards(Generic[AnyReader]):
         return label
 
     def fetch(self, first: int, end: int) -> None:
-        """Read the part of the file in sequence, so that it lies in the system's cache; fetch what is elsewhere."""
+        """Open the shard, and read the part of its file in sequence, so that it lies in the system's cache.
+
+        What is elsewhere is fetched, and opened later: it takes disk while it is open, also when the cache drops it.
+        """
         number, row = self.locate(first)
         shard = self._shards[number]
         if self.is_elsewhere:
@@ -219,8 +226,15 @@ class Shards(Generic[AnyReader]):
                 if file:
                     self._near.path(file.name)
             return
-        share = shard.num_bytes / shard.num_samples  # of a sample: a block is all of a file, or many samples of one
-        read_through(self._near.path(shard.name), int(row * share), math.ceil((row + end - first) * share))
+        self._opened(number)  # with what lies beside it
+        start = self.begins(first) if row else 0
+        read_through(
+            self._near.path(shard.name), start, shard.num_bytes if end == self._start[number + 1] else self.begins(end)
+        )
+
+    def begins(self, index: int) -> int:
+        """At which byte of its file a sample's image begins. Raises DataError where that can't be read."""
+        raise NotImplementedError
 
     def blocks_ahead(self, lanes: int) -> int:
         """One for each lane, if memory has room for as many, beside those in use.

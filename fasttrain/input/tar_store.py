@@ -27,6 +27,10 @@ class TarStore(Shards[TarShardReader]):
         shard, row = self.locate(index)
         self._opened(shard).sample(row)
 
+    def begins(self, index: int) -> int:
+        shard, row = self.locate(index)
+        return self._opened(shard).sample(row).image_at
+
     def read(self, index: int) -> Encoded:
         shard, row = self.locate(index)
         reader = self._opened(shard)

@@ -1,18 +1,24 @@
 """Reading ahead: blocks are fetched in the order in which they are needed, not too far ahead, and nothing is lost."""
 
+import itertools
 import os
 import pathlib
 import re
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from support.clock import Clock
 from support.loading import Numbers, indices
 
-from fasttrain.input import LoaderError, Order, ThreadLoader, loader, open_dataset
+from fasttrain.evaluation.features import central_views
+from fasttrain.formats.manifest import Manifest
+from fasttrain.input import LoaderError, Order, Selection, ThreadLoader, evenly, loader, open_dataset, stores
 from fasttrain.input.ahead import ReadAhead
+from fasttrain.input.blanks import Blanks
 from fasttrain.input.stores import BlockStore
 from fasttrain.storage import sequential
 from fasttrain.system import watch
@@ -178,8 +184,7 @@ def test_an_unexpected_error_of_a_fetch_is_raised_where_batches_are_asked_for() 
     store.fetch = fetch
     reader = ThreadLoader(store, Order(400, 16, lanes=2, block_S=STARTS), 1)
     with pytest.raises(ZeroDivisionError):
-        for epoch in range(1000):
-            list(reader.epoch(epoch))
+        [indices(reader.epoch(epoch)) for epoch in range(1000)]
     assert failed.is_set()
     reader.close()
 
@@ -225,28 +230,57 @@ def test_storage_that_hangs_in_a_fetch_is_named(
     reader.close()
 
 
-def test_a_block_of_a_folder_is_read_through_to_its_end(
-    shards: pathlib.Path, tar_shards: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[tuple[int, int]] = []
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of a file that were read in sequence; out of it, the test fails. A negative number has it all cached,
+    as far as the first piece shows."""
+    found: list[int] = []
 
-    def preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
-        read.append((offset, count := os.preadv(descriptor, buffers, offset)))
+    def preadv(descriptor: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        if flags == os.RWF_NOWAIT:
+            if offset < 1000 and found == [-1]:
+                return 1
+            raise BlockingIOError
+        assert found in ([], [-1]) or offset == found[-1] + 1
+        count = os.preadv(descriptor, buffers, offset)
+        found.extend(range(offset, offset + count))
         return count
 
+    monkeypatch.setattr(sequential, "os", _OsWith(preadv))
     monkeypatch.setattr(sequential, "_PIECE", 1000)
-    for path in (shards, tar_shards):
-        store = open_dataset(path)
-        assert isinstance(store, BlockStore)
-        assert len(store.block_S) == 4
-        assert [store.blocks_ahead(lanes) for lanes in (1, 3, 100)] == [1, 3, 100]
-        file = path / store._shards[1].name
-        with monkeypatch.context() as context:
-            context.setattr(sequential, "os", _OsWith(preadv))
-            store.fetch(*store.block_S[1:3].tolist())
-        assert [offset for offset, _ in read] == list(range(0, file.stat().st_size, 1000))
-        assert sum(count for _, count in read) == file.stat().st_size
+    return found
+
+
+def test_what_is_in_memory_is_not_read_again(shards: pathlib.Path, read: list[int]) -> None:
+    store = open_dataset(shards)
+    assert isinstance(store, BlockStore)
+    read.append(-1)
+    store.fetch(*store.block_S[:2].tolist())
+    assert read[:2] == [-1, 1000]
+
+
+@pytest.mark.parametrize("kind", ["shards", "tar_shards"])
+def test_a_block_of_a_folder_is_read_through_from_its_beginning_to_its_end(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, read: list[int]
+) -> None:
+    path = request.getfixturevalue(kind)
+    store = open_dataset(path)
+    assert isinstance(store, BlockStore)
+    assert len(store.block_S) == 4
+    assert [store.blocks_ahead(lanes) for lanes in (1, 3, 100)] == [1, 3, 100]
+    store.fetch(*store.block_S[1:3].tolist())
+    size = (path / Manifest.load(path).splits["train"][1].name).stat().st_size
+    assert read == list(range(size))
+    monkeypatch.setattr(stores, "BLOCK_SAMPLES", 8)  # a shard is several blocks, as a single file of all images is
+    store = open_dataset(path)
+    blocks = []
+    for first, end in itertools.pairwise(store.block_S[store.block_S <= store.block_S[-1] // 3].tolist()):
         read.clear()
+        store.fetch(first, end)
+        blocks.append((read[0], read[-1] + 1))
+    assert len(blocks) > 2
+    assert blocks[0][0] == 0
+    assert all(here[1] == following[0] for here, following in itertools.pairwise(blocks))
 
 
 class _OsWith:
@@ -262,8 +296,6 @@ class _OsWith:
 def test_nothing_is_read_ahead_that_memory_could_not_keep(
     shards: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fasttrain.input import stores
-
     store = open_dataset(shards)
     assert isinstance(store, BlockStore)
     block = store.num_bytes / 3
@@ -273,3 +305,29 @@ def test_nothing_is_read_ahead_that_memory_could_not_keep(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(stores, "machine_memory", lambda: int(2 * 30 * block) + 4)
     assert store.blocks_ahead(10) == 5
+
+
+def test_a_selection_of_most_samples_of_some_blocks_reads_these_ahead() -> None:
+    store = Blocks()
+    most = Selection(store, np.r_[np.arange(45, 80), np.arange(200, 220)])  # of three blocks, without the first five
+    assert isinstance(most, BlockStore)
+    assert most.block_S.tolist() == [0, 15, 35, 55]
+    for first, end in itertools.pairwise(most.block_S.tolist()):
+        most.fetch(first, end)
+    assert store.fetched == [40, 60, 200]
+    assert not isinstance(evenly(store, 20), BlockStore)  # it would read everything
+    assert not isinstance(Selection(store, np.arange(400)[::-1]), BlockStore)
+
+
+def test_an_evaluation_reads_ahead(shards: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[tuple[int, int]] = []
+    monkeypatch.setattr(stores.Shards, "fetch", lambda store, first, end: fetched.append((first, end)))
+    monkeypatch.setattr(
+        "fasttrain.input.ahead.Workers",
+        lambda count: SimpleNamespace(submit=lambda call, *rest: call(*rest), close=list),
+    )
+    size: dict = {"size": 16, "mean": (0.5,) * 3, "std": (0.2,) * 3, "max_failed_fraction": 0.0}
+    every = Blanks(Selection(open_dataset(shards), np.arange(72)))
+    assert sum(len(b) for b, _ in central_views(every, torch.device("cpu"), batch_size=8, workers=1, **size)) == 72
+    starts = open_dataset(shards).block_S.tolist()  # type: ignore[attr-defined]
+    assert fetched == list(itertools.pairwise(starts))

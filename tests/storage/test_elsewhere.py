@@ -223,8 +223,8 @@ def test_a_cache_that_is_too_small_is_one_line_with_the_number_that_is_needed(
 
 
 def test_views_over_a_url_are_those_of_a_folder(small: Path, web: Web, tmp_path: Path) -> None:
-    near = ViewLoader(small, size=16, batch_size=12, device="cpu", workers=1)
-    far = ViewLoader(f"{web.url}/set", size=16, batch_size=12, device="cpu", workers=1, cache=tmp_path)
+    near = ViewLoader(small, size=16, shuffle="block", batch_size=12, device="cpu", workers=1)
+    far = ViewLoader(f"{web.url}/set", size=16, shuffle="block", batch_size=12, device="cpu", workers=1, cache=tmp_path)
     for mine, its in zip(far, near, strict=True):
         assert mine.index_B.tolist() == its.index_B.tolist()
         assert torch.equal(mine.views[0], its.views[0])
