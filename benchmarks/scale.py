@@ -40,7 +40,7 @@ from fasttrain.dataprep.shards import checksum
 from fasttrain.formats.beton import BetonWriter
 from fasttrain.formats.manifest import Manifest, Shard, SideFile, glimpses
 from fasttrain.formats.names import NamesWriter, names_path
-from fasttrain.input import Order, Store, ThreadLoader, choose_shuffle, open_dataset
+from fasttrain.input import Order, Store, ThreadLoader, choose_shuffle, located, open_dataset
 from fasttrain.input.loader import AHEAD
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.options import Options, Positive
