@@ -40,7 +40,7 @@ from fasttrain.dataprep.shards import checksum
 from fasttrain.formats.beton import BetonWriter
 from fasttrain.formats.manifest import Manifest, Shard, SideFile, glimpses
 from fasttrain.formats.names import NamesWriter, names_path
-from fasttrain.input import Order, Store, ThreadLoader, choose_shuffle, open_dataset
+from fasttrain.input import Order, Store, ThreadLoader, choose_shuffle, located, open_dataset
 from fasttrain.input.loader import AHEAD
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.options import Options, Positive
@@ -120,7 +120,7 @@ def measure(folder: pathlib.Path, kind: str, options: ScaleBenchmark) -> dict[st
     began, before = time.perf_counter(), memory()
     store = open_dataset(folder, "train")
     opened, after = time.perf_counter(), memory()
-    shuffle = choose_shuffle(store, folder, kind, options.window)
+    shuffle = choose_shuffle(store, located(folder), kind, options.window)
     batch_size = min(BATCH, store.num_samples // 8 * 8)
 
     def order(rank: int, world_size: int) -> Order:

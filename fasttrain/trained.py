@@ -11,7 +11,7 @@ from torch import nn
 
 from fasttrain.config import TrainConfig, load_config
 from fasttrain.engine.networks import make_method
-from fasttrain.input import pixel_statistics
+from fasttrain.input import located, pixel_statistics
 from fasttrain.methods import Method
 from fasttrain.networks.encoders import make_encoder
 from fasttrain.run.checkpoint import BEST, UNFIT, Checkpoint, load_checkpoint, load_newest
@@ -117,6 +117,6 @@ def images_of(run: pathlib.Path, config: TrainConfig, given: str) -> DataRecord:
     """
     if recorded := read_data(run):
         return recorded
-    data = pathlib.Path(config.data.data)
-    found = data if data.exists() or not given else pathlib.Path(given)
-    return DataRecord(os.path.realpath(data), "", *pixel_statistics(found, config.data.loader))
+    data = located(config.data.data)
+    found = data if data.exists() or not given else located(given)
+    return DataRecord(data.real, "", *pixel_statistics(found, config.data.loader))

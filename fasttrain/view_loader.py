@@ -10,7 +10,6 @@ import contextlib
 import functools
 import math
 import os
-import pathlib
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -24,14 +23,18 @@ from fasttrain.input import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     MAX_FAILED_FRACTION,
+    Loader,
     Order,
+    Place,
     Store,
     choose_shuffle,
+    located,
     open_dataset,
     open_loader,
     pixel_statistics,
     seems_labelled,
 )
+from fasttrain.input.options import CacheOptions
 from fasttrain.kernels.augment import DTYPES
 from fasttrain.system.cores import usable_cores
 from fasttrain.system.errors import UserError, note
@@ -71,6 +74,7 @@ class ViewLoader:
         device: str | torch.device = "auto", dtype: torch.dtype = torch.float32, mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None, labels: bool | None = None, loader: str = "auto",
         workers: int | Literal["auto"] = "auto", max_failed_fraction: float = MAX_FAILED_FRACTION,
+        cache: str | os.PathLike[str] = "", cache_gb: float = 100.0,
     ) -> None:  # fmt: skip
         """Open the data; nothing is decoded before the first loop, but with loader="resident".
 
@@ -83,7 +87,7 @@ class ViewLoader:
         rank, world_size: None: those of torch.distributed, or of torchrun, or a single process. device: where the views
         are; "auto": this process's current GPU where there is one. dtype: float32, bfloat16 or float16. mean, std: of
         the channels, in 0…1; None: the data set's own, ImageNet's for image files and an opened data set. labels:
-        None: where there are some. loader, workers, max_failed_fraction: as the options of training.
+        None: where there are some. loader, workers, max_failed_fraction, cache, cache_gb: as the options of training.
 
         Raises UserError for values that can't be, DataError for data that can't be read.
         """
@@ -97,18 +101,18 @@ class ViewLoader:
         if not (isinstance(seed, int) and 0 <= seed < 2**64):
             raise UserError(f"seed {seed}: give a whole number, at least 0 and below 2^64")
         statistics: tuple[Sequence[float], Sequence[float]] = IMAGENET_MEAN, IMAGENET_STD
-        path, kind = None, _kind(shuffle)
+        place, kind = None, _kind(shuffle)
         if isinstance(data, str | os.PathLike):
-            path = pathlib.Path(data)
-            statistics = pixel_statistics(path, loader)
-            data = open_dataset(data, split, loader, size)
+            place = located(data, CacheOptions(os.fspath(cache), cache_gb))
+            statistics = pixel_statistics(place, loader)
+            data = open_dataset(place, split, loader, size)
         self.mean = _channels("mean", statistics[0] if mean is None else mean)
         self.std = _channels("std", statistics[1] if std is None else std)
         self.classes, self.num_samples, self._fingerprint = data.classes, data.num_samples, data.fingerprint
         self._check_batches(bool(shuffle))
         self._shuffle = bool(shuffle)
         read_labels = bool(data.classes) and seems_labelled(data) if labels is None else labels
-        lanes, block_S, reason = choose_shuffle(data, path, kind, _positive("shuffle_window", shuffle_window))
+        lanes, block_S, reason = choose_shuffle(data, place, kind, _positive("shuffle_window", shuffle_window))
         if reason:
             note(reason)
         order = Order(data.num_samples, batch_size, seed, self._shuffle, self.rank, self.world_size, lanes, block_S)
@@ -116,7 +120,7 @@ class ViewLoader:
         self._loader = open_loader(data, order, threads, loader, self.device, max_failed_fraction, read_labels)
         self._batches: Any = None  # of the loop that is under way
         self._memory = ViewMemory() if self.device.type == "cpu" else None
-        self._end = weakref.finalize(self, self._loader.close)
+        self._end = weakref.finalize(self, _close, self._loader, place)
 
     def __len__(self) -> int:
         """Batches of a whole pass."""
@@ -279,3 +283,9 @@ def _channels(name: str, values: Sequence[float]) -> tuple[float, ...]:
     if len(values) != 3 or not all(math.isfinite(value) for value in values) or (name == "std" and min(values) <= 0):
         raise UserError(f"{name} {values}: give three numbers, of R, G and B" + (", above 0" if name == "std" else ""))
     return tuple(map(float, values))
+
+
+def _close(loader: Loader, place: Place | None) -> None:
+    loader.close()
+    if place:
+        place.close()

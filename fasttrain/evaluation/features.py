@@ -22,9 +22,11 @@ from fasttrain.input import (
     Batch,
     LoaderError,
     Order,
+    Place,
     Selection,
     Store,
     evenly,
+    located,
     open_dataset,
     open_loader,
     seems_labelled,
@@ -92,18 +94,20 @@ class Preparation(NamedTuple):
 
 
 def open_labelled(
-    path: pathlib.Path, loader: str, view_size: int, most: int = sys.maxsize, val_fraction: float = 0.0
-) -> tuple[Selection, Selection]:
+    data: str | os.PathLike[str] | Place, loader: str, view_size: int, most: int = sys.maxsize,
+    val_fraction: float = 0.0,
+) -> tuple[Selection, Selection]:  # fmt: skip
     """The train and val splits, `most` samples of each. Raises UserError where labels are missing.
 
-    val_fraction: as for open_dataset.
+    data, val_fraction: as for open_dataset.
     A set without labels is known at once by a few; any other label is read with its image.
     """
+    place = located(data)
     train, val = (
-        evenly(open_dataset(path, split, loader, view_size, val_fraction), most) for split in ("train", "val")
+        evenly(open_dataset(place, split, loader, view_size, val_fraction), most) for split in ("train", "val")
     )
     if not train.classes or not all(seems_labelled(subset) for subset in (train, val)):
-        raise UserError(f"{path} has {_UNLABELLED}")
+        raise UserError(f"{place} has {_UNLABELLED}")
     return train, val
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import pathlib
 from collections.abc import Callable, Iterator
 
 import torch
@@ -25,6 +24,7 @@ from fasttrain.evaluation.ranking import ALONE, best_classes
 from fasttrain.input import (
     Batch,
     Order,
+    Place,
     Selection,
     Store,
     evenly,
@@ -61,17 +61,16 @@ class HealthMonitor:
     """
 
     def __init__(
-        self, options: DataOptions, recipe: Recipe, size: int, seed: int, most: int, lidar: bool,
+        self, place: Place, options: DataOptions, recipe: Recipe, size: int, seed: int, most: int, lidar: bool,
         device: torch.device, workers: int,
     ) -> None:  # fmt: skip
-        """recipe: of the run; small crops in it are left out. size: side of the views."""
-        path = pathlib.Path(options.data)
+        """place: of options.data. recipe: of the run; small crops in it are left out. size: side of the views."""
 
         def subset(split: str) -> Selection:
-            return evenly(open_dataset(path, split, options.loader, size, options.val_fraction), most)
+            return evenly(open_dataset(place, split, options.loader, size, options.val_fraction), most)
 
         self._train, self._val = subset("train"), None
-        if self._train.classes and ("val" in split_names(path, options.loader) or options.val_fraction):
+        if self._train.classes and ("val" in split_names(place, options.loader) or options.val_fraction):
             try:
                 val = subset("val")
                 self._val = val if seems_labelled(self._train) and seems_labelled(val) else None

@@ -15,6 +15,7 @@ from fasttrain.evaluation.knn import knn
 from fasttrain.evaluation.options import TEMPERATURE
 from fasttrain.evaluation.ranking import ALONE
 from fasttrain.evaluation.watched import Watched
+from fasttrain.input import Place
 from fasttrain.input.options import DataOptions
 from fasttrain.methods import Method
 from fasttrain.run.checkpoint import keep_best
@@ -26,13 +27,14 @@ BATCH_SIZE = 256
 class KnnMonitor:
     """Classifies (at most MOST of) the val split by the train split, as evaluate.py does. Draws nothing at random."""
 
-    def __init__(self, options: DataOptions, k: int, size: int, device: torch.device, workers: int) -> None:
-        """k: neighbours, 0: as `neighbours` says. size: side of the views.
+    def __init__(
+        self, place: Place, options: DataOptions, k: int, size: int, device: torch.device, workers: int
+    ) -> None:
+        """place: of options.data. k: neighbours, 0: as `neighbours` says. size: side of the views.
 
         Raises DataError without a val split, UserError where labels are missing.
         """
-        path = pathlib.Path(options.data)
-        self._splits = open_labelled(path, options.loader, size, MOST, options.val_fraction)
+        self._splits = open_labelled(place, options.loader, size, MOST, options.val_fraction)
         self._k, self._size, self._device, self._workers = k, size, device, workers
         self._max_failed = options.max_failed_fraction
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fasttrain.input.folder_store import FolderStore
     from fasttrain.input.loader import MAX_FAILED_FRACTION, Loader, LoaderError, ThreadLoader
     from fasttrain.input.order import Order
+    from fasttrain.input.places import Place, located
     from fasttrain.input.selection import Selection, evenly, seems_labelled
     from fasttrain.input.shuffle import Shuffle, choose_shuffle
     from fasttrain.input.stores import Store
@@ -27,11 +28,12 @@ _FILES = {
     "ThreadLoader": "loader", "MAX_FAILED_FRACTION": "loader", "Order": "order", "Store": "stores",
     "IMAGENET_MEAN": "datasets", "IMAGENET_STD": "datasets", "open_dataset": "datasets", "open_loader": "datasets",
     "pixel_statistics": "datasets", "split_names": "datasets", "Selection": "selection", "evenly": "selection",
-    "seems_labelled": "selection", "Shuffle": "shuffle", "choose_shuffle": "shuffle",
+    "seems_labelled": "selection", "Shuffle": "shuffle", "choose_shuffle": "shuffle", "Place": "places",
+    "located": "places",
 }  # fmt: skip
 __all__ = [
     "IMAGENET_MEAN", "IMAGENET_STD", "MAX_FAILED_FRACTION", "Batch", "FolderStore", "Loader", "LoaderError", "Order",
-    "Selection", "Shuffle", "Store", "ThreadLoader", "choose_shuffle", "evenly", "open_dataset",
+    "Place", "Selection", "Shuffle", "Store", "ThreadLoader", "choose_shuffle", "evenly", "located", "open_dataset",
     "open_loader", "pixel_statistics", "seems_labelled", "split_names",
 ]  # fmt: skip
 

@@ -15,6 +15,7 @@ from fasttrain.input.beton_store import ShardStore, StockStore
 from fasttrain.input.folder_store import FolderStore, list_images
 from fasttrain.input.loader import MAX_FAILED_FRACTION, Loader, ThreadLoader
 from fasttrain.input.order import Order
+from fasttrain.input.places import Place, located
 from fasttrain.input.prefetch import prefetched
 from fasttrain.input.stores import Store, tell_once
 from fasttrain.input.tar_store import TarStore
@@ -27,38 +28,41 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def open_dataset(
-    path: str | os.PathLike[str], split: str = "train", loader: str = "auto", view_size: int = 0,
+    data: str | os.PathLike[str] | Place, split: str = "train", loader: str = "auto", view_size: int = 0,
     val_fraction: float = 0.0,
 ) -> Store:  # fmt: skip
     """The samples of one split ("train" or "val").
 
+    data: a path, the URL of a converted data set, or what located() returns.
     loader: "folder" (plain image files); "ffcv" (shards); others by what is there: a converted data set has a
     manifest.json, .beton files without one are stock FFCV's, anything else is plain image files.
     view_size: side of the views to be cut, in pixels: files far larger are decoded smaller; 0: never.
     val_fraction: part of each class of plain image files that is the "val" split.
     Raises DataError for a path or split that is not there, or shards that do not match their manifest; UserError for a
-    val_fraction of shards.
+    val_fraction of shards, and for a URL what located() does.
     """
-    path = pathlib.Path(path)
-    kind = _kind(path, loader)
+    place = located(data)
+    kind, path = _kind(place, loader), place.path
     if kind == "folder":
         return FolderStore(path, split, view_size, val_fraction)
     if val_fraction:
-        raise UserError(f"--val-fraction is for plain image files, and {path} holds shards: convert.py has it, too")
+        raise UserError(f"--val-fraction is for plain image files, and {place} holds shards: convert.py has it, too")
     if kind == "betons":
         return _open_betons(path, split)
     manifest = _manifest(path)
     if not manifest.splits.get(split):
-        raise ManifestError(f"{path} has no {split!r} split (a source with val/, or convert with --val-fraction)")
-    store = (TarStore if manifest.format == "webdataset" else ShardStore).of(Folder(path), manifest, split)
-    manifest.check_shards(path, MOST_TRIED)
-    store.try_shards(MOST_TRIED)
+        raise ManifestError(f"{place} has no {split!r} split (a source with val/, or convert with --val-fraction)")
+    store = (TarStore if manifest.format == "webdataset" else ShardStore).of(place.near, manifest, split)
+    if not place.url:  # which comes shard by shard, and is checked as it comes
+        manifest.check_shards(path, MOST_TRIED)
+        store.try_shards(MOST_TRIED)
     return store
 
 
-def split_names(path: pathlib.Path, loader: str = "auto") -> tuple[str, ...]:
-    """The splits of a data set, "train" first. loader: as for open_dataset. Raises DataError as that does."""
-    kind = _kind(path, loader)
+def split_names(data: str | os.PathLike[str] | Place, loader: str = "auto") -> tuple[str, ...]:
+    """The splits of a data set, "train" first. data, loader: as for open_dataset. Raises DataError as that does."""
+    place = located(data)
+    kind, path = _kind(place, loader), place.path
     if kind == "folder":
         found: Iterable[str] = list_images(path).splits
     elif kind == "betons":
@@ -82,8 +86,11 @@ def _loaded(folder: pathlib.Path, *_unchanged: int) -> Manifest:
     return Manifest.load(folder)
 
 
-def _kind(path: pathlib.Path, loader: str) -> str:
-    """What a path is: "folder", "betons" or "manifest". Raises ManifestError where that can't be read as it is."""
+def _kind(place: Place, loader: str) -> str:
+    """What lies there: "folder", "betons" or "manifest". Raises ManifestError where that can't be read as it is."""
+    path = place.path
+    if place.url and loader == "folder":
+        raise ManifestError(f"{place}: --loader folder is for images on this machine; elsewhere they lie in shards")
     if not path.exists():
         raise ManifestError(f"{path}: no such folder")
     if loader == "folder" and path.is_dir():
@@ -127,11 +134,13 @@ def open_loader(
     return prefetched(ThreadLoader(store, order, workers, max_failed_fraction, labels, device.type == "cuda"), device)
 
 
-def pixel_statistics(path: pathlib.Path, loader: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def pixel_statistics(data: str | os.PathLike[str] | Place, loader: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the channels in [0, 1]: the manifest's, or ImageNet's where there is none.
 
+    data: as for open_dataset.
     A channel that is the same everywhere, whose deviation is 0, has 1: views are divided by it.
     """
+    path = located(data).path
     if loader == "folder" or not (path / FILE_NAME).exists():
         return IMAGENET_MEAN, IMAGENET_STD
     manifest = _manifest(path)

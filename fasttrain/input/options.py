@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from fasttrain.system.options import Bounds, Fraction, Free, Options
+from fasttrain.system.options import Bounds, Fraction, Free, Options, Positive
+
+
+@dataclass(frozen=True)
+class CacheOptions(Options):
+    """Where shards come to, of a data set elsewhere."""
+
+    cache: Free[str] = ""
+    """Folder on a disk of this machine for the shards of a data set elsewhere, shared by all runs on it. Empty:
+    fasttrain/shards in $XDG_CACHE_HOME, or in ~/.cache."""
+    cache_gb: Free[Positive[float]] = 100.0
+    """Gigabytes that they may take there; the least recently used go first. What is free on the disk bounds them,
+    too."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +26,7 @@ class DataOptions(Options):
 
     data: Free[str]
     """Converted data set (a folder with manifest.json), FFCV's .beton file or a folder of train.beton and val.beton, or
-    a folder of image files."""
+    a folder of image files; or the URL of a converted one (s3://…, gs://…, https://…)."""
     loader: Free[Literal["auto", "ffcv", "dali", "folder", "resident"]] = "auto"
     """auto decodes shards or plain image files, whichever --data is; ffcv insists on shards, folder on plain files;
     dali decodes shards by NVIDIA DALI; resident decodes either once and keeps all of it in memory."""
@@ -23,9 +35,11 @@ class DataOptions(Options):
     convert.py --val-fraction sets apart with its default --seed. Shards are converted with one."""
     shuffle: Literal["auto", "global", "block"] = "auto"
     """global: any image may come at any step, so storage reads them one by one. block: --shuffle-window shards are read
-    at once, each in sequence, and a batch has as many images of each; auto takes it for shards on a file system of the
-    network, or of several times the machine's memory."""
+    at once, each in sequence, and a batch has as many images of each; auto takes it for shards elsewhere, on a file
+    system of the network, or of several times the machine's memory."""
     shuffle_window: Annotated[int, Bounds(1, 1 << 16)] = 64
     """Shards that --shuffle block mixes at a time."""
     max_failed_fraction: Free[Fraction[float]] = 0.01
     """Training stops when more than this part of the images (and more than 10) can't be decoded."""
+    elsewhere: CacheOptions = field(default_factory=CacheOptions)
+    """Data sets behind a URL"""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from typing import cast
 
 import numpy as np
 
-from fasttrain.input.stores import BlockStore, Encoded, Store
+from fasttrain.formats.manifest import spread
+from fasttrain.input.stores import BlockStore, Encoded, Shards, Store
 from fasttrain.system.errors import DataError
 
 LABELS_TRIED = 20
 MOST = 0.5  # of the samples of a block: it is then read as a whole
+OF_A_BLOCK = 4  # one sample of so many is taken, of the blocks of a set elsewhere that are read for a few
 
 
 class Selection:
@@ -53,8 +57,16 @@ class Selection:
 
 
 def evenly(store: Store, most: int) -> Selection:
-    """Evenly spaced samples, `most` at most: all classes of sorted files are among them in proportion."""
+    """Evenly spaced samples, `most` at most: all classes of sorted files are among them in proportion.
+
+    Of a set elsewhere, evenly spaced samples of some evenly spaced blocks, so that not all of it has to come.
+    """
     count = min(most, store.num_samples)
+    if isinstance(store, Shards) and store.is_elsewhere:
+        blocks = len(store.block_S) - 1
+        chosen = spread(blocks, math.ceil(min(blocks, OF_A_BLOCK * count * blocks / store.num_samples)))
+        there = np.concatenate([np.arange(*store.block_S[block : block + 2]) for block in chosen])
+        return Selection(cast("Store", store), there[spread(len(there), count)])
     return Selection(store, np.linspace(0, store.num_samples - 1, count).astype(np.int64))
 
 

@@ -21,8 +21,9 @@ from fasttrain.system.errors import DataError, note
 from fasttrain.system.memory import machine_memory
 
 BLOCK_SAMPLES = 1 << 14  # at most: more than a shard usually holds
-CACHE_SHARE = 0.5  # of the machine's memory may hold blocks that are in use, or read ahead
 OPEN_SHARDS = 1024  # at once; those of which samples are being decoded stay open besides
+OPEN_ELSEWHERE = 16  # …, of a set elsewhere, until its lanes are known: those the cache removes take disk while open
+CACHE_SHARE = 0.5  # of the machine's memory may hold blocks that are in use, or read ahead
 
 
 class Encoded(NamedTuple):
@@ -155,11 +156,13 @@ class Shards(Generic[AnyReader]):
     ) -> None:  # fmt: skip
         """opened: a shard by its place among them; called from many threads, for every sample."""
         self.classes, self.fingerprint = tuple(classes), fingerprint
+        self.is_elsewhere = near.capacity() is not None  # one sample then costs as much as its shard
         self._near, self._shards, self._opened = near, shards, opened
         self._names_read: tuple[int, list[str]] = -1, []  # of which shard, and they
         start_S = np.cumsum([0, *(shard.num_samples for shard in shards)])
         self._start = array("q", start_S.tobytes())  # searched for one number, that is five times as fast as numpy
         self.num_samples, self.num_bytes = int(start_S[-1]), sum(shard.num_bytes for shard in shards)
+        self.largest = max((shard.num_bytes for shard in shards), default=0)
         self.block_S = _blocks(start_S)
 
     @classmethod
@@ -171,7 +174,7 @@ class Shards(Generic[AnyReader]):
             return checked(open_shard(near, shards[number]), shards[number], near)
 
         # Whoever holds a sample of a shard holds its reader, too: one that is closed for others stays mapped for it.
-        cached = functools.lru_cache(OPEN_SHARDS)(opened)
+        cached = functools.lru_cache(OPEN_SHARDS if near.capacity() is None else OPEN_ELSEWHERE)(opened)
         return cls(near, shards, cached, manifest.classes, manifest.fingerprint(split))
 
     @staticmethod
@@ -212,9 +215,17 @@ class Shards(Generic[AnyReader]):
         return label
 
     def fetch(self, first: int, end: int) -> None:
-        """Open the shard, and read the part of its file in sequence, so that it lies in the system's cache."""
+        """Open the shard, and read the part of its file in sequence, so that it lies in the system's cache.
+
+        What is elsewhere is fetched, and opened later: it takes disk while it is open, also when the cache drops it.
+        """
         number, row = self.locate(first)
         shard = self._shards[number]
+        if self.is_elsewhere:
+            for file in (shard, shard.index):
+                if file:
+                    self._near.path(file.name)
+            return
         self._opened(number)  # with what lies beside it
         start = self.begins(first) if row else 0
         read_through(
@@ -226,9 +237,18 @@ class Shards(Generic[AnyReader]):
         raise NotImplementedError
 
     def blocks_ahead(self, lanes: int) -> int:
-        """One for each lane, if memory has room for as many, beside those in use."""
+        """One for each lane, if memory has room for as many, beside those in use.
+
+        Of a set elsewhere, as many as the cache has room for, beside those in use and as many that have just been; and
+        hardly more shards stay open than lanes.
+        """
+        processes, capacity = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), self._near.capacity()
+        if capacity is not None:
+            kept = lanes + lanes // 4 + 2 if lanes else OPEN_SHARDS
+            self._opened = functools.lru_cache(kept)(self._opened.__wrapped__)  # type: ignore[attr-defined]
+            return min(len(self.block_S) - 1, max(1, capacity // (processes * self.largest) - 2 * lanes))
         mean = self.num_bytes / (len(self.block_S) - 1)
-        room = int(CACHE_SHARE * machine_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1")) / mean)
+        room = int(CACHE_SHARE * machine_memory() / processes / mean)
         return max(0, min(lanes, room - lanes))
 
     def name(self, index: int) -> str:
@@ -236,7 +256,7 @@ class Shards(Generic[AnyReader]):
         names = self._shards[shard].names
         path = None
         with contextlib.suppress(DataError, OSError):  # a name is worth no error
-            path = self._near.path(names.name) if names else None
+            path = self._near.path(names.name) if names and not self.is_elsewhere else None
         return sample_name(self._near.shown(self._shards[shard].name), row, path)
 
     def place(self, index: int) -> str:

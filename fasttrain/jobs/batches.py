@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import os
+
 from fasttrain.config import TrainConfig
 from fasttrain.engine.ranks import Ranks
-from fasttrain.input import Loader, Order, Shuffle, Store, open_loader, seems_labelled
+from fasttrain.input import Loader, Order, Place, Shuffle, Store, open_loader, seems_labelled
+from fasttrain.input.options import CacheOptions
+from fasttrain.input.stores import Shards
 from fasttrain.methods import Method
 from fasttrain.networks.batch_norm import has_batch_norm, is_split
 from fasttrain.networks.groups import Groups, check_groups, check_rows
 from fasttrain.system.collectives import machine_size
 from fasttrain.system.errors import UserError
+
+
+def check_cache(place: Place, store: Store, shuffle: Shuffle, processes: int, options: CacheOptions) -> str:
+    """A line on a cache that holds a part of what is shuffled globally; "" for what is read well, or lies here.
+
+    processes: of all machines. Raises UserError for a cache that does not hold what is read at once.
+    """
+    capacity = place.near.capacity()
+    if capacity is None or not isinstance(store, Shards):
+        return ""
+    here = min(shuffle.lanes, -(-shuffle.lanes * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // processes))
+    needed = 2 * max(1, here) * store.largest
+    if capacity < needed:
+        at_once = f"{here} shards are read at once" if here else "a shard"
+        disk = "" if options.cache_gb * 1e9 <= capacity else f", and its disk leaves {capacity / 1e9:.2g}"
+        raise UserError(
+            f"--cache-gb {options.cache_gb:g}{disk}: {at_once} of up to {store.largest / 1e9:.2g} GB, and the next "
+            f"ones, take {needed / 1e9:.2g} GB; or choose a smaller --shuffle-window"
+        )
+    if shuffle.lanes or store.num_bytes <= capacity:
+        return ""
+    sizes = f"{store.num_bytes / 1e9:.2g} GB, and a cache of {capacity / 1e9:.2g} GB"
+    return f"--shuffle global needs all shards all the time: of {sizes}, most come again and again; by block, each once"
 
 
 def make_order(store: Store, shuffle: Shuffle, config: TrainConfig, ranks: Ranks) -> Order:

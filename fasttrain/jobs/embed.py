@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.features import central_views, full_precision
 from fasttrain.formats.embedding import Row, check_out, finished, write
-from fasttrain.input import Batch, Order, Store, open_dataset, split_names
+from fasttrain.input import Batch, Order, Place, Store, located, open_dataset, split_names
 from fasttrain.input.blanks import Blanks
 from fasttrain.jobs.options import EmbedConfig
 from fasttrain.jobs.unfinished import Unfinished, clear
@@ -50,8 +50,9 @@ def embed(options: EmbedConfig) -> int:
         if os.environ.get("RANK", "0") == "0":
             raise UserError("features are computed by one process: start it without torchrun, or one for each --split")
         return EXIT_USER_ERROR
-    out, images = pathlib.Path(options.out), pathlib.Path(options.images)
+    out = pathlib.Path(options.out)
     check_out(out)
+    images = located(options.images, options.elsewhere)
     checkpoint = pathlib.Path(options.checkpoint) if options.checkpoint else None
     trained = load_trained(pathlib.Path(options.run), options.best, checkpoint, options.method, arch=options.arch)
     ranks = Ranks(options.device)
@@ -64,7 +65,7 @@ def embed(options: EmbedConfig) -> int:
         note(f"{out} is already there, with these features")
     else:
         note(", ".join(f"{store.num_samples:,} images of {split}" for split, store in stores.items()))
-        paths = {"run": os.path.realpath(options.run), "data": os.path.realpath(images)}
+        paths = {"run": os.path.realpath(options.run), "data": images.real}
         with Unfinished(out, settings, {**paths, "environment": environment()}, width) as unfinished:
             work = Work(network, trained.preprocessing, ranks.device, ranks.threads(options.workers), options)
             about, images_per_sec = complete(out, work, stores, unfinished)
@@ -78,7 +79,7 @@ def embed(options: EmbedConfig) -> int:
     return EXIT_SKIPPED if about["failed"] else 0
 
 
-def open_splits(images: pathlib.Path, split: str, size: int) -> dict[str, Blanks]:
+def open_splits(images: Place, split: str, size: int) -> dict[str, Blanks]:
     """The images of a split, or of all there are, for views of a size. Raises UserError and DataError."""
     splits = split_names(images)
     if split not in ("all", *splits):

@@ -121,7 +121,7 @@ def measure(subject: Subject, options: EvaluateConfig, ranks: Ranks, scratch: Sc
                 classes = labelled.train.classes
                 figures = accuracy(found.ranked_Nr, found.label_N, len(classes), found.draws)
                 evaluation = Evaluation(
-                    found.protocol, step, untrained, found.settings, str(labelled.path), labelled.fingerprint,
+                    found.protocol, step, untrained, found.settings, labelled.place.real, labelled.fingerprint,
                     len(found.label_N) // found.draws, **figures._asdict(),
                     variant="_".join(filter(None, (labelled.variant, found.variant))),
                     per_class=per_class(found.ranked_Nr, found.label_N, classes),
@@ -196,7 +196,7 @@ def protocols(
         if ranks.is_main and not (untrained or labelled.variant):
             keep_representation(
                 subject.run, memory, queries, labelled.train, labelled.val, ranked, preparation, ranks.device,
-                step=subject.checkpoint.state["step"], data=str(labelled.path), features=options.features,
+                step=subject.checkpoint.state["step"], data=labelled.place.real, features=options.features,
             )  # fmt: skip
     if on_images(options):
         plain, _ = make_encoder(config.encoder, config.views.size)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fasttrain import __version__
 from fasttrain.evaluation.features import central_views
-from fasttrain.input import Batch, Store, evenly, open_dataset
+from fasttrain.input import Batch, Store, evenly, located, open_dataset
 from fasttrain.jobs.options import ExportConfig
 from fasttrain.run.folder import config_of
 from fasttrain.system.durable import publish, read_json, temporary_path, write_json
@@ -89,13 +89,13 @@ def some_images(trained: Trained, given: str) -> tuple[Tensor, list[Image.Image]
 
 def _open(trained: Trained, given: str) -> Store:
     """The val split of the images, or the train split where there is none."""
-    path, options = pathlib.Path(given or trained.images.path), trained.config.data
-    if not path.exists():
-        raise UserError(f"{path}, the images to compare features of, are not there now: --data tells where")
+    place, options = located(given or trained.images.path), trained.config.data
+    if not place.exists():
+        raise UserError(f"{place}, the images to compare features of, are not there now: --data tells where")
     with contextlib.suppress(DataError):
-        return open_dataset(path, "val", view_size=trained.preprocessing.size)
+        return open_dataset(place, "val", view_size=trained.preprocessing.size)
     loader = "auto" if given else options.loader
-    return open_dataset(path, "train", loader, trained.preprocessing.size)
+    return open_dataset(place, "train", loader, trained.preprocessing.size)
 
 
 def _picture(batch: Batch, number: int) -> Image.Image:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from fasttrain.evaluation.options import FewShotOptions, KnnOptions, LinearOptions, OverImagesOptions
+from fasttrain.input.options import CacheOptions
 from fasttrain.system.options import Bounds, Options, Positive
 
 
@@ -29,7 +30,8 @@ class EvaluateConfig(Options):
     over_images: OverImagesOptions = field(default_factory=OverImagesOptions)
     """Classifiers that are trained on images"""
     data: str = ""
-    """Labelled data set with train and val splits. Empty: the one each run was trained on, where it lay then."""
+    """Labelled data set with train and val splits, or its URL. Empty: the one each run was trained on, where it lay
+    then."""
     transfer: tuple[str, ...] = ()
     """Further data sets, on each of which the same is done."""
     method: str = ""
@@ -49,6 +51,8 @@ class EvaluateConfig(Options):
     """Decoding threads. auto: every core this process may use."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU when there is one."""
+    elsewhere: CacheOptions = field(default_factory=CacheOptions)
+    """Data sets behind a URL"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class EmbedConfig(Options):
     run: str
     """Run folder; by place, or by --run."""
     images: str
-    """Folder of images, converted data set, or FFCV's .beton file or a folder of them."""
+    """Folder of images, converted data set or its URL, or FFCV's .beton file or a folder of them."""
     out: str
     """File to write, ending in .npy or .parquet."""
     split: Literal["all", "train", "val"] = "all"
@@ -90,6 +94,8 @@ class EmbedConfig(Options):
     """Decoding threads. auto: every core this process may use."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU when there is one."""
+    elsewhere: CacheOptions = field(default_factory=CacheOptions)
+    """Data sets behind a URL"""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ The file reads top to bottom: set up, the loop, the end. One step is on one scre
 from __future__ import annotations
 
 import contextlib
-import os
 import pathlib
 import signal
 import sys
@@ -27,8 +26,8 @@ from fasttrain.engine.step import TrainStep
 from fasttrain.engine.views import make_views, on_device
 from fasttrain.evaluation.health_events import COLLAPSED
 from fasttrain.evaluation.watched import Watched
-from fasttrain.input import FolderStore, Loader, choose_shuffle, open_dataset, pixel_statistics
-from fasttrain.jobs.batches import make_groups, make_loader, make_order
+from fasttrain.input import FolderStore, Loader, choose_shuffle, located, open_dataset, pixel_statistics
+from fasttrain.jobs.batches import check_cache, make_groups, make_loader, make_order
 from fasttrain.jobs.init import initial_weights_of_all
 from fasttrain.jobs.not_finite import not_finite
 from fasttrain.jobs.report import write_report
@@ -50,7 +49,7 @@ from fasttrain.run.starts import keep_start
 from fasttrain.system.collectives import common_generator
 from fasttrain.system.errors import RunError, UserError, note, printable
 from fasttrain.system.lock import Lock
-from fasttrain.system.options import Settings
+from fasttrain.system.options import Settings, replaced
 from fasttrain.system.signals import StopSignal
 from fasttrain.views.spec import sides
 
@@ -118,15 +117,18 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     )
     trainer = TrainStep(method, config.optimisation, ranks.device, config.machine.cuda_graph)
     recipe = config.views.recipe_for(config.method.views)
-    path = pathlib.Path(config.data.data)
-    store = open_dataset(path, "train", config.data.loader, config.views.size, config.data.val_fraction)
-    shuffle = ranks.share(choose_shuffle(store, path, config.data.shuffle, config.data.shuffle_window))
+    place = located(config.data.data, config.data.elsewhere)
+    closing.callback(place.close)
+    config = replaced(config, {"data": place.url or config.data.data})  # which is kept, without secrets
+    store = open_dataset(place, "train", config.data.loader, config.views.size, config.data.val_fraction)
+    shuffle = ranks.share(choose_shuffle(store, place, config.data.shuffle, config.data.shuffle_window))
+    cached = check_cache(place, store, shuffle, ranks.world_size, config.data.elsewhere)
     order = make_order(store, shuffle, config, ranks)
     loader = make_loader(store, order, config, ranks)
     closing.callback(loader.close)
     groups = make_groups(config, method, ranks)
-    data = DataRecord(os.path.realpath(path), store.fingerprint, *pixel_statistics(path, config.data.loader))
-    monitors = open_monitors(config, store, loader.steps_per_epoch, ranks)
+    data = DataRecord(place.real, store.fingerprint, *pixel_statistics(place, config.data.loader))
+    monitors = open_monitors(config, place, store, loader.steps_per_epoch, ranks)
     probe = monitors.probe
 
     # The first rank claims the folder; then all go on from the checkpoint that it chooses.
@@ -139,7 +141,7 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     def begin() -> Lock:
         check_services(config.logging)
         if isinstance(store, FolderStore):
-            check_outside(run, path)
+            check_outside(run, place.path)
         return prepare(run, settings, config.run.fresh)
 
     ranks.together(lambda: closing.enter_context(begin()) if ranks.is_main else None)
@@ -196,6 +198,8 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     display.say(f"learning rate {optimisation.peak_lr:g}: --lr {optimisation.lr:g} × {batch_size}/{BASE_BATCH}")
     if shuffle.reason and loader.state_dict()["lanes"] == order.lanes:
         display.say(shuffle.reason)
+    if cached:
+        display.say(cached)
     if config.run.extend and not step:
         display.say(f"{run} has nothing to extend: training from the start")
     if groups and groups.share > MAX_SHARE:

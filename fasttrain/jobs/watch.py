@@ -12,7 +12,7 @@ from fasttrain.evaluation.health import HealthMonitor
 from fasttrain.evaluation.health_events import HealthEvents, Plan, plan
 from fasttrain.evaluation.monitor import KnnEvents, KnnMonitor
 from fasttrain.evaluation.watched import Watched
-from fasttrain.input import Store
+from fasttrain.input import Place, Store
 from fasttrain.system.errors import UserError
 
 
@@ -25,11 +25,11 @@ class Monitors(NamedTuple):
     probe: OnlineProbe | None
 
 
-def open_monitors(config: TrainConfig, store: Store, steps_per_epoch: int, ranks: Ranks) -> Monitors:
-    """What a run asks for. store: its train split. Raises UserError for what can't be, DataError."""
+def open_monitors(config: TrainConfig, place: Place, store: Store, steps_per_epoch: int, ranks: Ranks) -> Monitors:
+    """What a run asks for. place: its data. store: their train split. Raises UserError, also DataError."""
     logging, views, data = config.logging, config.views, config.data
     recipe, workers = views.recipe_for(config.method.views), ranks.threads(config.machine.workers)
-    knn = KnnMonitor(data, logging.knn_k, views.size, ranks.device, workers) if logging.knn_every else None
+    knn = KnnMonitor(place, data, logging.knn_k, views.size, ranks.device, workers) if logging.knn_every else None
     probe = OnlineProbe(len(store.classes), ranks.device) if logging.online_probe else None
     steps, batch_size = config.optimisation.epochs * steps_per_epoch, config.optimisation.batch_size
     needs = logging.online_probe or logging.lidar or logging.stop_on_collapse
@@ -37,10 +37,10 @@ def open_monitors(config: TrainConfig, store: Store, steps_per_epoch: int, ranks
     health = None
     if found.every:
         health = HealthMonitor(
-            data, recipe, views.size, config.run.seed, found.images, logging.lidar, ranks.device, workers
+            place, data, recipe, views.size, config.run.seed, found.images, logging.lidar, ranks.device, workers
         )
         if probe and not health.is_labelled:
-            raise UserError(f"--online-probe is measured on the val split, and {data.data} has none with labels")
+            raise UserError(f"--online-probe is measured on the val split, and {place} has none with labels")
     return Monitors(found, health, knn, probe)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import fasttrain
 from fasttrain.run.folder import CONFIG, read_record
+from fasttrain.storage.attempts import without_secrets
 from fasttrain.system.durable import write_json
 
 MOST = 100  # that are kept: the first, and the newest
@@ -62,4 +63,4 @@ def command() -> str:
     path = pathlib.Path(sys.argv[0])
     own = pathlib.Path(fasttrain.__file__).with_name("train.py")
     is_own = path.name == "fasttrain-train" or (path.exists() and path.resolve() == own.resolve())
-    return shlex.join([str(path), *sys.argv[1:]])[:2000] if is_own else ""
+    return without_secrets(shlex.join([str(path), *sys.argv[1:]]))[:2000] if is_own else ""

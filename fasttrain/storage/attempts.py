@@ -14,13 +14,14 @@ from typing import TypeVar
 
 from fasttrain.formats.boundary import one_line
 from fasttrain.system.errors import RunError, UserError, note
-from fasttrain.system.watch import Watch
+from fasttrain.system.watch import ARRIVALS, Watch
 from fasttrain.system.workers import Workers
 
 SECONDS = 60.0  # for a look at one file, or a block of it
 LISTING_SECONDS = 600.0  # for a folder, whatever lies in it
 TRIES = 4  # in a row; one that succeeds starts the count anew
 PAUSE_SECONDS = 1.0  # after the first failure, doubled after each further one
+LONGEST_PAUSE = 30.0
 TOLD = 20  # failures that are told, of all
 
 Result = TypeVar("Result")
@@ -59,9 +60,16 @@ def limited(call: Callable[[], Result], seconds: float) -> Result:
 class Tries:
     """Counts the failures in a row of what is done with one file."""
 
-    def __init__(self, about: str, ended: threading.Event | None = None) -> None:
-        """about: names it in messages, without secrets. ended: nobody waits for it any more."""
+    def __init__(self, about: str, ended: threading.Event | None = None, patient: bool = False) -> None:
+        """about: names it in messages, without secrets. ended: nobody waits for it any more. patient: storage that
+        does not answer is waited for, however long that takes."""
         self.about, self.failures, self._ended = about, 0, ended or threading.Event()
+        self._cuts, self._patient = 0, patient
+
+    def succeeded(self) -> None:
+        """A part has come."""
+        self.failures = self._cuts = 0
+        ARRIVALS.came()
 
     def failed(self, error: Exception) -> None:
         """Wait before another try.
@@ -75,11 +83,12 @@ class Tries:
         final, reason = _judged(error)
         if final:
             raise UserError(f"{self.about}: {reason}") from None
-        self.failures += 1
-        if self.failures >= TRIES:
-            again = "run the same command again to continue"
-            raise RunError(f"{self.about}: {reason}: given up after {TRIES} tries, {again}") from None
-        pause = PAUSE_SECONDS * 2 ** (self.failures - 1)
+        ARRIVALS.trouble = f"{self.about}: {reason}"
+        self.failures, self._cuts = self.failures + 1, self._cuts + isinstance(error, Cut)
+        if (self._cuts if self._patient else self.failures) >= TRIES:
+            again = "" if self._patient else ", run the same command again to continue"
+            raise RunError(f"{self.about}: {reason}: given up after {TRIES} tries{again}") from None
+        pause = min(LONGEST_PAUSE, PAUSE_SECONDS * 2 ** min(self.failures - 1, 10))
         _tell(f"{self.about}: {reason}: tried again in {pause:g} s")
         self._ended.wait(pause)
 
@@ -125,6 +134,8 @@ def _judged(error: Exception) -> tuple[bool, str]:
 
 def _status(error: Exception) -> int | None:
     """Return the status of HTTP that an error of any library tells of."""
+    if "http_exceptions" in type(error.__cause__).__module__:  # of aiohttp's own: what came was no answer at all
+        return None
     response = getattr(error, "response", None)
     of_boto = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
     of_others = (getattr(error, "status", None), getattr(response, "status_code", None), getattr(error, "code", None))

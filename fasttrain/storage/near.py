@@ -18,6 +18,12 @@ class Near(Protocol):
     def shown(self, name: str) -> str:
         """How messages call a file; touches no storage."""
 
+    def capacity(self) -> int | None:
+        """How many bytes of files can be near at once, of all processes of this machine; None: all are here."""
+
+    def close(self) -> None:
+        """Nobody waits for a file any more."""
+
 
 class Folder(NamedTuple):
     """A folder on this machine."""
@@ -29,3 +35,9 @@ class Folder(NamedTuple):
 
     def shown(self, name: str) -> str:
         return str(self.folder / name)
+
+    def capacity(self) -> None:
+        return None
+
+    def close(self) -> None:
+        pass

@@ -129,7 +129,7 @@ def list_remote(url: str) -> Remote:
 
 
 def opened(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL and its name there. Raises UserError, RunError."""
+    """Return the file system of a URL and its name there. Raises UserError, also for a missing package; RunError."""
     shown = without_secrets(url)
     try:
         from fsspec.core import url_to_fs

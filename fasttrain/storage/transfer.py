@@ -17,17 +17,23 @@ BLOCK_BYTES, SMALLEST_BLOCK = 1 << 23, 1 << 18  # asked for at once; less after 
 STREAM_BYTES = 1 << 20  # of a response of HTTP, at once
 
 
-def received(store: Any, ended: threading.Event, file: RemoteFile, start: int) -> Iterator[bytes]:  # noqa: ANN401
+def received(
+    store: Any,  # noqa: ANN401 - fsspec's file system
+    ended: threading.Event,
+    file: RemoteFile,
+    start: int,
+    patient: bool = False,
+) -> Iterator[bytes]:
     """Yield the bytes of a file from a place on. Where the way to it is cut, they go on from there.
 
-    ended: once it is set, nothing is tried again.
+    ended: once it is set, nothing is tried again. patient: as of Tries.
 
     Raises:
         UserError, RunError: it can't be read, has changed since it was listed, or the store fails.
     """
     blocks: Iterator[bytes] | None = None
     about = without_secrets(store.unstrip_protocol(file.name))
-    tries = attempts.Tries(about, ended)
+    tries = attempts.Tries(about, ended, patient)
     while file.size is None or start < file.size:
         try:
             if blocks is None:
@@ -41,7 +47,7 @@ def received(store: Any, ended: threading.Event, file: RemoteFile, start: int) -
             continue
         if not block:
             return
-        tries.failures = 0
+        tries.succeeded()
         start += len(block)
         if file.size is not None and start > file.size:
             raise RunError(f"{about}: more than the {file.size} bytes it had when it was listed: it has changed")

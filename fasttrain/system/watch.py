@@ -26,6 +26,22 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
+class Arrivals:
+    """What comes to this process from storage elsewhere, for all its watches.
+
+    moved: when the last bytes came, of the monotonic clock. trouble: what the storage has failed with since then.
+    """
+
+    moved, trouble = 0.0, ""
+
+    def came(self) -> None:
+        """Bytes have come."""
+        self.moved, self.trouble = time.monotonic(), ""
+
+
+ARRIVALS = Arrivals()
+
+
 class Watch(Generic[Task]):
     """Which tasks threads are at, and when one was last finished."""
 
@@ -80,9 +96,12 @@ class Watch(Generic[Task]):
                 self.check(since)
 
     def check(self, since: float) -> None:
-        """Warn or raise, for one who has waited since that time of the monotonic clock."""
+        """Warn or raise, for one who has waited since that time of the monotonic clock.
+
+        As long as bytes come from storage elsewhere, nothing is raised: a shard may take longer than a sample.
+        """
         moved = max(self._moved, since)
-        if self._error and time.monotonic() - moved > STALL_SECONDS:
+        if self._error and time.monotonic() - max(moved, ARRIVALS.moved) > STALL_SECONDS:
             self.stalled = True
             hangs = "storage or a worker hangs"
             raise self._error(f"no {self._unit} for {STALL_SECONDS:.0f} s: {hangs}{self._places()}")
@@ -93,14 +112,15 @@ class Watch(Generic[Task]):
         if idle > WARN_SECONDS and self._warned < moved:
             self._warned = moved
             ends = f" (the run ends after {STALL_SECONDS:.0f})" if self._error else ""
+            if time.monotonic() - ARRIVALS.moved < WARN_SECONDS:
+                ends = " (storage is slow: bytes still come)"
             print(f"warning: no {self._unit} for {idle:.0f} s{ends}{self._places()}", file=sys.stderr, flush=True)
 
     def _places(self) -> str:
         tasks = sorted(set(map(self._name, self._at.copy().values())))
-        if not tasks:
-            return ""
         more = f" and {len(tasks) - _NAMED} more" if len(tasks) > _NAMED else ""
-        return printable(f", at {', '.join(tasks[:_NAMED])}{more}")
+        at = f", at {', '.join(tasks[:_NAMED])}{more}" if tasks else ""
+        return printable(f"{at}; {ARRIVALS.trouble}" if ARRIVALS.trouble else at)
 
 
 def poll_seconds() -> float:

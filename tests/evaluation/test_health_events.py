@@ -19,6 +19,7 @@ from fasttrain.evaluation import health
 from fasttrain.evaluation.collapse import collapse
 from fasttrain.evaluation.health import BINS, HealthMonitor, of_pairs, spectral
 from fasttrain.evaluation.health_events import LEAST, MOST, PART, PASSES, plan
+from fasttrain.input import located
 from fasttrain.methods import METHODS
 from fasttrain.run.ending import ending_of
 from fasttrain.run.metrics import read_metrics
@@ -143,7 +144,7 @@ def test_figures_are_a_function_of_the_weights_and_leave_no_trace(shards: pathli
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
     recipe = config.views.recipe_for(config.method.views)
-    monitor = HealthMonitor(config.data, recipe, 16, 0, 24, True, CPU, 1)
+    monitor = HealthMonitor(located(config.data.data), config.data, recipe, 16, 0, 24, True, CPU, 1)
     found = [monitor(model, None, (0.5,) * 3, (0.5,) * 3, lambda: None) for _ in range(2)]
     assert found[0] == found[1]
     assert {name for name in found[0] if found[0][name] != found[0][name]} == set()
@@ -160,7 +161,7 @@ def test_the_pairs_are_the_same_images_and_views_whatever_the_batches(
     model, found = build(config), []
     for batch_size in (8, 128):
         monkeypatch.setattr(health, "BATCH_SIZE", batch_size)
-        monitor = HealthMonitor(config.data, RECIPES["mocov2"], 16, 0, 72, False, CPU, 1)
+        monitor = HealthMonitor(located(config.data.data), config.data, RECIPES["mocov2"], 16, 0, 72, False, CPU, 1)
         found.append(monitor(model, None, (0.5,) * 3, (0.5,) * 3, lambda: None))
     for name in ("rankme", "std", "alignment", "uniformity", "subset_knn_top1"):
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-4)

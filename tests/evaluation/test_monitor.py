@@ -18,7 +18,7 @@ from fasttrain.engine.step import TrainStep
 from fasttrain.evaluation import features, monitor
 from fasttrain.evaluation.features import _on_disk
 from fasttrain.formats.beton import BetonReader
-from fasttrain.input import evenly, open_dataset
+from fasttrain.input import evenly, located, open_dataset
 from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.run.metrics import read_metrics
 from fasttrain.system.errors import RunError
@@ -135,7 +135,7 @@ def test_monitor_leaves_the_encoder_in_training(shards: pathlib.Path) -> None:
     method = build(config)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     random_state = torch.get_rng_state()
-    knn = monitor.KnnMonitor(config.data, 0, 16, torch.device("cpu"), 1)
+    knn = monitor.KnnMonitor(located(config.data.data), config.data, 0, 16, torch.device("cpu"), 1)
     found = knn(method, (0.5,) * 3, (0.5,) * 3, shards.parent, lambda: None)
     assert 0 <= found.top1 <= 100
     assert all(module.training for module in method.modules())

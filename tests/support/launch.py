@@ -24,13 +24,13 @@ TINY = [
 ENDLESS = ["--epochs", "100000", "--checkpoint-every", "4"]
 
 
-def train(data: pathlib.Path, run: pathlib.Path, *more: object) -> int:
+def train(data: pathlib.Path | str, run: pathlib.Path, *more: object) -> int:
     """Train in this process; returns the exit status."""
     return main(["--data", str(data), "--run", str(run), *TINY, *map(str, more)])
 
 
 def train_on_ranks(
-    folder: pathlib.Path, count: int, data: pathlib.Path, run: pathlib.Path, *more: object
+    folder: pathlib.Path, count: int, data: pathlib.Path | str, run: pathlib.Path, *more: object
 ) -> list[Done]:
     """Train on ranks without a launcher; `folder` takes what they write."""
     return on_ranks(folder, count, main, ["--data", str(data), "--run", str(run), *TINY, *map(str, more)])

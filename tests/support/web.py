@@ -18,7 +18,11 @@ class Web(ThreadingHTTPServer):
         files: path -> content.
         etags, types: path -> what is said of a file's version (its length where nothing is) and type.
         faults: path -> what happens to the next requests (GET) for a file, one after the other: a status, 400 to
-            599; "stall", no answer; another number, of bytes after which the connection is cut; or "" for nothing.
+            599; "stall", no answer; another number, of bytes after which the connection is cut; "damage", a byte in
+            the middle is another; "less" and "more", its length is said to be other than it is; or "" for nothing.
+        damaged: paths whose bytes are damaged each time.
+        away: connections are closed without an answer. served: when it is set, that happens after as many answers.
+        pace: seconds between two pieces of a body, 0 for all at once; pieces are of a 20th of it.
         length: how the end of a file is told: "length", "chunked", or "close" (by the end of the connection).
         ranges: whether a part of a file can be asked for. head: whether HEAD is answered.
         token: what requests have to bring as Authorization, if it is set.
@@ -37,6 +41,9 @@ class Web(ThreadingHTTPServer):
         self.faults: dict[str, list[int | str]] = {}
         self.length, self.ranges, self.head = "length", True, True
         self.token = ""
+        self.damaged: set[str] = set()
+        self.away, self.pace = False, 0.0
+        self.served: int | None = None
         self.requests: list[tuple[str, str, str]] = []
         self.closing = threading.Event()
 
@@ -65,6 +72,12 @@ class _Handler(BaseHTTPRequestHandler):
         web, path = self.server, self.path.partition("?")[0]
         asked = self.headers.get("Range", "")
         web.requests.append((self.command, self.path, asked))
+        if web.served is not None:
+            web.served -= 1
+            web.away = web.away or web.served < 0
+        if web.away:
+            self.close_connection = True
+            return
         if web.token not in ("", self.headers.get("Authorization")):
             self._status(401)
             return
@@ -82,15 +95,18 @@ class _Handler(BaseHTTPRequestHandler):
         elif content is None:
             self._status(404)
         else:
-            self._file(path, content, asked, body, fault if isinstance(fault, int) else None)
+            self._file(path, content, asked, body, fault)
 
     def _status(self, status: int) -> None:
         self.send_response(status)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _file(self, path: str, content: bytes, asked: str, body: bool, cut: int | None) -> None:
-        web = self.server
+    def _file(self, path: str, content: bytes, asked: str, body: bool, fault: int | str | None) -> None:
+        web, cut = self.server, fault if isinstance(fault, int) else None
+        if fault == "damage" or path in web.damaged:
+            middle = len(content) // 2
+            content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked and web.ranges else 0
         self.send_response(206 if start else 200)
         if start:
@@ -99,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", web.types.get(path, "application/octet-stream"))
         part = content[start:]
         if web.length == "length":
-            self.send_header("Content-Length", str(len(part)))
+            self.send_header("Content-Length", str(len(part) + {"less": -10, "more": 10}.get(str(fault), 0)))
         elif web.length == "chunked":
             self.send_header("Transfer-Encoding", "chunked")
         else:
@@ -108,10 +124,13 @@ class _Handler(BaseHTTPRequestHandler):
         if not body:
             return
         sent = part[:cut]
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(sent), sent) if web.length == "chunked" and sent else sent)
+        size = -(-len(sent) // 20) if web.pace else len(sent)
+        for piece in (sent[first : first + size] for first in range(0, len(sent), max(1, size))):
+            web.closing.wait(web.pace)
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if web.length == "chunked" else piece)
         if cut is None and web.length == "chunked":
             self.wfile.write(b"0\r\n\r\n")
-        if cut is not None or web.length == "close":
+        if cut is not None or fault in ("less", "more") or web.length == "close":
             self.close_connection = True
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_WR)
