@@ -9,9 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from support.forks import on_ranks, succeed
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import augment, health, label_free, loader_gpu, record, redundancy, scale, similarity, startup, step
+from benchmarks import (
+    augment,
+    health,
+    label_free,
+    loader_gpu,
+    ranks,
+    record,
+    redundancy,
+    scale,
+    similarity,
+    startup,
+    step,
+)
 from benchmarks import convert as bench_convert
 from benchmarks.loader import LoaderBenchmark, main
 from benchmarks.repeated import LEAST_BATCHES, Repeated
@@ -72,6 +85,7 @@ def test_loader_benchmark_on_a_gpu(shards: pathlib.Path) -> None:
         lambda: augment.AugmentBenchmark("x", rounds=0),
         lambda: health.HealthBenchmark("x", rounds=0),
         lambda: label_free.LabelFreeBenchmark(rounds=0),
+        lambda: ranks.RanksBenchmark(rounds=0),
         lambda: redundancy.RedundancyBenchmark(rounds=0),
         lambda: startup.StartupBenchmark(rounds=0),
         lambda: similarity.SimilarityBenchmark(rounds=0),
@@ -382,6 +396,35 @@ def test_redundancy_benchmark(
     assert set(figures["8x16"]) == set(redundancy.LOSSES)
     assert all(side["ms"] > 0 for side in figures["8x16"].values())
     assert len((tmp_path / "redundancy.jsonl").read_text().splitlines()) == 1
+
+
+def test_ranks_benchmark_reckons_what_a_step_waits_for(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    assert ranks.main(ranks.RanksBenchmark()) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    both, machine = figures["simclr 64"], figures["simclr machine 64"]
+    assert machine["mb"]["statistics"] == both["mb"]["statistics"] * 7 / 63
+    assert 0 < machine["waits_8_links"] < both["waits_8_links"] < both["waits_1_links"] < 1
+    assert figures["simclr machine 8"]["waits_8_links"] == figures["simclr 8"]["waits_8_links"]
+    # rings and trees inside a machine and between eight, as NCCL reckons them, in microseconds
+    assert 1e6 * ranks.latency("all-gather", 8) == pytest.approx(3.6 + 7 * 0.47)
+    assert 1e6 * ranks.latency("all-reduce", 64) == pytest.approx(4.4 + 2 * (7 * 1.8 * 0.52 + 3 * 5))
+
+
+def _time_collectives(folder: pathlib.Path) -> int:
+    record.RESULTS, ranks.RUNS = folder, {"moco": {}}
+    return ranks.main(ranks.RanksBenchmark(images=2, rounds=1))
+
+
+def test_ranks_benchmark_times_collectives_between_the_ranks_there_are(tmp_path: pathlib.Path) -> None:
+    done = on_ranks(tmp_path, 2, _time_collectives, tmp_path)
+    succeed(done)
+    figures = json.loads(done[0].stdout.splitlines()[-1])
+    assert min(figures[f"moco: {part}"] for part in ("gradients", "images", "keys", "terms")) > 0
+    assert done[1].stdout == ""
+    assert len((tmp_path / "ranks.jsonl").read_text().splitlines()) == 1
 
 
 def test_label_free_benchmark(

@@ -8,6 +8,7 @@ from fasttrain.input import Loader, Order, Shuffle, Store, open_loader, seems_la
 from fasttrain.methods import Method
 from fasttrain.networks.batch_norm import has_batch_norm, is_split
 from fasttrain.networks.groups import Groups, check_groups, check_rows
+from fasttrain.system.collectives import machine_size
 from fasttrain.system.errors import UserError
 
 
@@ -48,5 +49,5 @@ def make_groups(config: TrainConfig, method: Method, ranks: Ranks) -> Groups | N
     optimisation, kind, number = config.optimisation, config.encoder.batch_norm, config.encoder.batch_norm_groups
     cut = optimisation.batch_size, ranks.world_size, optimisation.accumulate
     if any(has_batch_norm(network) for name, network in method.named_children() if "encoder" not in name):
-        check_rows(*cut, kind, number)
+        check_rows(*cut, kind, number, machine_size())
     return check_groups(*cut, number) if is_split(method.encoder) else None

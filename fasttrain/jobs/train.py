@@ -154,7 +154,7 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
         data = replace(data, mean=state.get("mean", data.mean), std=state.get("std", data.std))
         method.load_state_dict(state["method"])
         trainer.load_state_dict(state)
-        if "lanes" not in state["loader"]:
+        if "lanes" not in state["loader"] and ranks.is_main:
             note("an earlier version began this run: from here on its images come in another order")
         loader.load_state_dict({"lanes": 0, **state["loader"]})
         if probe:

@@ -16,8 +16,8 @@ from fasttrain.methods.options.moco import KeyOptions
 from fasttrain.networks.batch_norm import is_split
 from fasttrain.networks.momentum import cosine_momentum, ema_update, momentum_copy
 from fasttrain.networks.queue import Queue
-from fasttrain.networks.shuffle import encode_shuffled
-from fasttrain.system.collectives import first_row, gather_rows
+from fasttrain.networks.shuffle import Shuffled
+from fasttrain.system.collectives import first_row, gather_rows, world_size
 
 
 class MoCo(Method):
@@ -44,9 +44,12 @@ class MoCo(Method):
 
     def forward(self, sample: Sample) -> Output:
         views = sample.views[0]
-        keys = [self._keys(views[1 - view]) for view in self._queried]  # (M, D) of each direction
+        # Keys first: their activations are gone before the queries' are kept. But images travel while queries are made.
+        coming = [self._coming(views[1 - view]) for view in self._queried]
+        keys = [self._keys(images) for images in coming] if world_size() == 1 else []  # (M, D) of each direction
         features = [self.encoder(views[view]) for view in self._queried]
         q_RD = torch.cat([self._query(feature_NF) for feature_NF in features])
+        keys = keys or [self._keys(images) for images in coming]
         count = views.shape[1]
         k_RD = torch.cat([k_MD[first_row(count) :][:count] for k_MD in keys])
         with torch.autocast(q_RD.device.type, enabled=False):
@@ -64,11 +67,15 @@ class MoCo(Method):
     def _query(self, feature_NF: Tensor) -> Tensor:
         return self._embed(self.predictor(self.projector(feature_NF)))
 
+    def _coming(self, view: Tensor) -> Tensor | Shuffled:
+        """The images of which this rank makes keys. Shuffled where batch norm is split, so that an image's key and
+        query are normalised with different groups."""
+        return Shuffled(view) if self._shuffles else view
+
     @torch.no_grad()
-    def _keys(self, view: Tensor) -> Tensor:
-        """Keys (M, D) of all ranks' images from this rank's view (N, 3, S, S). Shuffled where batch norm is split, so
-        that an image's key and query are normalised with different groups."""
-        return encode_shuffled(self._key, view) if self._shuffles else gather_rows(self._key(view))
+    def _keys(self, images: Tensor | Shuffled) -> Tensor:
+        """Keys (M, D) of all ranks' images, in rank order."""
+        return images.encoded(self._key) if isinstance(images, Shuffled) else gather_rows(self._key(images))
 
     def _key(self, view: Tensor) -> Tensor:
         return self._embed(self.key_projector(self.key_encoder(view)))

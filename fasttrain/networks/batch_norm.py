@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fasttrain.kernels.autograd import Context
 from fasttrain.networks.groups import GROUPS, groups_of_rank
 from fasttrain.networks.synchronised import normalise_together
-from fasttrain.system.collectives import world_size
+from fasttrain.system.collectives import ALL, Peers, of_machine, world_size
 from fasttrain.system.errors import UserError
 
 TIMM_S = "BatchNormAct2d"  # batch norm, then what it holds as modules
@@ -89,11 +89,15 @@ class _SplitBatchNorm(_BatchNorm):
 
 
 class _SyncBatchNorm(_BatchNorm):
-    """In training, all ranks share their statistics. Every rank must hold as many rows."""
+    """In training, several ranks share their statistics. Each of them must hold as many rows."""
+
+    def __init__(self, plain: nn.BatchNorm1d | nn.BatchNorm2d, peers: Peers) -> None:
+        super().__init__(plain)
+        self._peers = peers
 
     def _normalised(self, x: Tensor) -> Tensor:
         running = self.running_mean, self.running_var
-        return normalise_together(x, self.weight, self.bias, *running, self.momentum, self.eps)
+        return normalise_together(x, self.weight, self.bias, *running, self.momentum, self.eps, self._peers)
 
 
 class _NormaliseGroups(torch.autograd.Function):
@@ -205,14 +209,17 @@ def _of_each(value_GC: Tensor, x: Tensor) -> Tensor:
 
 def convert_batch_norm(module: nn.Module, kind: str, groups: int = GROUPS) -> nn.Module:
     """Replace every batch norm in `module`: kind "plain" leaves them, "split" see above, "sync" takes statistics over
-    all processes (one process keeps the plain kind).
+    all processes, "machine" over those of each machine (one process keeps the plain kind).
 
     groups: of "split", over all ranks, which have joined before (check_groups tells whether a batch can have them).
-    Parameters stay the same objects, and what is converted already stays as it is.
+    Parameters stay the same objects, and what is converted already stays as it is. Raises UserError for "machine" where
+    machines have different numbers of processes.
     """
-    if kind == "plain" or (kind == "sync" and world_size() == 1):
-        return module
-    _replace(module, functools.partial(_SplitBatchNorm, groups=groups) if kind == "split" else _SyncBatchNorm)
+    if kind == "split":
+        _replace(module, functools.partial(_SplitBatchNorm, groups=groups))
+    elif kind != "plain" and world_size() > 1:
+        peers = of_machine() if kind == "machine" else ALL
+        _replace(module, functools.partial(_SyncBatchNorm, peers=peers))
     return module
 
 

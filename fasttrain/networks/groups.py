@@ -63,13 +63,19 @@ def check_groups(batch_size: int, world_size: int, accumulate: int, groups: int 
     )
 
 
-def check_rows(batch_size: int, world_size: int, accumulate: int, kind: str, groups: int = GROUPS) -> None:
+def check_rows(
+    batch_size: int, world_size: int, accumulate: int, kind: str, groups: int = GROUPS, machine_size: int = 1
+) -> None:
     """Raises UserError where a head's batch norm would take its statistics over less than LEAST_IMAGES rows.
 
-    Arguments as of check_groups; kind: of batch norm, "split", "sync" or "plain".
+    Arguments as of check_groups; kind: of batch norm, "split", "sync", "machine" or "plain"; machine_size: ranks of
+    a machine.
     """
     share = batch_size // (world_size * accumulate)
-    rows = {"split": share // groups_of_rank(share, groups, world_size), "sync": share * world_size, "plain": share}
+    rows = {
+        "split": share // groups_of_rank(share, groups, world_size), "sync": share * world_size,
+        "machine": share * machine_size, "plain": share,
+    }  # fmt: skip
     if rows[kind] < LEAST_IMAGES:
         less = " or less --accumulate" if accumulate > 1 else ""
         instead = f" or --batch-norm sync, of {rows['sync']}" if rows["sync"] >= LEAST_IMAGES else less

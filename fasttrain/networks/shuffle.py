@@ -2,7 +2,7 @@
 
 The images of all ranks are dealt out anew, each rank encodes what it was dealt, and as keys go to every rank anyway,
 they are put back in order there. Every rank draws the same permutation, so nothing has to be said about it. An image is
-sent to one rank; MoCo's own all-gather sends it to all.
+sent to one rank; MoCo's own all-gather sends it to all. Images travel while something else is computed.
 """
 
 from __future__ import annotations
@@ -41,19 +41,26 @@ def deal(order_M: Tensor, own: int, ranks: int) -> Deal:
     )
 
 
-def encode_shuffled(encode: Callable[[Tensor], Tensor], view: Tensor) -> Tensor:
-    """Rows (M, D) of the images of all ranks, in rank order, each encoded among images drawn from all ranks.
+class Shuffled:
+    """The images of all ranks on their way to those that encode them; with one process, in another order."""
 
-    view (N, 3, S, S), channels-last; encode takes such a tensor to rows (N, D). N must be the same on every rank,
-    and so must the state of common_generator, which draws the permutation. The host does not wait for the device.
-    """
-    ranks, images = world_size(), len(view)
-    dealt = deal(torch.randperm(ranks * images, generator=common_generator), rank(), ranks)
-    index = torch.cat([dealt.sent_N, dealt.place_N, dealt.back_M])
-    if view.is_cuda:  # pinned, so that the host does not wait for the copy
-        index = index.pin_memory().to(view.device, non_blocking=True)
-    sent_N, place_N, back_M = index.split([images, images, ranks * images])
-    rows = view.permute(0, 2, 3, 1).index_select(0, sent_N)
-    if ranks > 1:
-        rows = exchange_rows(rows, dealt.send_W, dealt.receive_W).index_select(0, place_N)
-    return gather_rows(encode(rows.permute(0, 3, 1, 2))).index_select(0, back_M)
+    def __init__(self, view: Tensor) -> None:
+        """view (N, 3, S, S), channels-last. N must be the same on every rank, and so must the state of
+        common_generator, which draws the permutation. The host does not wait for the device."""
+        ranks, images = world_size(), len(view)
+        dealt = deal(torch.randperm(ranks * images, generator=common_generator), rank(), ranks)
+        index = torch.cat([dealt.sent_N, dealt.place_N, dealt.back_M])
+        if view.is_cuda:  # pinned, so that the host does not wait for the copy
+            index = index.pin_memory().to(view.device, non_blocking=True)
+        sent_N, self._place_N, self._back_M = index.split([images, images, ranks * images])
+        self._rows = exchange_rows(view.permute(0, 2, 3, 1).index_select(0, sent_N), dealt.send_W, dealt.receive_W)
+
+    def encoded(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Rows (M, D) of the images of all ranks, in rank order, each encoded among images drawn from all ranks.
+
+        encode takes a view to rows (N, D).
+        """
+        rows = self._rows()
+        if world_size() > 1:
+            rows = rows.index_select(0, self._place_N)
+        return gather_rows(encode(rows.permute(0, 3, 1, 2))).index_select(0, self._back_M)

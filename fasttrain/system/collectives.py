@@ -2,9 +2,54 @@
 
 from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from fasttrain.system.errors import UserError
+
+
+class Peers:
+    """Ranks that do something together. A copy of what holds it means the same ranks."""
+
+    def __init__(self, group: Any = None) -> None:  # noqa: ANN401 torch has no public name for its type
+        """group: of torch.distributed; None: all ranks."""
+        self.group = group
+
+    def __deepcopy__(self, _memo: dict) -> Peers:
+        return self
+
+    def __len__(self) -> int:
+        return dist.get_world_size(self.group)
+
+
+ALL = Peers()
+
+
+def machine_size() -> int:
+    """How many ranks this machine has, as their launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def of_machine() -> Peers:
+    """The ranks of this machine, which are numbered in a row. Every rank must ask for them. Raises UserError where
+    machines have different numbers of ranks."""
+    return _of_machine(dist.group.WORLD)
+
+
+@functools.lru_cache(maxsize=1)
+def _of_machine(_all: Any) -> Peers:  # noqa: ANN401 as above
+    sizes_W: list[Any] = [None] * world_size()
+    dist.all_gather_object(sizes_W, machine_size())
+    size = machine_size()
+    if set(sizes_W) != {size} or world_size() % size:
+        raise UserError(f"the {world_size()} processes are not equally many on each machine: {sorted(set(sizes_W))}")
+    return Peers(dist.new_subgroups(size)[0])
 
 
 def world_size() -> int:
@@ -25,38 +70,48 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-def gather_rows(x_ND: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, (W·N, D), differentiable. Every rank must hold the same N.
+def gather_rows(x_ND: Tensor, peers: Peers = ALL) -> Tensor:
+    """Rows of all peers in rank order, (W·N, D), differentiable. Every rank must hold the same N.
 
     For losses that each rank takes over its own rows against all: DDP's mean over the ranks is then the gradient of the
     mean of their losses.
     """
-    return x_ND if world_size() == 1 else _GatherRows.apply(x_ND)
+    return x_ND if world_size() == 1 else _GatherRows.apply(x_ND, peers)
 
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x_ND: Tensor) -> Tensor:  # type: ignore[override]
-        out_MD = x_ND.new_empty(world_size() * x_ND.shape[0], x_ND.shape[1])
-        _all_gather(out_MD, x_ND.contiguous())
+    def forward(ctx: Any, x_ND: Tensor, peers: Peers) -> Tensor:  # type: ignore[override] # noqa: ANN401 torch's own
+        ctx.peers = peers
+        out_MD = x_ND.new_empty(len(peers) * x_ND.shape[0], x_ND.shape[1])
+        _all_gather(out_MD, x_ND.contiguous(), group=peers.group)
         return out_MD
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad_MD: Tensor) -> Tensor:  # type: ignore[override]
-        grad_ND = grad_MD.new_empty(len(grad_MD) // world_size(), grad_MD.shape[1])
-        _reduce_scatter(grad_ND, grad_MD.contiguous())  # every rank's loss has a part in each row's gradient
-        return grad_ND
+    def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor, None]:  # type: ignore[override] # noqa: ANN401
+        grad_ND = grad_MD.new_empty(len(grad_MD) // len(ctx.peers), grad_MD.shape[1])
+        # every rank's loss has a part in each row's gradient
+        _reduce_scatter(grad_ND, grad_MD.contiguous(), group=ctx.peers.group)
+        return grad_ND, None
 
 
-def exchange_rows(x: Tensor, send_W: list[int], receive_W: list[int]) -> Tensor:
-    """The first send_W[0] rows of x (N, …) to rank 0, the next to rank 1, and so on; returns what came, in rank order.
+def exchange_rows(x: Tensor, send_W: list[int], receive_W: list[int]) -> Callable[[], Tensor]:
+    """Send the first send_W[0] rows of x (N, …) to rank 0, the next to rank 1, and so on; without gradient.
 
-    Without gradient. receive_W: how many rows come from each rank, which every rank must know.
+    They are on their way when it returns. What it returns waits for those that come, and gives them in rank order.
+    receive_W: how many rows come from each rank, which every rank must know.
     """
+    sent = x.detach().contiguous()
     if world_size() == 1:
-        return x.detach()
+        return lambda: sent
     out = x.new_empty(sum(receive_W), *x.shape[1:])
-    dist.all_to_all_single(out, x.detach().contiguous(), receive_W, send_W)
+    work: Any = dist.all_to_all_single(out, sent, receive_W, send_W, async_op=True)
+    return functools.partial(_received, work, sent, out)
+
+
+def _received(work: Any, _sent: Tensor, out: Tensor) -> Tensor:  # noqa: ANN401 a Work, or nothing
+    """_sent is held until it has left."""
+    work.wait()
     return out
 
 

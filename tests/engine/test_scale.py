@@ -20,6 +20,7 @@ from fasttrain.engine.ranks import Ranks, data_parallel
 from fasttrain.networks.batch_norm import convert_batch_norm
 from fasttrain.run.metrics import read_metrics
 from fasttrain.system.cores import share_of
+from fasttrain.system.errors import UserError
 
 # Batch statistics are the one thing that depends on how many images a process holds, so this encoder has none, and
 # arithmetic is in fp32. What is left is the order in which floating-point sums are taken.
@@ -73,14 +74,16 @@ def test_a_run_goes_on_with_another_number_of_ranks(
 
 
 def test_synchronised_batch_norm_has_the_losses_of_one_rank(shards: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """A network with batch norm: statistics over all ranks are those of one rank that holds the whole batch."""
+    """A network with batch norm: statistics over all ranks, here of a machine, are those of one with the batch."""
     network = ["--arch", "small", "--max-steps", STEPS]
     assert train(shards, tmp_path / "one", *EXACT, *network) == 0
-    exactly(tmp_path, 2, shards, tmp_path / "sync", *network, "--batch-norm", "sync")
-    exactly(tmp_path, 2, shards, tmp_path / "plain", *network)
+    for kind in ("sync", "machine", "plain"):
+        exactly(tmp_path, 2, shards, tmp_path / kind, *network, "--batch-norm", kind)
     expected = losses(tmp_path / "one")
-    apart = {kind: (losses(tmp_path / kind) - expected).abs().max().item() for kind in ("sync", "plain")}
-    assert apart["sync"] < 1e-3, apart  # batch norm of a few rows divides rounding by small deviations
+    apart = {kind: (losses(tmp_path / kind) - expected).abs().max().item() for kind in ("sync", "machine", "plain")}
+    assert max(apart["sync"], apart["machine"]) < 1e-3, (
+        apart
+    )  # batch norm of a few rows divides rounding by small deviations
     assert apart["plain"] > 10 * apart["sync"], apart
 
 
@@ -93,7 +96,8 @@ def test_split_batch_norm_has_the_losses_of_one_rank(shards: pathlib.Path, tmp_p
     assert torch.allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=0, atol=1e-3)
 
 
-def _synchronised(folder: pathlib.Path) -> None:
+def _synchronised(folder: pathlib.Path, kind: str = "sync", machine: int = 1) -> None:
+    os.environ["LOCAL_WORLD_SIZE"] = str(machine)
     ranks = Ranks("cpu")
     torch.manual_seed(0)
     images = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU()
@@ -101,7 +105,7 @@ def _synchronised(folder: pathlib.Path) -> None:
     nn.init.uniform_(network[1].weight)
     nn.init.uniform_(network[1].bias)
     x, target = torch.randn(12, 3, 6, 6) * 3 + 1, torch.randn(12, 6)
-    network = convert_batch_norm(network, "sync")
+    network = convert_batch_norm(network, kind)
     own = slice(ranks.rank * 12 // ranks.world_size, (ranks.rank + 1) * 12 // ranks.world_size)
     x_own = x[own].clone().requires_grad_()
     parallel = data_parallel(network, True)
@@ -123,6 +127,31 @@ def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path: path
     assert one.keys() == first.keys()
     for name, value in one.items():
         assert torch.allclose(first[name], value, rtol=1e-4, atol=1e-6), name
+
+
+def test_batch_norm_of_a_machine_is_that_of_one_rank_with_all_its_images(tmp_path: pathlib.Path) -> None:
+    """Values, gradients and running statistics of two machines of two ranks are those of two ranks."""
+    succeed(on_ranks(tmp_path, 2, _synchronised, tmp_path, "plain"))
+    succeed(on_ranks(tmp_path, 4, _synchronised, tmp_path, "machine", 2))
+    for machine in range(2):
+        one = torch.load(tmp_path / f"2-{machine}.pt")
+        first, second = (torch.load(tmp_path / f"4-{2 * machine + place}.pt") for place in range(2))
+        first["x"] = torch.cat([first["x"], second["x"]])
+        assert one.keys() == first.keys()
+        for name, value in one.items():
+            assert torch.allclose(first[name], value, rtol=1e-4, atol=1e-6), name
+
+
+def _on_unequal_machines() -> None:
+    os.environ["LOCAL_WORLD_SIZE"] = str(1 + int(os.environ["RANK"]))
+    ranks = Ranks("cpu")
+    with pytest.raises(UserError, match=r"not equally many on each machine: \[1, 2\]"):
+        convert_batch_norm(nn.Sequential(nn.BatchNorm2d(5)), "machine")
+    ranks.close()
+
+
+def test_batch_norm_of_machines_with_different_numbers_of_ranks_is_refused(tmp_path: pathlib.Path) -> None:
+    succeed(on_ranks(tmp_path, 2, _on_unequal_machines))
 
 
 @pytest.mark.parametrize("name", ["forward_sync_buffers", "broadcast_buffers"])

@@ -3,6 +3,7 @@
 import pathlib
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,14 +11,15 @@ import pytest
 import torch
 from support.forks import on_ranks, succeed
 from support.steps import build, sample, small
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.config import make_config, parse_config
 from fasttrain.engine.ranks import Ranks
 from fasttrain.losses.batch import batch_consistency, batch_uniformity
 from fasttrain.losses.queue import Decoupled, DecoupledWeighted, InfoNCE, QueueConsistency, QueueUniformity, queue_terms
-from fasttrain.methods import Method, MethodOptions, Output, Progress, Sample, method_options
+from fasttrain.methods import Method, MethodOptions, Output, Progress, Sample, method_options, moco
+from fasttrain.networks import shuffle
 from fasttrain.system.collectives import gather_rows, sum_over_ranks
 from fasttrain.system.errors import UserError
 from fasttrain.views.spec import RECIPES
@@ -50,7 +52,7 @@ def test_shuffled_keys_come_back_in_their_places() -> None:
     """In evaluation mode batch norm does not mix images, so the shuffle must not show."""
     plain, split = (build(small(batch_norm=kind)).eval() for kind in ("plain", "split"))
     image = sample(8).views[0][1]
-    assert torch.allclose(plain._keys(image), split._keys(image), atol=1e-5)
+    assert torch.allclose(plain._keys(plain._coming(image)), split._keys(split._coming(image)), atol=1e-5)
 
 
 def test_keys_and_queries_of_an_image_are_normalised_in_different_groups() -> None:
@@ -58,8 +60,34 @@ def test_keys_and_queries_of_an_image_are_normalised_in_different_groups() -> No
     model = build(small(batch_norm="split"))
     view = sample(64).views[0][0]
     q = model._embed(model.projector(model.encoder(view)))
-    k = model._keys(view)
+    k = model._keys(model._coming(view))
     assert (q - k).abs().max() > 1e-3  # the weights are equal, the views are equal: only the groups differ
+
+
+@pytest.mark.parametrize(
+    ("ranks", "order"), [(1, ["sent", "come", "key", "query"]), (2, ["sent", "query", "come", "key"])]
+)
+def test_the_images_of_keys_travel_between_ranks_while_queries_are_encoded(
+    ranks: int, order: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one process keys come first, which takes less memory."""
+    seen = []
+
+    def exchange(x: Tensor, *_: list[int]) -> Callable[[], Tensor]:
+        def come() -> Tensor:
+            seen.append("come")
+            return x
+
+        seen.append("sent")
+        return come
+
+    monkeypatch.setattr(shuffle, "exchange_rows", exchange)
+    monkeypatch.setattr(moco, "world_size", lambda: ranks)
+    model = build(small(batch_norm="split"))
+    for network, name in ((model.encoder, "query"), (model.key_encoder, "key")):
+        network.register_forward_pre_hook(lambda *_, name=name: seen.append(name))
+    model(sample(8))
+    assert seen == order
 
 
 @pytest.mark.parametrize("method", ["moco", "xmoco"])

@@ -184,7 +184,7 @@ def test_each_view_of_both_ways_is_normalised_among_others() -> None:
     model: Any = build(small(symmetric=True, batch_norm="split", batch_size=64))
     view = sample(64).views[0][0]
     query = model._query(model.encoder(view))
-    first, second = model._keys(view), model._keys(view)
+    first, second = model._keys(model._coming(view)), model._keys(model._coming(view))
     assert (query - first).abs().max() > 1e-3
     assert (first - second).abs().max() > 1e-3  # each call deals the images out anew
 
@@ -195,7 +195,7 @@ def test_ressl_queries_the_strong_view() -> None:
     model: Any = build(small("ressl", batch_norm="plain"))
     batch = sample(8)
     (keys,) = model(batch).carry
-    assert torch.allclose(keys, model._keys(batch.views[0][1]))
+    assert torch.allclose(keys, model._keys(model._coming(batch.views[0][1])))
 
 
 def test_nnclr_looks_up_neighbours_among_earlier_images_alone() -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fasttrain.jobs.train import seed_step
 from fasttrain.networks.batch_norm import convert_batch_norm
 from fasttrain.networks.groups import check_groups
-from fasttrain.networks.shuffle import deal, encode_shuffled
+from fasttrain.networks.shuffle import Shuffled, deal
 from fasttrain.system.collectives import common_generator, rank, world_size
 
 RANKS = [1, 2, 4, 8]
@@ -53,7 +53,7 @@ def measured_share() -> torch.Tensor:
     """Of the images in each key's group, those that were in its query's: the mean over a batch."""
     network = convert_batch_norm(nn.Sequential(Meetings(IMAGES)), "split")
     view = own(numbered(IMAGES))
-    with_query, with_key = network(view) != 0, own(encode_shuffled(network, view)) != 0
+    with_query, with_key = network(view) != 0, own(Shuffled(view).encoded(network)) != 0
     assert with_query.sum(1).eq(IMAGES // 8).all()
     assert with_key.sum(1).eq(IMAGES // 8).all()
     return ((with_query & with_key).sum(1) / with_key.sum(1)).mean()
@@ -67,7 +67,7 @@ def places(images: int, dtype: torch.dtype) -> tuple[torch.Tensor, list[tuple[to
         return view.float().mean((2, 3))
 
     seen = []
-    return encode_shuffled(encode, own(numbered(images, 5, dtype)))[:, 0], seen
+    return Shuffled(own(numbered(images, 5, dtype))).encoded(encode)[:, 0], seen
 
 
 def keys() -> torch.Tensor:
@@ -75,7 +75,7 @@ def keys() -> torch.Tensor:
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(72, 5), nn.BatchNorm1d(5)
     network = convert_batch_norm(nn.Sequential(*layers), "split")
-    return encode_shuffled(network, own(torch.randn(64, 3, 5, 5).to(memory_format=torch.channels_last)))
+    return Shuffled(own(torch.randn(64, 3, 5, 5).to(memory_format=torch.channels_last))).encoded(network)
 
 
 @torch.no_grad()

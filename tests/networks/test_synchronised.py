@@ -15,11 +15,11 @@ from fasttrain.networks.batch_norm import convert_batch_norm
 from fasttrain.networks.synchronised import NormaliseNatively, NormaliseTogether
 
 
-def _compiled(folder: pathlib.Path) -> None:
+def _compiled(folder: pathlib.Path, kind: str) -> None:
     ranks = Ranks("cpu")
     torch.manual_seed(0)
     head = nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6, affine=False)
-    network = convert_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.Flatten(), *head), "sync")
+    network = convert_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.Flatten(), *head), kind)
     x, found = torch.randn(4, 3, 2, 2) + ranks.rank, []
     for module in (network, copy.deepcopy(network)):
         if found:
@@ -34,8 +34,9 @@ def _compiled(folder: pathlib.Path) -> None:
     ranks.close()
 
 
-def test_a_compiler_takes_synchronised_batch_norm_in_one_graph(tmp_path: pathlib.Path) -> None:
-    succeed(on_ranks(tmp_path, 2, _compiled, tmp_path))
+@pytest.mark.parametrize("kind", ["sync", "machine"])
+def test_a_compiler_takes_synchronised_batch_norm_in_one_graph(kind: str, tmp_path: pathlib.Path) -> None:
+    succeed(on_ranks(tmp_path, 2, _compiled, tmp_path, kind))
     assert sorted(path.name for path in tmp_path.iterdir() if path.name in "01") == ["0", "1"]
 
 
