@@ -36,7 +36,7 @@ from fasttrain.input import (
 )
 from fasttrain.input.options import CacheOptions
 from fasttrain.kernels.augment import DTYPES
-from fasttrain.system.cores import usable_cores
+from fasttrain.system.cores import machine_size, usable_cores
 from fasttrain.system.errors import UserError, note
 from fasttrain.views.spec import RECIPES, Recipe, sides
 
@@ -270,7 +270,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _workers() -> int:
     """This process's share of the cores, of which torchrun's processes on a machine may all use the same."""
-    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, usable_cores() // machine_size())
 
 
 def _positive(name: str, value: int) -> int:
