@@ -162,7 +162,9 @@ class ViewLoader:
                     f"the position is one in batches of another {_SAME[name]} ({state[name]}; this loader's: {mine})"
                 )
         self._leave(self._batches)
-        self._loader.load_state_dict(position)
+        if self._shuffle and "lanes" not in position:
+            note("an earlier version was at this position: from here on images come in another order")
+        self._loader.load_state_dict({"lanes": 0, **position})
 
     def close(self) -> None:
         """End its threads and free its memory. So does the end of the last reference to it."""
