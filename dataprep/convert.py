@@ -263,8 +263,6 @@ def convert_part(config: ConvertConfig) -> tuple[Manifest, float, int]:
 
 def end_part(out: Destination, opened: Opened, share: list[PlannedShard], totals: Totals) -> tuple[Manifest, int]:
     """Complete the set if all shards are there; return its manifest, or that of a share, and how many are missing."""
-    if manifest := finished_manifest(out, opened.settings):  # another part, which came to its end at the same time
-        return manifest, 0
     there = set(out.names())
     num_missing = sum(record_name(planned.name) not in there for planned in opened.plan)
     if not num_missing:
@@ -272,8 +270,12 @@ def end_part(out: Destination, opened: Opened, share: list[PlannedShard], totals
         for record in read_records(out, rest, len(opened.source.classes)):
             totals.add(record)
         num_missing = len(opened.plan) - len(totals.shards)  # damaged ones
-        if not num_missing:
-            return complete(out, opened.plan, totals, opened.settings), 0
+    # Looked for only now: another part that has come to the end writes the manifest, and then removes the records.
+    if manifest := finished_manifest(out, opened.settings):
+        clear_state(out)
+        return manifest, 0
+    if not num_missing:
+        return complete(out, opened.plan, totals, opened.settings), 0
     return totals.manifest(share, opened.settings, versions(), None), num_missing
 
 
