@@ -5,9 +5,9 @@
     python dataprep/verify.py OUT --sample 100
 
 Existence, size, checksum, structure, sample count and labels of every shard, its index and its names, and of the list
-of what was skipped; with --deep every image is decoded. FFCV's own .beton files state no checksum: of them the structure is checked, and with --deep the
-images. Of a set behind a URL one listing tells names and sizes, and no shard is read. One line for each problem; the
-last line on stdout is JSON: {"ok": ..., "problems": [...]}.
+of what was skipped; with --deep every image is decoded. FFCV's own .beton files state no checksum: of them the
+structure is checked, and with --deep the images. Of a set behind a URL one listing tells names and sizes, and no shard
+is read. One line for each problem; the last line on stdout is JSON: {"ok": ..., "problems": [...]}.
 """
 
 from __future__ import annotations
