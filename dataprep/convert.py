@@ -16,6 +16,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 from collections import Counter
@@ -115,6 +116,8 @@ def check(config: ConvertConfig) -> None:
     """Raises UserError for options and for folders that do not go together."""
     if config.format == "webdataset" and config.write in ("raw", "smart"):
         raise UserError(f"--write {config.write} is for --format ffcv: a .tar shard holds files of images")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", config.out):  # of a URL that went through a program for paths
+        raise UserError(f"{config.out}: a URL has // behind its colon; a folder of that name is ./{config.out}")
     # Path.resolve() raises an error of its own where a link leads to itself.
     paths = [local_path(place) for place in (config.source, config.out)]
     source, out = (pathlib.Path(path if is_remote(path) else os.path.realpath(path)) for path in paths)

@@ -415,6 +415,8 @@ def test_a_full_temporary_folder_is_one_line(source: Path, local: dict[str, Path
         ("s3://b/x-*", "s3://b/x-*: name an OUT without * ? [ {"),
         ("nosuch://a/b", "nosuch://a/b: ValueError: Protocol not known"),
         ("objects://bucket/file", "objects://me:hunter2@bucket/file: not a folder".replace("me:hunter2@", "")),
+        ("objects://", "objects://: name a folder there"),
+        ("s3:/b/x", "s3:/b/x: a URL has // behind its colon; a folder of that name is ./s3:/b/x"),
         ("zip://x::memory://a.zip", "chains of URLs are not read"),
     ],
 )
