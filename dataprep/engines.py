@@ -183,7 +183,7 @@ def _connect(num_workers: int) -> Any:  # noqa: ANN401 - a module that may be mi
         "logging_level": "error",
     }
     address = os.getenv("RAY_ADDRESS")
-    own = {"num_cpus": num_workers or usable_cores(), "include_dashboard": False}
+    own: dict[str, Any] = {"num_cpus": num_workers or usable_cores(), "include_dashboard": False}
     if address and address != "local":
         ray.init(**options)
         return ray
