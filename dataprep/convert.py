@@ -16,6 +16,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 from collections import Counter
@@ -115,6 +116,8 @@ def check(config: ConvertConfig) -> None:
     """Raises UserError for options and for folders that do not go together."""
     if config.format == "webdataset" and config.write in ("raw", "smart"):
         raise UserError(f"--write {config.write} is for --format ffcv: a .tar shard holds files of images")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", config.out):  # of a URL that went through a program for paths
+        raise UserError(f"{config.out}: a URL has // behind its colon; a folder of that name is ./{config.out}")
     # Path.resolve() raises an error of its own where a link leads to itself.
     paths = [local_path(place) for place in (config.source, config.out)]
     source, out = (pathlib.Path(path if is_remote(path) else os.path.realpath(path)) for path in paths)
@@ -263,8 +266,6 @@ def convert_part(config: ConvertConfig) -> tuple[Manifest, float, int]:
 
 def end_part(out: Destination, opened: Opened, share: list[PlannedShard], totals: Totals) -> tuple[Manifest, int]:
     """Complete the set if all shards are there; return its manifest, or that of a share, and how many are missing."""
-    if manifest := finished_manifest(out, opened.settings):  # another part, which came to its end at the same time
-        return manifest, 0
     there = set(out.names())
     num_missing = sum(record_name(planned.name) not in there for planned in opened.plan)
     if not num_missing:
@@ -272,8 +273,12 @@ def end_part(out: Destination, opened: Opened, share: list[PlannedShard], totals
         for record in read_records(out, rest, len(opened.source.classes)):
             totals.add(record)
         num_missing = len(opened.plan) - len(totals.shards)  # damaged ones
-        if not num_missing:
-            return complete(out, opened.plan, totals, opened.settings), 0
+    # Looked for only now: another part that has come to the end writes the manifest, and then removes the records.
+    if manifest := finished_manifest(out, opened.settings):
+        clear_state(out)
+        return manifest, 0
+    if not num_missing:
+        return complete(out, opened.plan, totals, opened.settings), 0
     return totals.manifest(share, opened.settings, versions(), None), num_missing
 
 

@@ -208,6 +208,8 @@ class RemoteFolder(Destination):
             raise UserError(f"{self._shown}: name an OUT without * ? [ {{, which stand for other names")
         self._store, name = opened(url)
         self._root = name.rstrip("/")
+        if not self._root:
+            raise UserError(f"{without_secrets(url)}: name a folder there")
         self.beside = Path(self._shown.rpartition("/")[2] or "out")
         self._size: dict[str, int] = {}
         self._state: Mapping[str, Any] | None = None

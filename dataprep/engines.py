@@ -128,8 +128,9 @@ def _num_bytes(image: EncodedImage | str) -> int:
 def on_ray(work: ShardWork, shards: list[PlannedShard], num_workers: int, note: Note) -> Iterator[ShardRecord]:
     """Yield the records of shards, each written by one task of a Ray cluster.
 
-    The cluster is the one that RAY_ADDRESS names, or runs on this machine, or a new one for the time of the call. Its
-    machines see source, output and this checkout under the same paths; where OUT is a URL, each reaches that by itself.
+    The cluster is the one that RAY_ADDRESS names ("local": a new one), or that `ray start` made on this machine, or a
+    new one for the time of the call; never one that another program has for itself. Its machines see source, output
+    and this checkout under the same paths; where OUT is a URL, each reaches that by itself.
 
     Raises:
         UserError: Ray is not installed, or OUT can't be written.
@@ -181,12 +182,18 @@ def _connect(num_workers: int) -> Any:  # noqa: ANN401 - a module that may be mi
         "log_to_driver": False,
         "logging_level": "error",
     }
+    address = os.getenv("RAY_ADDRESS")
+    own: dict[str, Any] = {"num_cpus": num_workers or usable_cores(), "include_dashboard": False}
+    if address and address != "local":
+        ray.init(**options)
+        return ray
     try:
-        ray.init(address="auto", **options)
-    except ConnectionError:
-        if os.getenv("RAY_ADDRESS"):
-            raise
-        ray.init(num_cpus=num_workers or usable_cores(), include_dashboard=False, **options)
+        ray.init(**own, **options)  # a new one, if none was started
+    except ValueError:  # its CPUs are its own matter
+        try:
+            ray.init(**options)
+        except ConnectionError:  # it was killed, and its address is still there
+            ray.init("local", **own, **options)
     return ray
 
 

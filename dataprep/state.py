@@ -12,9 +12,9 @@ from typing import Any
 from fasttrain.dataprep.destination import Destination, is_temporary_of
 from fasttrain.dataprep.parts import is_part_lock
 from fasttrain.dataprep.shards import record_name
-from fasttrain.formats.manifest import EXTENSION, STATE_FILE, Manifest
+from fasttrain.formats.manifest import EXTENSION, FILE_NAME, STATE_FILE, Manifest
 from fasttrain.storage.upload import temporary_of
-from fasttrain.system.errors import UserError
+from fasttrain.system.errors import RunError, UserError
 
 _RECORD = re.compile(record_name(f".+-[0-9]{{5}}.*({'|'.join(map(re.escape, EXTENSION.values()))})"))
 
@@ -37,10 +37,13 @@ def begin(out: Destination, state: dict[str, Any]) -> None:
 
     Raises:
         UserError: the folder holds anything else.
+        RunError: another process has ended the conversion since the manifest was looked for.
     """
     if (begun := _read_state(out)) is not None:
         _check_same(out, begun, state)
-    elif any(not (is_temporary_of(name, STATE_FILE) or is_part_lock(name)) for name in out.names()):
+    elif names := [name for name in out.names() if not (is_temporary_of(name, STATE_FILE) or is_part_lock(name))]:
+        if FILE_NAME in names:
+            raise RunError(f"{out}: another process has just ended a conversion here: run the same command again")
         raise UserError(f"{out} is not empty and holds no conversion: remove it or name another folder")
     else:
         out.write_json(STATE_FILE, state)

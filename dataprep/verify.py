@@ -4,10 +4,10 @@
     python dataprep/verify.py OUT --deep
     python dataprep/verify.py OUT --sample 100
 
-Existence, size, checksum, structure, sample count and labels of every shard, its index and its names; with --deep every
-image is decoded. FFCV's own .beton files state no checksum: of them the structure is checked, and with --deep the
-images. Of a set behind a URL one listing tells names and sizes, and no shard is read. One line for each problem; the
-last line on stdout is JSON: {"ok": ..., "problems": [...]}.
+Existence, size, checksum, structure, sample count and labels of every shard, its index and its names, and of the list
+of what was skipped; with --deep every image is decoded. FFCV's own .beton files state no checksum: of them the
+structure is checked, and with --deep the images. Of a set behind a URL one listing tells names and sizes, and no shard
+is read. One line for each problem; the last line on stdout is JSON: {"ok": ..., "problems": [...]}.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from fasttrain.formats.image import check_size, decode_rgb
 from fasttrain.formats.manifest import (
     EXTENSION,
     FILE_NAME,
+    SKIPPED_FILE,
     STATE_FILE,
     Manifest,
     ManifestError,
@@ -209,9 +210,9 @@ def open_images(path: pathlib.Path) -> Decode:
 
 def unknown_files(folder: pathlib.Path | RemoteFolder, there: Iterable[str], manifest: Manifest) -> list[str]:
     """Return a problem for each name in a folder that looks like a part of a data set but is not in the manifest."""
-    known = {file.name for shards in manifest.splits.values() for shard in shards for file in shard.files()}
-    suffixes = (*EXTENSION.values(), ".idx", NAMES_EXTENSION, ".tmp")
-    names = sorted(name for name in there if name.endswith(suffixes) and name not in known)
+    known = {file.name for file in manifest.files()}
+    endings = (*EXTENSION.values(), ".idx", NAMES_EXTENSION, ".tmp", SKIPPED_FILE)
+    names = sorted(name for name in there if name.endswith(endings) and name not in known)
     return [f"{folder}/{name}: not in {FILE_NAME}" for name in names]
 
 
@@ -231,6 +232,8 @@ def verify(config: VerifyConfig) -> list[str]:
     whole = [Task(shard.name, shard.num_samples, functools.partial(check, shard)) for shard in shards]
     found = list(_results(config, "files", whole, Watch("shard", str)))
     problems = [*unknown_files(folder, os.listdir(folder), manifest), *itertools.chain.from_iterable(found)]
+    if manifest.skips and manifest.skips.file:
+        problems += _check_file(folder, manifest.skips.file)
     if not any(found) and len(shards) == sum(map(len, manifest.splits.values())):
         problems += _check_counts(manifest, counts)
     if config.deep:
@@ -256,7 +259,7 @@ def _verify_remote(config: VerifyConfig) -> list[str]:
         raise ManifestError(f"{out} is not a converted data set, or not finished (no {FILE_NAME})")
     note("sizes are compared, and no content: a shard's checksum is when it is fetched to be read")
     problems = unknown_files(out, out.names(), manifest)
-    for file in (file for shards in manifest.splits.values() for shard in shards for file in shard.files()):
+    for file in manifest.files():
         try:
             if (size := out.num_bytes(file.name)) != file.num_bytes:
                 problems.append(f"{out}/{file.name}: {size} bytes, but the manifest says {file.num_bytes}")

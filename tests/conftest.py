@@ -1,10 +1,8 @@
 """Fixtures shared by all tests: a small labelled image folder, the same converted, and commands run as typed."""
 
-import fcntl
 import functools
 import os
 import pathlib
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -65,11 +63,9 @@ def tar_shards(image_folder: pathlib.Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def ray_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """While one worker of pytest has a cluster of Ray, another would join that instead of starting its own."""
-    with open(tmp_path_factory.getbasetemp().parent / "ray.lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def ray_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of Ray of the test's own, whatever else runs on this machine."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
 
 
 @pytest.fixture

@@ -131,6 +131,12 @@ class Manifest:
         """Return the number of samples of a split; KeyError if there is no such split."""
         return sum(shard.num_samples for shard in self.splits[split])
 
+    def files(self) -> list[Shard | SideFile]:
+        """Return all that lies beside the manifest, in the folder."""
+        shards = [shard for shards in self.splits.values() for shard in shards]
+        skips = [self.skips.file] if self.skips and self.skips.file else []
+        return [*(file for shard in shards for file in shard.files()), *skips]
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `manifest.json` into a folder, atomically."""
         content = {name: value for name, value in asdict(self).items() if value is not None}
@@ -162,7 +168,7 @@ class Manifest:
 
     def check_names(self) -> None:
         """Check that names fit the format and differ, and that all that counts classes agrees; Malformed if not."""
-        names = Counter(file.name for shards in self.splits.values() for shard in shards for file in shard.files())
+        names = Counter(file.name for file in self.files())
         if twice := [name for name, times in names.items() if times > 1]:
             raise Malformed(f"{twice[0]} is named twice")
         for name in (shard.name for shards in self.splits.values() for shard in shards):

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from fasttrain.formats.boundary import one_line
 from fasttrain.formats.listing import SourceError
 from fasttrain.storage import attempts
 from fasttrain.storage.attempts import tried, without_secrets
@@ -19,6 +20,7 @@ from fasttrain.system.errors import UserError, note
 from fasttrain.system.ordered import map_in_order
 
 REQUESTS = 16  # under way at once: a round trip costs more than the bytes of a photograph
+_IN_EXTRA = ("fsspec", "aiohttp", "huggingface_hub", "s3fs", "gcsfs")  # modules
 _LONGEST_PART = 255  # bytes of a file's name, on most disks
 _PROTOCOL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 # What stores call a digest or version of the content, and its time.
@@ -139,8 +141,10 @@ def opened(url: str) -> tuple[Any, str]:
         options = _http_options() if is_http(url) else {}
         return tried(lambda: url_to_fs(url, **options), shown)
     except ImportError as error:
-        missing = getattr(error.__cause__, "name", None) or error.name or protocol_of(url)
-        raise UserError(f"{shown} needs {missing.partition('.')[0]}: pip install '.[remote]'") from None
+        missing = (getattr(error.__cause__, "name", None) or error.name or protocol_of(url)).partition(".")[0]
+        # Of other packages fsspec says what they are called, which may be another name than that of the module.
+        how = "pip install '.[remote]'" if missing in _IN_EXTRA else one_line(str(error))
+        raise UserError(f"{shown} needs {missing}: {how}") from None
 
 
 def _http_options() -> dict[str, Any]:

@@ -319,6 +319,56 @@ def test_parts_far_away_end_in_the_same_set(
     assert stored(url) == files(local["ffcv"])
 
 
+@pytest.mark.parametrize("call", ["names", "read_manifest"])
+@pytest.mark.parametrize("before", [True, False])
+def test_of_parts_that_end_at_the_same_moment_none_misses_a_shard(
+    source: Path,
+    local: dict[str, Path],
+    url: str,
+    call: str,
+    before: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run(source, url, "--part", "1/2") == 0
+    end_part, plain = convert.end_part, getattr(destination.RemoteFolder, call)
+    ends = []
+
+    def end_while_another_does(out: Any, *arguments: Any) -> Any:
+        def called(out: Any) -> Any:
+            monkeypatch.setattr(destination.RemoteFolder, call, plain)
+            monkeypatch.setattr(convert, "end_part", end_part)
+            found = None if before else plain(out)
+            ends.append(run(source, url, "--part", "2/2"))
+            return plain(out) if before else found
+
+        monkeypatch.setattr(destination.RemoteFolder, call, called)
+        return end_part(out, *arguments)
+
+    monkeypatch.setattr(convert, "end_part", end_while_another_does)
+    ends.append(run(source, url, "--part", "2/2"))
+    assert ends == [3, 3]
+    lines = capfd.readouterr().out.splitlines()
+    assert [json.loads(line)["shards_missing"] for line in lines[-2:]] == [0, 0]
+    assert stored(url) == files(local["ffcv"])
+
+
+def test_a_part_that_begins_while_the_last_one_ends_does_not_ask_for_the_set_to_be_removed(
+    source: Path, url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    finished = convert.finished_manifest
+
+    def and_then_it_ends(*arguments: Any) -> Any:
+        monkeypatch.setattr(convert, "finished_manifest", finished)
+        found = finished(*arguments)
+        assert run(source, url) == 3
+        return found
+
+    monkeypatch.setattr(convert, "finished_manifest", and_then_it_ends)
+    assert run(source, url, "--part", "1/2") == 1
+    assert "another process has just ended a conversion here: run the same" in capfd.readouterr().err
+
+
 def test_two_conversions_at_once_do_no_harm(source: Path, local: dict[str, Path], disk: str, tmp_path: Path) -> None:
     forks = [Fork(tmp_path, convert_there, tmp_path / "scratch", source, disk, STORE_SECONDS=0.02) for _ in range(2)]
     for fork in forks:
@@ -365,6 +415,8 @@ def test_a_full_temporary_folder_is_one_line(source: Path, local: dict[str, Path
         ("s3://b/x-*", "s3://b/x-*: name an OUT without * ? [ {"),
         ("nosuch://a/b", "nosuch://a/b: ValueError: Protocol not known"),
         ("objects://bucket/file", "objects://me:hunter2@bucket/file: not a folder".replace("me:hunter2@", "")),
+        ("objects://", "objects://: name a folder there"),
+        ("s3:/b/x", "s3:/b/x: a URL has // behind its colon; a folder of that name is ./s3:/b/x"),
         ("zip://x::memory://a.zip", "chains of URLs are not read"),
     ],
 )

@@ -3,7 +3,9 @@
 import builtins
 import functools
 import importlib.util
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from support.pictures import make_images
 from fasttrain.dataprep import convert
 from fasttrain.dataprep.destination import LocalFolder
 from fasttrain.dataprep.encode import Encoding, encode_samples
-from fasttrain.dataprep.engines import Note, ShardWork, on_ray
+from fasttrain.dataprep.engines import Note, ShardWork, _connect, on_ray
 from fasttrain.dataprep.plan import plan_shards
 from fasttrain.dataprep.sources.kinds import open_source
 
@@ -43,6 +45,39 @@ def test_a_failing_task_raises_its_own_error(tmp_path: Path) -> None:
     work = ShardWork(LocalFolder(tmp_path / "missing"), source.reader, encode, False)
     with pytest.raises(FileNotFoundError, match="missing"):
         list(on_ray(work, plan_shards(source.splits, 4, "ffcv"), 1, Note(lambda _: None)))
+
+
+@pytest.mark.parametrize(
+    ("address", "started", "calls"),
+    [
+        (None, "none", [((), 3)]),
+        ("local", "none", [((), 3)]),
+        (None, "running", [((), 3), ((), None)]),
+        (None, "killed", [((), 3), ((), None), (("local",), 3)]),
+        ("ray://host:10001", "running", [((), None)]),
+    ],
+)
+def test_only_a_cluster_that_was_made_to_be_joined_is(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, started: str, calls: list[tuple]
+) -> None:
+    """As ray.init does it: another program's own cluster is joined for the address "auto" only."""
+    seen = []
+
+    def init(*where: str, num_cpus: int | None = None, **_: object) -> None:
+        seen.append((where, num_cpus))
+        if where == () and address is None and started != "none":
+            if num_cpus:
+                raise ValueError("When connecting to an existing cluster, num_cpus and num_gpus must not be provided.")
+            if started == "killed":
+                raise ConnectionError("Failed to connect to Ray cluster")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    else:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    _connect(3)
+    assert seen == calls
 
 
 def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,7 @@ pytest.importorskip("aiohttp")
 
 OPTIONS = ("--shard-size", 8, "--workers", 1)
 SECRETS = ("TOPSECRET", "hunter2")
+REMOTE = "pip install '.[remote]'"
 
 
 def run(*arguments: object) -> int:
@@ -365,12 +366,13 @@ def test_refusals(web: Web, tmp_path: Path, url: str, message: str, capfd: pytes
 
 
 @pytest.mark.parametrize(
-    ("url", "missing"),
-    [("s3://a/b", "s3fs"), ("gs://a/b", "gcsfs"), ("hf://datasets/o/n", "huggingface_hub"),
-     ("https://h/x.tar", "aiohttp"), ("memory://a", "fsspec")],
+    ("url", "missing", "how"),
+    [("s3://a/b", "s3fs", REMOTE), ("gs://a/b", "gcsfs", REMOTE), ("hf://datasets/o/n", "huggingface_hub", REMOTE),
+     ("https://h/x.tar", "aiohttp", REMOTE), ("memory://a", "fsspec", REMOTE), ("az://a/b", "adlfs", "Install adlfs"),
+     ("sftp://a/b", "paramiko", '"paramiko" to be installed'), ("smb://a/b", "smbclient", '"smbprotocol"')],
 )  # fmt: skip
 def test_a_missing_package_is_named(
-    tmp_path: Path, url: str, missing: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, url: str, missing: str, how: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     plain_import = builtins.__import__
     for name in list(sys.modules):
@@ -385,7 +387,8 @@ def test_a_missing_package_is_named(
     monkeypatch.setattr(builtins, "__import__", without)
     monkeypatch.setattr(sys, "meta_path", [Missing(missing), *sys.meta_path])
     assert run(url, tmp_path / "out") == 2
-    assert f"{url} needs {missing}: pip install '.[remote]'" in one_line_of(capfd.readouterr().err)
+    assert f"{url} needs {missing}: " in (line := one_line_of(capfd.readouterr().err))
+    assert how in line
 
 
 class Missing(importlib.abc.MetaPathFinder):

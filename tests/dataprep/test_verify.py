@@ -51,6 +51,39 @@ def test_a_sound_set(sound: Path, options: tuple, capfd: pytest.CaptureFixture[s
     assert problems_of(sound, *options, capfd=capfd) == []
 
 
+def test_the_list_of_skipped_images_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fasttrain.dataprep.totals.LISTED_SKIPS", 1)
+    root, out = make_images(tmp_path / "source", 2, 3), tmp_path / "out"
+    for name in ("a.jpg", "b.jpg"):
+        (root / "class0" / name).write_bytes(b"")
+    assert convert.main([str(root), str(out), *OPTIONS]) == convert.EXIT_SKIPPED
+    far = f"memory://{tmp_path.name}"
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    memory.put(str(out), far, recursive=True)
+    listed = out / "skipped.txt"
+    assert problems_of(out, capfd=capfd) == []
+    flip(listed, 0)
+    assert problems_of(out, capfd=capfd) == [f"{listed}: the content has changed (another SHA-256)"]
+    listed.write_text("")
+    assert f"{listed}: 0 bytes, but" in problems_of(out, capfd=capfd)[0]
+    listed.unlink()
+    assert problems_of(out, capfd=capfd) == [f"{listed}: missing"]
+    assert verify.main([far]) == 0
+    memory.rm(f"{far}/skipped.txt")
+    assert verify.main([far]) == verify.EXIT_PROBLEMS
+    assert f"{far}/skipped.txt: missing" in capfd.readouterr().out
+
+
+def test_a_list_of_skipped_images_that_the_manifest_does_not_name(
+    sound: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(sound, tmp_path / "out")
+    (out / "skipped.txt").touch()
+    assert problems_of(out, capfd=capfd) == [f"{out}/skipped.txt: not in manifest.json"]
+
+
 def flip(path: Path, offset: int) -> None:
     data = bytearray(path.read_bytes())
     data[offset] ^= 0xFF

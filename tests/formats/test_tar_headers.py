@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fasttrain.formats.tar_headers import MAX_EXTENDED, TarDamage, tar_headers
+from fasttrain.formats.tar_headers import MAX_EXTENDED, TarDamage, _usual, tar_headers
 
 KINDS = (tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE)
 
@@ -158,3 +158,26 @@ def test_the_walk_ends_where_a_header_leads_nowhere(tmp_path: Path, damage: byte
         found.extend(tar_headers(file))
     assert found[0].name == "a/1.jpg"
     assert error.value.at >= len(PICTURE)
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_header_of_the_usual_kind_is_read_as_tarfile_reads_it(format: int, checked: bool) -> None:
+    """Bytes of sound headers are replaced; checked: the checksum is made right again."""
+    rng, usual = np.random.default_rng(format), 0
+    for case in range(3000):
+        member = tarfile.TarInfo(rng.choice(["a.jpg", "ä" * 50, "b" * 100, "c/" * 70 + "d.cls", "e/"]))
+        member.size, member.mtime = int(rng.integers(0, 1 << 33)), int(rng.integers(0, 1 << 33))
+        block = bytearray(member.tobuf(format, "utf-8", "surrogateescape")[-512:])
+        places = (0, 99, 123, 124, 129, 135, 136, 147, 148, 153, 154, 155, 156, 345, 346, 500)
+        for _ in range(case % 3):
+            block[rng.choice(places)] = rng.choice([0, 32, 48, 49, 55, 56, 95, 128, 255])
+        if checked:
+            block[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(block))[0]
+        if (found := _usual(bytes(block))) is not None:
+            usual += 1
+            block[100:124], block[136:148] = b"0000000\0" * 3, bytes(12)  # nobody reads mode, owner and time
+            block[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(block))[0]
+            wanted = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
+            assert (found.name, found.size, found.type) == (wanted.name, wanted.size, wanted.type)
+    assert usual > 500
