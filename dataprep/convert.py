@@ -98,7 +98,7 @@ class ConvertConfig(Options):
     engine: Literal["local", "ray"] = "local"
     """Where the work is done; ray = on a Ray cluster, whose machines see SOURCE and OUT under the same paths (an
     OUT that is a URL needs no such place)."""
-    part: str = ""
+    part: str | None = None
     """I/N = write only the I-th of N equal parts of the shards, 1/N to N/N, into the same OUT, from as many machines
     and in as many jobs as is convenient: all with the same options. The one that finds all shards there writes the
     manifest; the last line of the others says how many are missing ("shards_missing")."""
@@ -114,6 +114,8 @@ class ConvertConfig(Options):
 
 def check(config: ConvertConfig) -> None:
     """Raises UserError for options and for folders that do not go together."""
+    if not (config.source and config.out):  # of a variable that is not set, perhaps; else the current folder
+        raise UserError("SOURCE and OUT: one is empty")
     if config.format == "webdataset" and config.write in ("raw", "smart"):
         raise UserError(f"--write {config.write} is for --format ffcv: a .tar shard holds files of images")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", config.out):  # of a URL that went through a program for paths
@@ -238,14 +240,13 @@ class Opened(NamedTuple):
         return cls(source, planned(config, source, shuffle), settings, state_of(settings, with_times, shuffle))
 
 
-def convert_part(config: ConvertConfig) -> tuple[Manifest, float, int]:
-    """Convert, or continue, the part of the shards that --part names.
+def convert_part(config: ConvertConfig, part: Part) -> tuple[Manifest, float, int]:
+    """Convert, or continue, a part of the shards.
 
     Returns what all parts come to, or, where some shards are still missing, this one; the images per second of this
     run; and how many are missing. Raises as convert.
     """
     check(config)
-    part = Part.parse(config.part)
     if is_remote(config.source):
         raise UserError("--part: each part would download SOURCE: copy it first, to storage that all of them see")
     out = destination_of(config.out)
@@ -365,8 +366,8 @@ def summary(manifest: Manifest, images_per_sec: float) -> dict[str, Any]:
 
 def convert_command(config: ConvertConfig) -> int:
     """Convert and print the summary; returns the exit status."""
-    if config.part:
-        manifest, images_per_sec, num_missing = convert_part(config)
+    if config.part is not None:
+        manifest, images_per_sec, num_missing = convert_part(config, Part.parse(config.part))
         part = {"part": config.part, "shards_missing": num_missing}
     else:
         (manifest, images_per_sec), num_missing, part = convert(config), 0, {}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fasttrain.dataprep.plan import PlannedShard
-from fasttrain.system.errors import UserError
+from fasttrain.system.errors import UserError, note
 from fasttrain.system.lock import Lock, is_held, lock
 
 _PART = re.compile(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})")
@@ -51,9 +51,12 @@ def is_part_lock(name: str) -> bool:
 
 def moment(folder: Path) -> Lock:
     """Keep other parts from beginning or ending for a moment; UserError where one takes an hour for it."""
-    return lock(
-        folder / ".parts.lock", f"{folder}: another part has been beginning or ending for long", _MOMENT_SECONDS
-    )
+    path, taken = folder / ".parts.lock", f"{folder}: another part has been beginning or ending for long"
+    try:
+        return lock(path, taken)
+    except UserError:
+        note("another part begins or ends: it is waited for")
+        return lock(path, taken, _MOMENT_SECONDS)
 
 
 @contextlib.contextmanager
