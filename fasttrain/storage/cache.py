@@ -21,7 +21,7 @@ from typing import Any
 from fasttrain.formats.manifest import FILE_NAME, Manifest, ManifestError, Shard, SideFile, glimpses
 from fasttrain.storage.attempts import tried, without_secrets
 from fasttrain.storage.remote import RemoteFile, is_http, opened
-from fasttrain.storage.room import COMING, LOCK, Room
+from fasttrain.storage.room import COMING, LOCK, Room, digest
 from fasttrain.storage.transfer import received
 from fasttrain.system.durable import MAX_JSON_BYTES, replace_file
 from fasttrain.system.errors import DataError, RunError, UserError, note
@@ -32,7 +32,6 @@ from fasttrain.system.watch import ARRIVALS, Watch
 DAMAGED_TRIES = 3  # for a file that comes with other bytes than the manifest says
 REFUSED_SECONDS = 600.0  # after which one that could not be had is asked for again
 _POLL_SECONDS = 0.1
-_DIGITS = 32  # of a SHA-256 in a name
 
 
 class Cache:
@@ -101,6 +100,7 @@ class Cache:
                     return
                 if descriptor is not None:
                     self._receive(path.name, descriptor)
+                    os.fdatasync(descriptor)  # a loss of power leaves zeros in a file that has its size already
                     os.replace(coming, path)
                     return
             with contextlib.suppress(FileNotFoundError):
@@ -128,18 +128,18 @@ class Cache:
 
     def _wrong_with(self, file: RemoteFile, sha256: str, descriptor: int) -> str:
         """Receive a file once; say what is wrong with what has come, "" for nothing."""
-        digest = hashlib.sha256()
+        found = hashlib.sha256()
         try:
             with open(descriptor, "wb", closefd=False) as stream:
                 stream.seek(0)
                 for block in received(self._store, self._ended, file, 0, patient=True):
-                    digest.update(block)
+                    found.update(block)
                     stream.write(block)
         except RunError as error:
             return str(error)
         except OSError as error:
             raise self.room.failed(error) from None
-        return "" if digest.hexdigest() == sha256 else f"{self.shown(file.path)}: damaged: its SHA-256 is another one"
+        return "" if found.hexdigest() == sha256 else f"{self.shown(file.path)}: damaged: its SHA-256 is another one"
 
 
 def open_cache(url: str, folder: Path, limit: int) -> Cache:
@@ -151,14 +151,14 @@ def open_cache(url: str, folder: Path, limit: int) -> Cache:
         UserError, RunError: there is none, or it can't be had.
         ManifestError: it is malformed.
     """
-    asked, room = time.time(), Room(folder, limit)
-    mark, watch = folder / _digest(url.encode()), Watch("manifest", str)
+    room, mark, watch = Room(folder, limit), folder / digest(url.encode()), Watch("manifest", str)
+    asked = _state(mark)
     with watch.patrol(), watch.at(without_secrets(below(url, FILE_NAME))), room.locked(f".{mark.name}{LOCK}"):
         store, _ = opened(url)
-        if not (mark.exists() and mark.stat().st_mtime >= asked):
+        if _state(mark) == asked:  # no other process has fetched it meanwhile
             try:
                 content = _manifest_of(store, url)
-                of_set = folder / _digest(content)
+                of_set = folder / digest(content)
                 of_set.mkdir(exist_ok=True)
                 replace_file(of_set / FILE_NAME, lambda file: file.write(content))
                 _load(of_set, url)
@@ -168,7 +168,7 @@ def open_cache(url: str, folder: Path, limit: int) -> Cache:
                     raise
                 note(f"{without_secrets(url)} does not answer: its manifest of an earlier start is taken")
                 mark.touch()
-        of_set = folder / read_at_most(mark, _DIGITS).decode()
+        of_set = folder / read_at_most(mark, len(mark.name)).decode()
     return Cache(url, store, of_set, _load(of_set, url), room)
 
 
@@ -176,10 +176,6 @@ def below(url: str, name: str) -> str:
     """Return the URL of a file in the folder that a URL names; a query, as of a signature, is kept."""
     bare, query = re.fullmatch("([^?#]*)(.*)", url).groups() if is_http(url) else (url, "")  # type: ignore[union-attr]
     return f"{bare.rstrip('/')}/{name}{query}"
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:_DIGITS]
 
 
 def _file_below(store: Any, url: str, name: str, size: int | None) -> RemoteFile:  # noqa: ANN401
@@ -207,6 +203,14 @@ def _load(of_set: Path, url: str) -> Manifest:
         return Manifest.load(of_set)
     except ManifestError as error:
         raise ManifestError(str(error).replace(str(of_set), without_secrets(url))) from None
+
+
+def _state(mark: Path) -> tuple[int, int] | None:
+    """Another one each time the file is written or touched, whatever the clock says."""
+    with contextlib.suppress(FileNotFoundError):
+        status = mark.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None
 
 
 @contextlib.contextmanager

@@ -291,6 +291,19 @@ def test_what_does_not_fit_is_one_line_and_removes_nothing_of_others(
     assert kept(found) == NAMES[:1]
 
 
+def test_files_of_others_in_its_folder_are_neither_counted_nor_removed(web: Web, tmp_path: Path) -> None:
+    mine = tmp_path / "photographs/train-00000.beton"
+    mine.parent.mkdir()
+    mine.write_bytes(bytes(SIZE))
+    os.utime(mine, (0, 0))
+    found = opened(web, tmp_path, limit=SIZE)
+    assert found.capacity() == SIZE
+    for name in NAMES[:2]:
+        found.path(name)
+    assert mine.exists()
+    assert kept(found) == NAMES[1:2]
+
+
 def test_left_overs_of_killed_processes_are_removed_and_others_not(web: Web, tmp_path: Path) -> None:
     found = opened(web, tmp_path)
     stale, held = (found.folder / f".{name}{room.COMING}" for name in NAMES[:2])
@@ -336,6 +349,14 @@ def test_of_processes_that_ask_at_once_one_fetches_the_manifest(web: Web, tmp_pa
         found = list(threads.map(lambda _: opened(web, tmp_path).folder, range(4)))
     assert len(set(found)) == 1
     assert asked(web, "manifest.json") == 1
+
+
+def test_the_manifest_comes_anew_where_the_clock_was_ahead_once(web: Web, tmp_path: Path) -> None:
+    before = opened(web, tmp_path).folder
+    for path in tmp_path.iterdir():
+        os.utime(path, (2**32, 2**32))
+    publish(web, edition=1)
+    assert opened(web, tmp_path).folder != before
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"[]", b'{"version": 9}'])
