@@ -274,6 +274,30 @@ def test_a_few_samples_of_a_set_elsewhere_are_of_few_shards(web: Web, tmp_path: 
     assert choose_shuffle(store, place, "auto", 64).lanes == SHARDS
 
 
+@pytest.mark.parametrize(("kind", "shuffle"), [("dali", "block"), ("dali", "global"), ("resident", "block")])
+def test_the_other_loaders_read_a_set_elsewhere_as_a_folder(
+    small: Path, web: Web, tmp_path: Path, kind: str, shuffle: str
+) -> None:
+    if kind == "dali":
+        pytest.importorskip("nvidia.dali")
+    words = ("--shuffle", shuffle, "--shuffle-window", "2", "--health-every", "0", "--max-steps", 6)
+    assert train(small, tmp_path / "near", *words) == 0
+    half = sum(len(content) for path, content in web.files.items() if "train-" in path) / 2 / 1e9
+    cached = ("--cache", tmp_path / "cache", "--cache-gb", half)
+    assert train(f"{web.url}/set", tmp_path / "far", *words, *cached, "--loader", kind) == 0
+    assert_same(tmp_path / "near", tmp_path / "far")
+
+
+def test_a_look_at_labels_does_not_wait_for_storage_for_ever(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch, "STALL_SECONDS", 1.0)
+    web.served = 1
+    assert train(f"{web.url}/set", tmp_path / "run", *PLAIN, "--online-probe", "--cache", tmp_path / "cache") == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(r"no label for 1 s: storage or a worker hangs, at sample .*/set/train-", last)
+
+
 def test_a_url_of_this_machine_is_a_folder_and_plain_images_are_not_read_from_elsewhere(
     small: Path, web: Web, tmp_path: Path
 ) -> None:
