@@ -47,6 +47,7 @@ class Cache:
         shards = (shard for of_split in manifest.splits.values() for shard in of_split)
         self._files: dict[str, Shard | SideFile] = {file.name: file for shard in shards for file in shard.files()}
         self._seen: set[str] = set()  # files that this process knows to be sound
+        self._receiving: set[str] = set()  # files that come to this process
         self._refused: dict[str, tuple[float, DataError]] = {}  # until when, and why
         self._ended = threading.Event()
 
@@ -90,7 +91,7 @@ class Cache:
         return False
 
     def _fetch(self, path: Path) -> None:
-        coming, moved = path.with_name(f".{path.name}{COMING}"), 0
+        coming, moved = path.with_name(f".{path.name}{COMING}"), None
         while True:
             until, refused = self._refused.get(path.name, (0.0, None))
             if refused and time.monotonic() < until:
@@ -99,14 +100,21 @@ class Cache:
                 if path.exists():
                     return
                 if descriptor is not None:
-                    self._receive(path.name, descriptor)
+                    self._receiving.add(path.name)
+                    try:
+                        self._receive(path.name, descriptor)
+                    finally:
+                        self._receiving.discard(path.name)
                     os.fdatasync(descriptor)  # a loss of power leaves zeros in a file that has its size already
                     os.replace(coming, path)
                     return
             with contextlib.suppress(FileNotFoundError):
-                if (now := coming.stat().st_mtime_ns) != moved:  # bytes come to another process, or thread
-                    moved = now
+                now = coming.stat().st_mtime_ns
+                if moved not in (None, now):  # bytes come to another process, or thread
                     ARRIVALS.came()
+                elif path.name not in self._receiving and not ARRIVALS.trouble:
+                    ARRIVALS.trouble = f"{self.shown(path.name)}: another process is fetching it"
+                moved = now
             time.sleep(_POLL_SECONDS)
 
     def _receive(self, name: str, descriptor: int) -> None:

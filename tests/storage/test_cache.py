@@ -144,8 +144,11 @@ def test_one_takes_over_where_the_fetcher_is_killed(web: Web, tmp_path: Path) ->
         found = opened(web, tmp_path)
         with ThreadPoolExecutor(1) as thread:
             waiting = thread.submit(found.path, NAMES[0])
-            while not any(path.name.endswith(room.COMING) for path in found.folder.iterdir()):
+            moved, ARRIVALS.trouble = ARRIVALS.moved, ""
+            while not ARRIVALS.trouble:
                 time.sleep(0.01)
+            assert f"/set/{NAMES[0]}: another process is fetching it" in ARRIVALS.trouble
+            assert ARRIVALS.moved == moved, "no byte has come"
             assert not waiting.done()
             other.send_signal(signal.SIGKILL)
             assert waiting.result(30).read_bytes() == content_of(NAMES[0])
