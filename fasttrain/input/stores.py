@@ -252,7 +252,7 @@ class Shards(Generic[AnyReader]):
         processes, capacity = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), self._near.capacity()
         if capacity is not None:
             room = capacity // (processes * self.largest)
-            kept = lanes + lanes // 4 + 2 if lanes else min(OPEN_SHARDS, max(OPEN_ELSEWHERE, room))
+            kept = lanes + lanes // 4 + 2 if lanes else min(OPEN_SHARDS, max(1, room // 2))
             self._opened = functools.lru_cache(kept)(self._opened.__wrapped__)  # type: ignore[attr-defined]
             return min(len(self.block_S) - 1, max(1, room - 2 * lanes))
         mean = self.num_bytes / (len(self.block_S) - 1)

@@ -30,6 +30,7 @@ from fasttrain.system.regular import read_at_most
 from fasttrain.system.watch import ARRIVALS, Watch
 
 DAMAGED_TRIES = 3  # for a file that comes with other bytes than the manifest says
+ROOM_SECONDS = 30.0  # for which room is waited for: others close what is removed, or end what comes to them
 REFUSED_SECONDS = 600.0  # after which one that could not be had is asked for again
 _POLL_SECONDS = 0.1
 
@@ -120,7 +121,7 @@ class Cache:
     def _receive(self, name: str, descriptor: int) -> None:
         """Write a file as the manifest says it is."""
         stated = self._files[name]
-        self.room.take(descriptor, stated.num_bytes)
+        self._make_room(descriptor, stated.num_bytes)
         file = _file_below(self._store, self._url, name, stated.num_bytes)
         try:
             for number in range(DAMAGED_TRIES):
@@ -133,6 +134,15 @@ class Cache:
         refused = DataError(wrong)
         self._refused[name] = time.monotonic() + REFUSED_SECONDS, refused
         raise refused
+
+    def _make_room(self, descriptor: int, num_bytes: int) -> None:
+        deadline = time.monotonic() + ROOM_SECONDS
+        while True:
+            try:
+                return self.room.take(descriptor, num_bytes)
+            except RunError:
+                if num_bytes > self.room.limit or time.monotonic() > deadline or self._ended.wait(_POLL_SECONDS):
+                    raise
 
     def _wrong_with(self, file: RemoteFile, sha256: str, descriptor: int) -> str:
         """Receive a file once; say what is wrong with what has come, "" for nothing."""

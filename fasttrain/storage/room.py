@@ -70,13 +70,13 @@ class Room:
         with self.locked():
             kept = self._kept()
             used = sum(each.num_bytes for each in kept)
-            excess = num_bytes - min(self.limit - used, self._free())
-            for each in sorted(kept):
-                if excess > 0 and not each.path.name.endswith(COMING):
-                    with contextlib.suppress(OSError):  # of another user
-                        each.path.unlink()
-                        excess -= each.num_bytes
-            if excess > 0:
+            for each in sorted(each for each in kept if not each.path.name.endswith(COMING)):
+                if num_bytes <= min(self.limit - used, self._free()):
+                    break
+                with contextlib.suppress(OSError):  # of another user
+                    each.path.unlink()  # which frees no disk while somebody has it open
+                    used -= each.num_bytes
+            if num_bytes > min(self.limit - used, self._free()):
                 raise RunError(
                     f"--cache {self.folder}: no room for a file of {num_bytes:,} bytes beside those that are coming: "
                     f"--cache-gb {self.limit / 1e9:g}, free on the disk {shutil.disk_usage(self.folder).free:,} bytes"

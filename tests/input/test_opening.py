@@ -340,4 +340,4 @@ def test_shards_of_a_set_elsewhere_stay_open_no_longer_than_the_cache_has_room_f
     store.blocks_ahead(0)
     for index in range(store.num_samples):
         store.read(index)
-    assert mapped(folder) == 40
+    assert mapped(folder) == 20

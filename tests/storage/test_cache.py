@@ -68,6 +68,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setattr(attempts, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(attempts, "_told", 0)
     monkeypatch.setattr(room, "SPARE_BYTES", 0)
+    monkeypatch.setattr(cache, "ROOM_SECONDS", 0.0)
     with web_server() as server:
         publish(server)
         yield server
@@ -292,6 +293,19 @@ def test_what_does_not_fit_is_one_line_and_removes_nothing_of_others(
     with pytest.raises(RunError, match=f"--cache {tmp_path}: disk full: No space left on device"):
         found.path(NAMES[1])
     assert kept(found) == NAMES[:1]
+
+
+def test_room_is_waited_for_while_others_have_what_was_removed_open(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "ROOM_SECONDS", 100.0)
+    usage, free = room.shutil.disk_usage(tmp_path), [SIZE] * 9
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _path: usage._replace(free=free.pop(0) if free else SIZE))
+    found = opened(web, tmp_path)
+    found.path(NAMES[0])
+    free[:] = [0, 0, 0, 0, 0, SIZE, SIZE]
+    assert found.path(NAMES[1]).read_bytes() == content_of(NAMES[1])
+    assert kept(found) == NAMES[1:2]
 
 
 def test_files_of_others_in_its_folder_are_neither_counted_nor_removed(web: Web, tmp_path: Path) -> None:
