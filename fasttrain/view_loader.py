@@ -34,7 +34,7 @@ from fasttrain.input import (
     pixel_statistics,
     seems_labelled,
 )
-from fasttrain.input.options import CacheOptions
+from fasttrain.input.options import WINDOW, CacheOptions
 from fasttrain.kernels.augment import DTYPES
 from fasttrain.system.cores import machine_size, usable_cores
 from fasttrain.system.errors import UserError, note
@@ -70,7 +70,7 @@ class ViewLoader:
     def __init__(
         self, data: str | os.PathLike[str] | Store, views: str | Recipe = "mocov2", size: int = 224,
         batch_size: int = 256, *, split: str = "train", shuffle: bool | Literal["global", "block"] = True,
-        shuffle_window: int = 64, seed: int = 0, rank: int | None = None, world_size: int | None = None,
+        shuffle_window: int = WINDOW, seed: int = 0, rank: int | None = None, world_size: int | None = None,
         device: str | torch.device = "auto", dtype: torch.dtype = torch.float32, mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None, labels: bool | None = None, loader: str = "auto",
         workers: int | Literal["auto"] = "auto", max_failed_fraction: float = MAX_FAILED_FRACTION,
@@ -83,7 +83,8 @@ class ViewLoader:
         views of several sizes the largest. batch_size: images of all processes together, of which each gets its share.
         shuffle: a new order for each pass, whose images that fill no batch are left out; False: the data's own order,
         and a last batch that may be smaller. True shuffles as training does by default, "global" and "block" as its
-        --shuffle does, "block" over shuffle_window shards at a time.
+        --shuffle does, "block" over shuffle_window shards at a time. Of several processes, which decide alone, True
+        takes "block" for a URL only.
         rank, world_size: None: those of torch.distributed, or of torchrun, or a single process. device: where the views
         are; "auto": this process's current GPU where there is one. dtype: float32, bfloat16 or float16. mean, std: of
         the channels, in 0…1; None: the data set's own, ImageNet's for image files and an opened data set. labels:
@@ -113,7 +114,9 @@ class ViewLoader:
         self._shuffle = bool(shuffle)
         read_labels = bool(data.classes) and seems_labelled(data) if labels is None else labels
         lanes, block_S, reason = choose_shuffle(data, place, kind, _positive("shuffle_window", shuffle_window))
-        if reason:
+        if reason and self.world_size > 1 and not (place and place.url):  # another machine may see that otherwise
+            lanes, reason = 0, f'shuffle="block", on all processes, would suit this data: {reason}'
+        if reason and self.rank == 0:
             note(reason)
         order = Order(data.num_samples, batch_size, seed, self._shuffle, self.rank, self.world_size, lanes, block_S)
         threads = _workers() if workers == "auto" else _positive("workers", workers)

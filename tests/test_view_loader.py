@@ -173,6 +173,18 @@ def test_shards_are_mixed_some_at_a_time_where_that_is_asked_for_and_a_position_
     assert f"block, 3 shards at once: {shards} is on a file system of the network (nfs4)" in capsys.readouterr().err
 
 
+def test_what_one_machine_alone_sees_does_not_decide_how_several_processes_shuffle(
+    shards: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orders = []
+    for rank, kind in enumerate(("nfs4", "")):
+        monkeypatch.setattr("fasttrain.input.shuffle.network_file_system", lambda path, kind=kind: kind)
+        with ViewLoader(shards, **SMALL, rank=rank, world_size=2) as loader:
+            orders.append([index for _, _, index_B in loader for index in index_B.tolist()])
+    assert len({*orders[0], *orders[1]}) == 72
+    assert 'shuffle="block", on all processes, would suit this data: ' in capsys.readouterr().err
+
+
 def test_without_shuffle_each_loop_begins_with_the_first_image(shards: pathlib.Path) -> None:
     with ViewLoader(shards, "center", **{**SMALL, "batch_size": 20}, shuffle=False) as loader:
         assert len(loader) == 4

@@ -18,7 +18,9 @@ from fasttrain.evaluation.options import OverImagesOptions, name_of_part
 from fasttrain.evaluation.ranking import Ranked
 from fasttrain.evaluation.recipes import OverImages, recipe
 from fasttrain.evaluation.supervised import settings_of, train_classifier
-from fasttrain.input import Selection, Store
+from fasttrain.input import Place, Selection, Store, choose_shuffle
+from fasttrain.input.options import WINDOW
+from fasttrain.system.errors import note
 
 
 class _Asked(NamedTuple):
@@ -41,10 +43,11 @@ class _Part(NamedTuple):
 
 def over_images(
     options: OverImagesOptions, arch: str, encoder: nn.Module, train: Store, val: Store, preparation: Preparation,
-    work: pathlib.Path, ranks: Ranks, seed: int,
+    work: pathlib.Path, ranks: Ranks, seed: int, place: Place | None = None,
 ) -> Iterator[Ranked]:  # fmt: skip
-    """Every protocol that is asked for. arch: of the encoder, for the recipe; the others: see train_classifier, which
-    says what is raised, too; UserError for a list of names that will not do."""
+    """Every protocol that is asked for. arch: of the encoder, for the recipe; place: of the images, which are shuffled
+    as --shuffle auto does; the others: see train_classifier, which says what is raised, too; UserError for a list of
+    names that will not do."""
     parts = ranks.share(ranks.together(lambda: list(_parts(options, train, seed)) if ranks.is_main else []))
     for asked in _asked(options, train, parts):
         images = asked.train.num_samples
@@ -56,7 +59,14 @@ def over_images(
         settings = settings_of(encoder, chosen, preparation.size, ranks.device)
         steps = chosen.epochs * (images // chosen.batch_size)  # what is left over of an epoch's last batch is dropped
         settings |= {"steps": steps, "train_images": images, "labels": asked.labels, "seed": seed}
-        classified = train_classifier(encoder, chosen, asked.train, val, preparation, work / asked.key, ranks, seed)
+        shuffle = ranks.share(choose_shuffle(asked.train, place, "auto", WINDOW))
+        if shuffle.lanes:
+            settings |= {"shuffle": f"block, {shuffle.lanes} shards at once"}
+            if ranks.is_main:
+                note(f"{chosen.protocol}: {shuffle.reason}")
+        classified = train_classifier(
+            encoder, chosen, asked.train, val, preparation, work / asked.key, ranks, seed, shuffle
+        )
         yield Ranked(asked.protocol, asked.variant, settings, *classified)
 
 

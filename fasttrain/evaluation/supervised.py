@@ -29,7 +29,7 @@ from fasttrain.evaluation.features import FAILED, Preparation, check_labels, ful
 from fasttrain.evaluation.ranking import best_classes
 from fasttrain.evaluation.recipes import CROP_SCALE, Supervised, described, precision
 from fasttrain.evaluation.unfinished_classifier import Unfinished, digest
-from fasttrain.input import Batch, LoaderError, Order, Selection, Store, open_loader
+from fasttrain.input import Batch, LoaderError, Order, Selection, Shuffle, Store, open_loader
 from fasttrain.kernels.augment import Views
 from fasttrain.networks.vision_transformer import dropped_paths
 from fasttrain.system.errors import RunError, UserError
@@ -48,13 +48,14 @@ def settings_of(encoder: nn.Module, recipe: Supervised, size: int, device: torch
 
 def train_classifier(
     encoder: nn.Module, recipe: Supervised, train: Store, val: Store, preparation: Preparation, work: pathlib.Path,
-    ranks: Ranks, seed: int,
+    ranks: Ranks, seed: int, shuffle: Shuffle | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Train a classifier by a recipe on all ranks, and rank the classes of every image of val, once, at the end.
 
     encoder: (N, 3, S, S) → (N, F), with plain batch norm where it is trained; it is left as it is. preparation: its
     batch is val's. work: a folder that this process alone uses, from which the same call goes on; the caller removes
-    it once the figures are kept. seed: of the head's weights, the order and the views.
+    it once the figures are kept. seed: of the head's weights, the order and the views. shuffle: of train, the same on
+    all ranks; None: global.
     Returns ranked_Nr, as evaluation/accuracy.py has it, and label_N, of the images that can be read, on every rank.
     Raises UserError for a batch that the ranks can't share and for images without labels, LoaderError for too many that
     can't be read, RunError for a loss that is no number, and Stopped after a signal, with what is done saved.
@@ -65,12 +66,15 @@ def train_classifier(
         )
     classifier = Classifier(encoder, recipe, preparation.size, len(train.classes), seed)
     images = [preparation.size, *preparation.mean, *preparation.std]
-    found = digest([asdict(recipe), classifier.about, images, seed, ranks.device.type], encoder, train)
+    lanes, block_S, _ = shuffle or Shuffle(0, None)
+    order = Order(train.num_samples, recipe.batch_size, seed, True, ranks.rank, ranks.world_size, lanes, block_S)
+    of_blocks = [lanes] if lanes else []
+    found = digest([asdict(recipe), classifier.about, images, seed, ranks.device.type, *of_blocks], encoder, train)
     unfinished = Unfinished(work, found, ranks)
     classifier.to(ranks.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     drawn_on = [ranks.device] if ranks.device.type == "cuda" else []
     with StopSignal() as stop, torch.random.fork_rng(drawn_on):
-        Training(classifier, recipe, train, preparation, unfinished, ranks, seed).run(stop)
+        Training(classifier, recipe, train, order, preparation, unfinished, ranks, seed).run(stop)
     return ranked(classifier, val, preparation, ranks)
 
 
@@ -78,13 +82,12 @@ class Training:
     """A classifier on its way through the epochs of a recipe."""
 
     def __init__(
-        self, classifier: Classifier, recipe: Supervised, train: Store, preparation: Preparation,
+        self, classifier: Classifier, recipe: Supervised, train: Store, order: Order, preparation: Preparation,
         unfinished: Unfinished, ranks: Ranks, seed: int,
     ) -> None:  # fmt: skip
         self._classifier, self._recipe, self._store, self._seed = classifier, recipe, train, seed
-        self._preparation, self._unfinished, self._ranks = preparation, unfinished, ranks
+        self._order, self._preparation, self._unfinished, self._ranks = order, preparation, unfinished, ranks
         self._optimizer = make_optimizer(classifier, recipe)
-        self._order = Order(train.num_samples, recipe.batch_size, seed, True, ranks.rank, ranks.world_size)
         self._dtype = AUTOCAST.get(precision(recipe, ranks.device.type))
         self._views: Views | None = None  # one buffer for all steps
         self._step = self._resumed()

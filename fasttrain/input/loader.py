@@ -185,6 +185,7 @@ class ThreadLoader:
 
     def _start(self, epoch: int, index_B: np.ndarray, stop: threading.Event) -> Started | None:
         """Lay a batch out and start decoding it; None when the epoch was abandoned."""
+        self._asked += len(index_B)
         chunks = [chunk.tolist() for chunk in np.array_split(index_B, min(len(index_B), self._parts))]
         reading = [self._pool.submit(self._read, epoch, chunk) for chunk in chunks]
         samples = [read for chunk in reading for read in self._watch.result(chunk)]
@@ -219,8 +220,8 @@ class ThreadLoader:
     def _read(self, epoch: int, indices: list[int]) -> list[Read]:
         return [self._read_or_substitute(epoch, index) for index in indices]
 
-    def _read_or_substitute(self, epoch: int, index: int, attempt: int = 0) -> Read:
-        while True:
+    def _read_or_substitute(self, epoch: int, index: int, first: int = 0) -> Read:
+        for attempt in range(first, MAX_ATTEMPTS):
             chosen = self._order.substitute(epoch, index, attempt) if attempt else index
             with self._watch.at(chosen):
                 try:
@@ -228,8 +229,8 @@ class ThreadLoader:
                     return Read(chosen, self._store.read(chosen), label)
                 except (DataError, OSError) as error:
                     name, reason = self._store.name(chosen), str(error)
-            self._report(name, reason)
-            attempt += 1
+            self._report(name, reason, is_substitute=attempt > 0)
+        raise self._no_substitute(index, name, reason)
 
     def _write(self, buffer: Tensor, placed: list[Placed], places: list[int]) -> list[Failed]:
         """Decode some of the batch's samples into its buffer (in host memory)."""
@@ -243,10 +244,11 @@ class ThreadLoader:
                     failed.append(Failed(place, self._store.name(number), str(error)))
         return failed
 
-    def _report(self, name: str, reason: str) -> None:
-        """Count and name a sample that has to be replaced. Raises LoaderError when there are too many."""
+    def _report(self, name: str, reason: str, is_substitute: bool = False) -> None:
+        """Name a sample that can't be decoded, and count it if the order asked for it. Raises LoaderError when too many
+        of these can't be."""
         with self._lock:
-            self._failures += 1
+            self._failures += not is_substitute
             count, new = self._failures, name not in self.failed
             self.failed[name] = reason
         if new:
@@ -267,7 +269,6 @@ class ThreadLoader:
     def _finish(self, epoch: int, item: Started) -> Batch:
         """Wait for the decoders, put other samples in place of failed ones, and wrap the buffer."""
         asked_B, pixels, placed, futures = item
-        self._asked += len(placed)
         failed: list[Failed] = []
         for future in futures:  # all of them, before anything is copied: they write into the buffer
             failed += self._watch.result(future)
@@ -299,8 +300,13 @@ class ThreadLoader:
             image = torch.empty(read.encoded.height * read.encoded.width * 3, dtype=torch.uint8)
             if not (failed := self._write(image, [Placed(*read, 0)], [0])):
                 return read, image
-            self._report(failed[0].name, failed[0].reason)
-        raise LoaderError(f"no sample could be decoded in place of {self._store.name(number)}")
+            self._report(failed[0].name, failed[0].reason, is_substitute=True)
+        raise self._no_substitute(number, failed[0].name, failed[0].reason)
+
+    def _no_substitute(self, number: int, name: str, reason: str) -> LoaderError:
+        """name, reason: of the last sample that was tried in place of a number."""
+        place = self._store.place(number)
+        return LoaderError(f"no sample could be decoded in place of {place}; the last: {name}: {reason}")
 
     def _give_back(self, item: Started) -> None:
         """Take the buffer of a batch back once no worker writes into it; never, if one hangs."""

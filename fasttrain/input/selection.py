@@ -10,7 +10,9 @@ import numpy as np
 
 from fasttrain.formats.manifest import spread
 from fasttrain.input.stores import BlockStore, Encoded, Shards, Store
-from fasttrain.system.errors import DataError
+from fasttrain.system.errors import DataError, RunError
+from fasttrain.system.watch import Watch
+from fasttrain.system.workers import Workers
 
 LABELS_TRIED = 20
 MOST = 0.5  # of the samples of a block: it is then read as a whole
@@ -71,10 +73,16 @@ def evenly(store: Store, most: int) -> Selection:
 
 
 def seems_labelled(store: Store) -> bool:
-    """Whether a few of its images have a label."""
+    """Whether a few of its images have a label. Raises RunError where storage hangs."""
     few = evenly(store, LABELS_TRIED)
-    for index in range(few.num_samples):
-        with contextlib.suppress(DataError, OSError):  # damage says nothing about the others
-            if few.labels(np.array([index]))[0] < 0:
-                return False
-    return True
+    watch, pool = Watch("label", few.place, RunError), Workers(1)
+
+    def label(index: int) -> int:
+        with watch.at(index), contextlib.suppress(DataError, OSError):  # damage says nothing about the others
+            return int(few.labels(np.array([index]))[0])
+        return 0
+
+    try:
+        return all(watch.result(pool.submit(label, index)) >= 0 for index in range(few.num_samples))
+    finally:
+        pool.close()

@@ -172,6 +172,12 @@ class Shards(Generic[AnyReader]):
         shards, open_shard = manifest.splits[split], cls.open_shard
 
         def opened(number: int) -> ShardReader:
+            try:
+                return checked(open_shard(near, shards[number]), shards[number], near)
+            except DataError:
+                if near.capacity() is None:
+                    raise
+            # It may have made room in the cache for others between coming and being opened.
             return checked(open_shard(near, shards[number]), shards[number], near)
 
         # Whoever holds a sample of a shard holds its reader, too: one that is closed for others stays mapped for it.
@@ -189,8 +195,9 @@ class Shards(Generic[AnyReader]):
         Raises DataError or OSError where one is missing, unsound, or not what the manifest says.
         """
         for number in spread(len(self._shards), most):
-            self.try_sample(int(self._start[number]))
-            self.try_sample(int(self._start[number + 1]) - 1)
+            if self._shards[number].num_samples:
+                self.try_sample(int(self._start[number]))
+                self.try_sample(int(self._start[number + 1]) - 1)
 
     def try_sample(self, index: int) -> None:
         """Raises DataError for a sample whose place in its shard is not sound."""
@@ -245,9 +252,10 @@ class Shards(Generic[AnyReader]):
         """
         processes, capacity = machine_size(), self._near.capacity()
         if capacity is not None:
-            kept = lanes + lanes // 4 + 2 if lanes else OPEN_SHARDS
+            room = capacity // (processes * self.largest)
+            kept = lanes + lanes // 4 + 2 if lanes else min(OPEN_SHARDS, max(1, room // 2))
             self._opened = functools.lru_cache(kept)(self._opened.__wrapped__)  # type: ignore[attr-defined]
-            return min(len(self.block_S) - 1, max(1, capacity // (processes * self.largest) - 2 * lanes))
+            return min(len(self.block_S) - 1, max(1, room - 2 * lanes))
         mean = self.num_bytes / (len(self.block_S) - 1)
         room = int(CACHE_SHARE * machine_memory() / processes / mean)
         return max(0, min(lanes, room - lanes))
@@ -287,10 +295,13 @@ def checked(reader: AnyReader, stated: Shard, near: Near) -> AnyReader:
 
 
 def _blocks(start_S: np.ndarray) -> np.ndarray:
-    """Where shards begin, and equal parts of those that are larger than a block: a single file may hold all images."""
+    """Where shards begin, and equal parts of those that are larger than a block: a single file may hold all images.
+
+    A shard without samples, as other tools may leave one, is no block.
+    """
     parts_S = -(-np.diff(start_S) // BLOCK_SAMPLES)
     inner = [
         np.linspace(int(start_S[shard]), int(start_S[shard + 1]), int(parts_S[shard]) + 1).astype(np.int64)[1:-1]
         for shard in np.flatnonzero(parts_S > 1)
     ]
-    return np.sort(np.concatenate([start_S, *inner]))
+    return np.unique(np.concatenate([start_S, *inner]))

@@ -203,7 +203,7 @@ def protocols(
         plain.load_state_dict(encoder.state_dict())
         yield from over_images(
             options.over_images, config.encoder.arch, plain, labelled.train, labelled.val, preparation,
-            folder / "classifiers", ranks, SEED,
+            folder / "classifiers", ranks, SEED, labelled.place,
         )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from fasttrain.formats.manifest import FILE_NAME, Manifest, ManifestError, Shard, SideFile, glimpses
 from fasttrain.storage.attempts import tried, without_secrets
 from fasttrain.storage.remote import RemoteFile, is_http, opened
-from fasttrain.storage.room import COMING, LOCK, Room
+from fasttrain.storage.room import COMING, LOCK, Room, digest
 from fasttrain.storage.transfer import received
 from fasttrain.system.durable import MAX_JSON_BYTES, replace_file
 from fasttrain.system.errors import DataError, RunError, UserError, note
@@ -30,9 +30,9 @@ from fasttrain.system.regular import read_at_most
 from fasttrain.system.watch import ARRIVALS, Watch
 
 DAMAGED_TRIES = 3  # for a file that comes with other bytes than the manifest says
+ROOM_SECONDS = 30.0  # for which room is waited for: others close what is removed, or end what comes to them
 REFUSED_SECONDS = 600.0  # after which one that could not be had is asked for again
 _POLL_SECONDS = 0.1
-_DIGITS = 32  # of a SHA-256 in a name
 
 
 class Cache:
@@ -48,6 +48,7 @@ class Cache:
         shards = (shard for of_split in manifest.splits.values() for shard in of_split)
         self._files: dict[str, Shard | SideFile] = {file.name: file for shard in shards for file in shard.files()}
         self._seen: set[str] = set()  # files that this process knows to be sound
+        self._receiving: set[str] = set()  # files that come to this process
         self._refused: dict[str, tuple[float, DataError]] = {}  # until when, and why
         self._ended = threading.Event()
 
@@ -91,7 +92,7 @@ class Cache:
         return False
 
     def _fetch(self, path: Path) -> None:
-        coming, moved = path.with_name(f".{path.name}{COMING}"), 0
+        coming, moved = path.with_name(f".{path.name}{COMING}"), None
         while True:
             until, refused = self._refused.get(path.name, (0.0, None))
             if refused and time.monotonic() < until:
@@ -100,19 +101,27 @@ class Cache:
                 if path.exists():
                     return
                 if descriptor is not None:
-                    self._receive(path.name, descriptor)
+                    self._receiving.add(path.name)
+                    try:
+                        self._receive(path.name, descriptor)
+                    finally:
+                        self._receiving.discard(path.name)
+                    os.fdatasync(descriptor)  # a loss of power leaves zeros in a file that has its size already
                     os.replace(coming, path)
                     return
             with contextlib.suppress(FileNotFoundError):
-                if (now := coming.stat().st_mtime_ns) != moved:  # bytes come to another process, or thread
-                    moved = now
+                now = coming.stat().st_mtime_ns
+                if moved not in (None, now):  # bytes come to another process, or thread
                     ARRIVALS.came()
+                elif path.name not in self._receiving and not ARRIVALS.trouble:
+                    ARRIVALS.trouble = f"{self.shown(path.name)}: another process is fetching it"
+                moved = now
             time.sleep(_POLL_SECONDS)
 
     def _receive(self, name: str, descriptor: int) -> None:
         """Write a file as the manifest says it is."""
         stated = self._files[name]
-        self.room.take(descriptor, stated.num_bytes)
+        self._make_room(descriptor, stated.num_bytes)
         file = _file_below(self._store, self._url, name, stated.num_bytes)
         try:
             for number in range(DAMAGED_TRIES):
@@ -126,20 +135,29 @@ class Cache:
         self._refused[name] = time.monotonic() + REFUSED_SECONDS, refused
         raise refused
 
+    def _make_room(self, descriptor: int, num_bytes: int) -> None:
+        deadline = time.monotonic() + ROOM_SECONDS
+        while True:
+            try:
+                return self.room.take(descriptor, num_bytes)
+            except RunError:
+                if num_bytes > self.room.limit or time.monotonic() > deadline or self._ended.wait(_POLL_SECONDS):
+                    raise
+
     def _wrong_with(self, file: RemoteFile, sha256: str, descriptor: int) -> str:
         """Receive a file once; say what is wrong with what has come, "" for nothing."""
-        digest = hashlib.sha256()
+        found = hashlib.sha256()
         try:
             with open(descriptor, "wb", closefd=False) as stream:
                 stream.seek(0)
                 for block in received(self._store, self._ended, file, 0, patient=True):
-                    digest.update(block)
+                    found.update(block)
                     stream.write(block)
         except RunError as error:
             return str(error)
         except OSError as error:
             raise self.room.failed(error) from None
-        return "" if digest.hexdigest() == sha256 else f"{self.shown(file.path)}: damaged: its SHA-256 is another one"
+        return "" if found.hexdigest() == sha256 else f"{self.shown(file.path)}: damaged: its SHA-256 is another one"
 
 
 def open_cache(url: str, folder: Path, limit: int) -> Cache:
@@ -151,14 +169,14 @@ def open_cache(url: str, folder: Path, limit: int) -> Cache:
         UserError, RunError: there is none, or it can't be had.
         ManifestError: it is malformed.
     """
-    asked, room = time.time(), Room(folder, limit)
-    mark, watch = folder / _digest(url.encode()), Watch("manifest", str)
+    room, mark, watch = Room(folder, limit), folder / digest(url.encode()), Watch("manifest", str)
+    asked = _state(mark)
     with watch.patrol(), watch.at(without_secrets(below(url, FILE_NAME))), room.locked(f".{mark.name}{LOCK}"):
         store, _ = opened(url)
-        if not (mark.exists() and mark.stat().st_mtime >= asked):
+        if _state(mark) == asked:  # no other process has fetched it meanwhile
             try:
                 content = _manifest_of(store, url)
-                of_set = folder / _digest(content)
+                of_set = folder / digest(content)
                 of_set.mkdir(exist_ok=True)
                 replace_file(of_set / FILE_NAME, lambda file: file.write(content))
                 _load(of_set, url)
@@ -168,7 +186,7 @@ def open_cache(url: str, folder: Path, limit: int) -> Cache:
                     raise
                 note(f"{without_secrets(url)} does not answer: its manifest of an earlier start is taken")
                 mark.touch()
-        of_set = folder / read_at_most(mark, _DIGITS).decode()
+        of_set = folder / read_at_most(mark, len(mark.name)).decode()
     return Cache(url, store, of_set, _load(of_set, url), room)
 
 
@@ -176,10 +194,6 @@ def below(url: str, name: str) -> str:
     """Return the URL of a file in the folder that a URL names; a query, as of a signature, is kept."""
     bare, query = re.fullmatch("([^?#]*)(.*)", url).groups() if is_http(url) else (url, "")  # type: ignore[union-attr]
     return f"{bare.rstrip('/')}/{name}{query}"
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:_DIGITS]
 
 
 def _file_below(store: Any, url: str, name: str, size: int | None) -> RemoteFile:  # noqa: ANN401
@@ -207,6 +221,14 @@ def _load(of_set: Path, url: str) -> Manifest:
         return Manifest.load(of_set)
     except ManifestError as error:
         raise ManifestError(str(error).replace(str(of_set), without_secrets(url))) from None
+
+
+def _state(mark: Path) -> tuple[int, int] | None:
+    """Another one each time the file is written or touched, whatever the clock says."""
+    with contextlib.suppress(FileNotFoundError):
+        status = mark.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None
 
 
 @contextlib.contextmanager

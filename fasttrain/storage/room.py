@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,8 @@ from fasttrain.system.lock import Lock, is_held
 SPARE_BYTES, SPARE_PART = 2 << 30, 20  # of the disk are left free, or one part of so many where that is less
 COMING = ".coming"  # ends the name of a file until it is whole; whoever fetches it keeps it locked
 LOCK = ".lock"
+_DIGITS = 32  # of a SHA-256 in a name
+_SET = re.compile(f"[0-9a-f]{{{_DIGITS}}}")
 
 
 class _Kept(NamedTuple):
@@ -30,8 +34,16 @@ class _Kept(NamedTuple):
     path: Path
 
 
+def digest(content: bytes) -> str:
+    """Return what the folder of a set is called, of what tells it from others."""
+    return hashlib.sha256(content).hexdigest()[:_DIGITS]
+
+
 class Room:
-    """At most `limit` bytes of files, in folders below a folder; manifests are neither counted nor removed."""
+    """At most `limit` bytes of files, in folders of sets below a folder; manifests are neither counted nor removed.
+
+    What else lies in that folder is left alone, whoever put it there.
+    """
 
     def __init__(self, folder: Path, limit: int) -> None:
         """Make the folder. Raises RunError where that can't be."""
@@ -58,13 +70,13 @@ class Room:
         with self.locked():
             kept = self._kept()
             used = sum(each.num_bytes for each in kept)
-            excess = num_bytes - min(self.limit - used, self._free())
-            for each in sorted(kept):
-                if excess > 0 and not each.path.name.endswith(COMING):
-                    with contextlib.suppress(OSError):  # of another user
-                        each.path.unlink()
-                        excess -= each.num_bytes
-            if excess > 0:
+            for each in sorted(each for each in kept if not each.path.name.endswith(COMING)):
+                if num_bytes <= min(self.limit - used, self._free()):
+                    break
+                with contextlib.suppress(OSError):  # of another user
+                    each.path.unlink()  # which frees no disk while somebody has it open
+                    used -= each.num_bytes
+            if num_bytes > min(self.limit - used, self._free()):
                 raise RunError(
                     f"--cache {self.folder}: no room for a file of {num_bytes:,} bytes beside those that are coming: "
                     f"--cache-gb {self.limit / 1e9:g}, free on the disk {shutil.disk_usage(self.folder).free:,} bytes"
@@ -93,7 +105,8 @@ class Room:
     def _kept(self) -> list[_Kept]:
         """What lies in the folder; what killed processes have left there is removed."""
         found = []
-        for folder in (entry.path for entry in os.scandir(self.folder) if entry.is_dir(follow_symlinks=False)):
+        sets = (entry for entry in os.scandir(self.folder) if _SET.fullmatch(entry.name))
+        for folder in (entry.path for entry in sets if entry.is_dir(follow_symlinks=False)):
             for entry in os.scandir(folder):
                 with contextlib.suppress(OSError):  # another process has just removed it
                     path, status = Path(entry.path), entry.stat(follow_symlinks=False)

@@ -14,18 +14,30 @@ from fasttrain.evaluation import labelled_part
 from fasttrain.evaluation.features import Preparation
 from fasttrain.evaluation.options import OverImagesOptions
 from fasttrain.evaluation.over_images import Ranked, over_images
-from fasttrain.input import open_dataset
+from fasttrain.input import located, open_dataset
+from fasttrain.input.places import Place
 from fasttrain.system.errors import UserError
 
 PREPARATION = Preparation(8, (0.5,) * 3, (0.25,) * 3, 16, 1, 0.0)
 
 
-def done(data: pathlib.Path, work: pathlib.Path, **options: Any) -> list[Ranked]:
+def done(data: pathlib.Path, work: pathlib.Path, place: Place | None = None, **options: Any) -> list[Ranked]:
     asked = OverImagesOptions(supervised_epochs=1, supervised_batch_size=16, **options)
     train, val = open_dataset(data, "train"), open_dataset(data, "val")
     encoder = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
     encoder.append(nn.Linear(12, 6))
-    return list(over_images(asked, "small", encoder, train, val, PREPARATION, work, Ranks("cpu"), 0))
+    return list(over_images(asked, "small", encoder, train, val, PREPARATION, work, Ranks("cpu"), 0, place))
+
+
+def test_images_are_shuffled_as_training_does_and_a_figure_says_so(
+    shards: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fasttrain.input.shuffle.network_file_system", lambda path: "nfs4")
+    ranked = [done(shards, tmp_path, place, linear_moco=True, semi=(0.5,)) for place in (None, located(shards))]
+    shuffles = [found.settings.get("shuffle") for each in ranked for found in each]
+    assert shuffles == [None, None, "block, 3 shards at once", None], "by blocks where most of them are wanted"
+    assert len(list(tmp_path.iterdir())) == 2, "a folder for each protocol"
+    assert all(len(list(folder.iterdir())) == 2 for folder in tmp_path.iterdir()), "one does not go on from the other"
 
 
 def test_each_protocol_tells_its_settings_and_the_images_that_it_was_trained_on(

@@ -107,6 +107,15 @@ def test_a_broken_sample_is_replaced_counted_and_named() -> None:
     assert sum(a == b for a, b in zip(seen, asked, strict=True)) == 198
 
 
+def test_what_can_t_stand_in_for_a_broken_sample_is_not_counted_again() -> None:
+    blocks = Order(32, 4, lanes=2, block_S=np.array([0, 16, 32]))
+    reader = ThreadLoader(Numbers(32, broken=range(16)), blocks, 2, max_failed_fraction=0.6)
+    seen = [index for epoch in range(3) for batch in reader.epoch(epoch) for index in batch.index_B.tolist()]
+    assert len(seen) == 96
+    assert min(seen) == 16
+    reader.close()
+
+
 def test_too_many_broken_samples_stop_with_a_clear_error() -> None:
     reader = ThreadLoader(Numbers(100, broken=range(50)), Order(100, 10), 2)
     with pytest.raises(LoaderError, match=r"samples can't be decoded .*; the last: number \d+: broken"):

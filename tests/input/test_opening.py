@@ -284,3 +284,60 @@ def test_a_manifest_is_read_once_for_a_start_and_again_when_it_changes(
     manifest.save(data)
     assert datasets.pixel_statistics(data, "auto")[0][0] == 0.75
     assert len(loads) == 2
+
+
+def test_shards_without_samples_are_passed_over(tmp_path: pathlib.Path) -> None:
+    folder = many(tmp_path / "set", 4)
+    manifest = Manifest.load(folder)
+    full, empty = manifest.splits["train"], folder / "none.beton"
+    empty.write_bytes(b"anything")
+    nothing = [Shard(f"none-{number}.beton", 0, empty.stat().st_size, "") for number in range(3)]
+    for shard in nothing:
+        os.link(empty, folder / shard.name)
+    shards = [nothing[0], *full[:2], nothing[1], *full[2:], nothing[2]]
+    dataclasses.replace(manifest, splits={"train": shards}).save(folder)
+    store = open_dataset(folder)
+    assert isinstance(store, ShardStore)
+    assert store.block_S.tolist() == [0, 2, 4, 6, 8]
+    for order in (Order(8, 2, lanes=2, block_S=store.block_S), Order(8, 2, shuffle=False, block_S=store.block_S)):
+        loader = ThreadLoader(store, order, 1)
+        for epoch in range(3):
+            assert sorted(itertools.chain(*indices(loader.epoch(epoch)))) == list(range(8))
+        loader.close()
+
+
+class Evicting(Folder):
+    """A cache in which a shard makes room for others as soon as it has come, a few times."""
+
+    times = 1
+
+    def path(self, name: str) -> pathlib.Path:
+        if self.times:
+            type(self).times -= 1
+            return self.folder / "gone"
+        return super().path(name)
+
+    def capacity(self) -> int:  # type: ignore[override]
+        return 1 << 40
+
+
+def test_a_shard_that_makes_room_for_others_before_it_is_opened_comes_again(converted: pathlib.Path) -> None:
+    manifest = Manifest.load(converted)
+    Evicting.times = 1
+    store = STORES[manifest.format][1].of(Evicting(converted), manifest, "train")
+    assert store.read(0).height > 0
+    Evicting.times = 9
+    with pytest.raises(DataError, match="gone: No such file"):
+        store.read(store.num_samples - 1)
+
+
+def test_shards_of_a_set_elsewhere_stay_open_no_longer_than_the_cache_has_room_for(tmp_path: pathlib.Path) -> None:
+    folder = many(tmp_path / "set", 60)
+    manifest = Manifest.load(folder)
+    Evicting.times = 0
+    store = ShardStore.of(Evicting(folder), manifest, "train")
+    store._near.capacity = lambda: 40 * store.largest  # type: ignore[method-assign]
+    store.blocks_ahead(0)
+    for index in range(store.num_samples):
+        store.read(index)
+    assert mapped(folder) == 20

@@ -68,6 +68,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setattr(attempts, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(attempts, "_told", 0)
     monkeypatch.setattr(room, "SPARE_BYTES", 0)
+    monkeypatch.setattr(cache, "ROOM_SECONDS", 0.0)
     with web_server() as server:
         publish(server)
         yield server
@@ -144,8 +145,11 @@ def test_one_takes_over_where_the_fetcher_is_killed(web: Web, tmp_path: Path) ->
         found = opened(web, tmp_path)
         with ThreadPoolExecutor(1) as thread:
             waiting = thread.submit(found.path, NAMES[0])
-            while not any(path.name.endswith(room.COMING) for path in found.folder.iterdir()):
+            moved, ARRIVALS.trouble = ARRIVALS.moved, ""
+            while not ARRIVALS.trouble:
                 time.sleep(0.01)
+            assert f"/set/{NAMES[0]}: another process is fetching it" in ARRIVALS.trouble
+            assert ARRIVALS.moved == moved, "no byte has come"
             assert not waiting.done()
             other.send_signal(signal.SIGKILL)
             assert waiting.result(30).read_bytes() == content_of(NAMES[0])
@@ -291,6 +295,32 @@ def test_what_does_not_fit_is_one_line_and_removes_nothing_of_others(
     assert kept(found) == NAMES[:1]
 
 
+def test_room_is_waited_for_while_others_have_what_was_removed_open(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "ROOM_SECONDS", 100.0)
+    usage, free = room.shutil.disk_usage(tmp_path), [SIZE] * 9
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _path: usage._replace(free=free.pop(0) if free else SIZE))
+    found = opened(web, tmp_path)
+    found.path(NAMES[0])
+    free[:] = [0, 0, 0, 0, 0, SIZE, SIZE]
+    assert found.path(NAMES[1]).read_bytes() == content_of(NAMES[1])
+    assert kept(found) == NAMES[1:2]
+
+
+def test_files_of_others_in_its_folder_are_neither_counted_nor_removed(web: Web, tmp_path: Path) -> None:
+    mine = tmp_path / "photographs/train-00000.beton"
+    mine.parent.mkdir()
+    mine.write_bytes(bytes(SIZE))
+    os.utime(mine, (0, 0))
+    found = opened(web, tmp_path, limit=SIZE)
+    assert found.capacity() == SIZE
+    for name in NAMES[:2]:
+        found.path(name)
+    assert mine.exists()
+    assert kept(found) == NAMES[1:2]
+
+
 def test_left_overs_of_killed_processes_are_removed_and_others_not(web: Web, tmp_path: Path) -> None:
     found = opened(web, tmp_path)
     stale, held = (found.folder / f".{name}{room.COMING}" for name in NAMES[:2])
@@ -336,6 +366,14 @@ def test_of_processes_that_ask_at_once_one_fetches_the_manifest(web: Web, tmp_pa
         found = list(threads.map(lambda _: opened(web, tmp_path).folder, range(4)))
     assert len(set(found)) == 1
     assert asked(web, "manifest.json") == 1
+
+
+def test_the_manifest_comes_anew_where_the_clock_was_ahead_once(web: Web, tmp_path: Path) -> None:
+    before = opened(web, tmp_path).folder
+    for path in tmp_path.iterdir():
+        os.utime(path, (2**32, 2**32))
+    publish(web, edition=1)
+    assert opened(web, tmp_path).folder != before
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"[]", b'{"version": 9}'])

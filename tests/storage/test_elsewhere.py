@@ -162,7 +162,9 @@ def test_a_run_goes_on_from_another_cache_and_from_a_local_copy(small: Path, web
 def test_a_shard_that_is_missing_is_counted_and_the_run_goes_on(
     web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (gone,) = (path for path in web.files if re.fullmatch(r"/set/train-00005\.(beton|tar)", path))
+    first = Order(72, 16, 0, lanes=4, block_S=np.arange(0, 73, 6)).step(0, 0)[0]
+    number = first // 6  # the first of all, before which none was decoded
+    (gone,) = (path for path in web.files if re.fullmatch(rf"/set/train-{number:05d}\.(beton|tar)", path))
     del web.files[gone]
     words = (*PLAIN, "--epochs", 1, "--log-every", 1, "--cache", tmp_path / "cache")
     assert train(f"{web.url}/set", tmp_path / "run", *words, "--max-failed-fraction", 1) == 0
@@ -173,7 +175,7 @@ def test_a_shard_that_is_missing_is_counted_and_the_run_goes_on(
     assert asked(web).count(gone.rpartition("/")[2]) == 1
     web.files = {path: content for path, content in web.files.items() if "train-" not in path}
     assert train(f"{web.url}/set", tmp_path / "none", *words, "--cache", tmp_path / "other", "--fresh") == 1
-    assert "samples can't be decoded" in capsys.readouterr().err
+    assert re.search(r"no sample could be decoded in place of .*; the last: .*: not found$", capsys.readouterr().err)
 
 
 def test_two_ranks_share_a_cache(small: Path, web: Web, tmp_path: Path) -> None:
@@ -278,6 +280,30 @@ def test_a_few_samples_of_a_set_elsewhere_are_of_few_shards(web: Web, tmp_path: 
     assert everything.block_S.tolist() == store.block_S.tolist()
     everything.fetch(6, 12)
     assert choose_shuffle(store, place, "auto", 64).lanes == SHARDS
+
+
+@pytest.mark.parametrize(("kind", "shuffle"), [("dali", "block"), ("dali", "global"), ("resident", "block")])
+def test_the_other_loaders_read_a_set_elsewhere_as_a_folder(
+    small: Path, web: Web, tmp_path: Path, kind: str, shuffle: str
+) -> None:
+    if kind == "dali":
+        pytest.importorskip("nvidia.dali")
+    words = ("--shuffle", shuffle, "--shuffle-window", "2", "--health-every", "0", "--max-steps", 6)
+    assert train(small, tmp_path / "near", *words) == 0
+    half = sum(len(content) for path, content in web.files.items() if "train-" in path) / 2 / 1e9
+    cached = ("--cache", tmp_path / "cache", "--cache-gb", half)
+    assert train(f"{web.url}/set", tmp_path / "far", *words, *cached, "--loader", kind) == 0
+    assert_same(tmp_path / "near", tmp_path / "far")
+
+
+def test_a_look_at_labels_does_not_wait_for_storage_for_ever(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch, "STALL_SECONDS", 1.0)
+    web.served = 1
+    assert train(f"{web.url}/set", tmp_path / "run", *PLAIN, "--online-probe", "--cache", tmp_path / "cache") == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(r"no label for 1 s: storage or a worker hangs, at sample .*/set/train-", last)
 
 
 def test_a_url_of_this_machine_is_a_folder_and_plain_images_are_not_read_from_elsewhere(
