@@ -29,7 +29,7 @@ def test_a_label_that_cannot_be_read_counts_as_an_image_that_cannot(
 ) -> None:
     data = shutil.copytree(tar_shards, tmp_path / "data")
     with open(data / "train-00000.tar", "r+b") as file:
-        file.seek(int(TarShardReader(data / "train-00000.tar").label_at_N[0]))
+        file.seek(TarShardReader(data / "train-00000.tar").sample(0).label_at)
         file.write(b"x")
     train, _ = open_labelled(data, "auto", 16)
     found = extracted(train, tmp_path)

@@ -166,7 +166,7 @@ def test_the_allowed_part_of_bad_images_holds_for_the_evaluation_too(
     shutil.copytree(shards, data)
     reader = BetonReader(data / "train-00000.beton")
     damaged = bytearray((data / "train-00000.beton").read_bytes())
-    for i in range(0, reader.num_samples, 3):
+    for i in range(reader.num_samples // 5):  # before the first place by which a shard is told from another file
         start = int(reader.pointer_N[i])
         damaged[start + 2 : start + int(reader.size_N[i])] = bytes(int(reader.size_N[i]) - 2)
     (data / "train-00000.beton").write_bytes(damaged)
