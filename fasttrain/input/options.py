@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from fasttrain.system.options import Bounds, Fraction, Free, Options, Positive
@@ -18,6 +19,13 @@ class CacheOptions(Options):
     cache_gb: Free[Positive[float]] = 100.0
     """Gigabytes that they may take there; the least recently used go first. What is free on the disk bounds them,
     too."""
+
+    def after(self, training: CacheOptions) -> CacheOptions:
+        """What a command on a run takes: the run's own where nothing else is typed and its folder is on this machine.
+        A smaller bound on the same folder would remove what a training there has fetched."""
+        if self.cache not in ("", training.cache) or not os.path.isdir(training.cache):
+            return self
+        return training if self.cache_gb == CacheOptions.cache_gb else replace(training, cache_gb=self.cache_gb)
 
 
 @dataclass(frozen=True)

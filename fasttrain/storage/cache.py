@@ -21,7 +21,7 @@ from typing import Any
 from fasttrain.formats.manifest import FILE_NAME, Manifest, ManifestError, Shard, SideFile, glimpses
 from fasttrain.storage.attempts import tried, without_secrets
 from fasttrain.storage.remote import RemoteFile, is_http, opened
-from fasttrain.storage.room import COMING, LOCK, Room
+from fasttrain.storage.room import COMING, DIGITS, LOCK, Room
 from fasttrain.storage.transfer import received
 from fasttrain.system.durable import MAX_JSON_BYTES, replace_file
 from fasttrain.system.errors import DataError, RunError, UserError, note
@@ -32,7 +32,6 @@ from fasttrain.system.watch import ARRIVALS, Watch
 DAMAGED_TRIES = 3  # for a file that comes with other bytes than the manifest says
 REFUSED_SECONDS = 600.0  # after which one that could not be had is asked for again
 _POLL_SECONDS = 0.1
-_DIGITS = 32  # of a SHA-256 in a name
 
 
 class Cache:
@@ -168,7 +167,7 @@ def open_cache(url: str, folder: Path, limit: int) -> Cache:
                     raise
                 note(f"{without_secrets(url)} does not answer: its manifest of an earlier start is taken")
                 mark.touch()
-        of_set = folder / read_at_most(mark, _DIGITS).decode()
+        of_set = folder / read_at_most(mark, DIGITS).decode()
     return Cache(url, store, of_set, _load(of_set, url), room)
 
 
@@ -179,7 +178,7 @@ def below(url: str, name: str) -> str:
 
 
 def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:_DIGITS]
+    return hashlib.sha256(content).hexdigest()[:DIGITS]
 
 
 def _file_below(store: Any, url: str, name: str, size: int | None) -> RemoteFile:  # noqa: ANN401

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from fasttrain.system.lock import Lock, is_held
 SPARE_BYTES, SPARE_PART = 2 << 30, 20  # of the disk are left free, or one part of so many where that is less
 COMING = ".coming"  # ends the name of a file until it is whole; whoever fetches it keeps it locked
 LOCK = ".lock"
+DIGITS = 32  # of a SHA-256 in a name
 
 
 class _Kept(NamedTuple):
@@ -91,9 +93,10 @@ class Room:
         return usage.free - min(SPARE_BYTES, usage.total // SPARE_PART)
 
     def _kept(self) -> list[_Kept]:
-        """What lies in the folder; what killed processes have left there is removed."""
+        """The files of sets; what killed processes have left of them is removed. Nobody else's folder is looked into:
+        a cache may have been put where other things lie."""
         found = []
-        for folder in (entry.path for entry in os.scandir(self.folder) if entry.is_dir(follow_symlinks=False)):
+        for folder in filter(_is_of_set, os.scandir(self.folder)):
             for entry in os.scandir(folder):
                 with contextlib.suppress(OSError):  # another process has just removed it
                     path, status = Path(entry.path), entry.stat(follow_symlinks=False)
@@ -102,3 +105,8 @@ class Room:
                     elif entry.name != FILE_NAME:
                         found.append(_Kept(status.st_mtime_ns, status.st_size, path))
         return found
+
+
+def _is_of_set(entry: os.DirEntry[str]) -> bool:
+    named = re.fullmatch(f"[0-9a-f]{{{DIGITS}}}", entry.name) and entry.is_dir(follow_symlinks=False)
+    return bool(named) and os.path.exists(os.path.join(entry.path, FILE_NAME))
