@@ -15,7 +15,7 @@ class CacheOptions(Options):
 
     cache: Free[str] = ""
     """Folder on a disk of this machine for the shards of a data set elsewhere, shared by all runs on it. Empty:
-    fasttrain/shards in $XDG_CACHE_HOME, or in ~/.cache."""
+    for a command on a run, that of the run if it is there; else fasttrain/shards in $XDG_CACHE_HOME, or in ~/.cache."""
     cache_gb: Free[Positive[float]] = 100.0
     """Gigabytes that they may take there; the least recently used go first. What is free on the disk bounds them,
     too."""
