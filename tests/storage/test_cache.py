@@ -21,8 +21,8 @@ from support.web import Web, web_server
 from fasttrain.formats.manifest import glimpses
 from fasttrain.storage import attempts, cache, room
 from fasttrain.storage.cache import Cache, open_cache
-from fasttrain.system.errors import DataError, RunError, UserError
 from fasttrain.system import watch
+from fasttrain.system.errors import DataError, RunError, UserError
 from fasttrain.system.watch import ARRIVALS
 
 SIZE = 20_000
