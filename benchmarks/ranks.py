@@ -36,7 +36,8 @@ from fasttrain.config import TrainConfig, make_config
 from fasttrain.engine.networks import make_method
 from fasttrain.engine.ranks import Ranks
 from fasttrain.system.cli import finish, parse
-from fasttrain.system.collectives import _all_gather, _reduce_scatter, machine_size
+from fasttrain.system.collectives import all_gather_single, reduce_scatter_single
+from fasttrain.system.cores import machine_size
 from fasttrain.system.options import Options, Positive
 
 GPUS = 8  # of a machine
@@ -165,8 +166,8 @@ def _collective(each: Messages, ranks: Ranks) -> Callable[[], object]:
     part, whole = (torch.zeros(rows * count, device=ranks.device) for rows in (1, ranks.world_size))
     other = torch.empty_like(whole)
     calls: dict[str, Callable[[], object]] = {
-        "all-reduce": lambda: dist.all_reduce(whole), "all-gather": lambda: _all_gather(whole, part),
-        "reduce-scatter": lambda: _reduce_scatter(part, whole),
+        "all-reduce": lambda: dist.all_reduce(whole), "all-gather": lambda: all_gather_single(whole, part),
+        "reduce-scatter": lambda: reduce_scatter_single(part, whole),
         "all-to-all": lambda: dist.all_to_all_single(other, whole),
     }  # fmt: skip
     return calls[each.kind]

@@ -36,7 +36,7 @@ from fasttrain.input import (
 )
 from fasttrain.input.options import CacheOptions
 from fasttrain.kernels.augment import DTYPES
-from fasttrain.system.cores import usable_cores
+from fasttrain.system.cores import machine_size, usable_cores
 from fasttrain.system.errors import UserError, note
 from fasttrain.views.spec import RECIPES, Recipe, sides
 
@@ -162,7 +162,9 @@ class ViewLoader:
                     f"the position is one in batches of another {_SAME[name]} ({state[name]}; this loader's: {mine})"
                 )
         self._leave(self._batches)
-        self._loader.load_state_dict(position)
+        if self._shuffle and "lanes" not in position:
+            note("an earlier version was at this position: from here on images come in another order")
+        self._loader.load_state_dict({"lanes": 0, **position})
 
     def close(self) -> None:
         """End its threads and free its memory. So does the end of the last reference to it."""
@@ -270,7 +272,7 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _workers() -> int:
     """This process's share of the cores, of which torchrun's processes on a machine may all use the same."""
-    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, usable_cores() // machine_size())
 
 
 def _positive(name: str, value: int) -> int:

@@ -164,7 +164,9 @@ def test_shards_are_mixed_some_at_a_time_where_that_is_asked_for_and_a_position_
         assert [index_B.tolist() for _, _, index_B in elsewhere] == rest
     with ViewLoader(shards, **SMALL) as loader:
         assert loader.state_dict()["lanes"] == 0
-    assert capsys.readouterr().err == ""
+        assert capsys.readouterr().err == ""
+        loader.load_state_dict({name: value for name, value in state.items() if name != "lanes"})
+    assert "an earlier version was at this position" in capsys.readouterr().err
     monkeypatch.setattr("fasttrain.input.shuffle.network_file_system", lambda path: "nfs4")
     with ViewLoader(shards, **SMALL) as loader:
         assert loader.state_dict()["lanes"] == 3

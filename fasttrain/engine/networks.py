@@ -87,7 +87,7 @@ def compile_networks(method: Method, machine: MachineOptions, device: torch.devi
     if machine.cuda_graph and (device.type != "cuda" or not wanted or accumulate > 1):
         raise UserError("--cuda-graph needs a GPU, --compile on or auto (with a C compiler), and --accumulate 1")
     if machine.cuda_graph and is_synchronised(method):
-        raise UserError("--cuda-graph can't replay what --batch-norm sync exchanges between processes: leave it out")
+        raise UserError("--cuda-graph can't replay what --batch-norm sync or machine exchanges: leave it out")
     if wanted:  # every network, at every size of views (--resolution), counts towards one limit; beyond it runs eagerly
         torch._dynamo.config.recompile_limit = 64
     for name, network in method.named_children():

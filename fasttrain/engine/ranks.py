@@ -20,13 +20,12 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from fasttrain.system.cli import said
-from fasttrain.system.collectives import world_size
+from fasttrain.system.collectives import TIMEOUT, world_size
 from fasttrain.system.cores import share_of, usable_cores
 from fasttrain.system.errors import EXIT_FAILURE, EXIT_USER_ERROR, DataError, RunError, UserError
 from fasttrain.system.memory import keep_freed_memory, release_freed_memory
 from fasttrain.system.pulse import Pulse
 
-TIMEOUT = datetime.timedelta(minutes=10)  # a rank that waits longer for another gives up with an error
 SIGN_OF_LIFE_SECONDS = 60.0  # between a busy rank's, well below TIMEOUT
 
 Result = TypeVar("Result")

@@ -121,9 +121,7 @@ class Order:
 
     @functools.cached_property
     def _sequence(self) -> Callable[[int], _Sequence]:
-        return functools.lru_cache(2)(
-            self._new_sequence
-        )  # of this epoch, and of the next one, which is looked ahead to
+        return functools.lru_cache(2)(self._new_sequence)  # of this epoch, and of the next, which is looked ahead to
 
     def _new_sequence(self, epoch: int) -> _Sequence:
         assert self.block_S is not None

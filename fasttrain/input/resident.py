@@ -5,7 +5,6 @@ A batch is then nothing but offsets into that memory: no pixel is read, decoded 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -24,6 +23,7 @@ from fasttrain.input.loader import (
 )
 from fasttrain.input.order import Order
 from fasttrain.input.stores import Store
+from fasttrain.system.cores import machine_size
 from fasttrain.system.errors import DataError, UserError
 from fasttrain.system.memory import CGROUP
 from fasttrain.system.watch import Watch
@@ -168,4 +168,4 @@ def free_memory(device: torch.device) -> int:
         free = min(free, int(limit) - int(used))
     except (OSError, ValueError):  # no container, or none with a limit ("max")
         pass
-    return max(0, free) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, free) // machine_size()

@@ -17,6 +17,7 @@ from fasttrain.formats.manifest import Manifest, ManifestError, Shard, spread
 from fasttrain.formats.names import read_names, sample_name
 from fasttrain.storage.near import Near
 from fasttrain.storage.sequential import read_through
+from fasttrain.system.cores import machine_size
 from fasttrain.system.errors import DataError, note
 from fasttrain.system.memory import machine_memory
 
@@ -242,7 +243,7 @@ class Shards(Generic[AnyReader]):
         Of a set elsewhere, as many as the cache has room for, beside those in use and as many that have just been; and
         hardly more shards stay open than lanes.
         """
-        processes, capacity = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), self._near.capacity()
+        processes, capacity = machine_size(), self._near.capacity()
         if capacity is not None:
             kept = lanes + lanes // 4 + 2 if lanes else OPEN_SHARDS
             self._opened = functools.lru_cache(kept)(self._opened.__wrapped__)  # type: ignore[attr-defined]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from fasttrain.config import TrainConfig
 from fasttrain.engine.ranks import Ranks
 from fasttrain.input import Loader, Order, Place, Shuffle, Store, open_loader, seems_labelled
@@ -12,7 +10,7 @@ from fasttrain.input.stores import Shards
 from fasttrain.methods import Method
 from fasttrain.networks.batch_norm import has_batch_norm, is_split
 from fasttrain.networks.groups import Groups, check_groups, check_rows
-from fasttrain.system.collectives import machine_size
+from fasttrain.system.cores import machine_size
 from fasttrain.system.errors import UserError
 
 
@@ -24,7 +22,7 @@ def check_cache(place: Place, store: Store, shuffle: Shuffle, processes: int, op
     capacity = place.near.capacity()
     if capacity is None or not isinstance(store, Shards):
         return ""
-    here = min(shuffle.lanes, -(-shuffle.lanes * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // processes))
+    here = min(shuffle.lanes, -(-shuffle.lanes * machine_size() // processes))
     needed = 2 * max(1, here) * store.largest
     if capacity < needed:
         at_once = f"{here} shards are read at once" if here else "a shard"

@@ -45,8 +45,8 @@ class MoCo(Method):
     def forward(self, sample: Sample) -> Output:
         views = sample.views[0]
         # Keys first: their activations are gone before the queries' are kept. But images travel while queries are made.
-        coming = [self._coming(views[1 - view]) for view in self._queried]
-        keys = [self._keys(images) for images in coming] if world_size() == 1 else []  # (M, D) of each direction
+        coming, travel = [self._coming(views[1 - view]) for view in self._queried], self._shuffles and world_size() > 1
+        keys = [] if travel else [self._keys(images) for images in coming]  # (M, D) of each direction
         features = [self.encoder(views[view]) for view in self._queried]
         q_RD = torch.cat([self._query(feature_NF) for feature_NF in features])
         keys = keys or [self._keys(images) for images in coming]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import os
 from collections.abc import Callable
@@ -11,7 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fasttrain.system.cores import machine_size
 from fasttrain.system.errors import UserError
+
+TIMEOUT = datetime.timedelta(minutes=10)  # a rank that waits longer for another gives up with an error
 
 
 class Peers:
@@ -31,25 +35,27 @@ class Peers:
 ALL = Peers()
 
 
-def machine_size() -> int:
-    """How many ranks this machine has, as their launcher says."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
 def of_machine() -> Peers:
-    """The ranks of this machine, which are numbered in a row. Every rank must ask for them. Raises UserError where
-    machines have different numbers of ranks."""
+    """The ranks of this machine. Every rank must ask for them. Raises UserError where their launcher does not say which
+    these are, machines have different numbers of ranks, or those of one are not numbered in a row."""
     return _of_machine(dist.group.WORLD)
 
 
 @functools.lru_cache(maxsize=1)
 def _of_machine(_all: Any) -> Peers:  # noqa: ANN401 as above
-    sizes_W: list[Any] = [None] * world_size()
-    dist.all_gather_object(sizes_W, machine_size())
+    # Not by names of hosts: containers of one machine may have several, and machines the same.
+    own = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("LOCAL_RANK")
+    place_W: list[Any] = [None] * world_size()
+    dist.all_gather_object(place_W, own)
+    if any(None in place for place in place_W):
+        raise UserError("LOCAL_WORLD_SIZE and LOCAL_RANK do not say which processes are of one machine: use torchrun")
     size = machine_size()
-    if set(sizes_W) != {size} or world_size() % size:
-        raise UserError(f"the {world_size()} processes are not equally many on each machine: {sorted(set(sizes_W))}")
-    return Peers(dist.new_subgroups(size)[0])
+    sizes = sorted({int(number) for number, _ in place_W})
+    if len(sizes) > 1 or world_size() % size:
+        raise UserError(f"the {world_size()} processes are not equally many on each machine: {sizes}")
+    if any(int(place) != rank % size for rank, (_, place) in enumerate(place_W)):
+        raise UserError(f"the processes of a machine are not numbered in a row: LOCAL_RANK is not RANK modulo {size}")
+    return Peers(dist.new_subgroups(size, timeout=TIMEOUT)[0])
 
 
 def world_size() -> int:
@@ -66,8 +72,8 @@ common_generator = torch.Generator()
 
 
 # their names until torch 2.13
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def gather_rows(x_ND: Tensor, peers: Peers = ALL) -> Tensor:
@@ -84,14 +90,14 @@ class _GatherRows(torch.autograd.Function):
     def forward(ctx: Any, x_ND: Tensor, peers: Peers) -> Tensor:  # type: ignore[override] # noqa: ANN401 torch's own
         ctx.peers = peers
         out_MD = x_ND.new_empty(len(peers) * x_ND.shape[0], x_ND.shape[1])
-        _all_gather(out_MD, x_ND.contiguous(), group=peers.group)
+        all_gather_single(out_MD, x_ND.contiguous(), group=peers.group)
         return out_MD
 
     @staticmethod
     def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor, None]:  # type: ignore[override] # noqa: ANN401
         grad_ND = grad_MD.new_empty(len(grad_MD) // len(ctx.peers), grad_MD.shape[1])
         # every rank's loss has a part in each row's gradient
-        _reduce_scatter(grad_ND, grad_MD.contiguous(), group=ctx.peers.group)
+        reduce_scatter_single(grad_ND, grad_MD.contiguous(), group=ctx.peers.group)
         return grad_ND, None
 
 

@@ -1,4 +1,4 @@
-"""Which of a machine's cores each of its processes uses, and how many that is worth."""
+"""How many processes a machine has, which of its cores each of them uses, and how many that is worth."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import pathlib
 
 TOPOLOGY = pathlib.Path("/sys/devices/system/cpu")
 CPU_LIMIT = pathlib.Path("/sys/fs/cgroup/cpu.max")
+
+
+def machine_size() -> int:
+    """How many ranks this machine has, as their launcher says; 1 where it says nothing."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def usable_cores(limit: pathlib.Path = CPU_LIMIT) -> int:

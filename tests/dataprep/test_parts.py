@@ -212,9 +212,9 @@ def test_a_listing_on_disk_gives_the_same_shards(
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.usefixtures("ray_alone")
-def test_parts_on_ray_give_the_same_shards(source: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
-    for number in (2, 1):
-        run(source, tmp_path / "out", "--part", f"{number}/2", "--engine", "ray")
+def test_parts_on_ray_and_here_give_the_same_shards(source: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    for part, engine in (("2/2", "ray"), ("1/2", "local")):
+        run(source, tmp_path / "out", "--part", part, "--engine", engine)
     assert files_of(tmp_path / "out") == whole
 
 

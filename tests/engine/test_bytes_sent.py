@@ -40,7 +40,7 @@ def config_of(case: str, ranks: int) -> Any:
 
 def steps(folder: pathlib.Path, case: str) -> None:
     """Take steps on this rank, and write what its connections have sent in them."""
-    os.environ["LOCAL_WORLD_SIZE"] = str(MACHINE)
+    os.environ.update(LOCAL_WORLD_SIZE=str(MACHINE), LOCAL_RANK=str(int(os.environ["RANK"]) % MACHINE))
     before: list[set[str]] = []
     new_group = dist.new_group
 

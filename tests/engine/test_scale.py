@@ -81,9 +81,8 @@ def test_synchronised_batch_norm_has_the_losses_of_one_rank(shards: pathlib.Path
         exactly(tmp_path, 2, shards, tmp_path / kind, *network, "--batch-norm", kind)
     expected = losses(tmp_path / "one")
     apart = {kind: (losses(tmp_path / kind) - expected).abs().max().item() for kind in ("sync", "machine", "plain")}
-    assert max(apart["sync"], apart["machine"]) < 1e-3, (
-        apart
-    )  # batch norm of a few rows divides rounding by small deviations
+    # batch norm of a few rows divides rounding by small deviations
+    assert max(apart["sync"], apart["machine"]) < 1e-3, apart
     assert apart["plain"] > 10 * apart["sync"], apart
 
 
@@ -96,8 +95,13 @@ def test_split_batch_norm_has_the_losses_of_one_rank(shards: pathlib.Path, tmp_p
     assert torch.allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=0, atol=1e-3)
 
 
+def on_machines(size: int) -> None:
+    """The ranks are those of machines of so many each, as torchrun numbers them."""
+    os.environ.update(LOCAL_WORLD_SIZE=str(size), LOCAL_RANK=str(int(os.environ["RANK"]) % size))
+
+
 def _synchronised(folder: pathlib.Path, kind: str = "sync", machine: int = 1) -> None:
-    os.environ["LOCAL_WORLD_SIZE"] = str(machine)
+    on_machines(machine)
     ranks = Ranks("cpu")
     torch.manual_seed(0)
     images = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU()
@@ -142,16 +146,30 @@ def test_batch_norm_of_a_machine_is_that_of_one_rank_with_all_its_images(tmp_pat
             assert torch.allclose(first[name], value, rtol=1e-4, atol=1e-6), name
 
 
-def _on_unequal_machines() -> None:
-    os.environ["LOCAL_WORLD_SIZE"] = str(1 + int(os.environ["RANK"]))
+def _refused(variables_W: list[dict[str, str | None]], reason: str) -> None:
+    for name, value in variables_W[int(os.environ["RANK"])].items():
+        os.environ.pop(name)
+        if value:
+            os.environ[name] = value
     ranks = Ranks("cpu")
-    with pytest.raises(UserError, match=r"not equally many on each machine: \[1, 2\]"):
+    with pytest.raises(UserError, match=reason):
         convert_batch_norm(nn.Sequential(nn.BatchNorm2d(5)), "machine")
     ranks.close()
 
 
-def test_batch_norm_of_machines_with_different_numbers_of_ranks_is_refused(tmp_path: pathlib.Path) -> None:
-    succeed(on_ranks(tmp_path, 2, _on_unequal_machines))
+@pytest.mark.parametrize(
+    ("variables_W", "reason"),
+    [
+        ([{"LOCAL_WORLD_SIZE": "1"}, {}], r"not equally many on each machine: \[1, 2\]"),
+        ([{"LOCAL_RANK": "1"}, {"LOCAL_RANK": "0"}], "not numbered in a row"),
+        ([{"LOCAL_WORLD_SIZE": None}, {"LOCAL_WORLD_SIZE": None}], "do not say which processes are of one machine"),
+    ],
+    ids=["unequal", "dealt out in turn", "unknown"],
+)
+def test_batch_norm_of_machines_is_refused_where_it_is_not_known_which_ranks_they_have(
+    variables_W: list[dict[str, str | None]], reason: str, tmp_path: pathlib.Path
+) -> None:
+    succeed(on_ranks(tmp_path, 2, _refused, variables_W, reason))
 
 
 @pytest.mark.parametrize("name", ["forward_sync_buffers", "broadcast_buffers"])

@@ -290,7 +290,7 @@ def test_cuda_graph_is_refused_where_batch_norm_is_synchronised(monkeypatch: pyt
     """NCCL's exchanges in a replayed graph: nobody has tried."""
     monkeypatch.setattr(batch_norm, "world_size", lambda: 2)
     method, machine = build(small(batch_norm="sync")), MachineOptions(cuda_graph=True, compile="on")
-    with pytest.raises(UserError, match="--cuda-graph can't replay what --batch-norm sync exchanges"):
+    with pytest.raises(UserError, match="--cuda-graph can't replay what --batch-norm sync or machine exchanges"):
         compile_networks(method, machine, torch.device("cuda"), 1)
 
 

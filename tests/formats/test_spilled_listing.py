@@ -85,7 +85,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(monkeypatch: pytest.Mon
         return found
 
     peak(10)
-    assert peak(240_000) < 1.2 * peak(80_000)
+    assert peak(120_000) < 1.2 * peak(40_000)
 
 
 def test_a_column_that_is_written_over_and_appended_to(spilling: Path) -> None:

@@ -65,12 +65,17 @@ def test_keys_and_queries_of_an_image_are_normalised_in_different_groups() -> No
 
 
 @pytest.mark.parametrize(
-    ("ranks", "order"), [(1, ["sent", "come", "key", "query"]), (2, ["sent", "query", "come", "key"])]
+    ("ranks", "kind", "order"),
+    [
+        (1, "split", ["sent", "come", "key", "query"]),
+        (2, "split", ["sent", "query", "come", "key"]),
+        (2, "plain", ["key", "query"]),
+    ],
 )
 def test_the_images_of_keys_travel_between_ranks_while_queries_are_encoded(
-    ranks: int, order: list[str], monkeypatch: pytest.MonkeyPatch
+    ranks: int, kind: str, order: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On one process keys come first, which takes less memory."""
+    """Where none travel keys come first, which takes less memory."""
     seen = []
 
     def exchange(x: Tensor, *_: list[int]) -> Callable[[], Tensor]:
@@ -83,7 +88,7 @@ def test_the_images_of_keys_travel_between_ranks_while_queries_are_encoded(
 
     monkeypatch.setattr(shuffle, "exchange_rows", exchange)
     monkeypatch.setattr(moco, "world_size", lambda: ranks)
-    model = build(small(batch_norm="split"))
+    model = build(small(batch_norm=kind))
     for network, name in ((model.encoder, "query"), (model.key_encoder, "key")):
         network.register_forward_pre_hook(lambda *_, name=name: seen.append(name))
     model(sample(8))

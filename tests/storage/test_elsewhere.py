@@ -134,8 +134,16 @@ def test_slow_storage_ends_no_run_and_is_told_of(
     monkeypatch.setattr(watch, "WARN_SECONDS", 0.5)
     monkeypatch.setattr("fasttrain.input.ahead.THREADS", 1)
     web.pace = 0.1  # two seconds for a shard
+
+    def fast() -> None:  # from the second one on
+        until(lambda: len(asked(web)) > 1)
+        web.pace = 0.0
+
+    helper = threading.Thread(target=fast)
+    helper.start()
     words = (*PLAIN, "--max-steps", 1, "--cache", tmp_path / "cache")
     assert train(f"{web.url}/set", tmp_path / "run", *words) == 0
+    helper.join()
     told = capsys.readouterr().err
     assert f"warning: no sample for 1 s (storage is slow: bytes still come), at sample 0 of {web.url}/set/" in told
 

@@ -3,11 +3,13 @@
 import pathlib
 import platform
 import resource
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from support.forks import finished
 
+from fasttrain.system import memory
 from fasttrain.system.memory import keep_freed_memory, release_freed_memory
 
 
@@ -48,3 +50,12 @@ def _count_resident() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_what_is_kept_can_be_given_back(tmp_path: pathlib.Path) -> None:
     assert int(finished(tmp_path, _count_resident).stdout) > 200
+
+
+def test_it_is_given_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    monkeypatch.setattr(memory, "_kept", True)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: asked.append(name) or MagicMock())
+    for _ in range(2):
+        release_freed_memory()
+    assert len(asked) == 1
