@@ -12,7 +12,7 @@ COPY dataprep dataprep
 COPY fasttrain fasttrain
 COPY kernels kernels
 COPY recipes recipes
-RUN BASE_PACKAGES=1 EXTRAS=ffcv,parquet,tensorboard,timm,export bash install.sh && rm -rf /root/.cache /var/lib/apt/lists/* \
+RUN BASE_PACKAGES=1 EXTRAS=ffcv,parquet,remote,tensorboard,timm,export bash install.sh && rm -rf /root/.cache /var/lib/apt/lists/* \
     && chmod -R a+rX . && useradd --no-log-init --create-home --uid 10001 fasttrain && mkdir -m 1777 /work
 ENV PATH="/opt/fasttrain/.venv/bin:$PATH"
 USER 10001
@@ -30,7 +30,7 @@ COPY dataprep dataprep
 COPY fasttrain fasttrain
 COPY kernels kernels
 COPY recipes recipes
-RUN EXTRAS=parquet,tensorboard,timm bash install.sh && .venv/bin/pip uninstall -q -y triton \
+RUN EXTRAS=parquet,remote,tensorboard,timm bash install.sh && .venv/bin/pip uninstall -q -y triton \
     && rm -rf .venv/lib/python3*/site-packages/nvidia/cudnn/lib/libcudnn_* /root/.cache /var/lib/apt/lists/* \
     && chmod -R a+rX . && useradd --no-log-init --create-home --uid 10001 fasttrain && mkdir -m 1777 /work
 ENV PATH="/opt/fasttrain/.venv/bin:$PATH"

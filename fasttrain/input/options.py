@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from fasttrain.system.options import Bounds, Fraction, Free, Options, Positive
@@ -16,10 +17,17 @@ class CacheOptions(Options):
 
     cache: Free[str] = ""
     """Folder on a disk of this machine for the shards of a data set elsewhere, shared by all runs on it. Empty:
-    fasttrain/shards in $XDG_CACHE_HOME, or in ~/.cache."""
+    for a command on a run, that of the run if it is there; else fasttrain/shards in $XDG_CACHE_HOME, or in ~/.cache."""
     cache_gb: Free[Positive[float]] = 100.0
     """Gigabytes that they may take there; the least recently used go first. What is free on the disk bounds them,
     too."""
+
+    def after(self, training: CacheOptions) -> CacheOptions:
+        """What a command on a run takes: the run's own where nothing else is typed and its folder is on this machine.
+        A smaller bound on the same folder would remove what a training there has fetched."""
+        if self.cache not in ("", training.cache) or not os.path.isdir(training.cache):
+            return self
+        return training if self.cache_gb == CacheOptions.cache_gb else replace(training, cache_gb=self.cache_gb)
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,9 @@ def embed(options: EmbedConfig) -> int:
         return EXIT_USER_ERROR
     out = pathlib.Path(options.out)
     check_out(out)
-    images = located(options.images, options.elsewhere)
     checkpoint = pathlib.Path(options.checkpoint) if options.checkpoint else None
     trained = load_trained(pathlib.Path(options.run), options.best, checkpoint, options.method, arch=options.arch)
+    images = located(options.images, options.elsewhere.after(trained.config.data.elsewhere))
     ranks = Ranks(options.device)
     stores = open_splits(images, options.split, trained.preprocessing.size)
     network, width = network_of(trained, options.layer)

@@ -19,6 +19,7 @@ from torch import Tensor
 from fasttrain import __version__
 from fasttrain.evaluation.features import central_views
 from fasttrain.input import Batch, Store, evenly, located, open_dataset
+from fasttrain.input.options import CacheOptions
 from fasttrain.jobs.options import ExportConfig
 from fasttrain.run.folder import config_of
 from fasttrain.system.durable import publish, read_json, temporary_path, write_json
@@ -89,7 +90,8 @@ def some_images(trained: Trained, given: str) -> tuple[Tensor, list[Image.Image]
 
 def _open(trained: Trained, given: str) -> Store:
     """The val split of the images, or the train split where there is none."""
-    place, options = located(given or trained.images.path), trained.config.data
+    options = trained.config.data
+    place = located(given or trained.images.path, CacheOptions().after(options.elsewhere))
     if not place.exists():
         raise UserError(f"{place}, the images to compare features of, are not there now: --data tells where")
     with contextlib.suppress(DataError):

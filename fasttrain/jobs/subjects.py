@@ -45,11 +45,12 @@ def open_subject(run: pathlib.Path, options: EvaluateConfig) -> Subject:
     """Raises UserError and DataError."""
     config = load_config(run, options.method, options.arch)
     images = images_of(run, config, options.data)
-    data = located(options.data or images.path, options.elsewhere)
+    cache = options.elsewhere.after(config.data.elsewhere)
+    data = located(options.data or images.path, cache)
     if not options.data and not data.exists():
         raise UserError(f"{data.real}, the images that {run} was trained on, are not there now: --data tells where")
     sets = [Labelled(data, *open_splits(data, images, config), "")]
-    for other in (located(other, options.elsewhere) for other in options.transfer):
+    for other in (located(other, cache) for other in options.transfer):
         sets.append(Labelled(other, *open_labelled(other, "auto", config.views.size), f"on_{other.stem}"))
         if sets[-1].variant in (before.variant for before in sets[:-1]):
             raise UserError(f"--transfer names two data sets {other.stem}, and their figures would be, too: rename one")

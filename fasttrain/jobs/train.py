@@ -185,7 +185,7 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
         if init and step == 0:
             keep_init(run, init.record)
         keep_extension(run, settings, step)
-        keep_start(run, step, ranks.world_size)
+        keep_start(run, step, ranks.world_size, loader.state_dict()["lanes"])
         keep_steps(run, last_step, steps_per_epoch)
         begin_again(run)
         return open_sinks(run, step, config.logging, settings.values)

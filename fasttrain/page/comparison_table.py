@@ -79,6 +79,7 @@ def _facts(histories: Sequence[History]) -> list[Row]:
         "fasttrain": lambda history: str(history.environment.get("fasttrain", "–")),
         "commit": lambda history: (history.starts[-1]["commit"] if history.starts else "") or "–",
         "images": lambda history: history.fingerprint[:8] or "–",
+        "shuffle of the images": lambda history: history.shuffle or "–",
     }
     found = (Row(name, [fact(history) for history in histories], []) for name, fact in facts.items())
     return rows + [row for row in found if len(set(row.cells)) > 1]

@@ -65,6 +65,12 @@ class History:
         return starts_of(self.record)
 
     @property
+    def shuffle(self) -> str:
+        """The order of the images that the newest start took, whatever --shuffle says; "" where it is not recorded."""
+        found = self.starts[-1].get("shuffle") if self.starts else None
+        return found if isinstance(found, str) else ""
+
+    @property
     def fingerprint(self) -> str:
         """Of the images trained on, "" where it is not recorded."""
         data = self.record.get("data")

@@ -78,6 +78,8 @@ def _how(history: History) -> list[str]:
     if starts:
         facts |= {"processes": str(starts[-1]["processes"]), "started": starts[0]["time"]}
         facts |= {"commit": starts[-1]["commit"]} if starts[-1]["commit"] else {}
+    if history.shuffle:
+        facts["shuffle of the images"] = history.shuffle
     if history.fingerprint:
         facts["images' fingerprint"] = history.fingerprint[:16]
     commands = [start["command"] for start in starts if start["command"]]

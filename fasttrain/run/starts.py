@@ -1,4 +1,5 @@
-"""When a run was started, and each time that it was started again: by how many processes, of what code, how."""
+"""When a run was started, and each time that it was started again: by how many processes, of what code, in which
+order, how."""
 
 from __future__ import annotations
 
@@ -19,12 +20,13 @@ MOST = 100  # that are kept: the first, and the newest
 COMMIT_SECONDS = 5.0
 
 
-def keep_start(run: pathlib.Path, step: int, processes: int) -> None:
-    """Record in config.json that training begins, or goes on from a step."""
+def keep_start(run: pathlib.Path, step: int, processes: int, lanes: int) -> None:
+    """Record in config.json that training begins, or goes on from a step. lanes: of its order, 0 for a global one."""
     content = read_record(run / CONFIG)
     start = {
         "step": step, "time": time.strftime("%Y-%m-%d %H:%M:%S%z"), "processes": processes,
         "cores": len(os.sched_getaffinity(0)), "commit": commit(), "command": command(),
+        "shuffle": f"block, {lanes} shards at once" if lanes else "global",
     }  # fmt: skip
     starts = [*starts_of(content), start]
     write_json(run / CONFIG, {**content, "starts": [*starts[:1], *starts[1:][-MOST + 1 :]]})

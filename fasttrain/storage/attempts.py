@@ -21,7 +21,7 @@ SECONDS = 60.0  # for a look at one file, or a block of it
 LISTING_SECONDS = 600.0  # for a folder, whatever lies in it
 TRIES = 4  # in a row; one that succeeds starts the count anew
 PAUSE_SECONDS = 1.0  # after the first failure, doubled after each further one
-LONGEST_PAUSE = 30.0
+LONGEST_PAUSE = 10.0  # so that storage is asked several times in the minute that a run waits for it
 TOLD = 20  # failures that are told, of all
 
 Result = TypeVar("Result")

@@ -181,6 +181,9 @@ def open_cache(url: str, folder: Path, limit: int) -> Cache:
                 replace_file(of_set / FILE_NAME, lambda file: file.write(content))
                 _load(of_set, url)
                 replace_file(mark, lambda file: file.write(of_set.name.encode()))
+            except UserError as error:
+                wanted = "; what lies elsewhere is trained on once it is converted (convert.py)"
+                raise UserError(f"{error}{wanted if 'not found' in str(error) else ''}") from None
             except RunError:
                 if not mark.exists():
                     raise

@@ -103,10 +103,10 @@ class Room:
         return usage.free - min(SPARE_BYTES, usage.total // SPARE_PART)
 
     def _kept(self) -> list[_Kept]:
-        """What lies in the folder; what killed processes have left there is removed."""
+        """The files of sets; what killed processes have left of them is removed. Nobody else's folder is looked into:
+        a cache may have been put where other things lie."""
         found = []
-        sets = (entry for entry in os.scandir(self.folder) if _SET.fullmatch(entry.name))
-        for folder in (entry.path for entry in sets if entry.is_dir(follow_symlinks=False)):
+        for folder in filter(_is_of_set, os.scandir(self.folder)):
             for entry in os.scandir(folder):
                 with contextlib.suppress(OSError):  # another process has just removed it
                     path, status = Path(entry.path), entry.stat(follow_symlinks=False)
@@ -115,3 +115,8 @@ class Room:
                     elif entry.name != FILE_NAME:
                         found.append(_Kept(status.st_mtime_ns, status.st_size, path))
         return found
+
+
+def _is_of_set(entry: os.DirEntry[str]) -> bool:
+    named = _SET.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+    return bool(named) and os.path.exists(os.path.join(entry.path, FILE_NAME))

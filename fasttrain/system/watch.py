@@ -51,7 +51,7 @@ class Watch(Generic[Task]):
         self._unit, self._name, self._error = unit, name, error
         self._at: dict[object, Task] = {}
         self._moved = time.monotonic()
-        self._warned = 0.0  # the value of _moved that a warning was about
+        self._warned = 0.0  # when the last warning was told
 
     @contextlib.contextmanager
     def at(self, task: Task) -> Iterator[None]:
@@ -110,7 +110,7 @@ class Watch(Generic[Task]):
     def _warn(self, moved: float) -> None:
         idle = time.monotonic() - moved
         if idle > WARN_SECONDS and self._warned < moved:
-            self._warned = moved
+            self._warned = time.monotonic()
             ends = f" (the run ends after {STALL_SECONDS:.0f})" if self._error else ""
             if time.monotonic() - ARRIVALS.moved < WARN_SECONDS:
                 ends = " (storage is slow: bytes still come)"

@@ -43,6 +43,15 @@ def test_what_differs_is_in_one_table(runs: list[pathlib.Path], capsys: pytest.C
     assert [figures["knn_top1"] for figures in last["runs"].values()] == [60.0, 61.0, 62.0]
 
 
+def test_runs_that_were_shuffled_otherwise_say_so(runs: list[pathlib.Path]) -> None:
+    assert "shuffle of the images" not in rows(compared(runs))
+    path = runs[0] / "config.json"
+    record = json.loads(path.read_text("utf-8"))
+    starts = [{**each, "shuffle": "global"} for each in record["starts"]]
+    path.write_text(json.dumps({**record, "starts": starts}), "utf-8")
+    assert rows(compared(runs))["shuffle of the images"] == ["global", *["block, 64 shards at once"] * 2]
+
+
 def test_figures_that_are_not_alike_are_not_ranked_and_said_not_to_be(runs: list[pathlib.Path]) -> None:
     evaluated(runs[2], 90.0, fingerprint="another")
     page = compared(runs)

@@ -210,12 +210,21 @@ def test_a_run_of_many_entries_has_a_page_of_bounded_size(run: pathlib.Path) -> 
     assert len(page_of(run)) < few + 300_000
 
 
+def test_the_shuffle_that_was_taken_is_told_whatever_was_asked_for(run: pathlib.Path) -> None:
+    words = "<dt>shuffle of the images</dt><dd>block, 64 shards at once</dd>"
+    assert words in page_of(run)
+    record = json.loads((run / "config.json").read_text("utf-8"))
+    earlier = [{name: value for name, value in each.items() if name != "shuffle"} for each in record["starts"]]
+    changed(run, starts=earlier)
+    assert "shuffle</dt><dd>block" not in page_of(run)
+
+
 def test_no_word_of_a_run_folder_becomes_markup(tmp_path: pathlib.Path) -> None:
     odd = "\"'><img src=x onerror=alert(1)>"
     run = make_run(tmp_path / odd)
     record = json.loads((run / "config.json").read_text("utf-8"))
     config = {name: odd if isinstance(value, str) else value for name, value in record["config"].items()}
-    starts = [{**each, "command": odd, "commit": odd, "time": odd} for each in record["starts"]]
+    starts = [{**each, "command": odd, "commit": odd, "time": odd, "shuffle": odd} for each in record["starts"]]
     changed(run, config={**config, odd: odd}, environment={odd: odd, "machine": odd}, starts=starts,
             init={"source": odd, "digest": odd}, data={"fingerprint": odd})  # fmt: skip
     write_metrics(run, [{**each, odd: 1 / each["step"]} for each in read_metrics(run / "metrics.jsonl")])

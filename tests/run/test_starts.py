@@ -27,18 +27,24 @@ def kept(run: pathlib.Path) -> list[dict[str, Any]]:
 def test_each_start_is_kept_up_to_a_number(run: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starts, "MOST", 4)
     for step in range(8):
-        keep_start(run, step, 4)
+        keep_start(run, step, 4, 0)
     found = kept(run)
     assert [start["step"] for start in found] == [0, 5, 6, 7]
     assert {start["processes"] for start in found} == {4}
     assert json.loads((run / "config.json").read_text("utf-8"))["config"] == {"method": "moco"}
 
 
+def test_a_start_tells_the_shuffle_that_was_taken(run: pathlib.Path) -> None:
+    keep_start(run, 0, 1, 0)
+    keep_start(run, 5, 1, 64)
+    assert [start["shuffle"] for start in kept(run)] == ["global", "block, 64 shards at once"]
+
+
 @pytest.mark.parametrize("damage", [None, 5, "x", [1], [{"step": -1}], [{"step": "x"}]])
 def test_damaged_starts_are_left_out(run: pathlib.Path, damage: object) -> None:
     (run / "config.json").write_text(json.dumps({"config": {}, "starts": damage}), "utf-8")
     assert kept(run) == []
-    keep_start(run, 7, 1)
+    keep_start(run, 7, 1, 0)
     assert [start["step"] for start in kept(run)] == [7]
 
 

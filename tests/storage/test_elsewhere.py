@@ -249,19 +249,29 @@ def test_figures_and_features_over_a_url_are_those_of_a_folder(
     run, cached = tmp_path / "run", ("--cache", str(tmp_path / "cache"))
     assert train(f"{web.url}/set", run, *PLAIN, "--max-steps", 2, *cached) == 0
     figures, features = [], []
-    for words in (["--data", str(small)], ["--data", f"{web.url}/set", *cached], cached):
+    for words in (["--data", str(small)], ["--data", f"{web.url}/set", *cached], cached, ()):  # (): the run's cache
         capsys.readouterr()
         assert evaluate([str(run), *words, "--knn", "--k", "3"]) == 0
         figures.append(json.loads(capsys.readouterr().out.splitlines()[-1])["knn_top1"])
     transfer = ["--data", str(small), "--transfer", f"{web.url}/set", *cached]
     assert evaluate([str(run), *transfer, "--knn", "--k", "3"]) == 0
     figures.append(json.loads(capsys.readouterr().out.splitlines()[-1])["knn_on_set_top1"])
-    assert figures == figures[:1] * 4
-    for number, words in enumerate(([str(small)], [f"{web.url}/set", *cached])):
-        assert embed([str(run), words[0], str(tmp_path / f"{number}.npy"), *words[1:]]) == 0
+    assert figures == figures[:1] * 5
+    for number, images in enumerate((str(small), f"{web.url}/set")):
+        assert embed([str(run), images, str(tmp_path / f"{number}.npy")]) == 0
         features.append(np.load(tmp_path / f"{number}.npy"))
     assert np.array_equal(*features)
     assert max(web.requests.count(request) for request in web.requests if "manifest" not in request[1]) == 1
+
+
+def test_a_command_on_a_run_takes_its_cache_with_its_bound(tmp_path: Path) -> None:
+    training = CacheOptions(str(tmp_path), 500.0)
+    assert CacheOptions().after(training) == training
+    assert CacheOptions(str(tmp_path)).after(training) == training, "a smaller bound would remove what training fetched"
+    assert CacheOptions(cache_gb=7.0).after(training) == CacheOptions(str(tmp_path), 7.0)
+    other = CacheOptions("/another", 7.0)
+    assert other.after(training) == other
+    assert CacheOptions().after(CacheOptions(str(tmp_path / "of another machine"), 500.0)) == CacheOptions()
 
 
 def test_a_few_samples_of_a_set_elsewhere_are_of_few_shards(web: Web, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def start(step: int) -> dict[str, Any]:
     """As config.json tells of one."""
     return {
         "step": step, "time": "2030-01-02 03:04:05+0000", "processes": 2, "cores": 4, "commit": "0123456789ab-dirty",
-        "command": "fasttrain/train.py --preset demo --data /images",
+        "command": "fasttrain/train.py --preset demo --data /images", "shuffle": "block, 64 shards at once",
     }  # fmt: skip
 
 
