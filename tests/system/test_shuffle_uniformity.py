@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from support.permutations import ALL, CHEAP, Orders, chi_square, fixed_points, longest_rise
+from support.permutations import ALL, CHEAP, Orders, chi_square, distances, fixed_points, longest_rise
 
 from fasttrain.system.shuffle import ROUNDS, round_keys, shuffled
 
@@ -71,6 +71,17 @@ def test_the_longest_rise_is_as_long_as_that_of_a_drawn_shuffle(n: int) -> None:
 def test_the_statistics_see_a_poor_shuffle(n: int, rounds: int) -> None:
     """A network of too few rounds, which is a bijection, too."""
     assert max(abs(value) for statistic in ALL for value in statistic(computed(n, rounds))) > 2 * BOUND
+
+
+@pytest.mark.parametrize(("rounds", "is_even"), [(6, False), (ROUNDS, True)])
+def test_differences_are_even_over_thousands_of_orders_too(rounds: int, is_even: bool) -> None:
+    """The mean of a statistic over 20 seeds, of 600 orders each: two rounds fewer can be told there."""
+    found = []
+    for seed in range(100, 120):
+        orders = [shuffled(np.arange(1_000), 1_000, round_keys(seed, epoch)[:rounds]) for epoch in range(600)]
+        found.append(list(distances(orders)))
+    of_mean = np.abs(np.mean(found, 0)).max() * math.sqrt(len(found))
+    assert (of_mean < BOUND) == is_even
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
