@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from fasttrain.formats.columns import Column
 from fasttrain.formats.listing import SourceError
+from fasttrain.system.columns import Column
 
 # Whole numbers below it are labels as they stand; others, like identifiers, are numbered in their order.
 MAX_LABEL = 1 << 16

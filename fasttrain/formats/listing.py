@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 
-from fasttrain.formats.columns import Column
+from fasttrain.system.columns import Column
 from fasttrain.system.errors import DataError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -90,7 +90,7 @@ class Sample(NamedTuple):
 class Listing(Sequence[Sample]):
     """Samples in columns: the bytes of a name, 12 for name and label, 8 for each number of a place.
 
-    A column of more than 64 MiB lies on a disk (fasttrain.formats.columns). The order takes 8 bytes more once it is
+    A column of more than 64 MiB lies on a disk (fasttrain.system.columns). The order takes 8 bytes more once it is
     another than that of the samples as they came.
 
     Attributes:

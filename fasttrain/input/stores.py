@@ -16,10 +16,10 @@ import numpy as np
 from fasttrain.formats.manifest import Manifest, ManifestError, Shard, spread
 from fasttrain.formats.names import read_names, sample_name
 from fasttrain.storage.near import Near
-from fasttrain.storage.sequential import read_through
 from fasttrain.system.cores import machine_size
 from fasttrain.system.errors import DataError, note
 from fasttrain.system.memory import machine_memory
+from fasttrain.system.sequential import read_through
 
 BLOCK_SAMPLES = 1 << 14  # at most: more than a shard usually holds
 OPEN_SHARDS = 1024  # at once; those of which samples are being decoded stay open besides

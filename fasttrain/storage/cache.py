@@ -20,8 +20,8 @@ from typing import Any
 
 from fasttrain.formats.manifest import FILE_NAME, Manifest, ManifestError, Shard, SideFile, glimpses
 from fasttrain.storage.attempts import tried, without_secrets
+from fasttrain.storage.bounded_folder import COMING, LOCK, BoundedFolder, digest
 from fasttrain.storage.remote import RemoteFile, is_http, opened
-from fasttrain.storage.room import COMING, LOCK, Room, digest
 from fasttrain.storage.transfer import received
 from fasttrain.system.durable import MAX_JSON_BYTES, replace_file
 from fasttrain.system.errors import DataError, RunError, UserError, note
@@ -41,7 +41,7 @@ class Cache:
     folder: with the manifest. room: that its files share with those of other sets.
     """
 
-    def __init__(self, url: str, store: Any, folder: Path, manifest: Manifest, room: Room) -> None:  # noqa: ANN401
+    def __init__(self, url: str, store: Any, folder: Path, manifest: Manifest, room: BoundedFolder) -> None:  # noqa: ANN401
         """store: fsspec's, of the URL. manifest: of the folder."""
         self.url, self.folder, self.room = without_secrets(url), folder, room
         self._url, self._store = url, store
@@ -169,7 +169,7 @@ def open_cache(url: str, folder: Path, limit: int) -> Cache:
         UserError, RunError: there is none, or it can't be had.
         ManifestError: it is malformed.
     """
-    room, mark, watch = Room(folder, limit), folder / digest(url.encode()), Watch("manifest", str)
+    room, mark, watch = BoundedFolder(folder, limit), folder / digest(url.encode()), Watch("manifest", str)
     asked = _state(mark)
     with watch.patrol(), watch.at(without_secrets(below(url, FILE_NAME))), room.locked(f".{mark.name}{LOCK}"):
         store, _ = opened(url)
@@ -235,7 +235,7 @@ def _state(mark: Path) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def _claimed(coming: Path, room: Room) -> Iterator[int | None]:
+def _claimed(coming: Path, room: BoundedFolder) -> Iterator[int | None]:
     """Lock the file that another one comes as, to write it; None where another thread or process has. It is removed
     where it is left there."""
     try:

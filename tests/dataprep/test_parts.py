@@ -20,9 +20,9 @@ from fasttrain.dataprep import convert
 from fasttrain.dataprep.parts import Part, lock_part
 from fasttrain.dataprep.plan import PlannedShard
 from fasttrain.dataprep.sources.source import Reader
-from fasttrain.formats import columns
 from fasttrain.formats.listing import Sample
 from fasttrain.formats.manifest import Manifest
+from fasttrain.system import columns
 from fasttrain.system.errors import UserError
 from fasttrain.system.lock import lock
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from support.forks import finished, with_small_files
 
-from fasttrain.formats import columns
-from fasttrain.formats.columns import Column, spill_folder
 from fasttrain.formats.listing import Listing, Sample
 from fasttrain.formats.splits import seeded_order, set_apart
+from fasttrain.system import columns
 from fasttrain.system.cli import finish
+from fasttrain.system.columns import Column, spill_folder
 
 COUNT = 5000
 

@@ -20,8 +20,7 @@ from fasttrain.input import LoaderError, Order, Selection, ThreadLoader, evenly,
 from fasttrain.input.ahead import ReadAhead
 from fasttrain.input.blanks import Blanks
 from fasttrain.input.stores import BlockStore
-from fasttrain.storage import sequential
-from fasttrain.system import watch
+from fasttrain.system import sequential, watch
 from fasttrain.system.errors import DataError
 from fasttrain.system.watch import Watch
 

@@ -19,7 +19,7 @@ import pytest
 from support.web import Web, web_server
 
 from fasttrain.formats.manifest import glimpses
-from fasttrain.storage import attempts, cache, room
+from fasttrain.storage import attempts, bounded_folder, cache
 from fasttrain.storage.cache import Cache, open_cache
 from fasttrain.system import watch
 from fasttrain.system.errors import DataError, RunError, UserError
@@ -68,7 +68,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     """A server with a set, whose failures cost no time."""
     monkeypatch.setattr(attempts, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(attempts, "_told", 0)
-    monkeypatch.setattr(room, "SPARE_BYTES", 0)
+    monkeypatch.setattr(bounded_folder, "SPARE_BYTES", 0)
     monkeypatch.setattr(cache, "ROOM_SECONDS", 0.0)
     with web_server() as server:
         publish(server)
@@ -338,7 +338,7 @@ def test_files_of_others_in_its_folder_are_neither_counted_nor_removed(web: Web,
 
 def test_left_overs_of_killed_processes_are_removed_and_others_not(web: Web, tmp_path: Path) -> None:
     found = opened(web, tmp_path)
-    stale, held = (found.folder / f".{name}{room.COMING}" for name in NAMES[:2])
+    stale, held = (found.folder / f".{name}{bounded_folder.COMING}" for name in NAMES[:2])
     stale.write_bytes(bytes(SIZE))
     with open(held, "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

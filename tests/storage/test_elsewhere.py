@@ -26,7 +26,7 @@ from fasttrain.input.options import CacheOptions
 from fasttrain.input.stores import BlockStore, Shards
 from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.run.metrics import read_metrics
-from fasttrain.storage import attempts, room
+from fasttrain.storage import attempts, bounded_folder
 from fasttrain.system import watch
 from fasttrain.system.errors import DataError
 from fasttrain.system.watch import ARRIVALS
@@ -50,7 +50,7 @@ def web(small: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     """A server of that, whose failures cost no time."""
     monkeypatch.setattr(attempts, "PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(attempts, "_told", 0)
-    monkeypatch.setattr(room, "SPARE_BYTES", 0)
+    monkeypatch.setattr(bounded_folder, "SPARE_BYTES", 0)
     monkeypatch.setattr(ARRIVALS, "trouble", "")
     with web_server() as server:
         server.files.update({f"/set/{path.name}": path.read_bytes() for path in small.iterdir()})

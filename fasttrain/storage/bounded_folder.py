@@ -39,7 +39,7 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:_DIGITS]
 
 
-class Room:
+class BoundedFolder:
     """At most `limit` bytes of files, in folders of sets below a folder; manifests are neither counted nor removed.
 
     What else lies in that folder is left alone, whoever put it there.
