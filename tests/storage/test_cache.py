@@ -291,11 +291,11 @@ def test_what_does_not_fit_is_one_line_and_removes_nothing_of_others(
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(RunError, match=r"no room for a file of 20,000 bytes .*: --cache-gb 1e-05, free on the disk"):
         opened(web, tmp_path, limit=10_000).path(NAMES[0])
-    usage = room.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _path: usage._replace(free=SIZE - 1))
+    usage = bounded_folder.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(bounded_folder.shutil, "disk_usage", lambda _path: usage._replace(free=SIZE - 1))
     with pytest.raises(RunError, match="free on the disk 19,999 bytes"):
         opened(web, tmp_path).path(NAMES[0])
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _path: usage._replace(free=SIZE))
+    monkeypatch.setattr(bounded_folder.shutil, "disk_usage", lambda _path: usage._replace(free=SIZE))
     found = opened(web, tmp_path)
     found.path(NAMES[0])
     assert found.room.available() == 2 * SIZE
@@ -314,8 +314,10 @@ def test_room_is_waited_for_while_others_have_what_was_removed_open(
     web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "ROOM_SECONDS", 100.0)
-    usage, free = room.shutil.disk_usage(tmp_path), [SIZE] * 9
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _path: usage._replace(free=free.pop(0) if free else SIZE))
+    usage, free = bounded_folder.shutil.disk_usage(tmp_path), [SIZE] * 9
+    monkeypatch.setattr(
+        bounded_folder.shutil, "disk_usage", lambda _path: usage._replace(free=free.pop(0) if free else SIZE)
+    )
     found = opened(web, tmp_path)
     found.path(NAMES[0])
     free[:] = [0, 0, 0, 0, 0, SIZE, SIZE]
