@@ -19,6 +19,7 @@ import json
 import os
 import pathlib
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, TypeVar
@@ -105,16 +106,30 @@ class Images(NamedTuple):
     names: pathlib.Path | None
 
 
-def check_shard(folder: pathlib.Path, num_classes: int, counts: dict[str, np.ndarray], shard: Shard) -> list[str]:
-    """Return the problems of a shard's files, structure and labels, one line each; note its samples of each class."""
+class ClassCounts:
+    """Samples of each class that threads have found in the shards of a split: int64, count_C."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.count_C, self._lock = np.zeros(num_classes, np.int64), threading.Lock()
+
+    def add(self, label_N: np.ndarray) -> None:
+        """Count the labels of a shard that are those of classes."""
+        num_classes = len(self.count_C)
+        found_C = np.bincount(label_N[(label_N >= 0) & (label_N < num_classes)], minlength=num_classes)
+        with self._lock:
+            self.count_C += found_C
+
+
+def check_shard(folder: pathlib.Path, counts: ClassCounts, shard: Shard) -> list[str]:
+    """Return the problems of a shard's files, structure and labels, one line each; count its samples of each class."""
     path = folder / shard.name
     problems = [problem for file in shard.files() for problem in _check_file(folder, file)]
     try:
         if path.is_file():
             with boundary(path):
                 label_N = read_labels(path)
-            problems += _check_labels(path, label_N, shard.num_samples, num_classes)
-            counts[shard.name] = np.bincount(label_N[(label_N >= 0) & (label_N < num_classes)], minlength=num_classes)
+            problems += _check_labels(path, label_N, shard.num_samples, len(counts.count_C))
+            counts.add(label_N)
         if shard.names and not problems and count_lines(folder / shard.names.name) != shard.num_samples:
             problems.append(f"{folder / shard.names.name}: not a name for each of {shard.num_samples} samples")
     except (DataError, OSError) as error:
@@ -122,11 +137,11 @@ def check_shard(folder: pathlib.Path, num_classes: int, counts: dict[str, np.nda
     return problems
 
 
-def _check_counts(manifest: Manifest, counts: dict[str, np.ndarray]) -> Iterator[str]:
+def _check_counts(manifest: Manifest, counts: dict[str, ClassCounts]) -> Iterator[str]:
     """Yield a line for each split of whose classes the shards hold other numbers than the manifest says."""
     for split, stated in manifest.class_counts.items():
-        found = sum((counts[shard.name] for shard in manifest.splits[split]), np.zeros(len(stated), np.int64))
-        for name, in_manifest, in_shards in zip(manifest.classes, stated, found.tolist(), strict=True):
+        found = counts[split].count_C.tolist()
+        for name, in_manifest, in_shards in zip(manifest.classes, stated, found, strict=True):
             if in_manifest != in_shards:
                 yield f"{FILE_NAME}: {in_manifest} samples of {name!r} in {split}, but the shards hold {in_shards}"
                 break
@@ -227,9 +242,10 @@ def verify(config: VerifyConfig) -> list[str]:
         return _verify_betons(config, files)
     manifest = Manifest.load(folder)
     shards = _chosen(config, [shard for group in manifest.splits.values() for shard in group])
-    counts: dict[str, np.ndarray] = {}
-    check = functools.partial(check_shard, folder, len(manifest.classes), counts)
-    whole = [Task(shard.name, shard.num_samples, functools.partial(check, shard)) for shard in shards]
+    counts = {split: ClassCounts(len(manifest.classes)) for split in manifest.splits}
+    counts_of = {shard.name: counts[split] for split, of_split in manifest.splits.items() for shard in of_split}
+    check = functools.partial(check_shard, folder)
+    whole = [Task(s.name, s.num_samples, functools.partial(check, counts_of[s.name], s)) for s in shards]
     found = list(_results(config, "files", whole, Watch("shard", str)))
     problems = [*unknown_files(folder, os.listdir(folder), manifest), *itertools.chain.from_iterable(found)]
     if manifest.skips and manifest.skips.file:
@@ -258,6 +274,8 @@ def _verify_remote(config: VerifyConfig) -> list[str]:
     if manifest is None:
         raise ManifestError(f"{out} is not a converted data set, or not finished (no {FILE_NAME})")
     note("sizes are compared, and no content: a shard's checksum is when it is fetched to be read")
+    if config.sample:
+        note("--sample: one listing tells of all files, so all are compared")
     problems = unknown_files(out, out.names(), manifest)
     for file in manifest.files():
         try:
