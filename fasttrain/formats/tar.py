@@ -26,6 +26,7 @@ _IMAGES = (b"jpg", b"png")
 _WORDS = 8  # a sample's line in the index: jpg OFFSET SIZE NAME cls OFFSET SIZE NAME
 _LONGEST_LABEL, _LARGEST_LABEL = 20, (1 << 31) - 1  # digits; more is no class
 _LONGEST_PLACE = 19  # digits that may be too many
+HELD_BYTES = 1 << 18  # of an index, which is held while its shard is open: one of 2,048 samples has half
 _LONGEST_LINE = 4096  # bytes: four short words, four numbers and two names of members, of 100 at most
 
 
@@ -107,6 +108,7 @@ class TarShardReader:
             # A sample has 2 KiB or more of a tar, and a line of its index.
             text = read_at_most(self._index_path, self.data.size)
             self._end_N = self._line_ends(text)
+            self._held = text if len(text) <= HELD_BYTES else None
             self._index = map_file(self._index_path)
         except OSError as error:
             raise TarShardError(f"{error.filename}: {error.strerror}") from None
@@ -134,8 +136,7 @@ class TarShardReader:
             TarShardError: its line in the index is malformed, not of one .jpg or .png and one .cls, or leads beyond the
                 shard.
         """
-        start = int(self._end_N[row]) + 1
-        words = copied(self._index_address + start, min(int(self._end_N[row + 1]) - start, _LONGEST_LINE)).split()
+        words = self._line(row).split()
         if len(words) != _WORDS or words[0] not in _IMAGES or words[4] != b"cls":
             raise self._error("a sample is not one .jpg or .png followed by one .cls")
         numbers = (*words[1:3], *words[5:7])
@@ -146,6 +147,12 @@ class TarShardReader:
             if size < 1 or at > self.data.size - size:
                 raise self._error(f"a sample lies outside {self._path.name}")
         return found
+
+    def _line(self, row: int) -> bytes:
+        start, end = self._end_N[row : row + 2].tolist()
+        if self._held is not None:
+            return self._held[start + 1 : end]
+        return copied(self._index_address + start + 1, min(end - start - 1, _LONGEST_LINE))
 
     def image(self, found: TarSample) -> np.ndarray:
         """Return the stream of a sample's image, uint8, in place."""

@@ -5,11 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fasttrain.formats import beton_shard
 from fasttrain.formats.beton import ALLOCATION, METADATA_START, SAMPLE, BetonError, BetonReader, BetonWriter
 from fasttrain.formats.beton_shard import _ALLOCATION, _SAMPLE, BetonShard
 from fasttrain.system.mapped import map_file
 
 ROWS = 10
+
+
+@pytest.fixture(autouse=True, params=[0, ROWS], ids=["copied", "held"])
+def held_samples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of the shards here are read entry by entry, or held."""
+    monkeypatch.setattr(beton_shard, "HELD_SAMPLES", request.param)
 
 
 def write(path: Path, rows: int = ROWS, room: int = ROWS) -> Path:
@@ -102,7 +109,10 @@ def test_files_that_are_cut_are_found(tmp_path: Path) -> None:
         BetonShard(tmp_path / "missing")
 
 
-def test_an_entry_that_leads_out_after_the_shard_was_opened_is_not_followed(tmp_path: Path) -> None:
+def test_an_entry_that_leads_out_after_the_shard_was_opened_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beton_shard, "HELD_SAMPLES", 0)
     path = write(tmp_path / "a.beton")
     shard = BetonShard(path)
     with open(path, "r+b") as file:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fasttrain.dataprep import convert
 from fasttrain.dataprep.sources.kinds import open_source
-from fasttrain.formats import jpeg
+from fasttrain.formats import jpeg, tar
 from fasttrain.formats.image import read_rgb
 from fasttrain.formats.manifest import Manifest
 from fasttrain.formats.tar import TarShardError, TarShardReader, TarShardWriter, index_path
@@ -165,6 +165,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_neither_shard_nor_index(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("held", [0, 1 << 20])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -182,7 +183,10 @@ def test_a_disk_that_is_full_at_the_end_leaves_neither_shard_nor_index(tmp_path:
         ("v1.2 1\ncls 1 1 a jpg 1 1 a\n", r"a sample is not one \.jpg or \.png followed by one \.cls"),
     ],
 )
-def test_damaged_indices(tmp_path: Path, content: str, message: str) -> None:
+def test_damaged_indices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str, held: int
+) -> None:
+    monkeypatch.setattr(tar, "HELD_BYTES", held)
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, "JPEG")
     with TarShardWriter(tmp_path / "a.tar") as writer:
