@@ -3,7 +3,7 @@
 The order tells which blocks this rank needs, and in which step first; the loader tells which step it has come to. What
 that step needs, and a bounded number of blocks beyond, goes to a few threads, which call `store.fetch(first, end)`.
 
-A store says how far they may go by `store.blocks_ahead(lanes)`: how many blocks may be fetched that no step has needed
+A store says how far they may go by `store.expect_lanes(lanes)`: how many blocks may be fetched that no step has needed
 yet, where this process reads `lanes` blocks at once; 0 turns reading ahead off. A set in a folder allows one for each
 lane, in as far as memory holds them; a cache on a disk allows what it has room for.
 """
@@ -70,7 +70,7 @@ class ReadAhead:
         self.leave()
         self._stop = threading.Event()
         self._early.clear()
-        self._most = self._store.blocks_ahead(len(order.own_lanes))
+        self._most = self._store.expect_lanes(len(order.own_lanes))
         self._blocks = order.blocks(epoch, step) if self._most else iter(())
         self._block = next(self._blocks, None)
 

@@ -24,7 +24,7 @@ class Blanks:
         self._store = store
         if isinstance(store, BlockStore):
             self.block_S, self.num_bytes = store.block_S, store.num_bytes
-            self.fetch, self.blocks_ahead = store.fetch, store.blocks_ahead
+            self.fetch, self.expect_lanes = store.fetch, store.expect_lanes
 
     def labels(self, index_N: np.ndarray) -> np.ndarray:
         """As the store's, of one sample; -1 for one that can't be read."""

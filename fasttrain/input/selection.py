@@ -34,7 +34,7 @@ class Selection:
             count_K = np.diff(start_S)
             if len(index_N) > MOST * np.diff(store.block_S)[count_K > 0].sum():
                 self.block_S, self.num_bytes = np.unique(start_S), store.num_bytes
-                self.fetch, self.blocks_ahead = self._fetch, store.blocks_ahead
+                self.fetch, self.expect_lanes = self._fetch, store.expect_lanes
 
     def _fetch(self, first: int, _end: int) -> None:
         """The whole block of the store."""

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import functools
 import os
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -79,8 +80,8 @@ class BlockStore(Store, Protocol):
         Called from threads that read ahead (fasttrain/input/ahead.py). Raises DataError or OSError.
         """
 
-    def blocks_ahead(self, lanes: int) -> int:
-        """How many blocks may be fetched before they are needed, where this process reads `lanes` of them at once.
+    def expect_lanes(self, lanes: int) -> int:
+        """Be ready for a process that reads `lanes` blocks at once; how many more may be fetched before they are due.
 
         0: fetching is of no use.
         """
@@ -148,7 +149,7 @@ AnyReader = TypeVar("AnyReader", bound=ShardReader)
 AnyShards = TypeVar("AnyShards", bound="Shards")
 
 
-class Shards(Generic[AnyReader]):
+class Shards(ABC, Generic[AnyReader]):
     """The shards of one split of a data set, whose samples are numbered through. Each is opened when it is needed."""
 
     def __init__(
@@ -185,9 +186,9 @@ class Shards(Generic[AnyReader]):
         return cls(near, shards, cached, manifest.classes, manifest.fingerprint(split))
 
     @staticmethod
+    @abstractmethod
     def open_shard(near: Near, shard: Shard) -> AnyReader:
         """Raises DataError or OSError."""
-        raise NotImplementedError
 
     def try_shards(self, most: int) -> None:
         """Open shards, of more than `most` so many evenly spread ones, and look at the first and last sample of each.
@@ -199,9 +200,9 @@ class Shards(Generic[AnyReader]):
                 self.try_sample(int(self._start[number]))
                 self.try_sample(int(self._start[number + 1]) - 1)
 
+    @abstractmethod
     def try_sample(self, index: int) -> None:
         """Raises DataError for a sample whose place in its shard is not sound."""
-        raise NotImplementedError
 
     def locate(self, index: int) -> tuple[int, int]:
         """A sample's shard, by its place among them, and the sample's number in it."""
@@ -240,15 +241,15 @@ class Shards(Generic[AnyReader]):
             self._near.path(shard.name), start, shard.num_bytes if end == self._start[number + 1] else self.begins(end)
         )
 
+    @abstractmethod
     def begins(self, index: int) -> int:
         """At which byte of its file a sample's image begins. Raises DataError where that can't be read."""
-        raise NotImplementedError
 
-    def blocks_ahead(self, lanes: int) -> int:
-        """One for each lane, if memory has room for as many, beside those in use.
+    def expect_lanes(self, lanes: int) -> int:
+        """One more for each lane, if memory has room for as many, beside those in use.
 
-        Of a set elsewhere, as many as the cache has room for, beside those in use and as many that have just been; and
-        hardly more shards stay open than lanes.
+        Of a set elsewhere, as many as the cache has room for, beside those in use and as many that have just been. From
+        now on hardly more of its shards stay open than lanes: an open one takes disk that the cache can't give others.
         """
         processes, capacity = machine_size(), self._near.capacity()
         if capacity is not None:

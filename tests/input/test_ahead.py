@@ -46,7 +46,7 @@ class Blocks(Numbers):
         assert end - first == 20
         self.fetched.append(first)
 
-    def blocks_ahead(self, lanes: int) -> int:
+    def expect_lanes(self, lanes: int) -> int:
         return self.most
 
 
@@ -266,7 +266,7 @@ def test_a_block_of_a_folder_is_read_through_from_its_beginning_to_its_end(
     store = open_dataset(path)
     assert isinstance(store, BlockStore)
     assert len(store.block_S) == 4
-    assert [store.blocks_ahead(lanes) for lanes in (1, 3, 100)] == [1, 3, 100]
+    assert [store.expect_lanes(lanes) for lanes in (1, 3, 100)] == [1, 3, 100]
     store.fetch(*store.block_S[1:3].tolist())
     size = (path / Manifest.load(path).splits["train"][1].name).stat().st_size
     assert read == list(range(size))
@@ -300,10 +300,10 @@ def test_nothing_is_read_ahead_that_memory_could_not_keep(
     block = store.num_bytes / 3
     for blocks, ahead in [(40, 10), (15, 5), (10, 0), (1, 0)]:  # that memory could hold: of it, ten are in use
         monkeypatch.setattr(stores, "machine_memory", lambda: int(2 * blocks * block) + 2)  # noqa: B023
-        assert store.blocks_ahead(10) == ahead
+        assert store.expect_lanes(10) == ahead
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(stores, "machine_memory", lambda: int(2 * 30 * block) + 4)
-    assert store.blocks_ahead(10) == 5
+    assert store.expect_lanes(10) == 5
 
 
 def test_a_selection_of_most_samples_of_some_blocks_reads_these_ahead() -> None:

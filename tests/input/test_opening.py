@@ -337,7 +337,7 @@ def test_shards_of_a_set_elsewhere_stay_open_no_longer_than_the_cache_has_room_f
     Evicting.times = 0
     store = ShardStore.of(Evicting(folder), manifest, "train")
     store._near.capacity = lambda: 40 * store.largest  # type: ignore[method-assign]
-    store.blocks_ahead(0)
+    store.expect_lanes(0)
     for index in range(store.num_samples):
         store.read(index)
     assert mapped(folder) == 20
