@@ -60,7 +60,7 @@ class SimilarityBenchmark(Options):
     """Time that one side takes in one round, about; at least one pass over the inputs."""
 
 
-TERMS = InfoNCE(TAU), QueueConsistency(TAU), QueueUniformity(TAU)
+TERMS = InfoNCE(TAU), QueueConsistency(TAU, TAU), QueueUniformity(TAU)
 
 
 def ours(q: Tensor, k: Tensor, queue: Tensor, impl: str = "auto") -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fasttrain.system.options import NotNegative, Options, Positive
+from fasttrain.system.options import Finite, NotNegative, Options, Positive
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class BatchRegularisers(Options):
     """Weight of that consistency."""
     uniform: Literal["batch", "none"] = "none"
     """Uniform similarity: whether the similarities to the batch's other images should be uniform."""
-    uniform_weight: NotNegative[float] = 0.1
-    """Weight of that uniformity."""
+    uniform_weight: Finite[float] = 0.1
+    """Weight of that uniformity; below 0, similarities to negatives are to differ."""
     uniform_temperature: Positive[float] = 0.2
     """Temperature of the distribution that should be uniform."""
 
@@ -34,4 +34,6 @@ class Regularisers(BatchRegularisers):
     uniform: Literal["batch", "queue", "none"] = "none"  # type: ignore[assignment]
     """Uniform similarity: which negatives' similarities should be uniform."""
     cross_temperature: Positive[float] = 0.2
-    """Temperature of the distributions compared by --cross queue and queue-both."""
+    """Temperature of the query's distribution, which --cross queue and queue-both compare with the key's."""
+    cross_key_temperature: Positive[float | None] = None
+    """Temperature of the key's. Lower, it is a sharpened target, as in ReSSL and SCE. None: the query's."""

@@ -210,40 +210,51 @@ class ReSSL(QueueTerm):
         return reference.ressl(q_ND, k_ND, queue_KD, self.temperature, self.key_temperature)
 
 
+@dataclass(frozen=True)
 class QueueConsistency(QueueTerm):
-    """Cross-similarity consistency over the queue: mean KL between the key's and the query's softmax over it."""
+    """Cross-similarity consistency over the queue: mean KL from the key's softmax over it, at a temperature of its own,
+    to the query's."""
+
+    key_temperature: float
 
     @property
     def sides(self) -> tuple[Side, ...]:
-        return Side("q", self.temperature), Side("k", self.temperature)
+        return Side("q", self.temperature), Side("k", self.key_temperature)
 
     def value(self, q_ND: Tensor, k_ND: Tensor, read: QueueRead) -> Tensor:
         query, key = (read[side] for side in self.sides)
-        pull_N = dot(k_ND - q_ND, key.out_ND) / self.temperature
+        pull_N = dot(self._difference(q_ND, k_ND), key.out_ND)
         return (pull_N - key.lse_N + query.lse_N).mean()
 
+    def _difference(self, q_ND: Tensor, k_ND: Tensor) -> Tensor:
+        """k/τ_k − q/τ, in fp32 at least."""
+        if self.key_temperature == self.temperature:  # exact where both rows are alike
+            return (k_ND - q_ND) / self.temperature
+        return k_ND / self.key_temperature - q_ND / self.temperature
+
     def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
-        return reference.queue_consistency(q_ND, k_ND, queue_KD, self.temperature)
+        return reference.queue_consistency(q_ND, k_ND, queue_KD, self.temperature, self.key_temperature)
 
 
-class MutualConsistency(QueueTerm):
+@dataclass(frozen=True)
+class MutualConsistency(QueueConsistency):
     """Consistency over the queue both ways, as CO2 has it (Wei et al., arXiv 2010.02217): ½ [KL(P‖R) + KL(R‖P)] of the
     key's softmax P over the queue and the query's R.
 
-    The log-sum-exps cancel, which leaves ½ (k − q)·(O_P − O_R)/τ. The gradient passes through O_R, too: it is
-    ½ [(O_R − O_P)/τ + Cov_R(Q)(q − k)/τ²], whose covariance takes the second pass.
+    The log-sum-exps cancel, which leaves ½ (k/τ_k − q/τ)·(O_P − O_R). The gradient passes through O_R, too: it is
+    ½ [(O_R − O_P)/τ + Cov_R(Q)(q/τ − k/τ_k)/τ], whose covariance takes the second pass.
     """
 
     @property
     def sides(self) -> tuple[Side, ...]:
-        return Side("q", self.temperature, through=True), Side("k", self.temperature)
+        return Side("q", self.temperature, through=True), Side("k", self.key_temperature)
 
     def value(self, q_ND: Tensor, k_ND: Tensor, read: QueueRead) -> Tensor:
         query, key = (read[side] for side in self.sides)
-        return (dot(k_ND - q_ND, key.out_ND - query.out_ND) / (2 * self.temperature)).mean()
+        return (dot(self._difference(q_ND, k_ND), key.out_ND - query.out_ND) / 2).mean()
 
     def reference(self, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor) -> Tensor:
-        return reference.mutual_consistency(q_ND, k_ND, queue_KD, self.temperature)
+        return reference.mutual_consistency(q_ND, k_ND, queue_KD, self.temperature, self.key_temperature)
 
 
 class QueueUniformity(QueueTerm):

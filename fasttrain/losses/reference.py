@@ -50,10 +50,12 @@ def ressl(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, key_
     return -(target_NK * torch.log_softmax(q_ND @ queue_KD.T / temperature, dim=1)).sum(1).mean()
 
 
-def mutual_consistency(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
-    """mean_i ½ [KL(P_i‖R_i) + KL(R_i‖P_i)],  P_i = softmax(k_i Qᵀ/τ),  R_i = softmax(q_i Qᵀ/τ) (arXiv 2010.02217)."""
-    forward = queue_consistency(q_ND, k_ND, queue_KD, temperature)
-    return (forward + queue_consistency(k_ND, q_ND, queue_KD, temperature)) / 2
+def mutual_consistency(
+    q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, key_temperature: float
+) -> Tensor:
+    """mean_i ½ [KL(P_i‖R_i) + KL(R_i‖P_i)],  P_i = softmax(k_i Qᵀ/τ_k),  R_i = softmax(q_i Qᵀ/τ) (arXiv 2010.02217)."""
+    forward = queue_consistency(q_ND, k_ND, queue_KD, temperature, key_temperature)
+    return (forward + queue_consistency(k_ND, q_ND, queue_KD, key_temperature, temperature)) / 2
 
 
 def decoupled_weighted(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
@@ -101,9 +103,11 @@ def _among_others(z_RD: Tensor, temperature: float) -> Tensor:
     return (z_RD @ z_RD.T / temperature).masked_fill(own_RR, -math.inf)
 
 
-def queue_consistency(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
-    """mean_i KL( softmax(k_i Qᵀ/τ) ‖ softmax(q_i Qᵀ/τ) ): the key's similarities are the target of the query's."""
-    log_p_NK = torch.log_softmax(k_ND @ queue_KD.T / temperature, dim=1)
+def queue_consistency(
+    q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, key_temperature: float
+) -> Tensor:
+    """mean_i KL( softmax(k_i Qᵀ/τ_k) ‖ softmax(q_i Qᵀ/τ) ): the key's similarities are the target of the query's."""
+    log_p_NK = torch.log_softmax(k_ND @ queue_KD.T / key_temperature, dim=1)
     log_q_NK = torch.log_softmax(q_ND @ queue_KD.T / temperature, dim=1)
     return (log_p_NK.exp() * (log_p_NK - log_q_NK)).sum(1).mean()
 

@@ -20,7 +20,7 @@ from fasttrain.losses.queue import MutualConsistency, QueueConsistency, QueueTer
 from fasttrain.system.collectives import gather_rows
 from fasttrain.system.errors import UserError
 
-CONSISTENCIES: dict[str, type[QueueTerm]] = {"queue": QueueConsistency, "queue-both": MutualConsistency}
+CONSISTENCIES = {"queue": QueueConsistency, "queue-both": MutualConsistency}
 
 
 def regularised(
@@ -45,7 +45,9 @@ def regularised(
         values["contrast"] = contrast
     if isinstance(options, Regularisers):
         if options.cross in CONSISTENCIES:
-            over_queue["cross"] = CONSISTENCIES[options.cross](options.cross_temperature)
+            over_queue["cross"] = CONSISTENCIES[options.cross](
+                options.cross_temperature, options.cross_key_temperature or options.cross_temperature
+            )
         if options.uniform == "queue":
             over_queue["uniform"] = QueueUniformity(options.uniform_temperature)
     if over_queue:

@@ -37,6 +37,8 @@ class Bounds(NamedTuple):
         return above and value < math.inf and (value < self.high if self.high_open else value <= self.high)
 
     def __str__(self) -> str:
+        if self.low == -math.inf and self.high == math.inf:
+            return "finite"
         low = f"{'above' if self.low_open else 'at least'} {_digits(self.low)}"
         if self.high == math.inf:
             return low
@@ -55,6 +57,7 @@ Growing = Annotated[Value, GROWS]
 Positive = Annotated[Value, Bounds(0, low_open=True)]
 Several = Annotated[Value, Bounds(2)]  # of which one says nothing
 NotNegative = Annotated[Value, Bounds(0)]
+Finite = Annotated[Value, Bounds(low_open=True)]
 Fraction = Annotated[Value, Bounds(0, 1)]  # both ends included
 Momentum = Annotated[Value, Bounds(0, 1, high_open=True)]
 

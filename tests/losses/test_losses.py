@@ -66,7 +66,7 @@ def test_info_nce_value_and_gradient(n: int, k: int, d: int, temperature: float,
 @pytest.mark.parametrize("temperature", [0.07, 0.2, 10.0])
 def test_queue_terms_value_and_gradient(n: int, k: int, d: int, temperature: float, impl: str) -> None:
     q, keys, queue = inputs(n, k, d)
-    consistency = value(QueueConsistency(temperature), q, keys, queue, impl)
+    consistency = value(QueueConsistency(temperature, temperature), q, keys, queue, impl)
     uniformity = value(QueueUniformity(temperature), q, q, queue, impl)
     gradients = [torch.autograd.grad(loss, q)[0] for loss in (consistency, uniformity)]
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_uniformity_is_zero_only_for_equal_similarities(impl: str) -> None:
 @pytest.mark.parametrize("impl", IMPLS)
 def test_consistency_over_the_queue_is_zero_for_equal_views(impl: str) -> None:
     q, _, queue = inputs(5, 31, 16)
-    assert value(QueueConsistency(0.05), q, q.detach(), queue, impl).abs() < 1e-12
+    assert value(QueueConsistency(0.05, 0.05), q, q.detach(), queue, impl).abs() < 1e-12
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -135,7 +135,7 @@ def test_bad_numbers_do_not_come_out_plausible(bad: float, impl: str) -> None:
     q, keys, queue = (x.detach() for x in inputs(4, 9, 16))
     q[1, 2] = bad
     assert not value(InfoNCE(0.1), q, keys, queue, impl).isfinite()
-    assert not value(QueueConsistency(0.1), q, keys, queue, impl).isfinite()
+    assert not value(QueueConsistency(0.1, 0.1), q, keys, queue, impl).isfinite()
     assert not value(QueueUniformity(0.1), q, q, queue, impl).isfinite()
     assert not batch_consistency(q, keys, impl=impl).isfinite()
     assert not batch_uniformity(q, keys, 0.1, impl).isfinite()
@@ -177,7 +177,7 @@ def test_terms_that_share_a_pass_equal_each_term_alone(
 ) -> None:
     q, keys, queue = inputs(7, 65, 16)
     terms = [contrast(0.1)]
-    terms += [QueueConsistency(consistency)] if consistency else []
+    terms += [QueueConsistency(consistency, consistency)] if consistency else []
     terms += [QueueUniformity(uniformity)] if uniformity else []
     passes = []
 
@@ -214,7 +214,7 @@ def test_every_term_is_what_it_was() -> None:
     q, keys, queue = (F.normalize(torch.randn(n, 16, generator=generator, dtype=torch.float64), dim=1) for n in sizes)
     q.requires_grad_()
     names = ("info_nce", "decoupled", "consistency", "uniformity")
-    terms = [InfoNCE(0.1), Decoupled(0.1), QueueConsistency(0.2), QueueUniformity(0.4)]
+    terms = [InfoNCE(0.1), Decoupled(0.1), QueueConsistency(0.2, 0.2), QueueUniformity(0.4)]
     values = dict(zip(names, queue_terms(terms, q, keys, queue), strict=True))
     values |= {"batch_consistency": batch_consistency(q, keys), "batch_uniformity": batch_uniformity(q, keys, 0.4)}
     for name, loss in values.items():
@@ -229,7 +229,7 @@ def test_losses_in_low_precision_stay_close_to_fp64(impl: str, queue_dtype: torc
     device = "cuda" if impl == "triton" and torch.cuda.is_available() else "cpu"
     q, keys, queue = (x.detach().float().to(device) for x in inputs(17, 130, 32))
     q.requires_grad_()
-    terms = [InfoNCE(0.1), QueueConsistency(0.1), QueueUniformity(0.2)]
+    terms = [InfoNCE(0.1), QueueConsistency(0.1, 0.1), QueueUniformity(0.2)]
     ours = queue_terms(terms, q, keys, queue.to(queue_dtype), impl)
     exact = queue_terms(terms, q.double(), keys.double(), queue.double(), "reference")
     for one, expected in zip(ours, exact, strict=True):
@@ -271,7 +271,7 @@ def test_the_regularisers_go_with_a_loss_that_has_no_queue() -> None:
 def test_terms_compile_without_a_graph_break() -> None:
     q, keys, queue = (x.detach().float() for x in inputs(6, 40, 16))
     q.requires_grad_()
-    terms = [InfoNCE(0.1), QueueConsistency(0.2), QueueUniformity(0.1)]
+    terms = [InfoNCE(0.1), QueueConsistency(0.2, 0.2), QueueUniformity(0.1)]
 
     def loss(q: torch.Tensor) -> torch.Tensor:
         contrast, consistency, uniformity = queue_terms(terms, q, keys, queue, "cpu")

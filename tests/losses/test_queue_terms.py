@@ -27,9 +27,9 @@ from fasttrain.losses.regularisers import Regularisers, regularised
 IMPLS = ["reference", "cpu"]
 SIZES = [(1, 2, 8), (3, 7, 16), (8, 63, 32), (16, 257, 128)]  # N, K, D
 TERMS = {
-    "ressl": ReSSL(0.1, 0.04), "sce": SCE(0.1, 0.07, 0.5), "both": MutualConsistency(0.05), "info_nce": InfoNCE(0.2),
-    "decoupled": Decoupled(0.2), "dclw": DecoupledWeighted(0.2), "queue": QueueConsistency(0.1),
-    "uniform": QueueUniformity(0.2),
+    "ressl": ReSSL(0.1, 0.04), "sce": SCE(0.1, 0.07, 0.5), "both": MutualConsistency(0.05, 0.05),
+    "info_nce": InfoNCE(0.2), "decoupled": Decoupled(0.2), "dclw": DecoupledWeighted(0.2),
+    "queue": QueueConsistency(0.1, 0.1), "sharpened": QueueConsistency(0.1, 0.04), "uniform": QueueUniformity(0.2),
 }  # fmt: skip
 
 
@@ -85,12 +85,17 @@ def slow_sce(
     return loss
 
 
-def slow_both(q: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    loss = torch.zeros((), dtype=q.dtype)
+def slow_consistency(
+    q: Tensor, keys: Tensor, queue: Tensor, temperature: float, key_temperature: float
+) -> tuple[Tensor, Tensor]:
+    """From the key's distribution to the query's, and the mean of both ways."""
+    one, other = torch.zeros(2, dtype=q.dtype).unbind()
     for i in range(len(q)):
-        p, r = (softmax([x[i] @ key / temperature for key in queue]) for x in (keys, q))
-        loss = loss + sum(a * (a / b).log() + b * (b / a).log() for a, b in zip(p, r, strict=True)) / 2 / len(q)
-    return loss
+        p = softmax([keys[i] @ key / key_temperature for key in queue])
+        r = softmax([q[i] @ key / temperature for key in queue])
+        one = one + sum(a * (a / b).log() for a, b in zip(p, r, strict=True)) / len(q)
+        other = other + sum(b * (b / a).log() for a, b in zip(p, r, strict=True)) / len(q)
+    return one, (one + other) / 2
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -103,7 +108,9 @@ def test_terms_value_and_gradient(
     two = temperature, key_temperature
     assert_same(value(ReSSL(*two), *data, impl), slow_ressl(*data, *two), data[0])
     assert_same(value(SCE(*two, 0.3), *data, impl), slow_sce(*data, *two, 0.3), data[0])
-    assert_same(value(MutualConsistency(temperature), *data, impl), slow_both(*data, temperature), data[0])
+    one, both = slow_consistency(*data, *two)
+    assert_same(value(QueueConsistency(*two), *data, impl), one, data[0])
+    assert_same(value(MutualConsistency(*two), *data, impl), both, data[0])
 
 
 def test_gradients_are_the_closed_forms() -> None:
@@ -113,7 +120,7 @@ def test_gradients_are_the_closed_forms() -> None:
         pull = (own - other) @ queue / 0.1
         centred = queue - (own @ queue)[:, None]  # N, K, D
         spread = torch.einsum("nk,nkd,nke,ne->nd", own, centred, centred, q - keys) / 0.1**2
-    for term, expected in ((ReSSL(0.1, 0.1), pull), (MutualConsistency(0.1), (pull + spread) / 2)):
+    for term, expected in ((ReSSL(0.1, 0.1), pull), (MutualConsistency(0.1, 0.1), (pull + spread) / 2)):
         (gradient,) = torch.autograd.grad(value(term, q, keys, queue), q)
         assert torch.allclose(gradient, expected / len(q), atol=1e-12)
 
@@ -159,7 +166,7 @@ def test_ressl_is_consistency_and_the_entropy_of_its_target(impl: str) -> None:
     q, keys, queue = inputs(7, 40, 16)
     p = (keys @ queue.T / 0.1).softmax(1)
     entropy = -(p * p.log()).sum(1).mean()
-    ressl, consistency = queue_terms([ReSSL(0.1, 0.1), QueueConsistency(0.1)], q, keys, queue, impl)
+    ressl, consistency = queue_terms([ReSSL(0.1, 0.1), QueueConsistency(0.1, 0.1)], q, keys, queue, impl)
     assert_same(ressl, consistency + entropy, q)
     assert torch.allclose(value(ReSSL(0.1, 0.1), keys, keys, queue, impl), entropy)
     equal = rows(1, 16, 9).expand(40, -1)
@@ -170,13 +177,13 @@ def test_ressl_is_consistency_and_the_entropy_of_its_target(impl: str) -> None:
 def test_consistency_both_ways_is_the_mean_of_each_way(impl: str) -> None:
     q, keys, queue = inputs(7, 40, 16)
     keys.requires_grad_()
-    forward = value(QueueConsistency(0.1), q, keys.detach(), queue, impl)
-    backward = value(QueueConsistency(0.1), keys, q.detach(), queue, impl)
-    both = value(MutualConsistency(0.1), q, keys.detach(), queue, impl)
+    forward = value(QueueConsistency(0.1, 0.1), q, keys.detach(), queue, impl)
+    backward = value(QueueConsistency(0.1, 0.1), keys, q.detach(), queue, impl)
+    both = value(MutualConsistency(0.1, 0.1), q, keys.detach(), queue, impl)
     assert torch.allclose(both, (forward + backward) / 2)
-    assert torch.allclose(both, value(MutualConsistency(0.1), keys, q.detach(), queue, impl))
+    assert torch.allclose(both, value(MutualConsistency(0.1, 0.1), keys, q.detach(), queue, impl))
     assert both > 0
-    assert value(MutualConsistency(0.1), q, q.detach(), queue, impl).abs() < 1e-14
+    assert value(MutualConsistency(0.1, 0.1), q, q.detach(), queue, impl).abs() < 1e-14
 
 
 def test_consistency_both_ways_tends_to_a_variance() -> None:
@@ -186,7 +193,7 @@ def test_consistency_both_ways_tends_to_a_variance() -> None:
     p = (q @ queue.T / 0.1).softmax(1)
     moved = step @ queue.T / 0.1
     variance = ((p * moved.square()).sum(1) - (p * moved).sum(1).square()).mean()
-    assert torch.allclose(2 * value(MutualConsistency(0.1), q, keys, queue), variance, rtol=1e-3, atol=0)
+    assert torch.allclose(2 * value(MutualConsistency(0.1, 0.1), q, keys, queue), variance, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -226,11 +233,11 @@ def test_terms_share_one_pass_unless_an_average_takes_a_gradient(
     for term, one in zip(terms, shared, strict=True):
         assert_same(one, value(term, q, keys, queue, "reference"), q)
     passes.clear()
-    *_, both = queue_terms([*terms, MutualConsistency(0.03)], q, keys, queue)
+    *_, both = queue_terms([*terms, MutualConsistency(0.03, 0.03)], q, keys, queue)
     assert [count for count, _ in passes] == [7 * len(sides) + 7, 7]  # the queries of the last by themselves
     both.backward()
     assert passes[-1] == (7, True)  # and none but these pass over the queue again
-    assert torch.allclose(q.grad, torch.autograd.grad(value(MutualConsistency(0.03), q, keys, queue), q)[0])
+    assert torch.allclose(q.grad, torch.autograd.grad(value(MutualConsistency(0.03, 0.03), q, keys, queue), q)[0])
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
@@ -305,7 +312,8 @@ def test_a_symmetric_loss_is_the_mean_over_its_directions(cross: Any, uniform: A
     expected = []
     for x, k in zip(q.chunk(2), keys.chunk(2), strict=True):
         term = {"queue": QueueConsistency, "queue-both": MutualConsistency}.get(cross)
-        loss = value(InfoNCE(0.1), x, k, queue) + (value(term(0.1), x, k, queue) if term else batch_consistency(x, k))
+        kept = value(term(0.1, 0.1), x, k, queue) if term else batch_consistency(x, k)
+        loss = value(InfoNCE(0.1), x, k, queue) + kept
         spread = value(QueueUniformity(0.2), x, k, queue) if uniform == "queue" else batch_uniformity(x, k, 0.2)
         expected.append(loss + 0.1 * spread)
     assert_same(both, torch.stack(expected).mean(), q)
@@ -319,7 +327,7 @@ def test_lightly_has_the_same_consistency_but_no_gradient() -> None:
     for x, k in zip(q, keys, strict=True):  # a row of the queue whose product with both is that of the pair
         product = x @ k
         shared = (x + k) * product / (1 + product)
-        ours.append(value(MutualConsistency(0.05), x[None], k[None], torch.cat([shared[None].detach(), queue])))
+        ours.append(value(MutualConsistency(0.05, 0.05), x[None], k[None], torch.cat([shared[None].detach(), queue])))
     peer = regularizer.CO2Regularizer(alpha=1.0, t_consistency=0.05, memory_bank_size=(9, 16))
     peer.memory_bank.bank = queue.clone()
     peer.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.long)
@@ -333,7 +341,7 @@ def test_queries_that_are_read_twice_are_read_alike(monkeypatch: pytest.MonkeyPa
     """InfoNCE at the temperature of the consistency: its side is not the one whose average takes a gradient."""
     passes = counted(monkeypatch)
     q, keys, queue = inputs(7, 65, 16)
-    terms = [InfoNCE(0.1), MutualConsistency(0.1)]
+    terms = [InfoNCE(0.1), MutualConsistency(0.1, 0.1)]
     ours = queue_terms(terms, q, keys, queue)
     assert [count for count, _ in passes] == [14, 7]
     for term, one in zip(terms, ours, strict=True):

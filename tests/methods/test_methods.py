@@ -116,14 +116,14 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(method: str, cross: str, unif
     """The regularisers go with any method of queries and keys; xmoco is moco with both on."""
     config = small(
         method, cross=cross, uniform=uniform, cross_weight=3.0, uniform_weight=0.5,
-        temperature=0.1, cross_temperature=0.2, uniform_temperature=0.4,
+        temperature=0.1, cross_temperature=0.2, cross_key_temperature=0.05, uniform_temperature=0.4,
     )  # fmt: skip
     model = build(config)
     q, k = F.normalize(torch.randn(2, 8, 8), dim=2)
     loss, terms = model.loss(q, k, k)
     queue = model.queue.keys_KD
     info_nce, consistency, uniformity = queue_terms(
-        [InfoNCE(0.1), QueueConsistency(0.2), QueueUniformity(0.4)], q, k, queue
+        [InfoNCE(0.1), QueueConsistency(0.2, 0.05), QueueUniformity(0.4)], q, k, queue
     )
     expected = info_nce + 3 * {"batch": batch_consistency(q, k), "queue": consistency, "none": 0}[cross]
     expected = expected + 0.5 * {"batch": batch_uniformity(q, k, 0.4), "queue": uniformity, "none": 0}[uniform]
