@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""The tables and the picture of docs/proof.md, made from benchmarks/results/proof.jsonl.
+
+    python benchmarks/proof_tables.py
+
+Fills what stands between `<!-- proof NAME -->` and `<!-- end -->` in docs/proof.md and README.md with the table NAME,
+and draws docs/proof.svg. A row is a case: means and standard deviations over its seeds, and the mean difference from
+its control over the seeds that both have, ± that mean's standard error.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import re
+import statistics
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+if __package__ in (None, ""):  # run as a script, of a checkout or of an installation
+    above = pathlib.Path(__file__).resolve().parents
+    sys.path[0] = str(next(folder for folder in above if (folder / "fasttrain/__init__.py").exists()))
+
+from benchmarks.proof import LEARNT, kept
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs/proof.md", ROOT / "README.md"
+PICTURE = ROOT / "docs/proof.svg"
+NAMES = {"knn_top1": "kNN", "linear_top1": "linear"}
+_PLACE = re.compile(r"(<!-- proof (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What was measured of a case: figures by seed."""
+
+    name: str
+    table: str
+    control: str
+    by_seed: dict[int, dict[str, Any]]
+
+    def values(self, figure: str) -> list[float]:
+        return [each[figure] for each in self.by_seed.values()]
+
+    def differences(self, control: Case, figure: str) -> list[float]:
+        """From a control's, of the seeds that both have."""
+        shared = sorted(self.by_seed.keys() & control.by_seed.keys())
+        return [self.by_seed[seed][figure] - control.by_seed[seed][figure] for seed in shared]
+
+
+def cases() -> dict[str, Case]:
+    """All there are, in the order in which they were first measured."""
+    found: dict[str, Case] = {}
+    for each in kept():
+        case = found.setdefault(each["case"], Case(each["case"], each["table"], each["control"], {}))
+        case.by_seed[each["seed"]] = each
+    return found
+
+
+def table(name: str, found: dict[str, Case]) -> str:
+    """A table in Markdown: each control, and below it the cases that are compared with it."""
+    chosen = [case for case in found.values() if case.table == name]
+    titles = ["case", "seeds", *(title for each in LEARNT for title in (NAMES[each], f"Δ {NAMES[each]}"))]
+    rows = [titles, ["---"] * len(titles)]
+    for control in dict.fromkeys(case.control for case in chosen):
+        below = [case for case in chosen if case.control == control and case.name != control]
+        rows += [_row(case, found[control]) for case in (found[control], *below)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _row(case: Case, control: Case) -> list[str]:
+    cells = [f"`{case.name}`", str(len(case.by_seed))]
+    for figure in LEARNT:
+        cells.append(spread(case.values(figure)))
+        cells.append("" if case is control else difference(case.differences(control, figure)))
+    return cells
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation."""
+    mean = f"{statistics.fmean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def difference(values: list[float]) -> str:
+    """Mean ± its standard error, with its sign."""
+    if not values:
+        return "–"
+    mean = f"{statistics.fmean(values):+.1f}".replace("-", "−")
+    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else mean
+
+
+def filled(page: str, found: dict[str, Case]) -> str:
+    """A page with its tables as the figures are now."""
+    return _PLACE.sub(lambda place: f"{place[1]}{table(place[2], found)}{place[3]}", page)
+
+
+def main() -> int:
+    found = cases()
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8"), found), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
