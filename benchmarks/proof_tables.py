@@ -27,6 +27,7 @@ from benchmarks.proof import LEARNT, kept
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs/proof.md", ROOT / "README.md"
 PICTURE = ROOT / "docs/proof.svg"
+FIGURE = LEARNT[0]  # that is drawn
 NAMES = {"knn_top1": "kNN", "linear_top1": "linear"}
 _PLACE = re.compile(r"(<!-- proof (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -96,10 +97,39 @@ def filled(page: str, found: dict[str, Case]) -> str:
     return _PLACE.sub(lambda place: f"{place[1]}{table(place[2], found)}{place[3]}", page)
 
 
+def draw(found: dict[str, Case], file: pathlib.Path) -> None:
+    """How far each case is from its control by kNN: a dot for each seed, and their mean."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    shown = [
+        case for case in found.values() if case.differences(found[case.control], FIGURE) and case.name != case.control
+    ]
+    with matplotlib.rc_context({"svg.hashsalt": "proof", "svg.fonttype": "none", "font.size": 10}):
+        figure = Figure(figsize=(7.5, 0.6 + 0.24 * len(shown)), layout="constrained")
+        axes = figure.add_subplot()
+        for y, case in enumerate(shown):
+            values = case.differences(found[case.control], FIGURE)
+            axes.plot(values, [y] * len(values), "o", color="#7a8ba6", markersize=4, alpha=0.7)
+            axes.plot([statistics.fmean(values)], [y], "|", color="#1d4ed8", markersize=14, markeredgewidth=2.5)
+        axes.axvline(0, color="#444444", linewidth=1)
+        axes.set_yticks(range(len(shown)), [f"{case.name}  (−{case.control})" for case in shown])
+        axes.invert_yaxis()
+        axes.grid(axis="x", color="#dddddd")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0)
+        axes.set_xlabel(
+            "difference in kNN accuracy from the control, points: a dot for each seed, a bar for their mean"
+        )
+        figure.savefig(file, metadata={"Date": None}, facecolor="white")
+
+
 def main() -> int:
     found = cases()
     for page in PAGES:
         page.write_text(filled(page.read_text(encoding="utf-8"), found), encoding="utf-8")
+    draw(found, PICTURE)
     return 0
 
 

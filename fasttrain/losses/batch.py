@@ -17,18 +17,19 @@ from fasttrain.losses.queue import uniformity
 from fasttrain.system.collectives import first_row, sum_over_ranks, world_size
 
 
-def batch_consistency(q_ND: Tensor, k_ND: Tensor, impl: str = "auto") -> Tensor:
+def batch_consistency(q_ND: Tensor, k_ND: Tensor, within: bool = False, impl: str = "auto") -> Tensor:
     """Cross-similarity consistency over the pairs of a batch, Σ_{i≠j} (q_i·k_j − q_j·k_i)² / (M(M−1)); M ≥ 2.
 
+    within: Σ_{i≠j} (q_i·q_j − k_i·k_j)² instead, of the similarities in each view.
     "reference" forms N×N, of one rank; all others three D×D sums over all ranks, in fp64. Scalar, fp32 (fp64 for fp64).
     """
     if impl == "reference":
-        return reference.batch_consistency(q_ND, k_ND)
+        return reference.batch_consistency(q_ND, k_ND, within)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"unknown impl {impl!r}; choose from: {', '.join(IMPLEMENTATIONS)}")
     sums = Gram(*sum_over_ranks(torch.stack(gram(q_ND, k_ND))))
     accumulate = torch.promote_types(q_ND.dtype, torch.float32)
-    return gram_consistency(sums, world_size() * len(q_ND)).to(accumulate)
+    return gram_consistency(sums, world_size() * len(q_ND), within).to(accumulate)
 
 
 def batch_uniformity(q_ND: Tensor, k_MD: Tensor, temperature: float, impl: str = "auto") -> Tensor:
@@ -71,10 +72,15 @@ def gram(q_ND: Tensor, k_ND: Tensor) -> Gram:
     return Gram(q.T @ q, k.T @ k, k.T @ q)
 
 
-def gram_consistency(sums: Gram, count: int) -> Tensor:
+def gram_consistency(sums: Gram, count: int, within: bool = False) -> Tensor:
     """Σ_{i≠j} (A_ij − A_ji)² = 2 (Σ_ab G_q[a,b] G_k[a,b] − Σ_ab M[a,b] M[b,a]), over count·(count − 1).
 
-    The difference cancels when A is nearly symmetric, hence fp64.
+    within: Σ_{i≠j} (q_i·q_j − k_i·k_j)² = Σ_ab (G_q[a,b]² + G_k[a,b]² − 2 M[a,b]²); of rows of norm 1, that is. The
+    differences cancel when both similarities are nearly equal, hence fp64.
     """
-    square = (sums.queries_DD * sums.keys_DD).sum() - (sums.mixed_DD * sums.mixed_DD.T).sum()
-    return 2 * square / (count * (count - 1))
+    queries, keys, mixed = sums
+    if within:
+        square = queries.square().sum() + keys.square().sum() - 2 * mixed.square().sum()
+    else:
+        square = 2 * ((queries * keys).sum() - (mixed * mixed.T).sum())
+    return square / (count * (count - 1))

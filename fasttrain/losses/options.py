@@ -12,8 +12,9 @@ from fasttrain.system.options import Finite, NotNegative, Options, Positive
 class BatchRegularisers(Options):
     """XMoCo's regularisers, on top of the own loss of a method that has no queue."""
 
-    cross: Literal["batch", "none"] = "none"
-    """Cross-similarity consistency: keep similarities between views over the batch's pairs."""
+    cross: Literal["batch", "batch-within", "none"] = "none"
+    """Cross-similarity consistency: batch: a pair of the batch's images keeps its similarity when their views are
+    exchanged; batch-within: it has the same in both views."""
     cross_weight: NotNegative[float] = 1.0
     """Weight of that consistency."""
     uniform: Literal["batch", "none"] = "none"
@@ -28,9 +29,10 @@ class BatchRegularisers(Options):
 class Regularisers(BatchRegularisers):
     """XMoCo's regularisers, on top of the own loss of a method with a queue."""
 
-    cross: Literal["batch", "queue", "queue-both", "none"] = "none"  # type: ignore[assignment]
-    """Cross-similarity consistency: keep similarities between views over the batch's pairs, or each image's
-    similarities to the queue; queue-both: with the query's as the key's target, too, as CO2 does (arXiv 2010.02217)."""
+    cross: Literal["batch", "batch-within", "queue", "queue-both", "none"] = "none"  # type: ignore[assignment]
+    """Cross-similarity consistency: batch: a pair of the batch's images keeps its similarity when their views are
+    exchanged; batch-within: it has the same in both views; queue: both views have the same similarities to the queue;
+    queue-both: with the query's as the key's target, too, as CO2 does (arXiv 2010.02217)."""
     uniform: Literal["batch", "queue", "none"] = "none"  # type: ignore[assignment]
     """Uniform similarity: which negatives' similarities should be uniform."""
     cross_temperature: Positive[float] = 0.2

@@ -136,11 +136,16 @@ def batch_info_nce(q_ND: Tensor, k_MD: Tensor, first: int, temperature: float) -
     return torch.nn.functional.cross_entropy(q_ND @ k_MD.detach().T / temperature, own_N)
 
 
-def batch_consistency(q_ND: Tensor, k_ND: Tensor) -> Tensor:
-    """Σ_{i≠j} (A_ij − A_ji)² / (N(N−1)),  A = q kᵀ: a pair keeps its similarity when the two views are exchanged."""
+def batch_consistency(q_ND: Tensor, k_ND: Tensor, within: bool = False) -> Tensor:
+    """Σ_{i≠j} (A_ij − A_ji)² / (N(N−1)),  A = q kᵀ: a pair keeps its similarity when the two views are exchanged.
+
+    within: Σ_{i≠j} (q_i·q_j − k_i·k_j)² / (N(N−1)): it has the same in both views. The cross-modal and the in-modal
+    cyclic consistency of CyCLIP (arXiv 2205.14459).
+    """
     a_NN = q_ND @ k_ND.T
     n = len(q_ND)
-    return (a_NN - a_NN.T).square().sum() / (n * (n - 1))
+    difference_NN = q_ND @ q_ND.T - k_ND @ k_ND.T if within else a_NN - a_NN.T
+    return difference_NN.fill_diagonal_(0).square().sum() / (n * (n - 1))
 
 
 def batch_uniformity(q_ND: Tensor, k_MD: Tensor, first: int, temperature: float) -> Tensor:

@@ -58,8 +58,9 @@ def regularised(
         if isinstance(contrast, QueueTerm):
             figures = queue_figures(contrast, q_ND, k_ND, read)
     parts = list(zip(q_ND.chunk(directions), k_ND.chunk(directions), strict=True))
-    if options.cross == "batch":
-        values["cross"] = _mean(batch_consistency(q, k) for q, k in parts)
+    if options.cross in ("batch", "batch-within"):
+        within = options.cross == "batch-within"
+        values["cross"] = _mean(batch_consistency(q, k, within) for q, k in parts)
     if options.uniform == "batch":
         if k_MD is None:
             with torch.no_grad():

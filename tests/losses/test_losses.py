@@ -1,5 +1,6 @@
 """The similarity losses against slow loops and closed-form gradients, in fp64."""
 
+import itertools
 import math
 from typing import Any
 
@@ -81,20 +82,27 @@ def test_queue_terms_value_and_gradient(n: int, k: int, d: int, temperature: flo
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("n", [2, 5, 33])
-def test_batch_consistency_is_the_sum_over_pairs(n: int, impl: str) -> None:
+@pytest.mark.parametrize("within", [False, True])
+def test_batch_consistency_is_the_sum_over_pairs(n: int, impl: str, within: bool) -> None:
     q, keys, _ = inputs(n, 1, 16)
-    loss = batch_consistency(q, keys, impl=impl)
-    slow = sum((q[i] @ keys[j] - q[j] @ keys[i]) ** 2 for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    loss = batch_consistency(q, keys, within, impl)
+    slow = torch.zeros((), dtype=torch.float64)
+    for i, j in itertools.permutations(range(n), 2):
+        difference = q[i] @ q[j] - keys[i] @ keys[j] if within else q[i] @ keys[j] - q[j] @ keys[i]
+        slow = slow + difference**2 / (n * (n - 1))
     assert torch.allclose(loss, slow, atol=1e-13)
     fast, slow = torch.autograd.grad(loss, q)[0], torch.autograd.grad(slow, q)[0]
     assert torch.allclose(fast, slow, atol=1e-13)
 
 
 @pytest.mark.parametrize(("impl", "most"), [("reference", 1e-30), ("cpu", 1e-15)])  # the Gram form cancels
-def test_batch_consistency_is_zero_when_the_views_agree(impl: str, most: float) -> None:
+@pytest.mark.parametrize("within", [False, True])
+def test_batch_consistency_is_zero_when_the_views_agree(impl: str, most: float, within: bool) -> None:
     q = rows(9, 16, 4)
-    assert batch_consistency(q, q, impl=impl).abs() < most
-    assert batch_consistency(q, rows(9, 16, 5), impl=impl) > 1e-3
+    assert batch_consistency(q, q, within, impl).abs() < most
+    assert batch_consistency(q, rows(9, 16, 5), within, impl) > 1e-3
+    rotated = q @ torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(1)).double())[0]
+    assert (batch_consistency(q, rotated, within, impl).abs() < most) == within  # the same similarities in each view
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -239,13 +247,16 @@ def test_losses_in_low_precision_stay_close_to_fp64(impl: str, queue_dtype: torc
         assert (gradient - true).abs().max() <= (1e-5 if queue_dtype == torch.float32 else 1e-2) * true.abs().max()
 
 
-@pytest.mark.parametrize("difference", [1.0, 1e-3, 1e-6])
-def test_the_gram_form_keeps_its_digits_when_the_views_nearly_agree(difference: float) -> None:
+@pytest.mark.parametrize(
+    ("difference", "within"),
+    [(1.0, False), (1e-3, False), (1e-6, False), (1.0, True), (1e-3, True)],  # within, norms differ by roundings, too
+)
+def test_the_gram_form_keeps_its_digits_when_the_views_nearly_agree(difference: float, within: bool) -> None:
     q = rows(200, 32, 1)
     keys = F.normalize(q + difference * rows(200, 32, 2), dim=1).float()
     q = q.float().requires_grad_()
-    exact = batch_consistency(q.double(), keys.double(), impl="reference")
-    loss = batch_consistency(q, keys, impl="cpu")
+    exact = batch_consistency(q.double(), keys.double(), within, "reference")
+    loss = batch_consistency(q, keys, within, "cpu")
     assert torch.allclose(loss.double(), exact, rtol=1e-2 if difference < 1e-5 else 1e-6)
     gradient, true = (torch.autograd.grad(x, q)[0] for x in (loss, exact))
     assert (gradient - true).abs().max() <= 1e-3 * true.abs().max()
@@ -255,7 +266,8 @@ def test_gram_sums_of_parts_add_up_to_the_whole() -> None:
     q, keys, _ = inputs(12, 1, 16)
     parts = [gram(q[i : i + 4], keys[i : i + 4]) for i in (0, 4, 8)]
     total = Gram(*(torch.stack(x).sum(0) for x in zip(*parts, strict=True)))
-    assert torch.allclose(gram_consistency(total, 12), batch_consistency(q, keys), atol=1e-14)
+    for within in (False, True):
+        assert torch.allclose(gram_consistency(total, 12, within), batch_consistency(q, keys, within), atol=1e-14)
 
 
 def test_the_regularisers_go_with_a_loss_that_has_no_queue() -> None:

@@ -296,7 +296,7 @@ def test_terms_compile_without_a_graph_break() -> None:
     assert torch.allclose(*(torch.autograd.grad(f(q), q)[0] for f in (compiled, loss)), atol=1e-4)
 
 
-@pytest.mark.parametrize("cross", ["batch", "queue", "queue-both"])
+@pytest.mark.parametrize("cross", ["batch", "batch-within", "queue", "queue-both"])
 @pytest.mark.parametrize("uniform", ["batch", "queue"])
 def test_a_symmetric_loss_is_the_mean_over_its_directions(cross: Any, uniform: Any) -> None:
     options = Regularisers(cross=cross, uniform=uniform, cross_temperature=0.1)
@@ -312,7 +312,7 @@ def test_a_symmetric_loss_is_the_mean_over_its_directions(cross: Any, uniform: A
     expected = []
     for x, k in zip(q.chunk(2), keys.chunk(2), strict=True):
         term = {"queue": QueueConsistency, "queue-both": MutualConsistency}.get(cross)
-        kept = value(term(0.1, 0.1), x, k, queue) if term else batch_consistency(x, k)
+        kept = value(term(0.1, 0.1), x, k, queue) if term else batch_consistency(x, k, cross == "batch-within")
         loss = value(InfoNCE(0.1), x, k, queue) + kept
         spread = value(QueueUniformity(0.2), x, k, queue) if uniform == "queue" else batch_uniformity(x, k, 0.2)
         expected.append(loss + 0.1 * spread)

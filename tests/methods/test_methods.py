@@ -5,7 +5,7 @@ import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -194,12 +194,17 @@ def test_a_method_from_outside_that_can_t_be_is_one_line(outside: str) -> None:
             method_options(name)
 
 
+def read_as(readings: str) -> dict[str, Any]:
+    """Options of both regularisers, read over the same."""
+    return {"cross": readings, "uniform": readings.removesuffix("-within"), "cross_weight": 2.0}
+
+
 def _global_batch(folder: pathlib.Path, method: str, readings: str) -> None:
     """One rank's share of a loss over the global batch: its gradient, averaged over ranks as DDP does."""
     ranks = Ranks("cpu")
     rank, world_size = ranks.rank, ranks.world_size
     q_MD, k_MD, queue = torch.load(folder / "inputs.pt")
-    model = small(method, cross=readings, uniform=readings, cross_weight=2.0).method.build(nn.Identity(), 8)
+    model = small(method, **read_as(readings)).method.build(nn.Identity(), 8)
     model.queue.keys_KD.copy_(queue)
     rows = slice(rank * 12 // world_size, (rank + 1) * 12 // world_size)
     q_ND = q_MD[rows].clone().requires_grad_()
@@ -223,7 +228,14 @@ def _global_batch(folder: pathlib.Path, method: str, readings: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "readings", "world_size"),
-    [("moco", "none", 2), ("moco", "queue", 4), ("xmoco", "queue", 2), ("xmoco", "batch", 2), ("xmoco", "batch", 4)],
+    [
+        ("moco", "none", 2),
+        ("moco", "queue", 4),
+        ("xmoco", "queue", 2),
+        ("xmoco", "batch", 2),
+        ("xmoco", "batch", 4),
+        ("xmoco", "batch-within", 2),
+    ],
 )
 def test_loss_and_gradient_over_ranks_equal_one_process(
     tmp_path: pathlib.Path, method: str, readings: str, world_size: int
@@ -232,7 +244,7 @@ def test_loss_and_gradient_over_ranks_equal_one_process(
     q, k, queue = (F.normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (12, 12, 40))
     torch.save((q, k, queue), tmp_path / "inputs.pt")
     succeed(on_ranks(tmp_path, world_size, _global_batch, tmp_path, method, readings))
-    model = small(method, cross=readings, uniform=readings, cross_weight=2.0).method.build(nn.Identity(), 8)
+    model = small(method, **read_as(readings)).method.build(nn.Identity(), 8)
     model.queue.keys_KD.copy_(queue)
     whole = q.clone().requires_grad_()
     loss, _ = model.loss(whole, k, k)

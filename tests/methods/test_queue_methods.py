@@ -233,7 +233,7 @@ def test_nnclr_takes_the_decoupled_forms() -> None:
 
 
 @pytest.mark.parametrize("method", ["moco", "xmoco", *METHODS])
-@pytest.mark.parametrize("cross", ["batch", "queue", "queue-both", "none"])
+@pytest.mark.parametrize("cross", ["batch", "batch-within", "queue", "queue-both", "none"])
 def test_every_method_with_a_queue_takes_every_consistency(method: str, cross: str) -> None:
     config = small(method, cross=cross, uniform="queue")
     out = build(config)(sample(8, config=config))

@@ -1,0 +1,103 @@
+"""Cases of a comparison are trained once for each seed, and its tables say what was kept of them."""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from benchmarks import proof, proof_tables, record
+from benchmarks.proof import ProofCase
+from fasttrain.system.durable import read_json
+from fasttrain.system.errors import UserError
+from fasttrain.system.lock import lock
+
+OPTIONS = "--method moco --preset demo --size 16 --batch-size 24 --epochs 1 --queue-size 48"
+
+
+@pytest.fixture
+def results(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    return tmp_path / "proof.jsonl"
+
+
+def case_of(tmp_path: pathlib.Path, data: pathlib.Path = pathlib.Path("nowhere"), **values: Any) -> ProofCase:
+    given = {"table": "pieces", "case": "moco", "control": "moco", "options": OPTIONS, "seeds": (3,), **values}
+    return ProofCase(data=str(data), runs=str(tmp_path / "runs"), **given)
+
+
+def keep(results: pathlib.Path, *entries: dict[str, Any]) -> None:
+    plain = {"table": "pieces", "control": "moco", "options": OPTIONS, "knn_top1": 50.0, "linear_top1": 60.0}
+    with open(results, "a", encoding="ascii") as file:
+        file.writelines(json.dumps({**plain, **entry}) + "\n" for entry in entries)
+
+
+def test_a_seed_is_trained_evaluated_and_kept_and_then_left_out(
+    shards: pathlib.Path, tmp_path: pathlib.Path, results: pathlib.Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    assert proof.benchmark(case_of(tmp_path, shards)) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (entry,) = proof.kept()
+    assert (line["seeds"], entry["seed"], entry["options"]) == ([3], 3, OPTIONS)
+    assert entry["steps"] == read_json(tmp_path / "runs/moco-3/ending.json")["step"] > 0
+    assert entry["knn_top1"] == line["knn_top1"]
+    assert 0 <= entry["linear_top1"] <= 100
+    assert {"commit", "machine", "fingerprint", "images_per_sec"} <= set(entry)
+
+    monkeypatch.setattr(proof, "_command", lambda *words: pytest.fail(f"{words} for what is kept"))
+    assert proof.benchmark(case_of(tmp_path, shards)) == 0
+    assert json.loads(capsys.readouterr().out) == line
+    assert results.read_bytes().count(b"\n") == 1
+
+
+def test_a_seed_that_another_process_is_at_is_left_to_it(
+    tmp_path: pathlib.Path, results: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(results, {"case": "moco", "seed": 4})
+    (tmp_path / "runs").mkdir()
+    with lock(tmp_path / "runs/moco-3.lock", "taken"):
+        assert proof.benchmark(case_of(tmp_path, seeds=(3, 4))) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["seeds"] == [4]
+    assert "moco-3 is another process's" in said.err
+
+
+def test_figures_of_other_options_are_not_taken_for_a_case(tmp_path: pathlib.Path, results: pathlib.Path) -> None:
+    keep(results, {"case": "moco", "seed": 3, "options": "--method moco --epochs 2"})
+    with pytest.raises(UserError, match="moco: figures of other options are kept"):
+        proof.benchmark(case_of(tmp_path))
+
+
+def test_a_table_has_spreads_and_differences_over_the_seeds_that_both_have(results: pathlib.Path) -> None:
+    keep(
+        results,
+        {"case": "moco", "seed": 0, "knn_top1": 50.0},
+        {"case": "moco", "seed": 1, "knn_top1": 52.0},
+        {"case": "moco", "seed": 2, "knn_top1": 90.0},
+        {"case": "more", "seed": 1, "knn_top1": 1.0},  # measured again below: the newest counts
+        {"case": "more", "seed": 0, "knn_top1": 51.0},
+        {"case": "more", "seed": 1, "knn_top1": 55.0},
+        {"case": "once", "seed": 0, "knn_top1": 49.0},
+        {"case": "else", "seed": 0, "table": "other", "control": "more"},
+        {"case": "alone", "seed": 9, "table": "other", "control": "more"},
+    )
+    found = proof_tables.cases()
+    head = "| case | seeds | kNN | Δ kNN | linear | Δ linear |\n| --- | --- | --- | --- | --- | --- |\n"
+    assert proof_tables.table("pieces", found) == head + (
+        "| `moco` | 3 | 64.0 ± 22.5 |  | 60.0 ± 0.0 |  |\n"
+        "| `more` | 2 | 53.0 ± 2.8 | +2.0 ± 1.0 | 60.0 ± 0.0 | +0.0 ± 0.0 |\n"
+        "| `once` | 1 | 49.0 | −1.0 | 60.0 | +0.0 |\n"
+    )
+    assert proof_tables.table("other", found).splitlines()[2:] == [
+        "| `more` | 2 | 53.0 ± 2.8 |  | 60.0 ± 0.0 |  |",
+        "| `else` | 1 | 50.0 | −1.0 | 60.0 | +0.0 |",
+        "| `alone` | 1 | 50.0 | – | 60.0 | – |",
+    ]
+
+
+def test_the_pages_tell_what_was_measured() -> None:
+    found = proof_tables.cases()
+    for page in proof_tables.PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert proof_tables.filled(text, found) == text, f"{page.name}: run benchmarks/proof_tables.py"
