@@ -27,11 +27,12 @@ sharp="--method moco --cross queue --cross-temperature 0.1 --cross-key-temperatu
 
 try pieces moco moco --method moco
 try weak moco-weak moco-weak --method moco --recipe weak-key
-try pieces literal moco --method moco --cross batch --uniform batch
-try weak weak-sharp-1 moco-weak "$sharp" --cross-weight 1 --recipe weak-key
+try pieces within-64 moco --method moco --cross batch-within --cross-weight 64
+try pieces exchange-64 moco --method moco --cross batch --cross-weight 64
 try pieces sharp-1 moco "$sharp" --cross-weight 1
-try pieces uniform-batch-1 moco --method moco --uniform batch --uniform-weight 1
-try pieces cross-batch-30 moco --method moco --cross batch --cross-weight 30
+try weak weak-sharp-1 moco-weak "$sharp" --cross-weight 1 --recipe weak-key
+try pieces uniform-1 moco --method moco --uniform batch --uniform-weight 1
+try weak weak-within-64 moco-weak --method moco --cross batch-within --cross-weight 64 --recipe weak-key
+try pieces literal moco --method moco --cross batch --uniform batch
+try pieces uniform-minus-0.1 moco --method moco --uniform batch --uniform-weight -0.1
 try pieces queue-1 moco --method moco --cross queue --cross-temperature 0.1 --cross-weight 1
-try weak weak-queue-1 moco-weak --method moco --cross queue --cross-temperature 0.1 --cross-weight 1 --recipe weak-key
-try pieces uniform-batch-minus moco --method moco --uniform batch --uniform-weight -0.1
