@@ -1,12 +1,14 @@
 """The benchmark of equivalence: its plain loop sees and learns what a run of fasttrain does."""
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from support.launch import final_state
 from torch import Tensor
 
 from benchmarks import equivalence, record
@@ -19,9 +21,10 @@ from fasttrain.run.metrics import read_metrics
 from fasttrain.system.errors import UserError
 
 STEPS = 8  # two epochs
+TRAINED = "encoder.", "projector."
 EXACT = (
-    "--arch small --size 16 --batch-size 16 --queue-size 64 --dim 16 --lr 1.6 --warmup-epochs 1 --precision fp32 "
-    "--compile off --log-every 1"
+    "--arch small --size 16 --batch-size 16 --queue-size 64 --dim 16 --lr 0.16 --weight-decay 1 --warmup-epochs 1 "
+    "--precision fp32 --compile off --device cpu --log-every 1"
 )
 
 
@@ -30,8 +33,18 @@ def of_data(data: pathlib.Path, runs: pathlib.Path, more: str = "", **values: An
     return EquivalenceBenchmark(str(data), f"{EXACT} {more}", runs=str(runs), **given)
 
 
-def trained(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[float]]:
-    """The views that a run's steps have, and their losses."""
+class Seen(NamedTuple):
+    """What a run's steps have: their views (2, B, 3, S, S) and losses; and what it ends with."""
+
+    config: TrainConfig
+    views: list[Tensor]
+    losses: list[float]
+    weights: dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def run(shards: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    config = parse_config(equivalence.words_of(of_data(shards, tmp_path_factory.mktemp("runs")), 3))
     views: list[Tensor] = []
     make: Callable[..., tuple[Tensor, ...]] = training.make_views
 
@@ -40,19 +53,24 @@ def trained(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[
         views.append(made[0].clone())
         return made
 
-    monkeypatch.setattr(training, "make_views", seen)
-    training.train(config)
-    entries = read_metrics(pathlib.Path(config.run.run) / "metrics.jsonl")
-    return views, [entry["loss"] for entry in entries if "loss" in entry]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(training, "make_views", seen)
+        folder = training.train(config).run
+    losses = [entry["loss"] for entry in read_metrics(folder / "metrics.jsonl") if "loss" in entry]
+    return Seen(config, views, losses, final_state(folder)["method"])
 
 
-def test_the_plain_loop_has_the_views_and_the_losses_of_a_run(
-    shards: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = parse_config(equivalence.words_of(of_data(shards, tmp_path), 3))
-    expected_views, expected = trained(config, monkeypatch)
+@contextlib.contextmanager
+def plain_side(config: TrainConfig) -> Iterator[PlainSide]:
     with given_back():
-        side, views = PlainSide(config, Ranks("cpu")), []
+        side = PlainSide(config, Ranks("cpu"))
+        with side.loader:
+            yield side
+
+
+def test_the_plain_loop_has_the_views_and_the_first_losses_of_a_run(run: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    views: list[Tensor] = []
+    with plain_side(run.config) as side:
         step = side.loop.step
 
         def seen(*pair: Tensor) -> float:
@@ -60,13 +78,26 @@ def test_the_plain_loop_has_the_views_and_the_losses_of_a_run(
             return step(*pair)
 
         monkeypatch.setattr(side.loop, "step", seen)
-        with side.loader:
-            losses = [loss for epoch in range(2) for loss in side.epoch(epoch)]
-    assert len(losses) == len(expected) == STEPS
-    for made, wanted in zip(views, expected_views, strict=True):
+        losses = [loss for epoch in range(2) for loss in side.epoch(epoch)]
+    assert len(losses) == len(run.losses) == STEPS
+    for made, wanted in zip(views, run.views, strict=True):
         torch.testing.assert_close(made, wanted)
-    torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected), atol=1e-3, rtol=0)
-    assert max(expected) - min(expected) > 0.1  # they move by more than that
+    # later ones differ by more: differences of rounding grow tenfold a step
+    torch.testing.assert_close(torch.tensor(losses[:3]), torch.tensor(run.losses[:3]), atol=1e-3, rtol=0)
+    assert min(abs(later - run.losses[0]) for later in run.losses[1:3]) > 0.1  # another step's would not pass
+
+
+def test_in_the_layout_of_a_run_the_plain_loop_ends_with_its_weights_and_queue(
+    run: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with plain_side(run.config) as side:
+        monkeypatch.setattr(side.loop, "_format", torch.channels_last)  # the same sums, in the same order
+        losses = [loss for epoch in range(2) for loss in side.epoch(epoch)]
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(run.losses), atol=1e-3, rtol=0)
+    trained = {name: value for name, value in side.method.state_dict().items() if name.startswith(TRAINED)}
+    for name, value in (trained | {"queue.keys_KD": side.loop._queue_DK.T}).items():
+        wanted = run.weights[name].float()
+        assert (value.float() - wanted).norm() <= 0.01 * wanted.norm(), name
 
 
 def test_a_line_with_both_curves_is_kept_and_not_measured_again(
@@ -90,7 +121,7 @@ def test_a_line_with_both_curves_is_kept_and_not_measured_again(
     assert equivalence.benchmark(options) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     with pytest.raises(TypeError):
-        equivalence.benchmark(of_data(shards, tmp_path / "runs", "--weight-decay 1e-3"))
+        equivalence.benchmark(of_data(shards, tmp_path / "runs", "--weight-decay 0.2"))
 
 
 def test_the_table_has_means_of_the_seeds_and_their_difference(capsys: pytest.CaptureFixture[str]) -> None:
