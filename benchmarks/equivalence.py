@@ -15,8 +15,9 @@ each step's learning rate; the same function measures both, on the same images. 
   of sums: batch norm is plain.
 
 Appends a line for each seed to benchmarks/results/equivalence.jsonl. A seed that is there with the same options and
-data is left out; one that was interrupted goes on with train.py, and starts over with the loop. The last line of the
-output is JSON.
+data is left out; one that was interrupted goes on with train.py, and starts over with the loop. Images per second are
+of one side after the other, on whatever else the machine does: step.py compares speeds. The last line of the output is
+JSON.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ FAST = "--method moco --batch-norm plain --compile on --precision bf16 --knn-k 2
 
 @dataclass(frozen=True)
 class EquivalenceBenchmark(Options):
-    """Train with fasttrain and with a plain fp32 loop, alike but for speed. The last line of the output is JSON."""
+    """Train with fasttrain and with a plain fp32 loop: do they learn the same? The last line of the output is JSON."""
 
     data: str
     """Converted data set with labels and a val split."""
