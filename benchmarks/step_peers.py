@@ -56,6 +56,15 @@ class MoCoLoop:
         self._scaler = torch.amp.GradScaler(device.type, enabled=amp and device.type == "cuda")
         self._criterion = nn.CrossEntropyLoss()
 
+    def set_queue(self, keys_KD: Tensor) -> None:
+        """Begin with other keys than random ones: rows of length 1."""
+        self._queue_DK.copy_(keys_KD.T)
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Of the steps from now on."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+
     def step(self, query_view: Tensor, key_view: Tensor) -> float:
         """Views (N, 3, S, S) on the device, in any format → the loss."""
         query_view, key_view = (v.contiguous(memory_format=self._format) for v in (query_view, key_view))
