@@ -18,7 +18,7 @@ budget="--preset cifar10 --arch small --no-cifar-stem --size 16 --recipe mocov2 
     --warmup-epochs 1 --epochs 16 --loader resident --health-every 0"
 
 # TABLE CASE CONTROL OPTIONS
-try() {
+try() { # its options are the budget and these
     "$python" benchmarks/proof.py --table "$1" --case "$2" --control "$3" --data data/cifar10 --seeds "${seeds[@]}" \
         --options="$budget ${*:4}"
 }
@@ -36,3 +36,9 @@ try weak weak-within-64 moco-weak --method moco --cross batch-within --cross-wei
 try pieces literal moco --method moco --cross batch --uniform batch
 try pieces uniform-minus-0.1 moco --method moco --uniform batch --uniform-weight -0.1
 try pieces queue-1 moco --method moco --cross queue --cross-temperature 0.1 --cross-weight 1
+
+# Every method with its settings for minutes (--preset demo), as long as each other
+budget="--preset demo --size 16 --warmup-epochs 1 --epochs 8 --loader resident --health-every 0"
+for method in moco xmoco co2 ressl sce mocov3 simclr nnclr byol simsiam barlow vicreg swav dino supcon; do
+    try methods "short-$method" "short-$method" --method "$method"
+done
