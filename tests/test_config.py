@@ -288,7 +288,7 @@ def test_what_is_typed_may_replace_a_saved_value_that_another_method_refuses(tmp
     prepare(tmp_path / "queue", Settings.of(make_config("moco", data="x", cross="queue")), False).close()
     start[1] = str(tmp_path / "queue/config.json")
     assert flat(parse_config([*start, "byol", "--cross", "batch"]))["cross"] == "batch"
-    with pytest.raises(UserError, match="--cross can't be 'queue'; choose from: batch, none"):
+    with pytest.raises(UserError, match="--cross can't be 'queue'; choose from: batch, batch-within, none"):
         parse_config([*start, "byol"])
 
 

@@ -14,22 +14,35 @@ from torch import Tensor
 from fasttrain.kernels.similarity import IMPLEMENTATIONS, readout
 from fasttrain.losses import reference
 from fasttrain.losses.queue import uniformity
-from fasttrain.system.collectives import first_row, sum_over_ranks, world_size
+from fasttrain.system.collectives import first_row, gather_rows, sum_over_ranks, world_size
 
 
 def batch_consistency(q_ND: Tensor, k_ND: Tensor, within: bool = False, impl: str = "auto") -> Tensor:
     """Cross-similarity consistency over the pairs of a batch, Σ_{i≠j} (q_i·k_j − q_j·k_i)² / (M(M−1)); M ≥ 2.
 
     within: Σ_{i≠j} (q_i·q_j − k_i·k_j)² instead, of the similarities in each view.
-    "reference" forms N×N, of one rank; all others three D×D sums over all ranks, in fp64. Scalar, fp32 (fp64 for fp64).
+    "reference" forms N×N, of one rank. All others form N×M, or, where that is more than they are, three D×D sums over
+    all ranks, in fp64. Scalar, fp32 (fp64 for fp64).
     """
     if impl == "reference":
         return reference.batch_consistency(q_ND, k_ND, within)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"unknown impl {impl!r}; choose from: {', '.join(IMPLEMENTATIONS)}")
+    count, width = world_size() * len(q_ND), q_ND.shape[1]
+    if count <= 3 * width:
+        return _pair_consistency(q_ND, k_ND.detach(), within)
     sums = Gram(*sum_over_ranks(torch.stack(gram(q_ND, k_ND))))
     accumulate = torch.promote_types(q_ND.dtype, torch.float32)
-    return gram_consistency(sums, world_size() * len(q_ND), within).to(accumulate)
+    return gram_consistency(sums, count, within).to(accumulate)
+
+
+def _pair_consistency(q_ND: Tensor, k_ND: Tensor, within: bool) -> Tensor:
+    """The same from the differences of this rank's rows with all: the others' part in each row's gradient is equal to
+    its own part, as a difference and its sign's other are of the same pair."""
+    q_MD, k_MD = gather_rows(q_ND.detach()), gather_rows(k_ND)
+    left_NM, right_NM = (q_ND @ q_MD.T, k_ND @ k_MD.T) if within else (q_ND @ k_MD.T, k_ND @ q_MD.T)
+    part = (left_NM - right_NM).square().sum() / (len(q_MD) * (len(q_MD) - 1))  # an image's own are equal
+    return sum_over_ranks(2 * part - part.detach())
 
 
 def batch_uniformity(q_ND: Tensor, k_MD: Tensor, temperature: float, impl: str = "auto") -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fasttrain.system.errors import UserError
 from fasttrain.system.options import Finite, NotNegative, Options, Positive
 
 
@@ -15,6 +16,9 @@ class BatchRegularisers(Options):
     cross: Literal["batch", "batch-within", "none"] = "none"
     """Cross-similarity consistency: batch: a pair of the batch's images keeps its similarity when their views are
     exchanged; batch-within: it has the same in both views."""
+    cross_features: Literal["projection", "encoder"] = "projection"
+    """Whose similarities --cross batch and batch-within keep: those of what the heads give, as the loss has it, or of
+    the encoder's output, which is what is used later."""
     cross_weight: NotNegative[float] = 1.0
     """Weight of that consistency."""
     uniform: Literal["batch", "none"] = "none"
@@ -23,6 +27,21 @@ class BatchRegularisers(Options):
     """Weight of that uniformity; below 0, similarities to negatives are to differ."""
     uniform_temperature: Positive[float] = 0.2
     """Temperature of the distribution that should be uniform."""
+
+    @property
+    def over_batch(self) -> bool:
+        """Is consistency one over the batch?"""
+        return self.cross in ("batch", "batch-within")
+
+    @property
+    def within(self) -> bool:
+        """Of similarities in each view?"""
+        return self.cross == "batch-within"
+
+    @property
+    def of_encoder(self) -> bool:
+        """Of the encoder's outputs?"""
+        return self.over_batch and self.cross_features == "encoder"
 
 
 @dataclass(frozen=True)
@@ -39,3 +58,10 @@ class Regularisers(BatchRegularisers):
     """Temperature of the query's distribution, which --cross queue and queue-both compare with the key's."""
     cross_key_temperature: Positive[float | None] = None
     """Temperature of the key's. Lower, it is a sharpened target, as in ReSSL and SCE. None: the query's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cross in ("queue", "queue-both") and self.cross_features == "encoder":
+            raise UserError(
+                f"--cross {self.cross} has a queue of projections: --cross-features encoder is for batch ones"
+            )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fasttrain.losses.batch import batch_consistency, batch_uniformity
 from fasttrain.losses.figures import mean_figures, queue_figures
@@ -58,9 +59,8 @@ def regularised(
         if isinstance(contrast, QueueTerm):
             figures = queue_figures(contrast, q_ND, k_ND, read)
     parts = list(zip(q_ND.chunk(directions), k_ND.chunk(directions), strict=True))
-    if options.cross in ("batch", "batch-within"):
-        within = options.cross == "batch-within"
-        values["cross"] = _mean(batch_consistency(q, k, within) for q, k in parts)
+    if options.over_batch and not options.of_encoder:
+        values["cross"] = _mean(batch_consistency(q, k, options.within) for q, k in parts)
     if options.uniform == "batch":
         if k_MD is None:
             with torch.no_grad():
@@ -76,6 +76,23 @@ def regularised(
         if name in values:
             loss = loss + weight * values[name]
     return loss, {name: value.detach() for name, value in values.items()} | figures
+
+
+def with_features(
+    made: tuple[Tensor, dict[str, Tensor]], options: BatchRegularisers, queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """A loss and its terms; with --cross-features encoder, with the consistency of what the encoder gave.
+
+    queries, keys: outputs (N, F) of the encoder for each direction's two views of this rank's images. Keys take no
+    gradient.
+    """
+    if not options.of_encoder:
+        return made
+    loss, terms = made
+    rows = ([F.normalize(feature_NF.float(), dim=1) for feature_NF in features] for features in (queries, keys))
+    cross = _mean(batch_consistency(q, k, options.within) for q, k in zip(*rows, strict=True))
+    return loss + options.cross_weight * cross, terms | {"cross": cross.detach()}
 
 
 def _mean(values: Iterable[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.losses.cosine import spread, squared_distance
-from fasttrain.losses.regularisers import averaged, regularised
+from fasttrain.losses.regularisers import averaged, regularised, with_features
 from fasttrain.methods.base import Method, Output, Progress, Sample
 from fasttrain.methods.options.byol import BYOLOptions
 from fasttrain.networks.encoders import zero_init_residual
@@ -37,7 +37,9 @@ class BYOL(Method):
         feature_2NF = [self.encoder(view) for view in (first, second)]
         q_2ND = [self._prediction(feature_NF) for feature_NF in feature_2NF]
         with torch.autocast(first.device.type, enabled=False):
-            return Output(*self.loss(q_2ND, k_2ND), features_NF=feature_2NF[0].detach())
+            made = self.loss(q_2ND, k_2ND)
+            loss, terms = with_features(made, self._options.regularisers, feature_2NF, feature_2NF[::-1])
+        return Output(loss, terms, features_NF=feature_2NF[0].detach())
 
     def loss(self, q_2ND: list[Tensor], k_2ND: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms, from this rank's predictions of each view and what they are predictions of."""

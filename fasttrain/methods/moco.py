@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.losses.queue import QueueTerm
-from fasttrain.losses.regularisers import regularised
+from fasttrain.losses.regularisers import regularised, with_features
 from fasttrain.methods.base import Method, Output, Progress, Sample
 from fasttrain.methods.options.moco import KeyOptions
 from fasttrain.networks.batch_norm import is_split
@@ -46,14 +46,19 @@ class MoCo(Method):
         views = sample.views[0]
         # Keys first: their activations are gone before the queries' are kept. But images travel while queries are made.
         coming, travel = [self._coming(views[1 - view]) for view in self._queried], self._shuffles and world_size() > 1
-        keys = [] if travel else [self._keys(images) for images in coming]  # (M, D) of each direction
+        made = [] if travel else [self._keys(images) for images in coming]  # (M, D) of each direction
         features = [self.encoder(views[view]) for view in self._queried]
         q_RD = torch.cat([self._query(feature_NF) for feature_NF in features])
-        keys = keys or [self._keys(images) for images in coming]
-        count = views.shape[1]
-        k_RD = torch.cat([k_MD[first_row(count) :][:count] for k_MD in keys])
+        made = made or [self._keys(images) for images in coming]
+        count, dim = views.shape[1], q_RD.shape[1]
+        keys, key_features = zip(*(rows_M.tensor_split([dim], 1) for rows_M in made), strict=True)
+        own = slice(first_row(count), first_row(count) + count)
+        k_RD = torch.cat([k_MD[own] for k_MD in keys])
         with torch.autocast(q_RD.device.type, enabled=False):
-            loss, terms = self.loss(q_RD, k_RD, torch.cat(keys))
+            loss, terms = with_features(
+                self.loss(q_RD, k_RD, torch.cat(keys)), self._options.regularisers, features,
+                [feature_MF[own] for feature_MF in key_features],
+            )  # fmt: skip
         return Output(loss, terms, tuple(keys), features[0].detach())
 
     def loss(self, q_RD: Tensor, k_RD: Tensor, k_MD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -74,11 +79,13 @@ class MoCo(Method):
 
     @torch.no_grad()
     def _keys(self, images: Tensor | Shuffled) -> Tensor:
-        """Keys (M, D) of all ranks' images, in rank order."""
+        """Keys (M, D) of all ranks' images, in rank order, and behind them what the encoder gave, if it is compared."""
         return images.encoded(self._key) if isinstance(images, Shuffled) else gather_rows(self._key(images))
 
     def _key(self, view: Tensor) -> Tensor:
-        return self._embed(self.key_projector(self.key_encoder(view)))
+        feature_NF = self.key_encoder(view)
+        k_ND = self._embed(self.key_projector(feature_NF))
+        return torch.cat([k_ND, feature_NF], 1) if self._options.regularisers.of_encoder else k_ND
 
     @staticmethod
     def _embed(out_ND: Tensor) -> Tensor:

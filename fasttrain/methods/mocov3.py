@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fasttrain.losses.batch import batch_info_nce
 from fasttrain.losses.figures import batch_figures
-from fasttrain.losses.regularisers import averaged, regularised
+from fasttrain.losses.regularisers import averaged, regularised, with_features
 from fasttrain.methods.base import Method, Output, Progress, Sample
 from fasttrain.methods.options.mocov3 import MoCoV3Options
 from fasttrain.networks.encoders import zero_init_residual
@@ -44,7 +44,9 @@ class MoCoV3(Method):
         feature_2NF = [self.encoder(view) for view in (first, second)]
         q_2ND = [self._queries(feature_NF) for feature_NF in feature_2NF]
         with torch.autocast(first.device.type, enabled=False):
-            return Output(*self.loss(q_2ND, k_2MD), features_NF=feature_2NF[0].detach())
+            made = self.loss(q_2ND, k_2MD)
+            loss, terms = with_features(made, self._options.regularisers, feature_2NF, feature_2NF[::-1])
+        return Output(loss, terms, features_NF=feature_2NF[0].detach())
 
     def loss(self, q_2ND: list[Tensor], k_2MD: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms, from this rank's queries of each view and all ranks' keys of the other.

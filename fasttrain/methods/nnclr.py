@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from fasttrain.kernels.similarity import nearest
 from fasttrain.losses.figures import batch_figures, mean_figures
 from fasttrain.losses.neighbours import neighbour_contrast
-from fasttrain.losses.regularisers import regularised
+from fasttrain.losses.regularisers import regularised, with_features
 from fasttrain.methods.base import Method, Output, Progress, Sample
 from fasttrain.methods.options.nnclr import NNCLROptions
 from fasttrain.networks.heads import batch_norm_mlp
@@ -35,7 +35,8 @@ class NNCLR(Method):
         embeddings = [F.normalize(out_ND.detach().float(), dim=1) for out_ND in out]
         gathered = [gather_rows(z_ND) for z_ND in embeddings]
         with torch.autocast(out[0].device.type, enabled=False):  # view 0's predictions first, with view 1 as keys
-            loss, terms = self.loss(torch.cat(predictions), torch.cat(embeddings[::-1]), torch.cat(gathered[::-1]))
+            made = self.loss(torch.cat(predictions), torch.cat(embeddings[::-1]), torch.cat(gathered[::-1]))
+            loss, terms = with_features(made, self._options.regularisers, features, features[::-1])
         return Output(loss, terms, (gathered[0],), features[0].detach())
 
     def loss(self, p_RD: Tensor, z_RD: Tensor, z_MD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

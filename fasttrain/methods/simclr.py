@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from fasttrain.losses.contrast import decoupled, nt_xent
 from fasttrain.losses.figures import batch_figures, mean_figures
+from fasttrain.losses.regularisers import regularised, with_features
 from fasttrain.methods.base import Method, Output, Sample
 from fasttrain.methods.options.simclr import SimCLROptions
 from fasttrain.networks.encoders import zero_init_residual
@@ -16,7 +17,7 @@ from fasttrain.system.collectives import gather_rows
 
 
 class SimCLR(Method):
-    """NT-Xent of two views, or its decoupled forms."""
+    """NT-Xent of two views, or its decoupled forms, and the regularisers that are on, the mean of both directions."""
 
     def __init__(self, encoder: nn.Module, width: int, options: SimCLROptions) -> None:
         super().__init__()
@@ -31,11 +32,13 @@ class SimCLR(Method):
         out_RD = self.projector(feature_RF)
         with torch.autocast(out_RD.device.type, enabled=False):
             a_ND, b_ND = F.normalize(out_RD.float(), dim=1).chunk(2)
-            loss = self.loss(a_ND, b_ND)
+            z_RD, other_RD, features = torch.cat([a_ND, b_ND]), torch.cat([b_ND, a_ND]), feature_RF.chunk(2)
+            asked = self._options.regularisers
+            made = regularised(self.loss(a_ND, b_ND), asked, z_RD, other_RD, None, None, directions=2)
+            loss, terms = with_features(made, asked, features, features[::-1])
             others = gather_rows(torch.cat([a_ND, b_ND], 1).detach()).chunk(2, 1)
             figures = mean_figures([batch_figures(q, k, *others) for q, k in ((a_ND, b_ND), (b_ND, a_ND))])
-        terms = {"contrast": loss.detach(), **figures}
-        return Output(loss, terms, features_NF=feature_RF[: len(a_ND)].detach())
+        return Output(loss, terms | figures, features_NF=features[0].detach())
 
     def loss(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         """The loss of this rank's rows of two views."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.losses.cosine import negative_cosine, spread
-from fasttrain.losses.regularisers import averaged, regularised
+from fasttrain.losses.regularisers import averaged, regularised, with_features
 from fasttrain.methods.base import Method, Output, Sample
 from fasttrain.methods.options.simsiam import SimSiamOptions
 from fasttrain.networks.encoders import zero_init_residual
@@ -37,7 +37,8 @@ class SimSiam(Method):
         p_2ND = [self.predictor(z_ND) for z_ND in z_2ND]
         with torch.autocast(z_2ND[0].device.type, enabled=False):
             q_2ND, k_2ND = ([F.normalize(x.float(), dim=1) for x in both] for both in (p_2ND, z_2ND))
-            loss, terms = self.loss(q_2ND, [k_ND.detach() for k_ND in reversed(k_2ND)])
+            made = self.loss(q_2ND, [k_ND.detach() for k_ND in reversed(k_2ND)])
+            loss, terms = with_features(made, self._options.regularisers, feature_2NF, feature_2NF[::-1])
         return Output(loss, terms, features_NF=feature_2NF[0].detach())
 
     def loss(self, q_2ND: list[Tensor], k_2ND: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

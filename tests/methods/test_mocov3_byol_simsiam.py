@@ -264,11 +264,12 @@ def test_regularisers_are_means_over_the_directions(method: str) -> None:
 def test_regularisers_over_a_queue_are_refused(
     method: str, name: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(UserError, match=f"--{name} can't be '{value}'; choose from: batch, none"):
+    choices = {"cross": ["batch", "batch-within", "none"], "uniform": ["batch", "none"]}[name]
+    with pytest.raises(UserError, match=f"--{name} can't be '{value}'; choose from: {', '.join(choices)}"):
         make_config(method, **{name: value})
     with pytest.raises(SystemExit, match="2"):
         parse_config(["--data", "x", "--method", method, f"--{name}", value])
-    assert re.search(f"'{value}' for argument '--{name}'.*'batch', 'none'", capsys.readouterr().err)
+    assert re.search(f"'{value}' for argument '--{name}'.*{', '.join(map(repr, choices))}", capsys.readouterr().err)
 
 
 def test_micro_batches_are_for_losses_that_do_not_compare_images() -> None:

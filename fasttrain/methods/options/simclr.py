@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from fasttrain.losses.options import BatchRegularisers
 from fasttrain.methods.options.base import MethodOptions
 from fasttrain.system.options import Positive
 from fasttrain.views.spec import RECIPES, Recipe
@@ -55,6 +56,8 @@ class SimCLROptions(MethodOptions):
     """Leave a view's positive out of NT-Xent's denominator: the decoupled contrastive loss (arXiv 2110.06848)."""
     decoupled_weighted: bool = False
     """The same paper's DCLW: decoupled, and pairs that are far apart weigh more."""
+    regularisers: BatchRegularisers = field(default_factory=BatchRegularisers)
+    """XMoCo's regularisers, which go with any method of queries and keys"""
 
     def build(self, encoder: nn.Module, width: int) -> SimCLR:
         from fasttrain.methods.simclr import SimCLR
