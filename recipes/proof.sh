@@ -23,19 +23,20 @@ try() { # its options are the budget and these
         --options="$budget ${*:4}"
 }
 
-sharp="--method moco --cross queue --cross-temperature 0.1 --cross-key-temperature 0.05"
+within="--cross batch-within --cross-features encoder --cross-weight"
+sharp="--cross queue --cross-temperature 0.1 --cross-key-temperature 0.05 --cross-weight"
 
 try pieces moco moco --method moco
+try pieces encoder-within-64 moco --method moco "$within" 64
 try weak moco-weak moco-weak --method moco --recipe weak-key
+try weak weak-encoder-within-64 moco-weak --method moco "$within" 64 --recipe weak-key
+try pieces literal moco --method moco --cross batch --uniform batch
+try pieces uniform-1 moco --method moco --uniform batch --uniform-weight 1
+try pieces encoder-exchange-64 moco --method moco --cross batch --cross-features encoder --cross-weight 64
 try pieces within-64 moco --method moco --cross batch-within --cross-weight 64
 try pieces exchange-64 moco --method moco --cross batch --cross-weight 64
-try pieces sharp-1 moco "$sharp" --cross-weight 1
-try weak weak-sharp-1 moco-weak "$sharp" --cross-weight 1 --recipe weak-key
-try pieces uniform-1 moco --method moco --uniform batch --uniform-weight 1
-try weak weak-within-64 moco-weak --method moco --cross batch-within --cross-weight 64 --recipe weak-key
-try pieces literal moco --method moco --cross batch --uniform batch
-try pieces uniform-minus-0.1 moco --method moco --uniform batch --uniform-weight -0.1
-try pieces queue-1 moco --method moco --cross queue --cross-temperature 0.1 --cross-weight 1
+try pieces sharp-1 moco --method moco "$sharp" 1
+try weak weak-sharp-1 moco-weak --method moco "$sharp" 1 --recipe weak-key
 
 # Every method with its settings for minutes (--preset demo), as long as each other
 budget="--preset demo --size 16 --warmup-epochs 1 --epochs 8 --loader resident --health-every 0"

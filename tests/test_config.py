@@ -117,7 +117,7 @@ def test_values_are_checked_from_python_too() -> None:
     for name, value, message in (
         ("optimizer", "adam", "can't be 'adam'; choose from: sgd, lars, adamw, lamb"), ("batch_size", 256.5, "256.5"),
         ("batch_size", "256", "'256'"), ("lr", float("inf"), "not inf"),
-        ("cross", "qeue", "batch, queue, queue-both, none"),
+        ("cross", "qeue", "batch, batch-within, queue, queue-both, none"),
         ("blur", 0.5, "--blur can't be 0.5"), ("cifar_stem", 1, "--cifar-stem can't be 1"), ("preset", "huge", "huge"),
         ("arch", 3, "--arch can't be 3"), ("optimizer", ["sgd"], "--optimizer can't be"), ("recipe", 3, "--recipe"),
         ("epochs", "5", "--epochs can't be '5'"), ("method", 3, "unknown --method 3"), ("preset", [], "--preset \\[]"),
