@@ -30,7 +30,8 @@ try pieces moco moco --method moco
 try pieces encoder-within-64 moco --method moco "$within" 64
 try weak moco-weak moco-weak --method moco --recipe weak-key
 try weak weak-encoder-within-64 moco-weak --method moco "$within" 64 --recipe weak-key
-try pieces literal moco --method moco --cross batch --uniform batch
+try headline xmoco moco --method xmoco
+try pieces literal moco --method moco --cross batch --cross-weight 1 --uniform batch
 try pieces uniform-1 moco --method moco --uniform batch --uniform-weight 1
 try pieces encoder-exchange-64 moco --method moco --cross batch --cross-features encoder --cross-weight 64
 try pieces within-64 moco --method moco --cross batch-within --cross-weight 64

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fasttrain.system.errors import UserError
 from fasttrain.system.options import Finite, NotNegative, Options, Positive
+
+CYCLIP_WEIGHT = 64.0  # CyCLIP's (arXiv 2205.14459) 0.25 times the batch, for one of 256 images
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,20 @@ class BatchRegularisers(Options):
     cross_features: Literal["projection", "encoder"] = "projection"
     """Whose similarities --cross batch and batch-within keep: those of what the heads give, as the loss has it, or of
     the encoder's output, which is what is used later."""
-    cross_weight: NotNegative[float] = 1.0
-    """Weight of that consistency."""
+    cross_weight: NotNegative[float | None] = None
+    """Weight of that consistency. None: 64 over the batch, 1 over a queue."""
     uniform: Literal["batch", "none"] = "none"
     """Uniform similarity: whether the similarities to the batch's other images should be uniform."""
     uniform_weight: Finite[float] = 0.1
     """Weight of that uniformity; below 0, similarities to negatives are to differ."""
     uniform_temperature: Positive[float] = 0.2
     """Temperature of the distribution that should be uniform."""
+
+    @property
+    def weight_of_cross(self) -> float:
+        if self.cross_weight is not None:
+            return self.cross_weight
+        return CYCLIP_WEIGHT if self.over_batch else 1.0
 
     @property
     def over_batch(self) -> bool:
@@ -58,10 +65,3 @@ class Regularisers(BatchRegularisers):
     """Temperature of the query's distribution, which --cross queue and queue-both compare with the key's."""
     cross_key_temperature: Positive[float | None] = None
     """Temperature of the key's. Lower, it is a sharpened target, as in ReSSL and SCE. None: the query's."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.cross in ("queue", "queue-both") and self.cross_features == "encoder":
-            raise UserError(
-                f"--cross {self.cross} has a queue of projections: --cross-features encoder is for batch ones"
-            )

@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 from fasttrain.losses.options import Regularisers
 from fasttrain.methods.options.moco import MoCoOptions
 
+# Chosen by what each reading is worth: docs/proof.md
+_READING = Regularisers(cross="batch-within", cross_features="encoder", uniform="batch")
+
 
 @dataclass(frozen=True)
 class XMoCoOptions(MoCoOptions):
-    """XMoCo (arXiv 2206.04676), in this project's reading: MoCo v2 whose similarities between images shall stay the
-    same when their views are exchanged, and be uniform over negatives. See docs/objective.md for the equations."""
+    """XMoCo (arXiv 2206.04676), in this project's reading: MoCo v2 whose encoder keeps the similarities between images
+    from view to view, and whose similarities to negatives are uniform. See docs/objective.md for the equations, and
+    docs/proof.md for what the pieces are worth."""
 
-    regularisers: Regularisers = field(default_factory=lambda: Regularisers(cross="batch", uniform="batch"))
+    regularisers: Regularisers = field(default_factory=lambda: _READING)
     """XMoCo's regularisers"""
