@@ -26,11 +26,12 @@ try() { # its options are the budget and these
 within="--cross batch-within --cross-features encoder --cross-weight"
 sharp="--cross queue --cross-temperature 0.1 --cross-key-temperature 0.05 --cross-weight"
 
-try pieces moco moco --method moco
+try headline moco moco --method moco
+try headline xmoco moco --method xmoco
 try pieces encoder-within-64 moco --method moco "$within" 64
 try weak moco-weak moco-weak --method moco --recipe weak-key
 try weak weak-encoder-within-64 moco-weak --method moco "$within" 64 --recipe weak-key
-try headline xmoco moco --method xmoco
+try headline co2 moco --method co2
 try pieces literal moco --method moco --cross batch --cross-weight 1 --uniform batch
 try pieces uniform-1 moco --method moco --uniform batch --uniform-weight 1
 try pieces encoder-exchange-64 moco --method moco --cross batch --cross-features encoder --cross-weight 64
