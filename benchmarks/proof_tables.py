@@ -147,7 +147,7 @@ def draw(found: dict[str, Case], file: pathlib.Path) -> None:
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)
         axes.set_xlabel(
-            "difference in kNN accuracy from the control, points: a dot for each seed, a bar for their mean"
+            "kNN: points above the control (dot: a seed, bar: mean)"
         )
         figure.savefig(file, metadata={"Date": None}, facecolor="white")
 
