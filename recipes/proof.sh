@@ -10,7 +10,8 @@ read -ra seeds <<< "${2:-0 1 2}"
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 
-"$python" dataprep/convert.py "$source" data/cifar10 --format ffcv
+mkdir -p data
+flock data/cifar10.lock "$python" dataprep/convert.py "$source" data/cifar10 --format ffcv
 
 # What all share: MoCo's CIFAR-10 notebook, made small for two cores, with MoCo v2's views, of which `weak-key` leaves the
 # query's as it is, and a warm-up, without which so short a run is unstable
