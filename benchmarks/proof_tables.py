@@ -146,9 +146,7 @@ def draw(found: dict[str, Case], file: pathlib.Path) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)
-        axes.set_xlabel(
-            "kNN: points above the control (dot: a seed, bar: mean)"
-        )
+        axes.set_xlabel("kNN: points above the control (dot: a seed, bar: mean)")
         figure.savefig(file, metadata={"Date": None}, facecolor="white")
 
 

@@ -224,9 +224,8 @@ def test_differences_are_of_what_binds_a_run() -> None:
     assert Settings.of(make_config(data="x", lr=0.5)).differences(saved) == ["--lr was 0.03, now 0.5"]
     other = Settings.of(make_config(data="x", crop_scale=(0.1, 1.0))).differences(saved)
     assert other == ["--crop-scale was None, now [0.1, 1.0]"]
-    assert Settings.of(make_config("moco", data="x", cross="batch", uniform="batch")).differences(saved) == [
-        "--method was 'xmoco', now 'moco'"
-    ]
+    alike = make_config("moco", data="x", cross="batch-within", cross_features="encoder", uniform="batch")
+    assert Settings.of(alike).differences(saved) == ["--method was 'xmoco', now 'moco'"]
 
 
 def test_what_a_run_folder_says_is_not_enough_to_import_code(
@@ -264,7 +263,7 @@ def test_a_saved_configuration_is_a_start_for_another_run(tmp_path: pathlib.Path
     assert again == make_config("moco", "demo", data="x", blur=(0.1, 0.2), lr=0.7, config=path, crop_scale=(0.3, 1.0))
     other = parse_config([f"--config={path}", "--method", "xmoco", "--data", "y"])
     assert (other.run.method, other.data.data, other.optimisation.lr) == ("xmoco", "y", 0.5)
-    assert (flat(other)["cross"], flat(other)["uniform"]) == ("batch", "batch")  # the new method's own
+    assert (flat(other)["cross"], flat(other)["uniform"]) == ("batch-within", "batch")  # the new method's own
     large = flat(parse_config([f"--config={path}", "--preset", "cifar10"]))
     assert (large["arch"], large["queue_size"], large["lr"]) == ("resnet18", 4096, 0.5)
     (tmp_path / "old.json").write_text(json.dumps({"config": {"method": "moco"}}))

@@ -21,8 +21,8 @@ def batch_consistency(q_ND: Tensor, k_ND: Tensor, within: bool = False, impl: st
     """Cross-similarity consistency over the pairs of a batch, Σ_{i≠j} (q_i·k_j − q_j·k_i)² / (M(M−1)); M ≥ 2.
 
     within: Σ_{i≠j} (q_i·q_j − k_i·k_j)² instead, of the similarities in each view.
-    "reference" forms N×N, of one rank. All others form N×M, or, where that is more than they are, three D×D sums over
-    all ranks, in fp64. Scalar, fp32 (fp64 for fp64).
+    "reference" forms N×N, of one rank. All others form N×M, or, where the rows of all ranks are more numbers than
+    three D×D sums in fp64, add up these. Scalar, fp32 (fp64 for fp64).
     """
     if impl == "reference":
         return reference.batch_consistency(q_ND, k_ND, within)

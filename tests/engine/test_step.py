@@ -78,7 +78,10 @@ def test_recomputed_activations_end_with_the_same_weights(shards: pathlib.Path, 
 # Losses of three steps, of methods without batch statistics, before a method named its loss terms: the same now.
 AS_BEFORE = [
     ({"method": "moco"}, [1.664846658706665, 2.654585838317871, 3.1751232147216797]),
-    ({"method": "moco", "cross": "batch", "cross_weight": 1.0, "uniform": "batch"}, [1.7449328899383545, 2.8330633640289307, 3.240865468978882]),
+    (
+        {"method": "moco", "cross": "batch", "cross_weight": 1.0, "uniform": "batch"},
+        [1.7449328899383545, 2.8330633640289307, 3.240865468978882],
+    ),
     (
         {"method": "moco", "cross": "queue", "uniform": "queue"},
         [2.6563825607299805, 3.2253990173339844, 3.5906758308410645],

@@ -299,7 +299,7 @@ def test_terms_compile_without_a_graph_break() -> None:
 @pytest.mark.parametrize("cross", ["batch", "batch-within", "queue", "queue-both"])
 @pytest.mark.parametrize("uniform", ["batch", "queue"])
 def test_a_symmetric_loss_is_the_mean_over_its_directions(cross: Any, uniform: Any) -> None:
-    options = Regularisers(cross=cross, uniform=uniform, cross_temperature=0.1)
+    options = Regularisers(cross=cross, cross_weight=1.0, uniform=uniform, cross_temperature=0.1)
     first, second = (inputs(6, 40, 16)[:2], tuple(x.flip(0).roll(1, 1) for x in inputs(6, 1, 16)[:2]))
     queue = rows(40, 16, 3)
     q, keys = (torch.cat(pair) for pair in zip(first, second, strict=True))

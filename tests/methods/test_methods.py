@@ -115,7 +115,7 @@ def test_decoupled_changes_the_contrast_alone(method: str) -> None:
 def test_the_loss_is_the_weighted_sum_of_its_terms(method: str, cross: str, uniform: str) -> None:
     """The regularisers go with any method of queries and keys; xmoco is moco with both on."""
     config = small(
-        method, cross=cross, uniform=uniform, cross_weight=3.0, uniform_weight=0.5,
+        method, cross=cross, cross_features="projection", uniform=uniform, cross_weight=3.0, uniform_weight=0.5,
         temperature=0.1, cross_temperature=0.2, cross_key_temperature=0.05, uniform_temperature=0.4,
     )  # fmt: skip
     model = build(config)

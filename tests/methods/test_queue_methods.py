@@ -124,7 +124,8 @@ def test_nnclr_keeps_the_first_view_s_embeddings() -> None:
 
 def test_co2_is_moco_with_consistency_both_ways() -> None:
     plain: Any = {"batch_norm": "plain"}  # split, the images of keys are dealt out anew each time
-    co2, moco = small("co2", **plain), small("moco", cross="queue-both", cross_temperature=0.05, **plain)
+    both: Any = {"cross": "queue-both", "cross_weight": 1.0, "cross_temperature": 0.05}
+    co2, moco = small("co2", **plain), small("moco", **both, **plain)
     assert flat(co2.method) == flat(moco.method)
     batch = sample(8)
     assert torch.equal(build(co2)(batch).loss, build(moco)(batch).loss)
