@@ -64,6 +64,11 @@ class Browser:
 
     def look(self, page: pathlib.Path, script: str, width: int = 1280, dark: bool = False) -> Look:
         """Open a file in a window of a width, and evaluate an expression of JavaScript in it."""
+        with contextlib.suppress(TimeoutError):  # a tab that never answers was seen once in hundreds
+            return self._look_once(page, script, width, dark)
+        return self._look_once(page, script, width, dark)
+
+    def _look_once(self, page: pathlib.Path, script: str, width: int, dark: bool) -> Look:
         return asyncio.run(asyncio.wait_for(self._look(page, script, width, dark), PAGE_SECONDS))
 
     async def _look(self, page: pathlib.Path, script: str, width: int, dark: bool) -> Look:
