@@ -53,9 +53,9 @@ class MethodsBenchmark(Options):
 def trained(name: str, data: str, run: pathlib.Path) -> dict[str, float]:
     """The figures of a method's run."""
     began = time.perf_counter()
-    _command("train.py", "--data", data, "--method", name, "--preset", "demo", "--run", str(run))
+    command("train.py", "--data", data, "--method", name, "--preset", "demo", "--run", str(run))
     seconds = time.perf_counter() - began
-    evaluated = _command("evaluate.py", str(run), "--data", data, "--knn", "--linear", "--untrained")
+    evaluated = command("evaluate.py", str(run), "--data", data, "--knn", "--linear", "--untrained")
     entries = [entry for entry in read_metrics(run / "metrics.jsonl") if "images_per_sec" in entry]
     figures, rates = json.loads(evaluated.splitlines()[-1]), [entry["images_per_sec"] for entry in entries]
     figures |= {"steps": figures["step"], "seconds": seconds, "rss_gib": entries[-1]["rss_gib"]}
@@ -64,7 +64,8 @@ def trained(name: str, data: str, run: pathlib.Path) -> dict[str, float]:
     }
 
 
-def _command(name: str, *words: str) -> str:
+def command(name: str, *words: str) -> str:
+    """What one of the project's commands printed. Raises RunError where it failed."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "fasttrain" / name), *words], stdout=subprocess.PIPE, text=True, check=False
     )

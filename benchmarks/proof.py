@@ -16,7 +16,6 @@ import json
 import pathlib
 import shlex
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -26,13 +25,13 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
     sys.path[0] = str(next(folder for folder in above if (folder / "fasttrain/__init__.py").exists()))
 
 from benchmarks import record
+from benchmarks.methods import command
 from fasttrain.run.metrics import read_metrics
 from fasttrain.system.cli import finish, parse
-from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.errors import UserError
 from fasttrain.system.lock import lock
 from fasttrain.system.options import NotNegative, Options
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROTOCOL = "--knn", "--k", "200", "--temperature", "0.1", "--linear"  # kNN as MoCo's CIFAR-10 notebook has it
 LEARNT = "knn_top1", "linear_top1"
 
@@ -82,8 +81,8 @@ def measured(case: ProofCase, seed: int) -> dict[str, Any] | None:
         if found := _of(case, seed):  # while the lock was waited for
             return found
         words = shlex.split(case.options)
-        _command("train.py", "--data", case.data, *words, "--seed", str(seed), "--run", str(run))
-        evaluated = json.loads(_command("evaluate.py", str(run), "--data", case.data, *PROTOCOL).splitlines()[-1])
+        command("train.py", "--data", case.data, *words, "--seed", str(seed), "--run", str(run))
+        evaluated = json.loads(command("evaluate.py", str(run), "--data", case.data, *PROTOCOL).splitlines()[-1])
         record.append("proof", _told(case, seed, run) | {name: evaluated[name] for name in LEARNT})
     return _of(case, seed)
 
@@ -111,15 +110,6 @@ def _told(case: ProofCase, seed: int, run: pathlib.Path) -> dict[str, Any]:
         "images_per_sec": round(statistics.median(rates), 1),
         "knn": {entry["step"]: entry["knn_top1"] for entry in entries if "knn_top1" in entry},
     }  # fmt: skip
-
-
-def _command(name: str, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "fasttrain" / name), *words], stdout=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode:
-        raise RunError(f"{name} {shlex.join(words)} ended with status {done.returncode}")
-    return done.stdout
 
 
 def benchmark(case: ProofCase) -> int:

@@ -45,7 +45,7 @@ def test_a_seed_is_trained_evaluated_and_kept_and_then_left_out(
     assert 0 <= entry["linear_top1"] <= 100
     assert {"commit", "machine", "fingerprint", "images_per_sec"} <= set(entry)
 
-    monkeypatch.setattr(proof, "_command", lambda *words: pytest.fail(f"{words} for what is kept"))
+    monkeypatch.setattr(proof, "command", lambda *words: pytest.fail(f"{words} for what is kept"))
     assert proof.benchmark(case_of(tmp_path, shards)) == 0
     assert json.loads(capsys.readouterr().out) == line
     assert results.read_bytes().count(b"\n") == 1
