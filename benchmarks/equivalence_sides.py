@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import shlex
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from benchmarks.methods import command
 from benchmarks.step_peers import MoCoLoop, Recipe
 from fasttrain import ViewLoader
 from fasttrain.config import TrainConfig
@@ -25,10 +24,9 @@ from fasttrain.input import located
 from fasttrain.methods.moco import MoCo
 from fasttrain.methods.options.moco import MoCoOptions
 from fasttrain.run.metrics import read_metrics
-from fasttrain.system.errors import RunError, UserError
+from fasttrain.system.errors import UserError
 from fasttrain.system.options import flag, flat
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 # What the plain loop has no other value for.
 PLAIN: dict[str, Any] = {
     "method": "moco", "extend": (), "max_steps": 0, "val_fraction": 0.0, "resolution": "", "init": "",
@@ -93,9 +91,7 @@ class PlainSide:
 
 def fast(words: Sequence[str], run: pathlib.Path) -> Curve:
     """A run of train.py, trained or gone on with. Raises RunError where it fails."""
-    done = subprocess.run([sys.executable, str(ROOT / "fasttrain/train.py"), *words], check=False)
-    if done.returncode:
-        raise RunError(f"train.py {shlex.join(words)} ended with status {done.returncode}")
+    command("train.py", *words)
     entries = read_metrics(run / "metrics.jsonl")
     rates = [entry["images_per_sec"] for entry in entries if "images_per_sec" in entry]
     curve = {entry["step"]: entry["knn_top1"] for entry in entries if "knn_top1" in entry}

@@ -29,6 +29,7 @@ PAGES = ROOT / "docs/proof.md", ROOT / "README.md"
 PICTURE = ROOT / "docs/proof.svg"
 FIGURE = LEARNT[0]  # that is drawn
 NAMES = {"knn_top1": "kNN", "linear_top1": "linear"}
+NOTHING = "Not measured yet.\n"
 METHODS = "methods"  # the table of all of them
 # ResNet-18 at 32 px, 200 epochs, batch 512, the best epoch: lightly's CIFAR-10 benchmark
 PUBLISHED = {
@@ -68,6 +69,8 @@ def cases() -> dict[str, Case]:
 def table(name: str, found: dict[str, Case]) -> str:
     """A table in Markdown: each control, and below it the cases that are compared with it."""
     chosen = [case for case in found.values() if case.table == name]
+    if not chosen:
+        return NOTHING
     titles = ["case", "seeds", *(title for each in LEARNT for title in (NAMES[each], f"Δ {NAMES[each]}"))]
     rows = [titles, ["---"] * len(titles)]
     for control in dict.fromkeys(case.control for case in chosen):
@@ -85,7 +88,7 @@ def methods_table(found: dict[str, Case]) -> str:
             rate = f"{statistics.median(case.values('images_per_sec')):,.0f}"
             figures = [spread(case.values(figure)) for figure in NAMES]
             rows.append([f"`{method}`", str(len(case.by_seed)), *figures, rate, PUBLISHED.get(method, "–")])
-    return _markdown(rows)
+    return _markdown(rows) if len(rows) > 2 else NOTHING
 
 
 def _markdown(rows: list[list[str]]) -> str:
@@ -147,7 +150,7 @@ def draw(found: dict[str, Case], file: pathlib.Path) -> None:
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)
         axes.set_xlabel("kNN: points above the control (dot: a seed, bar: mean)")
-        figure.savefig(file, metadata={"Date": None}, facecolor="white")
+        figure.savefig(file, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")), facecolor="white")
 
 
 def main() -> int:

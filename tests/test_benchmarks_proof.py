@@ -1,17 +1,24 @@
 """Cases of a comparison are trained once for each seed, and its tables say what was kept of them."""
 
 import json
+import os
 import pathlib
+import shlex
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
 
 from benchmarks import proof, proof_tables, record
 from benchmarks.proof import ProofCase
+from fasttrain.config import parse_config
+from fasttrain.system.cli import parse
 from fasttrain.system.durable import read_json
 from fasttrain.system.errors import UserError
 from fasttrain.system.lock import lock
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 OPTIONS = "--method moco --preset demo --size 16 --batch-size 24 --epochs 1 --queue-size 48"
 
 
@@ -94,6 +101,33 @@ def test_a_table_has_spreads_and_differences_over_the_seeds_that_both_have(resul
         "| `else` | 1 | 50.0 | −1.0 | 60.0 | +0.0 |",
         "| `alone` | 1 | 50.0 | – | 60.0 | – |",
     ]
+
+
+def test_a_table_without_figures_says_so() -> None:
+    for name in ("pieces", proof_tables.METHODS):
+        page = f"<!-- proof {name} -->\nold\n<!-- end -->"
+        assert proof_tables.filled(page, {}) == page.replace("old", "Not measured yet.")
+
+
+def test_every_case_of_the_recipe_can_be_trained_and_gives_the_figures_that_are_kept(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    script = shutil.copy(ROOT / "recipes/proof.sh", tmp_path / "recipes")
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\nfor word; do printf "%s\\0" "$word"; done >> calls\nprintf "\\036" >> calls\n', "utf-8"
+    )
+    python.chmod(0o755)
+    subprocess.run(["bash", script, tmp_path, "0 1"], check=True, env={**os.environ, "PYTHON": str(python)})
+    calls = [line.split("\0")[:-1] for line in (tmp_path / "calls").read_text("utf-8").split("\x1e")[:-1]]
+    cases = [parse(ProofCase, words[1:]) for words in calls if words[0] == "benchmarks/proof.py"]
+    by_name = {case.case: case for case in cases}
+    assert len(by_name) == len(cases) > 40
+    for case in cases:
+        assert parse_config(["--data", "x", *shlex.split(case.options)])
+        assert case.control in by_name
+        assert case.seeds in ((0,), (0, 1))
+    for each in proof.kept():
+        assert shlex.split(each["options"]) == shlex.split(by_name[each["case"]].options), each["case"]
 
 
 def test_the_pages_tell_what_was_measured() -> None:

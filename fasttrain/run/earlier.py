@@ -14,4 +14,6 @@ def named_now(saved: Mapping[str, Any]) -> dict[str, Any]:
     now = {RENAMED.get(name, name): value for name, value in saved.items()}
     if now.get("method") == "dino" and str(now.get("arch")).startswith(DROPPED_PATHS):
         now.setdefault("drop_path", 0.1)
+    if "cross" in now:
+        now.setdefault("cross_features", "projection")  # which xmoco kept when there was no choice
     return now

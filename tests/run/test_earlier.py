@@ -11,3 +11,9 @@ def test_dino_dropped_paths_before_that_was_an_option() -> None:
         assert named_now(others) == others
     chosen = {"method": "dino", "arch": "vit_tiny", "drop_path": 0.2}
     assert named_now(chosen) == chosen
+
+
+def test_the_similarities_that_runs_kept_were_those_of_projections() -> None:
+    assert named_now({"method": "xmoco", "cross": "batch"})["cross_features"] == "projection"
+    chosen = {"method": "xmoco", "cross": "batch-within", "cross_features": "encoder"}
+    assert named_now(chosen) == chosen
