@@ -35,31 +35,16 @@ sharp="--cross queue --cross-temperature 0.1 --cross-key-temperature"
 
 try headline moco moco --method moco
 try headline xmoco moco --method xmoco
-try pieces encoder-within-64 moco --method moco "$within" --cross-weight 64
-try weak moco-weak moco-weak --method moco --recipe weak-key
-try weak weak-encoder-within-64 moco-weak --method moco "$within" --cross-weight 64 --recipe weak-key
 try headline co2 moco --method co2
-
+try pieces encoder-within-64 moco --method moco "$within" --cross-weight 64
 once pieces literal moco --method moco --cross batch --cross-weight 1 --uniform batch
-for weight in -0.1 0.1 0.3 1; do
-    once pieces "uniform-$weight" moco --method moco --uniform batch --uniform-weight "$weight"
-done
 once pieces encoder-exchange-64 moco --method moco --cross batch --cross-features encoder --cross-weight 64
 once pieces within-64 moco --method moco --cross batch-within --cross-weight 64
 once pieces exchange-64 moco --method moco --cross batch --cross-weight 64
-for key in 0.04 0.1 0.2; do
-    for weight in 0.5 2 10; do
-        once queue "queue-$key-$weight" moco --method moco "$sharp" "$key" --cross-weight "$weight"
-    done
-done
 once pieces sharp-1 moco --method moco "$sharp" 0.05 --cross-weight 1
-once weak weak-sharp-1 moco-weak --method moco "$sharp" 0.05 --cross-weight 1 --recipe weak-key
-once more moco-symmetric moco-symmetric --method moco --symmetric
-once more xmoco-symmetric moco-symmetric --method xmoco --symmetric
-once more moco-decoupled moco-decoupled --method moco --decoupled
-once more xmoco-decoupled moco-decoupled --method xmoco --decoupled
 
 # Every method with its settings for minutes (--preset demo), as long as each other
+full=$budget
 budget="--preset demo --size 16 --warmup-epochs 1 --epochs 8 --loader resident --health-every 0"
 for method in moco xmoco co2 ressl sce mocov3 simclr nnclr byol simsiam barlow vicreg swav dino supcon; do
     once methods "short-$method" "short-$method" --method "$method"
@@ -67,3 +52,25 @@ done
 for method in simclr nnclr; do
     once more "short-$method-within" "short-$method" --method "$method" "$within"
 done
+
+# What is tried over a range: half as long
+budget=${full/--epochs 16/--epochs 8}
+once queue half-moco half-moco --method moco
+for key in 0.04 0.1 0.2; do
+    for weight in 0.5 2 10; do
+        once queue "queue-$key-$weight" half-moco --method moco "$sharp" "$key" --cross-weight "$weight"
+    done
+done
+for weight in -0.1 0.1 0.3 1; do
+    once uniform "uniform-$weight" half-moco --method moco --uniform batch --uniform-weight "$weight"
+done
+once more half-symmetric half-symmetric --method moco --symmetric
+once more half-symmetric-xmoco half-symmetric --method xmoco --symmetric
+once more half-decoupled half-decoupled --method moco --decoupled
+once more half-decoupled-xmoco half-decoupled --method xmoco --decoupled
+
+# A weak view for the key
+budget=$full
+try weak moco-weak moco-weak --method moco --recipe weak-key
+try weak weak-encoder-within-64 moco-weak --method moco "$within" --cross-weight 64 --recipe weak-key
+once weak weak-sharp-1 moco-weak --method moco "$sharp" 0.05 --cross-weight 1 --recipe weak-key
