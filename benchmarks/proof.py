@@ -26,13 +26,14 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
 
 from benchmarks import record
 from benchmarks.methods import command
+from fasttrain.config import parse_config
+from fasttrain.run.earlier import named_now
 from fasttrain.run.metrics import read_metrics
 from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import UserError
 from fasttrain.system.lock import lock
-from fasttrain.system.options import NotNegative, Options
+from fasttrain.system.options import NotNegative, Options, Positive, Settings
 
-PROTOCOL = "--knn", "--k", "200", "--temperature", "0.1", "--linear"  # kNN as MoCo's CIFAR-10 notebook has it
 LEARNT = "knn_top1", "linear_top1"
 
 
@@ -50,6 +51,8 @@ class ProofCase(Options):
     """Converted data set with labels and a val split."""
     options: str
     """Those of train.py, in one text: --options="--method moco --epochs 8"."""
+    k: Positive[int] = 200
+    """Neighbours of kNN, at temperature 0.1: 200, as MoCo's CIFAR-10 notebook has it."""
     seeds: NotNegative[tuple[int, ...]] = (0, 1, 2)
     """A run for each."""
     runs: str = "runs/proof"
@@ -80,33 +83,46 @@ def measured(case: ProofCase, seed: int) -> dict[str, Any] | None:
     with held:
         if found := _of(case, seed):  # while the lock was waited for
             return found
-        words = shlex.split(case.options)
-        command("train.py", "--data", case.data, *words, "--seed", str(seed), "--run", str(run))
-        evaluated = json.loads(command("evaluate.py", str(run), "--data", case.data, *PROTOCOL).splitlines()[-1])
+        command("train.py", *_words(case, seed), "--run", str(run))
+        protocol = "--knn", "--k", str(case.k), "--temperature", "0.1", "--linear"
+        evaluated = json.loads(command("evaluate.py", str(run), "--data", case.data, *protocol).splitlines()[-1])
         record.append("proof", _told(case, seed, run) | {name: evaluated[name] for name in LEARNT})
     return _of(case, seed)
 
 
+def _words(case: ProofCase, seed: int) -> list[str]:
+    """What is typed behind train.py."""
+    return ["--data", case.data, *shlex.split(case.options), "--seed", str(seed)]
+
+
 def _of(case: ProofCase, seed: int) -> dict[str, Any] | None:
-    """What is kept of a seed. Raises UserError where that was trained with other options."""
+    """What is kept of a seed. Raises UserError where that was trained with other settings."""
     for each in kept():
         if (each["case"], each["seed"]) == (case.case, seed):
-            if shlex.split(each["options"]) != shlex.split(case.options):
+            if changed := differences(case, each):
                 raise UserError(
-                    f"{case.case}: figures of other options are kept ({each['options']}): take another name"
+                    f"{case.case}: figures of other settings are kept ({'; '.join(changed)}): take another name"
                 )
             return each
     return None
 
 
+def differences(case: ProofCase, entry: dict[str, Any]) -> list[str]:
+    """'--name was X, now Y' for each setting with which a case would now be trained otherwise than it was. Options say
+    less: defaults change."""
+    return Settings.of(parse_config(_words(case, entry["seed"]))).differences(named_now(entry["settings"]))
+
+
 def _told(case: ProofCase, seed: int, run: pathlib.Path) -> dict[str, Any]:
     """What a run says of itself."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    free = Settings.of(parse_config(_words(case, seed))).free
     entries = read_metrics(run / "metrics.jsonl")
     rates = [entry["images_per_sec"] for entry in entries if "images_per_sec" in entry]
     return {
         "table": case.table, "case": case.case, "control": case.control, "seed": seed, "options": case.options,
-        "fingerprint": config["data"]["fingerprint"], "steps": entries[-1]["step"],
+        "settings": {name: value for name, value in config["config"].items() if name not in free},
+        "fingerprint": config["data"]["fingerprint"], "steps": entries[-1]["step"], "k": case.k,
         "images_per_sec": round(statistics.median(rates), 1),
         "knn": {entry["step"]: entry["knn_top1"] for entry in entries if "knn_top1" in entry},
     }  # fmt: skip

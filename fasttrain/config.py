@@ -15,6 +15,7 @@ from typing import Any
 
 from fasttrain.engine.options import OPTIMIZERS, MachineOptions, OptimisationOptions, warmup_that_fits
 from fasttrain.input.options import DataOptions
+from fasttrain.losses.options import CROSS_WEIGHTS
 from fasttrain.methods import METHODS, MethodOptions, method_options
 from fasttrain.networks.options import WIDTHS, EncoderOptions, is_outside, is_vision_transformer, may_have_cifar_stem
 from fasttrain.presets import PRESETS
@@ -25,7 +26,7 @@ from fasttrain.system.options import Options, Settings, flag, flat, replaced
 from fasttrain.views.options import AS_DRAWN, ViewOptions, resolution_sides
 
 # on which other defaults depend
-SELECTORS = ("method", "preset", "config", "arch", "optimizer", "recipe", "resolution", "epochs")
+SELECTORS = ("method", "preset", "config", "arch", "optimizer", "recipe", "cross", "resolution", "epochs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _defaults(method: str, preset: str, given: Mapping[str, Any], typed: Mapping
     }
     if twice := sorted(shared & set(flat(config.method))):
         raise UserError(f"--method {method}: {flag(twice[0])} is an option of all methods: give its own another name")
-    values = {**options.paper, **PRESETS[preset], **options.presets.get(preset, {})}
+    values = {**flat(config.method), **options.paper, **PRESETS[preset], **options.presets.get(preset, {})}
     arch = str(typed.get("arch") or given.get("arch") or values.get("arch") or EncoderOptions.arch)
     if is_vision_transformer(arch):  # torchvision's have heads of their own
         values |= {name: v for name, v in options.paper_vit.items() if arch in WIDTHS or not name.startswith("vit_")}
@@ -145,12 +146,14 @@ def _defaults(method: str, preset: str, given: Mapping[str, Any], typed: Mapping
 
 
 def _brought(values: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What another optimizer and another recipe of views than the present ones bring, where they are asked for."""
+    """What another optimizer, recipe of views and consistency than the present ones bring, where they are asked for."""
     brought: dict[str, Any] = {}
     if (name := asked.get("optimizer")) not in (None, values.get("optimizer", OptimisationOptions.optimizer)):
         brought |= {"optimizer": name, **OPTIMIZERS.get(str(name), {})}
     if (name := asked.get("recipe")) not in (None, values.get("recipe", ViewOptions.recipe)):
         brought |= {"recipe": name, **AS_DRAWN}
+    if (name := asked.get("cross")) in CROSS_WEIGHTS and name != values.get("cross"):
+        brought |= {"cross": name, "cross_weight": CROSS_WEIGHTS[name]}
     return brought
 
 

@@ -12,7 +12,11 @@ python=${PYTHON:-python3}
 
 mkdir -p data
 flock data/cifar10.lock "$python" dataprep/convert.py "$source" data/cifar10 --format ffcv
+flock data/demo.lock "$python" dataprep/demo.py data/demo
+flock data/demo.lock "$python" dataprep/convert.py data/demo data/demo-shards --format ffcv --max-side 128 \
+    --val-fraction 0.2 # as for `make demo`
 
+data=data/cifar10 k=200
 # What all share: MoCo's CIFAR-10 notebook, made small for two cores, with MoCo v2's views, of which `weak-key` leaves the
 # query's as it is, and a warm-up, without which so short a run is unstable
 budget="--preset cifar10 --arch small --no-cifar-stem --size 16 --recipe mocov2 --batch-size 256 --head mlp --lr 0.06
@@ -20,8 +24,8 @@ budget="--preset cifar10 --arch small --no-cifar-stem --size 16 --recipe mocov2 
 
 # TABLE CASE CONTROL OPTIONS
 try() { # its options are the budget and these
-    "$python" benchmarks/proof.py --table "$1" --case "$2" --control "$3" --data data/cifar10 --seeds "${seeds[@]}" \
-        --options="$budget ${*:4}"
+    "$python" benchmarks/proof.py --table "$1" --case "$2" --control "$3" --data "$data" --k "$k" \
+        --seeds "${seeds[@]}" --options="$budget ${*:4}"
 }
 
 # The same of the first seed alone
@@ -43,8 +47,16 @@ once pieces within-64 moco --method moco --cross batch-within --cross-weight 64
 once pieces exchange-64 moco --method moco --cross batch --cross-weight 64
 once pieces sharp-1 moco --method moco "$sharp" 0.05 --cross-weight 1
 
+# Another set altogether: the drawn images of `make demo`, with its settings
+full=$budget data=data/demo-shards k=20
+budget="--preset demo --warmup-epochs 2"
+try drawn drawn-moco drawn-moco --method moco
+try drawn drawn-xmoco drawn-moco --method xmoco
+try drawn drawn-encoder-within-64 drawn-moco --method moco "$within" --cross-weight 64
+try drawn drawn-uniform drawn-moco --method moco --uniform batch
+
 # Every method with its settings for minutes (--preset demo), as long as each other
-full=$budget
+data=data/cifar10 k=200
 budget="--preset demo --size 16 --warmup-epochs 1 --epochs 8 --loader resident --health-every 0"
 for method in moco xmoco co2 ressl sce mocov3 simclr nnclr byol simsiam barlow vicreg swav dino supcon; do
     once methods "short-$method" "short-$method" --method "$method"

@@ -17,6 +17,7 @@ from fasttrain.system.cli import parse
 from fasttrain.system.durable import read_json
 from fasttrain.system.errors import UserError
 from fasttrain.system.lock import lock
+from fasttrain.system.options import Settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OPTIONS = "--method moco --preset demo --size 16 --batch-size 24 --epochs 1 --queue-size 48"
@@ -36,7 +37,9 @@ def case_of(tmp_path: pathlib.Path, data: pathlib.Path = pathlib.Path("nowhere")
 def keep(results: pathlib.Path, *entries: dict[str, Any]) -> None:
     plain = {"table": "pieces", "control": "moco", "options": OPTIONS, "knn_top1": 50.0, "linear_top1": 60.0}
     with open(results, "a", encoding="ascii") as file:
-        file.writelines(json.dumps({**plain, **entry}) + "\n" for entry in entries)
+        for entry in ({**plain, **each} for each in entries):
+            words = ["--data", "x", *shlex.split(entry["options"]), "--seed", str(entry["seed"])]
+            file.write(json.dumps({"settings": Settings.of(parse_config(words)).values, **entry}) + "\n")
 
 
 def test_a_seed_is_trained_evaluated_and_kept_and_then_left_out(
@@ -71,8 +74,17 @@ def test_a_seed_that_another_process_is_at_is_left_to_it(
 
 
 def test_figures_of_other_options_are_not_taken_for_a_case(tmp_path: pathlib.Path, results: pathlib.Path) -> None:
-    keep(results, {"case": "moco", "seed": 3, "options": "--method moco --epochs 2"})
-    with pytest.raises(UserError, match="moco: figures of other options are kept"):
+    keep(results, {"case": "moco", "seed": 3, "options": OPTIONS.replace("--epochs 1", "--epochs 2")})
+    with pytest.raises(UserError, match=r"moco: figures of other settings are kept .--epochs was 2, now 1.: take"):
+        proof.benchmark(case_of(tmp_path))
+
+
+def test_figures_are_not_taken_for_a_case_whose_defaults_have_changed(
+    tmp_path: pathlib.Path, results: pathlib.Path
+) -> None:
+    settings = Settings.of(parse_config(["--data", "x", *shlex.split(OPTIONS), "--seed", "3"])).values
+    keep(results, {"case": "moco", "seed": 3, "settings": {**settings, "ema": 0.5}})
+    with pytest.raises(UserError, match=r"moco: figures of other settings are kept .--ema was 0.5, now 0.99.: take"):
         proof.benchmark(case_of(tmp_path))
 
 
@@ -127,7 +139,7 @@ def test_every_case_of_the_recipe_can_be_trained_and_gives_the_figures_that_are_
         assert case.control in by_name
         assert case.seeds in ((0,), (0, 1))
     for each in proof.kept():
-        assert shlex.split(each["options"]) == shlex.split(by_name[each["case"]].options), each["case"]
+        assert proof.differences(by_name[each["case"]], each) == [], each["case"]
 
 
 def test_the_pages_tell_what_was_measured() -> None:

@@ -13,8 +13,10 @@ from fasttrain.config import TrainConfig, load_config, make_config, parse_config
 from fasttrain.engine.options import MachineOptions
 from fasttrain.engine.ranks import Ranks
 from fasttrain.presets import PRESETS
-from fasttrain.run.folder import prepare
+from fasttrain.run.earlier import named_now
+from fasttrain.run.folder import FORMAT, prepare
 from fasttrain.run.options import RunOptions
+from fasttrain.system.durable import write_json
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import Settings, flag, flat
 from fasttrain.views.options import ViewOptions
@@ -171,6 +173,31 @@ def test_another_optimizer_has_nothing_of_what_the_papers_own_is_given() -> None
     assert make_config("barlow", optimizer="lars").optimisation.vector_lr == 0.024  # its own
     typed = make_config("dino", arch="vit_small", optimizer="lars", decay="all").optimisation
     assert (typed.lr, typed.decay) == (0.6, "all")
+
+
+@pytest.mark.parametrize(("cross", "weight"), [("batch", 64), ("batch-within", 64), ("queue", 1), ("queue-both", 1)])
+def test_a_consistency_brings_its_weight(cross: str, weight: float) -> None:
+    """As --help shows and config.json keeps it; what is typed or kept in a file counts more."""
+    for method in ("moco", "xmoco", "co2"):
+        assert make_config(method, cross=cross).method.regularisers.cross_weight == weight  # type: ignore[attr-defined]
+        config = parse_config(["--cross-weight", "3", "--data", "x", "--method", method, f"--cross={cross}"])
+        assert config.method.regularisers.cross_weight == 3  # type: ignore[attr-defined]
+    assert make_config("xmoco").method.regularisers.cross_weight == 64  # type: ignore[attr-defined]
+
+
+def test_a_run_from_when_a_weight_was_not_written_down_has_the_same(tmp_path: pathlib.Path) -> None:
+    for cross, weight in (("batch-within", 64), ("queue", 1)):
+        settings = Settings.of(make_config("moco", data="x", cross=cross))
+        assert settings.values["cross_weight"] == weight
+        saved = {**settings.values, "cross_weight": None}
+        assert settings.differences(named_now(saved)) == []
+        assert settings.differences(named_now({**saved, "cross_weight": 5.0})) == [
+            f"--cross-weight was 5.0, now {float(weight)}"
+        ]
+    old = {"method": "moco", "cross": "batch", "cross_weight": 5.0}
+    write_json(tmp_path / "old.json", {"format": FORMAT, "config": old})
+    kept = parse_config(["--data", "x", "--config", str(tmp_path / "old.json")]).method
+    assert (kept.regularisers.cross, kept.regularisers.cross_weight) == ("batch", 5)  # type: ignore[attr-defined]
 
 
 def test_another_recipe_is_drawn_as_it_is() -> None:

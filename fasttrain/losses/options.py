@@ -7,7 +7,8 @@ from typing import Literal
 
 from fasttrain.system.options import Finite, NotNegative, Options, Positive
 
-CYCLIP_WEIGHT = 64.0  # CyCLIP's (arXiv 2205.14459) 0.25 times the batch, for one of 256 images
+# What --cross brings with it. Over the batch it is CyCLIP's (arXiv 2205.14459) 0.25 times the batch, for one of 256.
+CROSS_WEIGHTS = {"batch": 64.0, "batch-within": 64.0, "queue": 1.0, "queue-both": 1.0}
 
 
 @dataclass(frozen=True)
@@ -20,20 +21,14 @@ class BatchRegularisers(Options):
     cross_features: Literal["projection", "encoder"] = "projection"
     """Whose similarities --cross batch and batch-within keep: those of what the heads give, as the loss has it, or of
     the encoder's output, which is what is used later."""
-    cross_weight: NotNegative[float | None] = None
-    """Weight of that consistency. None: 64 over the batch, 1 over a queue."""
+    cross_weight: NotNegative[float] = 1.0
+    """Weight of that consistency; --cross batch and batch-within bring 64 with them."""
     uniform: Literal["batch", "none"] = "none"
     """Uniform similarity: whether the similarities to the batch's other images should be uniform."""
     uniform_weight: Finite[float] = 0.1
     """Weight of that uniformity; below 0, similarities to negatives are to differ."""
     uniform_temperature: Positive[float] = 0.2
     """Temperature of the distribution that should be uniform."""
-
-    @property
-    def weight_of_cross(self) -> float:
-        if self.cross_weight is not None:
-            return self.cross_weight
-        return CYCLIP_WEIGHT if self.over_batch else 1.0
 
     @property
     def over_batch(self) -> bool:

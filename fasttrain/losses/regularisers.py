@@ -72,7 +72,7 @@ def regularised(
         )
 
     loss = values["contrast"]
-    for name, weight in (("cross", options.weight_of_cross), ("uniform", options.uniform_weight)):
+    for name, weight in (("cross", options.cross_weight), ("uniform", options.uniform_weight)):
         if name in values:
             loss = loss + weight * values[name]
     return loss, {name: value.detach() for name, value in values.items()} | figures
@@ -92,7 +92,7 @@ def with_features(
     loss, terms = made
     rows = ([F.normalize(feature_NF.float(), dim=1) for feature_NF in features] for features in (queries, keys))
     cross = _mean(batch_consistency(q, k, options.within) for q, k in zip(*rows, strict=True))
-    return loss + options.weight_of_cross * cross, terms | {"cross": cross.detach()}
+    return loss + options.cross_weight * cross, terms | {"cross": cross.detach()}
 
 
 def _mean(values: Iterable[Tensor]) -> Tensor:

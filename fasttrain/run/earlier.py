@@ -16,4 +16,6 @@ def named_now(saved: Mapping[str, Any]) -> dict[str, Any]:
         now.setdefault("drop_path", 0.1)
     if "cross" in now:
         now.setdefault("cross_features", "projection")  # which xmoco kept when there was no choice
+    if "cross_weight" in now and now["cross_weight"] is None:  # the reading's own, when that was not written down
+        now["cross_weight"] = 64.0 if str(now.get("cross")).startswith("batch") else 1.0
     return now

@@ -14,8 +14,7 @@ from fasttrain.engine.ranks import Ranks
 from fasttrain.losses import reference
 from fasttrain.losses.batch import batch_consistency
 from fasttrain.losses.options import Regularisers
-from fasttrain.losses.queue import InfoNCE
-from fasttrain.losses.regularisers import regularised, with_features
+from fasttrain.losses.regularisers import with_features
 from fasttrain.methods import options
 from fasttrain.system.options import flat
 
@@ -69,15 +68,6 @@ def test_keys_take_no_gradient_and_what_is_off_changes_nothing() -> None:
     loss.backward()
     assert leaf_k.grad is None
     assert leaf_q.grad is not None
-
-
-@pytest.mark.parametrize(("cross", "weight"), [("batch", 64), ("batch-within", 64), ("queue", 1), ("queue-both", 1)])
-def test_each_reading_has_a_weight_of_its_own(cross: Any, weight: float) -> None:
-    q, keys, queue = (F.normalize(torch.randn(n, 8), dim=1) for n in (6, 6, 20))
-    plain, _ = regularised(InfoNCE(0.1), Regularisers(), q, keys, keys, queue)
-    for given, expected in ((None, weight), (3.0, 3)):
-        loss, terms = regularised(InfoNCE(0.1), Regularisers(cross=cross, cross_weight=given), q, keys, keys, queue)
-        assert torch.allclose(loss - plain, expected * terms["cross"], atol=1e-5)
 
 
 def _share(folder: pathlib.Path, within: bool) -> None:

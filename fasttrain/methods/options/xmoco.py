@@ -12,7 +12,7 @@ from fasttrain.losses.options import Regularisers
 from fasttrain.methods.options.moco import MoCoOptions
 
 # Chosen by what each reading is worth: docs/proof.md
-_READING = Regularisers(cross="batch-within", cross_features="encoder", uniform="batch")
+_READING = Regularisers(cross="batch-within", cross_features="encoder", cross_weight=64.0, uniform="batch")
 
 
 @dataclass(frozen=True)
