@@ -47,16 +47,8 @@ once pieces within-64 moco --method moco --cross batch-within --cross-weight 64
 once pieces exchange-64 moco --method moco --cross batch --cross-weight 64
 once pieces sharp-1 moco --method moco "$sharp" 0.05 --cross-weight 1
 
-# Another set altogether: the drawn images of `make demo`, with its settings
-full=$budget data=data/demo-shards k=20
-budget="--preset demo --warmup-epochs 2"
-try drawn drawn-moco drawn-moco --method moco
-try drawn drawn-xmoco drawn-moco --method xmoco
-try drawn drawn-encoder-within-64 drawn-moco --method moco "$within" --cross-weight 64
-try drawn drawn-uniform drawn-moco --method moco --uniform batch
-
 # Every method with its settings for minutes (--preset demo), as long as each other
-data=data/cifar10 k=200
+full=$budget
 budget="--preset demo --size 16 --warmup-epochs 1 --epochs 8 --loader resident --health-every 0"
 for method in moco xmoco co2 ressl sce mocov3 simclr nnclr byol simsiam barlow vicreg swav dino supcon; do
     once methods "short-$method" "short-$method" --method "$method"
@@ -81,8 +73,13 @@ once more half-symmetric-xmoco half-symmetric --method xmoco --symmetric
 once more half-decoupled half-decoupled --method moco --decoupled
 once more half-decoupled-xmoco half-decoupled --method xmoco --decoupled
 
+# Another set altogether: the drawn images of `make demo`, with its settings
+data=data/demo-shards k=20 budget="--preset demo --warmup-epochs 2"
+try drawn drawn-moco drawn-moco --method moco
+try drawn drawn-xmoco drawn-moco --method xmoco
+
 # A weak view for the key
-budget=$full
+data=data/cifar10 k=200 budget=$full
 try weak moco-weak moco-weak --method moco --recipe weak-key
 try weak weak-encoder-within-64 moco-weak --method moco "$within" --cross-weight 64 --recipe weak-key
 once weak weak-sharp-1 moco-weak --method moco "$sharp" 0.05 --cross-weight 1 --recipe weak-key
