@@ -41,7 +41,7 @@ try headline moco moco --method moco
 try headline xmoco moco --method xmoco
 try headline co2 moco --method co2
 try pieces encoder-within-64 moco --method moco "$within" --cross-weight 64
-once pieces literal moco --method moco --cross batch --cross-weight 1 --uniform batch
+try pieces literal moco --method moco --cross batch --cross-weight 1 --uniform batch
 once pieces encoder-exchange-64 moco --method moco --cross batch --cross-features encoder --cross-weight 64
 once pieces within-64 moco --method moco --cross batch-within --cross-weight 64
 once pieces exchange-64 moco --method moco --cross batch --cross-weight 64

@@ -20,7 +20,7 @@ MOST_TERMS, ROWS = 24, 7
 CAPTIONS = {
     "loss": "What is minimised: the sum of the terms, each by its weight.",
     "std": "Standard deviation of a dimension of the projections, times √width: 1 when spread evenly, 0 is a collapse.",
-    "cross": "XMoCo's first regulariser: similarities between images shall stay when their views are exchanged.",
+    "cross": "XMoCo's first regulariser: similarities between images shall stay under other views of them.",
     "uniform": "XMoCo's second: similarities to negatives shall be alike.",
 }  # of terms whose names do not tell
 CONTRAST = ("contrastive_accuracy", "positive_similarity", "negative_similarity", "queue_filled")
