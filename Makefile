@@ -6,7 +6,7 @@ PY := .venv/bin/python
 GPU_PY := $(if $(wildcard .venv/ready),.venv/bin/python,python3)
 KERNEL_TESTS := tests/kernels tests/losses
 
-.PHONY: demo image test test-all test-gpu test-multinode bench-gpu lint install clean
+.PHONY: demo image test test-all test-gpu test-multinode gpu-day gpu-kit lint install clean
 
 install: .venv/ready
 
@@ -34,15 +34,14 @@ test-gpu:
 	$(GPU_PY) -m pytest $(KERNEL_TESTS)
 	$(GPU_PY) -m pytest -m gpu $(KERNEL_TESTS:%=--ignore=%)
 
-# Figures of one GPU, appended to benchmarks/results/, in at most 10 minutes: make bench-gpu DATA=shards of photographs.
-# One that fails does not keep the others from being measured.
-bench-gpu:
-	status=0; \
-	timeout 270 $(GPU_PY) benchmarks/step.py --data $(DATA) --rounds 3 || status=1; \
-	timeout 90 $(GPU_PY) benchmarks/augment.py --data $(DATA) || status=1; \
-	timeout 130 $(GPU_PY) benchmarks/similarity.py || status=1; \
-	timeout 110 $(GPU_PY) benchmarks/loader.py --data $(DATA) --rounds 3 --no-peers || status=1; \
-	exit $$status
+# All that a GPU is asked, in less than ten minutes, into OUT: is it right, how fast, and the tests that then fit. A machine
+# without network has what it lacks from gpu-kit/, which is made elsewhere: make gpu-kit [PHOTOS=folder] [CIFAR=folder].
+OUT ?= runs/gpu-day
+gpu-day:
+	PYTHONPATH=gpu-kit/site LD_LIBRARY_PATH=gpu-kit/lib $(GPU_PY) benchmarks/gpu_day.py --out $(OUT)
+
+gpu-kit: .venv/ready
+	PYTHON=$(PY) bash recipes/gpu-kit.sh "$(PHOTOS)" "$(CIFAR)"
 
 # Training on two machines, and the death and return of one: two network namespaces. Part of `make test-all`.
 test-multinode: .venv/ready

@@ -54,6 +54,11 @@ Run = Callable[[], object]
 class SimilarityBenchmark(Options):
     """Time the losses over the queue beside eager PyTorch, torch.compile and its attention kernels."""
 
+    rows: Positive[tuple[int, ...]] = ()
+    """Queries, and half the rows of NT-Xent. None: 256, 1,024 and 4,096 on a GPU; 64 and 256 on a CPU, whose memory is
+    then measured, too, with NT-Xent of 256 to 4,096."""
+    keys: NotNegative[int] = 0
+    """Keys in the queue; 0: 65,536 on a GPU, 16,384 on a CPU."""
     rounds: Positive[int] = 7
     """Rounds; each runs every side once. Medians over them count."""
     seconds: NotNegative[float] = 0.1
@@ -409,7 +414,8 @@ def show(times: dict[str, dict[str, list[float]]], base: str) -> dict[str, dict[
 
 def measure(options: SimilarityBenchmark) -> int:
     on_gpu = torch.cuda.is_available()
-    dtype, keys, batches = (torch.bfloat16, 65536, (256, 1024, 4096)) if on_gpu else (torch.float32, 16384, (64, 256))
+    dtype, keys = (torch.bfloat16, 65536) if on_gpu else (torch.float32, 16384)
+    keys, batches = options.keys or keys, options.rows or ((256, 1024, 4096) if on_gpu else (64, 256))
     operations, bandwidth = speeds(on_gpu, dtype)
     figures: dict[str, object] = {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu", "keys": keys, "dtype": str(dtype),
@@ -421,12 +427,12 @@ def measure(options: SimilarityBenchmark) -> int:
             figures |= measure_batch(n, keys, dtype, options, floor)
         except RuntimeError as error:  # of CUDA, or memory is full: the other sizes' figures are still worth having
             print(f"N {n}: left out, {_reason(error)}")
-    for n in (256, 1024, 4096):
+    for n in options.rows or (256, 1024, 4096):
         try:
             figures |= measure_nt_xent(n, dtype, options)
         except RuntimeError as error:
             print(f"NT-Xent, N {n}: left out, {_reason(error)}")
-    if not on_gpu:
+    if not (on_gpu or options.rows):
         figures |= memory_on_cpu()
         for case in ("", "nt_xent_"):
             ratio = figures[f"{case}memory_of_eager_{MEMORY_ROWS}"]

@@ -18,6 +18,7 @@ where the encoder has that stem), beside the passes through the encoder that its
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import statistics
@@ -45,10 +46,13 @@ from fasttrain.system.cli import finish, parse
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import Options, Positive
 
-PEERS = ("moco fp32", "moco amp", "channels-last amp")
+PEERS = {  # and the names of their ratios to ours
+    "moco fp32": "vs_moco_fp32", "moco amp": "vs_moco_amp", "channels-last amp": "vs_channels_last_amp",
+}  # fmt: skip
 CASES = {
     case.name: case
     for case in (
+        Case("tiny", "small", False, 16, 32, 256, "linear", steps=1),  # to try a benchmark
         # 256 images are MoCo's default and ours; the demo takes 128
         Case("small", "small", False, 32, 256, 4096, "linear", steps=3),
         Case("small-128", "small", False, 32, 128, 4096, "linear", steps=6),
@@ -66,12 +70,16 @@ class StepBenchmark(Options):
 
     data: str = ""
     """Converted data set for the steps on loaded images. Empty: only steps on ready-made views."""
-    case: Literal["auto", "small", "small-128", "resnet18", "resnet18-imagenet-stem", "resnet18-gpu", "resnet50"] = (
-        "auto"
-    )
+    case: Literal[
+        "auto", "tiny", "small", "small-128", "resnet18", "resnet18-imagenet-stem", "resnet18-gpu", "resnet50"
+    ] = "auto"
     """auto: small and resnet18 on a CPU, resnet50 on a GPU."""
+    method: Literal["moco", "xmoco", "co2"] = "moco"
+    """Ours; the other sides are MoCo."""
     methods: tuple[str, ...] = ()
     """Time these methods' steps beside their passes through the encoder instead; all: every method."""
+    peers: bool = True
+    """Also run the loops that people run today."""
     rounds: Positive[int] = 5
     """Rounds; each runs every side once. Medians over them count."""
 
@@ -85,13 +93,15 @@ def flops(case: Case) -> float:
     return 4 * counter.get_total_flops() / 2 * case.batch_size
 
 
-def on_ready_made_views(case: Case, rounds: int) -> dict[str, list[Round]]:
-    return _in_turn(("ours", *PEERS), case, None, None, rounds)
+def on_ready_made_views(case: Case, sides: Sequence[str], rounds: int) -> dict[str, list[Round]]:
+    return _in_turn(sides, case, None, None, rounds)
 
 
-def on_loaded_views(case: Case, data: pathlib.Path, folder: pathlib.Path, rounds: int) -> dict[str, list[Round]]:
+def on_loaded_views(
+    case: Case, sides: Sequence[str], data: pathlib.Path, folder: pathlib.Path, rounds: int
+) -> dict[str, list[Round]]:
     found: dict[str, list[Round]] = {}
-    for name in ("ours", *PEERS):
+    for name in sides:
         found |= _in_turn([name], case, data, folder, rounds)
     return found
 
@@ -130,12 +140,11 @@ def show(case: Case, kind: str, found: dict[str, list[Round]], peak: float) -> d
     parts["backward"] = parts.pop("forward and backward") - inside
     parts["rest"] = medians["ours"] - sum(parts.values())
     print("  ours: " + ", ".join(f"{part} {1e3 * seconds:.2f} ms" for part, seconds in parts.items()))
-    keys = ("vs_moco_fp32", "vs_moco_amp", "vs_channels_last_amp")
     return {
         "images_per_sec": case.batch_size / medians["ours"], "share_of_peak": flops(case) / medians["ours"] / peak,
         "ms_by_part": {part: 1e3 * seconds for part, seconds in parts.items()},
         "gib": {name: rounds[-1].memory / 2**30 for name, rounds in found.items()},
-        **{key: medians[name] / medians["ours"] for key, name in zip(keys, PEERS, strict=True)},
+        **{key: medians[name] / medians["ours"] for name, key in PEERS.items() if name in medians},
     }  # fmt: skip
 
 
@@ -168,24 +177,25 @@ def measure(options: StepBenchmark) -> int:
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
     if on_gpu:
         torch.cuda.empty_cache()
+    sides = ("ours", *(PEERS if options.peers else ()))
     kinds: dict[str, dict[str, dict]] = {"synthetic": {}, "loaded": {}}
 
     def keep(case: Case, kind: str, found: dict[str, list[Round]]) -> None:
         shown = kinds[kind][case.name] = show(case, kind, found, peak)
-        record.append("step", {"case": case.name, "views": kind, "device": device, **shown})
+        record.append("step", {"case": case.name, "method": case.method, "views": kind, "device": device, **shown})
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
-        if options.data:
+        if options.data and options.peers:
             extract(pathlib.Path(options.data), folder)
         for name in names:
-            case = CASES[name]
-            keep(case, "synthetic", on_ready_made_views(case, options.rounds))
+            case = dataclasses.replace(CASES[name], method=options.method)
+            keep(case, "synthetic", on_ready_made_views(case, sides, options.rounds))
             if options.data:
-                keep(case, "loaded", on_loaded_views(case, pathlib.Path(options.data), folder, options.rounds))
+                keep(case, "loaded", on_loaded_views(case, sides, pathlib.Path(options.data), folder, options.rounds))
     figures: dict[str, object] = {
         key: min(case[key] for case in kinds["synthetic"].values())
-        for key in ("vs_moco_fp32", "vs_moco_amp", "vs_channels_last_amp", "images_per_sec")
+        for key in (*(PEERS.values() if options.peers else ()), "images_per_sec")
     }
     if options.data:
         figures["loaded_vs_synthetic"] = min(

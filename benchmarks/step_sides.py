@@ -33,6 +33,7 @@ class Case:
     queue_size: int
     head: Literal["mlp", "linear"]
     steps: int  # of a round
+    method: str = "moco"  # of ours: this one, or another with its queue
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def workers() -> int:
 def _serve(pipe: Connection, name: str, case: Case, data: pathlib.Path | None, folder: pathlib.Path | None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts = Parts(device)
-    run = _ours(case, data, device, parts) if name == "ours" else _peer(name, case, folder, device)
+    run = fasttrain_steps(case, data, device, parts) if name == "ours" else _peer(name, case, folder, device)
     with contextlib.suppress(EOFError):
         while True:
             steps = pipe.recv()
@@ -155,7 +156,7 @@ class Parts:
         return totals
 
 
-def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Parts) -> Steps:
+def fasttrain_steps(case: Case, data: pathlib.Path | None, device: torch.device, parts: Parts) -> Steps:
     """The training step of fasttrain/jobs/train.py, its parts wrapped from outside."""
     from benchmarks.repeated import Repeated
     from fasttrain.config import make_config
@@ -169,7 +170,7 @@ def _ours(case: Case, data: pathlib.Path | None, device: torch.device, parts: Pa
     from fasttrain.methods import Sample
 
     config = make_config(
-        "moco", data=str(data), arch=case.arch, cifar_stem=case.cifar_stem, size=case.size, recipe="mocov1",
+        case.method, data=str(data), arch=case.arch, cifar_stem=case.cifar_stem, size=case.size, recipe="mocov1",
         batch_size=case.batch_size, queue_size=case.queue_size, head=case.head,
     )  # fmt: skip
     ranks = Ranks("auto")
