@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The tables and the picture of docs/proof.md, made from benchmarks/results/proof.jsonl.
+"""The tables and the picture of docs/proof.md, made from benchmarks/results/proof.jsonl and equivalence.jsonl.
 
     python benchmarks/proof_tables.py
 
@@ -10,11 +10,13 @@ its control over the seeds that both have, ± that mean's standard error.
 
 from __future__ import annotations
 
+import json
 import math
 import pathlib
 import re
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
     above = pathlib.Path(__file__).resolve().parents
     sys.path[0] = str(next(folder for folder in above if (folder / "fasttrain/__init__.py").exists()))
 
+from benchmarks import record
 from benchmarks.proof import LEARNT, kept
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -30,7 +33,8 @@ PICTURE = ROOT / "docs/proof.svg"
 FIGURE = LEARNT[0]  # that is drawn
 NAMES = {"knn_top1": "kNN", "linear_top1": "linear"}
 NOTHING = "Not measured yet.\n"
-METHODS = "methods"  # the table of all of them
+METHODS, EQUIVALENCE = "methods", "equivalence"  # tables of their own form
+ALIKE = "options", "epochs", "knn_every", "fingerprint"  # in figures of equivalence.py that belong together
 # ResNet-18 at 32 px, 200 epochs, batch 512, the best epoch: lightly's CIFAR-10 benchmark
 PUBLISHED = {
     "moco": "84.7", "simclr": "84.8", "byol": "86.8", "simsiam": "76.4", "swav": "84.2", "barlow": "81.9",
@@ -91,6 +95,22 @@ def methods_table(found: dict[str, Case]) -> str:
     return _markdown(rows) if len(rows) > 2 else NOTHING
 
 
+def equivalence_table() -> str:
+    """A table in Markdown: the curves of fasttrain's runs and of the plain loop's, of the newest comparison's seeds."""
+    file = record.RESULTS / "equivalence.jsonl"
+    lines = [json.loads(line) for line in file.read_text(encoding="ascii").splitlines()] if file.exists() else []
+    if not lines:
+        return NOTHING
+    alike = {each["seed"]: each["knn"] for each in lines if all(each[name] == lines[-1][name] for name in ALIKE)}
+    every, sides = lines[-1]["knn_every"], list(lines[-1]["knn"])
+    rows = [["epoch", "seeds", *sides, "Δ"], ["---"] * 5]
+    curves = [zip(*(knn[side].values() for knn in alike.values()), strict=True) for side in sides]
+    for number, of_sides in enumerate(zip(*curves, strict=True), 1):
+        apart = [ours - theirs for ours, theirs in zip(*of_sides, strict=True)]
+        rows.append([str(number * every), str(len(alike)), *map(spread, of_sides), difference(apart)])
+    return _markdown(rows)
+
+
 def _markdown(rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -103,17 +123,17 @@ def _row(case: Case, control: Case) -> list[str]:
     return cells
 
 
-def spread(values: list[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     """Mean ± standard deviation."""
     mean = f"{statistics.fmean(values):.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def difference(values: list[float]) -> str:
+def difference(values: Sequence[float]) -> str:
     """Mean ± its standard error, with its sign."""
     if not values:
         return "–"
-    mean = f"{statistics.fmean(values):+.1f}".replace("-", "−")
+    mean = f"{round(statistics.fmean(values), 1) + 0.0:+.1f}".replace("-", "−")  # no −0.0
     return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else mean
 
 
@@ -121,7 +141,12 @@ def filled(page: str, found: dict[str, Case]) -> str:
     """A page with its tables as the figures are now."""
 
     def made(place: re.Match[str]) -> str:
-        inside = methods_table(found) if place[2] == METHODS else table(place[2], found)
+        if place[2] == METHODS:
+            inside = methods_table(found)
+        elif place[2] == EQUIVALENCE:
+            inside = equivalence_table()
+        else:
+            inside = table(place[2], found)
         return f"{place[1]}{inside}{place[3]}"
 
     return _PLACE.sub(made, page)

@@ -57,6 +57,11 @@ for method in simclr nnclr; do
     once more "short-$method-within" "short-$method" --method "$method" "$within"
 done
 
+# The same run by a plain fp32 loop
+flock --nonblock --conflict-exit-code 9 data/equivalence.lock "$python" benchmarks/equivalence.py --data "$data" \
+    --seeds "${seeds[@]}" --options="--preset cifar10 --arch small --no-cifar-stem --size 16 --batch-size 256 --lr 0.06
+    --warmup-epochs 1 --head mlp --loader resident" || [ $? = 9 ] # 9: another process is at it
+
 # What is tried over a range: half as long
 budget=${full/--epochs 16/--epochs 8}
 once queue half-moco half-moco --method moco

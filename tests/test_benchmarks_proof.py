@@ -115,8 +115,23 @@ def test_a_table_has_spreads_and_differences_over_the_seeds_that_both_have(resul
     ]
 
 
-def test_a_table_without_figures_says_so() -> None:
-    for name in ("pieces", proof_tables.METHODS):
+def test_curves_beside_a_plain_loops_are_those_of_one_comparison(tmp_path: pathlib.Path, results: pathlib.Path) -> None:
+    plain = {"options": [], "epochs": 4, "knn_every": 2, "fingerprint": "f"}
+    entries = [
+        {**plain, "seed": 0, "knn": {"ours": {"9": 1.0, "18": 1.0}, "theirs": {"9": 1.0, "18": 1.0}}},  # again below
+        {**plain, "seed": 5, "epochs": 6, "knn": {"ours": {}, "theirs": {}}},
+        {**plain, "seed": 1, "knn": {"ours": {"9": 44.0, "18": 50.0}, "theirs": {"9": 43.0, "18": 52.0}}},
+        {**plain, "seed": 0, "knn": {"ours": {"9": 42.0, "18": 52.0}, "theirs": {"9": 43.0, "18": 50.0}}},
+    ]
+    (tmp_path / "equivalence.jsonl").write_text("".join(json.dumps(each) + "\n" for each in entries), "ascii")
+    assert proof_tables.equivalence_table().splitlines()[2:] == [
+        "| 2 | 2 | 43.0 ± 1.4 | 43.0 ± 0.0 | +0.0 ± 1.0 |",
+        "| 4 | 2 | 51.0 ± 1.4 | 51.0 ± 1.4 | +0.0 ± 2.0 |",
+    ]
+
+
+def test_a_table_without_figures_says_so(results: pathlib.Path) -> None:
+    for name in ("pieces", proof_tables.METHODS, proof_tables.EQUIVALENCE):
         page = f"<!-- proof {name} -->\nold\n<!-- end -->"
         assert proof_tables.filled(page, {}) == page.replace("old", "Not measured yet.")
 
