@@ -10,7 +10,8 @@ import platform
 import subprocess
 import time
 
-ELSEWHERE = "BENCHMARK_RESULTS"  # variable of the environment that names another folder
+# variables of the environment: another folder for results, and the commit, where a copy has no history
+ELSEWHERE, COMMIT = "BENCHMARK_RESULTS", "BENCHMARK_COMMIT"
 RESULTS = pathlib.Path(os.environ.get(ELSEWHERE) or pathlib.Path(__file__).with_name("results"))
 _PACKAGES = ("torch", "torchvision", "numpy", "numba", "pillow", "ffcv", "nvidia-dali-cuda130")
 
@@ -26,10 +27,14 @@ def append(name: str, figures: dict) -> None:
 def origin() -> dict:
     """Commit, machine and versions."""
     return {
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": os.environ.get(COMMIT) or _commit(),
         "machine": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "load": round(os.getloadavg()[0], 2)},
         "versions": {"python": platform.python_version(), **_versions()},
     }
+
+
+def _commit() -> str:
+    return _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
 
 
 def _git(*words: str) -> str:

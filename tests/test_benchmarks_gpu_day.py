@@ -63,6 +63,15 @@ def test_when_no_time_is_left_the_rest_is_named(tmp_path: pathlib.Path, monkeypa
     assert time.monotonic() - began < 60
 
 
+def test_tests_may_be_cut_short_but_not_fail(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for last, status in (("PASSED", 0), ("FAILED", 1)):
+        said = f"import time; print('a.py::b PASSED [ 1%]'); print('a.py::c {last} [ 2%]'); time.sleep(600)"
+        plan_of(monkeypatch, Part("tests", 3, [["-c", said]]))
+        assert gpu_day.day(GpuDay(out=str(tmp_path / last))) == status
+        line = json.loads((tmp_path / last / "gpu-day.jsonl").read_text("ascii"))
+        assert line["figures"] == {"passed": 2 - status, "failed": status, "error": 0}
+
+
 def test_parts_together_have_their_time_and_tests_what_is_left() -> None:
     options = GpuDay()
     *parts, tests = gpu_day.plan(options)
@@ -76,7 +85,10 @@ def test_parts_together_have_their_time_and_tests_what_is_left() -> None:
 def test_images_of_a_kit_are_taken_where_it_has_them(tmp_path: pathlib.Path) -> None:
     for folder in ("kit/photos", "kit-cifar"):
         (tmp_path / folder).mkdir(parents=True)
-    commands = {part.name: part.commands[0] for part in gpu_day.plan(GpuDay(kit=str(tmp_path / "kit")))}
+    commands = {
+        part.name: part.commands[0] for part in gpu_day.plan(GpuDay(kit=str(tmp_path / "kit"))) if part.commands
+    }
+    assert "images" not in commands
     for name in ("right", "views", "loaded", "loader"):
         assert str(tmp_path / "kit/photos") in commands[name]
     assert str(tmp_path / "kit-cifar") in commands["cifar"]
