@@ -168,7 +168,7 @@ def draw(found: dict[str, Case], file: pathlib.Path) -> None:
             axes.plot(values, [y] * len(values), "o", color="#7a8ba6", markersize=4, alpha=0.7)
             axes.plot([statistics.fmean(values)], [y], "|", color="#1d4ed8", markersize=14, markeredgewidth=2.5)
         axes.axvline(0, color="#444444", linewidth=1)
-        axes.set_yticks(range(len(shown)), [f"{case.name}  (−{case.control})" for case in shown])
+        axes.set_yticks(range(len(shown)), [f"{case.name} − {case.control}" for case in shown])
         axes.invert_yaxis()
         axes.grid(axis="x", color="#dddddd")
         axes.set_axisbelow(True)

@@ -41,6 +41,7 @@ try headline moco moco --method moco
 try headline xmoco moco --method xmoco
 try headline co2 moco --method co2
 try pieces encoder-within-64 moco --method moco "$within" --cross-weight 64
+try pieces uniform moco --method moco --uniform batch
 try pieces literal moco --method moco --cross batch --cross-weight 1 --uniform batch
 once pieces encoder-exchange-64 moco --method moco --cross batch --cross-features encoder --cross-weight 64
 once pieces within-64 moco --method moco --cross batch-within --cross-weight 64
@@ -71,7 +72,7 @@ for key in 0.04 0.1 0.2; do
     done
 done
 for weight in -0.1 0.1 0.3 1; do
-    once uniform "uniform-$weight" half-moco --method moco --uniform batch --uniform-weight "$weight"
+    once uniform "half-uniform-$weight" half-moco --method moco --uniform batch --uniform-weight "$weight"
 done
 once more half-symmetric half-symmetric --method moco --symmetric
 once more half-symmetric-xmoco half-symmetric --method xmoco --symmetric
