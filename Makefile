@@ -38,7 +38,9 @@ test-gpu:
 # without network has what it lacks from gpu-kit/, which is made elsewhere: make gpu-kit [PHOTOS=folder] [CIFAR=folder].
 OUT ?= runs/gpu-day
 gpu-day:
-	PYTHONPATH=gpu-kit/site LD_LIBRARY_PATH=gpu-kit/lib $(GPU_PY) benchmarks/gpu_day.py --out $(OUT)
+	PYTHONPATH=$(CURDIR)/gpu-kit/site$${PYTHONPATH:+:$$PYTHONPATH} \
+	LD_LIBRARY_PATH=$(CURDIR)/gpu-kit/lib$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH} \
+	$(GPU_PY) benchmarks/gpu_day.py --out $(OUT)
 
 gpu-kit: .venv/ready
 	PYTHON=$(PY) bash recipes/gpu-kit.sh "$(PHOTOS)" "$(CIFAR)"

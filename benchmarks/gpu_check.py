@@ -61,7 +61,6 @@ def there() -> dict[str, object]:
     return found | {
         "device": about.name, "capability": f"{about.major}.{about.minor}", "processors": about.multi_processor_count,
         "gib": round(about.total_memory / 2**30, 1), "l2_mib": about.L2_cache_size / 2**20, "cuda": torch.version.cuda,
-        "driver": getattr(torch.cuda, "driver_version", lambda: None)(),
     }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ from fasttrain.system.options import Options, Positive
 LINES, WARM_UP = 25, 5
 LONGEST_NAME = 70
 ON_GPU = "kernel", "gpu_memcpy", "gpu_memset"
-WAITS = "Synchronize"  # in the name of a call of CUDA's that keeps the host waiting
+WAITS, LAUNCH = "Synchronize", "Launch"  # in names of CUDA's calls: the host waits for the device, and starts a kernel
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,10 @@ def of_trace(events: Iterable[dict[str, Any]], steps: int) -> Profile:
         until = max(until, end)
     if until is None:
         return Profile(0.0, 0.0, 0.0, 0.0, [])
-    waits = sum(event["dur"] for event in found if event.get("cat") == "cuda_runtime" and WAITS in event["name"])
+    host = [event for event in found if event.get("cat") in ("cuda_runtime", "cuda_driver")]
+    # after the last launch it is the profiler that waits
+    last = max((event["ts"] for event in host if LAUNCH in event["name"]), default=0.0)
+    waits = sum(event["dur"] for event in host if WAITS in event["name"] and event["ts"] < last)
     lines = [Line(name, ms / 1e3 / steps, calls[name] / steps) for name, ms in took.most_common()]
     return Profile((until - first) / 1e3 / steps, busy / (until - first), gaps / steps, waits / 1e3 / steps, lines)
 

@@ -34,7 +34,7 @@ FIGURE = LEARNT[0]  # that is drawn
 NAMES = {"knn_top1": "kNN", "linear_top1": "linear"}
 NOTHING = "Not measured yet.\n"
 METHODS, EQUIVALENCE = "methods", "equivalence"  # tables of their own form
-ALIKE = "options", "epochs", "knn_every", "fingerprint"  # in figures of equivalence.py that belong together
+ALIKE = "options", "epochs", "knn_every", "fingerprint", "device"  # in figures of equivalence.py that belong together
 # ResNet-18 at 32 px, 200 epochs, batch 512, the best epoch: lightly's CIFAR-10 benchmark
 PUBLISHED = {
     "moco": "84.7", "simclr": "84.8", "byol": "86.8", "simsiam": "76.4", "swav": "84.2", "barlow": "81.9",
@@ -85,13 +85,12 @@ def table(name: str, found: dict[str, Case]) -> str:
 
 def methods_table(found: dict[str, Case]) -> str:
     """A table in Markdown: every method at one budget, beside what others reached in 200 epochs."""
-    rows = [["method", "seeds", *NAMES.values(), "images/s", "published kNN"], ["---"] * 6]
+    rows = [["method", "seeds", *NAMES.values(), "published kNN"], ["---"] * 5]
     for case in found.values():
         if case.table == METHODS:
             method = case.name.removeprefix("short-")
-            rate = f"{statistics.median(case.values('images_per_sec')):,.0f}"
             figures = [spread(case.values(figure)) for figure in NAMES]
-            rows.append([f"`{method}`", str(len(case.by_seed)), *figures, rate, PUBLISHED.get(method, "–")])
+            rows.append([f"`{method}`", str(len(case.by_seed)), *figures, PUBLISHED.get(method, "–")])
     return _markdown(rows) if len(rows) > 2 else NOTHING
 
 

@@ -174,7 +174,10 @@ def _kept(saved: Mapping[str, Any], method: str, preset: str) -> dict[str, Any]:
     if before == (method, preset):
         return dict(saved)
     usual = Settings.of(_defaults(*before, {}, {"arch": saved.get("arch")})).values
-    return {name: value for name, value in saved.items() if name not in usual or usual[name] != value}
+    kept = {name: value for name, value in saved.items() if name not in usual or usual[name] != value}
+    if "cross" in kept and "cross_weight" in saved:  # else this consistency would bring a weight of its own
+        kept["cross_weight"] = saved["cross_weight"]
+    return kept
 
 
 def _about(config: TrainConfig) -> str:

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} kit=gpu-kit most=60 # MiB
 
 mkdir -p "$kit/lib"
-"$python" -m pip install --quiet --no-compile --upgrade --only-binary=:all: --no-deps --target "$kit/site" \
+"$python" -m pip install --quiet --no-compile --upgrade --only-binary=:all: --no-deps -c constraints.txt --target "$kit/site" \
     --python-version "${PYTHON_THERE:-3.12}" --implementation cp \
     tyro docstring-parser typeguard typing-extensions rich markdown-it-py mdurl pygments \
     pytest pytest-timeout iniconfig pluggy packaging

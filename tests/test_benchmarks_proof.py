@@ -35,7 +35,7 @@ def case_of(tmp_path: pathlib.Path, data: pathlib.Path = pathlib.Path("nowhere")
 
 
 def keep(results: pathlib.Path, *entries: dict[str, Any]) -> None:
-    plain = {"table": "pieces", "control": "moco", "options": OPTIONS, "knn_top1": 50.0, "linear_top1": 60.0}
+    plain = {"table": "pieces", "control": "moco", "options": OPTIONS, "k": 200, "knn_top1": 50.0, "linear_top1": 60.0}
     with open(results, "a", encoding="ascii") as file:
         for entry in ({**plain, **each} for each in entries):
             words = ["--data", "x", *shlex.split(entry["options"]), "--seed", str(entry["seed"])]
@@ -83,6 +83,9 @@ def test_figures_are_not_taken_for_a_case_whose_defaults_have_changed(
     tmp_path: pathlib.Path, results: pathlib.Path
 ) -> None:
     settings = Settings.of(parse_config(["--data", "x", *shlex.split(OPTIONS), "--seed", "3"])).values
+    keep(results, {"case": "moco", "seed": 4})
+    with pytest.raises(UserError, match=r"moco: figures of other settings are kept .--k was 200, now 20.: take"):
+        proof.benchmark(case_of(tmp_path, seeds=(4,), k=20))
     keep(results, {"case": "moco", "seed": 3, "settings": {**settings, "ema": 0.5}})
     with pytest.raises(UserError, match=r"moco: figures of other settings are kept .--ema was 0.5, now 0.99.: take"):
         proof.benchmark(case_of(tmp_path))
@@ -116,7 +119,7 @@ def test_a_table_has_spreads_and_differences_over_the_seeds_that_both_have(resul
 
 
 def test_curves_beside_a_plain_loops_are_those_of_one_comparison(tmp_path: pathlib.Path, results: pathlib.Path) -> None:
-    plain = {"options": [], "epochs": 4, "knn_every": 2, "fingerprint": "f"}
+    plain = {"options": [], "epochs": 4, "knn_every": 2, "fingerprint": "f", "device": "cpu"}
     entries = [
         {**plain, "seed": 0, "knn": {"ours": {"9": 1.0, "18": 1.0}, "theirs": {"9": 1.0, "18": 1.0}}},  # again below
         {**plain, "seed": 5, "epochs": 6, "knn": {"ours": {}, "theirs": {}}},

@@ -198,6 +198,28 @@ def test_a_run_from_when_a_weight_was_not_written_down_has_the_same(tmp_path: pa
     write_json(tmp_path / "old.json", {"format": FORMAT, "config": old})
     kept = parse_config(["--data", "x", "--config", str(tmp_path / "old.json")]).method
     assert (kept.regularisers.cross, kept.regularisers.cross_weight) == ("batch", 5)  # type: ignore[attr-defined]
+    for weight in (1.0, None):
+        without = Settings.of(make_config("xmoco", data="x", cross="none"))
+        assert without.differences(named_now({**without.values, "cross_weight": weight})) == []
+
+
+@pytest.mark.parametrize("words", [["--preset", "cifar10"], ["--method", "co2"]])
+def test_a_consistency_of_a_file_keeps_its_weight(tmp_path: pathlib.Path, words: list[str]) -> None:
+    """Also where that is what the method has without one."""
+    saved = Settings.of(make_config("moco", "demo", data="x", cross="batch", cross_weight=1.0)).values
+    write_json(tmp_path / "old.json", {"format": FORMAT, "config": saved})
+    kept = parse_config(["--data", "x", "--config", str(tmp_path / "old.json"), *words]).method
+    assert (kept.regularisers.cross, kept.regularisers.cross_weight) == ("batch", 1)  # type: ignore[attr-defined]
+
+
+def test_a_consistency_of_a_file_gives_way_to_one_that_is_typed(tmp_path: pathlib.Path) -> None:
+    """Even where the method typed could not have had it."""
+    saved = Settings.of(make_config("moco", data="x", cross="queue")).values
+    write_json(tmp_path / "old.json", {"format": FORMAT, "config": saved})
+    words = ["--data", "x", "--config", str(tmp_path / "old.json"), "--method", "simclr", "--cross"]
+    for cross, weight in (("none", 1), ("batch", 64)):
+        kept = parse_config([*words, cross]).method
+        assert (kept.regularisers.cross, kept.regularisers.cross_weight) == (cross, weight)  # type: ignore[attr-defined]
 
 
 def test_another_recipe_is_drawn_as_it_is() -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 from fasttrain.system.options import Finite, NotNegative, Options, Positive
 
 # What --cross brings with it. Over the batch it is CyCLIP's (arXiv 2205.14459) 0.25 times the batch, for one of 256.
-CROSS_WEIGHTS = {"batch": 64.0, "batch-within": 64.0, "queue": 1.0, "queue-both": 1.0}
+CROSS_WEIGHTS = {"batch": 64.0, "batch-within": 64.0, "queue": 1.0, "queue-both": 1.0, "none": 1.0}
 
 
 @dataclass(frozen=True)
