@@ -85,12 +85,14 @@ def table(name: str, found: dict[str, Case]) -> str:
 
 def methods_table(found: dict[str, Case]) -> str:
     """A table in Markdown: every method at one budget, beside what others reached in 200 epochs."""
-    rows = [["method", "seeds", *NAMES.values(), "published kNN"], ["---"] * 5]
+    rows = [["method", "seeds", "budget", *NAMES.values(), "published kNN, 200 epochs"], ["---"] * 6]
     for case in found.values():
         if case.table == METHODS:
             method = case.name.removeprefix("short-")
             figures = [spread(case.values(figure)) for figure in NAMES]
-            rows.append([f"`{method}`", str(len(case.by_seed)), *figures, PUBLISHED.get(method, "–")])
+            settings = next(iter(case.by_seed.values()))["settings"]
+            budget = f"{settings['epochs']} epochs, `{settings['arch']}`, {settings['size']} px"
+            rows.append([f"`{method}`", str(len(case.by_seed)), budget, *figures, PUBLISHED.get(method, "–")])
     return _markdown(rows) if len(rows) > 2 else NOTHING
 
 
