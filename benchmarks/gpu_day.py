@@ -117,7 +117,7 @@ def plan(options: GpuDay) -> list[Part]:
         Part("images", 40, making),
         Part("right", 60, [["benchmarks/gpu_check.py", "--data", photos,
             *either("--rows 32 --keys 512 --images 4 --size 32", "")]]),
-        Part("kernels", 70, [tests(options, 70, "gpu and not slow", *KERNELS)]),
+        Part("kernels", 70, [tests(options, "gpu and not slow", *KERNELS)]),
         Part("compiled", 50, [train("compiled", "--data", small, "--preset", "demo",
             *either(tiny, "--compile on --max-steps 40"))]),
         Part("step", 190, [["benchmarks/step.py", "--method", "xmoco",
@@ -133,16 +133,23 @@ def plan(options: GpuDay) -> list[Part]:
         Part("profile", 60, [["benchmarks/gpu_profile.py", *either("--case tiny --steps 1", "")]]),
         Part("loader", 60, [["benchmarks/loader.py", "--data", photos, "--no-peers",
             *either("--rounds 1 --size 32", "--rounds 3")]]),
-        Part("tests", 550, [tests(options, 550, "gpu", "tests", *(f"--ignore={folder}" for folder in KERNELS))]),
+        Part("tests", options.seconds, [tests(options, "gpu", "tests", *(f"--ignore={folder}" for folder in KERNELS))]),
     ]  # fmt: skip
 
 
-def tests(options: GpuDay, seconds: float, marks: str, *paths: str) -> list[str]:
-    """Tests that end by themselves shortly before their time is over, so that they say what failed."""
+def tests(options: GpuDay, marks: str, *paths: str) -> list[str]:
     words = ["-m", "pytest", "-vv", "-p", "pytest_timeout", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     if options.dry:
         return [*words, "--collect-only", "-m", marks, *KERNELS]
-    return [*words, f"--session-timeout={max(1.0, seconds - PYTEST_ENDS):g}", "--tb=short", "-m", marks, *paths]
+    return [*words, "--tb=short", "-m", marks, *paths]
+
+
+def surroundings(seconds: float, out: pathlib.Path) -> dict[str, str]:
+    """The environment of a command. Tests end by themselves shortly before their time is over, and say what failed."""
+    found = {**os.environ, record.ELSEWHERE: str(out), **WITHOUT_PLUGINS}
+    if math.isfinite(seconds):
+        found["PYTEST_ADDOPTS"] = f"--session-timeout={max(1.0, seconds - PYTEST_ENDS):g}"
+    return found
 
 
 def ran(part: Part, seconds: float, out: pathlib.Path) -> tuple[Ended, list[str]]:
@@ -158,7 +165,7 @@ def ran(part: Part, seconds: float, out: pathlib.Path) -> tuple[Ended, list[str]
             # in a session of its own, so that its processes end with it
             process = subprocess.Popen(
                 [sys.executable, "-u", *command], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,
-                start_new_session=True, env={**os.environ, record.ELSEWHERE: str(out), **WITHOUT_PLUGINS},
+                start_new_session=True, env=surroundings(left, out),
             )  # fmt: skip
             try:
                 status = FAILED if process.wait(None if math.isinf(left) else max(left, 0)) else DONE

@@ -1,7 +1,7 @@
 """What a training run is: every group of options, their defaults, and how a command line or a file becomes them.
 
 Defaults: the method's paper ← the preset ← the paper's for vision transformers, where --arch is one ← a --config file ←
-another optimizer or recipe of views, where one is typed ← what is typed.
+another optimizer, recipe of views or consistency, where one is typed ← what is typed.
 """
 
 from __future__ import annotations

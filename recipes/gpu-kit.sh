@@ -13,7 +13,7 @@ mkdir -p "$kit/lib"
     tyro docstring-parser typeguard typing-extensions rich markdown-it-py mdurl pygments \
     pytest pytest-timeout iniconfig pluggy packaging
 
-library=$("$python" -c "import ctypes.util as u, ctypes, re
+library=$("$python" -c "import ctypes.util as u, ctypes
 ctypes.CDLL(u.find_library('turbojpeg'))
 print(next(line.split()[-1] for line in open('/proc/self/maps') if 'libturbojpeg' in line))")
 cp -L "$library" "$kit/lib/libturbojpeg.so.0"

@@ -76,7 +76,7 @@ def test_tests_may_be_cut_short_but_not_fail(tmp_path: pathlib.Path, monkeypatch
         folder.mkdir()
         text = f"import time\ndef test_a(): pass\ndef test_b(): {ends}\ndef test_c(): time.sleep(600)\n"
         (folder / "test_of_part.py").write_text(text, "ascii")
-        words = gpu_day.tests(GpuDay(), 25, "not gpu", "-c", str(ROOT / "pyproject.toml"), str(folder))
+        words = gpu_day.tests(GpuDay(), "not gpu", "-c", str(ROOT / "pyproject.toml"), str(folder))
         plan_of(monkeypatch, Part("tests", 25, [words]))
         assert gpu_day.day(GpuDay(out=str(folder / "out"))) == status
         line = json.loads((folder / "out/gpu-day.jsonl").read_text("ascii"))
@@ -86,7 +86,7 @@ def test_tests_may_be_cut_short_but_not_fail(tmp_path: pathlib.Path, monkeypatch
 def test_files_of_tests_that_cannot_be_read_are_wrong(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, text in (("test_of_part", "def test_a(): pass"), ("test_other_part", "import not_installed_anywhere")):
         (tmp_path / f"{name}.py").write_text(text, "ascii")
-    words = gpu_day.tests(GpuDay(), 60, "not gpu", "-c", str(ROOT / "pyproject.toml"), str(tmp_path))
+    words = gpu_day.tests(GpuDay(), "not gpu", "-c", str(ROOT / "pyproject.toml"), str(tmp_path))
     plan_of(monkeypatch, Part("tests", 60, [words]))
     assert gpu_day.day(GpuDay(out=str(tmp_path / "out"))) == 1
     line = json.loads((tmp_path / "out/gpu-day.jsonl").read_text("ascii"))
