@@ -5,9 +5,10 @@
         --options="--method moco --uniform batch"
 
 A seed whose figures are kept already is left out, and one that was interrupted goes on, so the same command may be
-given again, or by several processes at once: each takes the seeds that no other is at. Appends a line for each seed to
-benchmarks/results/proof.jsonl, of which benchmarks/proof_tables.py makes tables and curves. recipes/proof.sh has all
-cases; the last line of the output is JSON.
+given again, or by several processes at once: each takes the seeds that no other is at. Figures of other settings or of
+other images are not taken for a case's: it is refused. Appends a line for each seed to benchmarks/results/proof.jsonl,
+of which benchmarks/proof_tables.py makes tables and curves; to measure all anew, set BENCHMARK_RESULTS to another
+folder. recipes/proof.sh has all cases; the last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if __package__ in (None, ""):  # run as a script, of a checkout or of an install
 
 from benchmarks import record
 from benchmarks.methods import command
+from fasttrain import open_dataset
 from fasttrain.config import parse_config
 from fasttrain.run.earlier import named_now
 from fasttrain.run.metrics import read_metrics
@@ -96,12 +98,17 @@ def _words(case: ProofCase, seed: int) -> list[str]:
 
 
 def _of(case: ProofCase, seed: int) -> dict[str, Any] | None:
-    """What is kept of a seed. Raises UserError where that was trained with other settings."""
+    """What is kept of a seed. Raises UserError where that was trained with other settings or images."""
     for each in kept():
         if (each["case"], each["seed"]) == (case.case, seed):
             if changed := differences(case, each):
                 raise UserError(
                     f"{case.case}: figures of other settings are kept ({'; '.join(changed)}): take another name"
+                )
+            if each["fingerprint"] != open_dataset(case.data, "train").fingerprint:
+                raise UserError(
+                    f"{case.case}: figures of other images than {case.data} are kept: "
+                    f"set {record.ELSEWHERE} to a folder for yours"
                 )
             return each
     return None

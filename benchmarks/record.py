@@ -18,7 +18,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "numba", "pillow", "ffcv", "nvidia
 
 def append(name: str, figures: dict) -> None:
     """Append one JSON line to results/NAME.jsonl."""
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **origin(), **figures}
     with open(RESULTS / f"{name}.jsonl", "a", encoding="ascii") as file:
         file.write(json.dumps(entry) + "\n")

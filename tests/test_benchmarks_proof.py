@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import proof, proof_tables, record
 from benchmarks.proof import ProofCase
+from fasttrain import open_dataset
 from fasttrain.config import parse_config
 from fasttrain.system.cli import parse
 from fasttrain.system.durable import read_json
@@ -62,12 +63,12 @@ def test_a_seed_is_trained_evaluated_and_kept_and_then_left_out(
 
 
 def test_a_seed_that_another_process_is_at_is_left_to_it(
-    tmp_path: pathlib.Path, results: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    shards: pathlib.Path, tmp_path: pathlib.Path, results: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keep(results, {"case": "moco", "seed": 4})
+    keep(results, {"case": "moco", "seed": 4, "fingerprint": open_dataset(shards, "train").fingerprint})
     (tmp_path / "runs").mkdir()
     with lock(tmp_path / "runs/moco-3.lock", "taken"):
-        assert proof.benchmark(case_of(tmp_path, seeds=(3, 4))) == 0
+        assert proof.benchmark(case_of(tmp_path, shards, seeds=(3, 4))) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["seeds"] == [4]
     assert "moco-3 is another process's" in said.err
@@ -89,6 +90,14 @@ def test_figures_are_not_taken_for_a_case_whose_defaults_have_changed(
     keep(results, {"case": "moco", "seed": 3, "settings": {**settings, "ema": 0.5}})
     with pytest.raises(UserError, match=r"moco: figures of other settings are kept .--ema was 0.5, now 0.99.: take"):
         proof.benchmark(case_of(tmp_path))
+
+
+def test_figures_of_other_images_are_not_taken_for_a_case(
+    shards: pathlib.Path, tmp_path: pathlib.Path, results: pathlib.Path
+) -> None:
+    keep(results, {"case": "moco", "seed": 3, "fingerprint": "of others"})
+    with pytest.raises(UserError, match=r"moco: figures of other images than .* are kept: set BENCHMARK_RESULTS to a"):
+        proof.benchmark(case_of(tmp_path, shards))
 
 
 def test_a_table_has_spreads_and_differences_over_the_seeds_that_both_have(results: pathlib.Path) -> None:
