@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 from fasttrain.config import TrainConfig
-from fasttrain.engine.networks import AUTOCAST
 from fasttrain.methods import Method
 from fasttrain.views.spec import sides
 
@@ -106,8 +105,8 @@ def view_sides(config: TrainConfig) -> tuple[int, ...]:
 
 
 def _image(config: TrainConfig) -> int:
-    """Bytes of a view, which is in the step's precision."""
-    wide = config.optimisation.precision not in AUTOCAST
+    """Bytes of a view, which is in the step's precision: of two bytes on any GPU, unless it is to be fp32."""
+    wide = config.optimisation.precision == "fp32"
     return 3 * view_sides(config)[0] ** 2 * (4 if wide else 2)
 
 

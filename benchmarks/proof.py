@@ -116,9 +116,11 @@ def _of(case: ProofCase, seed: int) -> dict[str, Any] | None:
 
 def differences(case: ProofCase, entry: dict[str, Any]) -> list[str]:
     """'--name was X, now Y' for each setting with which a case would now be trained or evaluated otherwise than it was.
-    Options say less: defaults change."""
-    changed = Settings.of(parse_config(_words(case, entry["seed"]))).differences(named_now(entry["settings"]))
-    return changed + [f"--k was {entry['k']}, now {case.k}"] * (entry["k"] != case.k)
+    Options say less: defaults change. What --precision auto was counts as auto."""
+    now, then = Settings.of(parse_config(_words(case, entry["seed"]))), named_now(entry["settings"])
+    if now.values["precision"] == "auto":
+        then["precision"] = "auto"
+    return now.differences(then) + [f"--k was {entry['k']}, now {case.k}"] * (entry["k"] != case.k)
 
 
 def _told(case: ProofCase, seed: int, run: pathlib.Path) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def measure(names: list[str], case: Any, rounds: int) -> Iterator[tuple[str, Cos
 def _measure(name: str, case: Any, rounds: int) -> Cost:  # noqa: ANN401 as above
     """In every round first the passes, then a step, so that what slows the machine down slows both."""
     from fasttrain.config import make_config
-    from fasttrain.engine.networks import AUTOCAST, make_networks
+    from fasttrain.engine.networks import make_networks
     from fasttrain.engine.optim import Schedule
     from fasttrain.engine.ranks import Ranks
     from fasttrain.engine.step import TrainStep
@@ -58,10 +58,10 @@ def _measure(name: str, case: Any, rounds: int) -> Cost:  # noqa: ANN401 as abov
     from fasttrain.views.spec import sides
 
     ranks = Ranks("auto")
-    device, dtype = ranks.device, AUTOCAST["bf16"]
+    device, dtype = ranks.device, torch.bfloat16
     config = make_config(
         name, "cifar10" if case.cifar_stem else "imagenet", arch=case.arch, cifar_stem=case.cifar_stem, size=case.size,
-        batch_size=case.batch_size, epochs=100, warmup_epochs=1.0,
+        batch_size=case.batch_size, epochs=100, warmup_epochs=1.0, precision="bf16",
     )  # fmt: skip
     method = make_networks(
         config.method, config.encoder, config.views, config.optimisation, config.machine, device, config.run.seed

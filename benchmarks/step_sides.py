@@ -160,7 +160,7 @@ def fasttrain_steps(case: Case, data: pathlib.Path | None, device: torch.device,
     """The training step of fasttrain/jobs/train.py, its parts wrapped from outside."""
     from benchmarks.repeated import Repeated
     from fasttrain.config import make_config
-    from fasttrain.engine.networks import AUTOCAST, make_networks
+    from fasttrain.engine.networks import make_networks
     from fasttrain.engine.optim import Schedule
     from fasttrain.engine.ranks import Ranks
     from fasttrain.engine.step import TrainStep
@@ -172,6 +172,7 @@ def fasttrain_steps(case: Case, data: pathlib.Path | None, device: torch.device,
     config = make_config(
         case.method, data=str(data), arch=case.arch, cifar_stem=case.cifar_stem, size=case.size, recipe="mocov1",
         batch_size=case.batch_size, queue_size=case.queue_size, head=case.head,
+        precision="bf16",
     )  # fmt: skip
     ranks = Ranks("auto")
     method: Any = make_networks(
@@ -186,7 +187,7 @@ def fasttrain_steps(case: Case, data: pathlib.Path | None, device: torch.device,
     trainer = TrainStep(method, config.optimisation, device)
     trainer.forward_backward = parts.wrap("forward and backward", trainer.forward_backward)  # type: ignore[method-assign]
     trainer.optimizer.step = parts.wrap("optimizer", trainer.optimizer.step)  # type: ignore[method-assign]
-    dtype, count, rates = AUTOCAST["bf16"], 0, Schedule(config.optimisation, 1)(0)
+    dtype, count, rates = torch.bfloat16, 0, Schedule(config.optimisation, 1)(0)
     recipe = config.views.recipe_for(config.method.views)
 
     if data is None:

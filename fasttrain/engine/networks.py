@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fasttrain.engine.options import MachineOptions, OptimisationOptions
+from fasttrain.engine.precision import DTYPES
 from fasttrain.methods import Method, MethodOptions
 from fasttrain.networks.batch_norm import convert_batch_norm, is_synchronised
 from fasttrain.networks.convolution import convert_convolutions
@@ -19,8 +20,6 @@ from fasttrain.networks.recompute import checkpoint_activations
 from fasttrain.system.errors import UserError
 from fasttrain.views.options import ViewOptions
 from fasttrain.views.spec import Recipe, sides
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of --precision
 
 
 def make_method(method: MethodOptions, encoder: EncoderOptions, size: int, seed: int) -> Method:
@@ -107,10 +106,10 @@ def laid_out(method: Method, device: torch.device, precision: str) -> Method:
     Convolution weights lie channels-last, as views do. A GPU multiplies with the queue in the step's precision, so the
     queue is kept in it there: half the memory to read. A CPU in bf16 takes small convolutions as products of matrices.
     """
-    if device.type == "cuda" and precision != "fp32":
+    if device.type == "cuda":
         for module in method.modules():
             if isinstance(module, Queue):
-                module.keys_KD = module.keys_KD.to(AUTOCAST[precision])
+                module.keys_KD = module.keys_KD.to(DTYPES[precision])
     if device.type == "cpu" and precision == "bf16":
         convert_convolutions(method.encoder)
     return method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

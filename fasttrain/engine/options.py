@@ -60,8 +60,9 @@ class OptimisationOptions(Options):
     """Epochs of linear learning-rate warm-up."""
     clip_norm: NotNegative[float] = 0.0
     """Gradients of a larger norm are scaled down to this. 0: never."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """bf16, fp16: autocast, weights and losses stay in fp32; fp16 scales the loss so that small gradients survive."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """bf16, fp16: autocast, weights and losses stay in fp32; fp16 scales the loss so that small gradients survive.
+    auto: bf16 where the machine multiplies in it, else fp16 on a GPU and fp32 on a CPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

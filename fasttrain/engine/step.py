@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fasttrain.engine.networks import AUTOCAST
 from fasttrain.engine.optim import Rates, make_optimizer, set_rates, take_step
 from fasttrain.engine.options import OptimisationOptions
+from fasttrain.engine.precision import DTYPES
 from fasttrain.engine.ranks import data_parallel
 from fasttrain.engine.skips import Skips
 from fasttrain.methods import Method, Output, Progress, Sample
@@ -33,7 +33,7 @@ class TrainStep:
         self.skips_3 = torch.tensor(Skips(), device=device)  # never read by the host here
         self._method, self._model = method, data_parallel(method, static_graph=options.accumulate == 1)
         self._scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
-        self._autocast = device.type, AUTOCAST.get(options.precision)
+        self._autocast = device.type, DTYPES[options.precision]
         self._accumulate, self._clip_norm, self._cuda_graph = options.accumulate, options.clip_norm, cuda_graph
         self._statistics = RunningStatistics(method)
         self.features_NF: Tensor | None = None  # of the last step's images, see Output
@@ -65,7 +65,7 @@ class TrainStep:
         wait = isinstance(self._model, DistributedDataParallel) and not last
         kind, dtype = self._autocast
         with self._model.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
-            with torch.autocast(kind, dtype, enabled=dtype is not None):
+            with torch.autocast(kind, dtype, enabled=dtype != torch.float32):
                 output: Output = self._model(sample)
             self._scaler.scale(output.loss / self._accumulate).backward()
         return output

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasttrain.engine.networks import AUTOCAST
+from fasttrain.engine.precision import DTYPES
 from fasttrain.engine.ranks import Ranks, data_parallel
 from fasttrain.engine.views import make_views, on_device
 from fasttrain.evaluation.accuracy import RANKED
@@ -88,7 +88,7 @@ class Training:
         self._classifier, self._recipe, self._store, self._seed = classifier, recipe, train, seed
         self._order, self._preparation, self._unfinished, self._ranks = order, preparation, unfinished, ranks
         self._optimizer = make_optimizer(classifier, recipe)
-        self._dtype = AUTOCAST.get(precision(recipe, ranks.device.type))
+        self._dtype = DTYPES[precision(recipe, ranks.device.type)]
         self._views: Views | None = None  # one buffer for all steps
         self._step = self._resumed()
         self._model = data_parallel(classifier, static_graph=True)
@@ -125,14 +125,14 @@ class Training:
         check_labels(self._store, batch.index_B, batch.label_B)
         self._views = make_views(
             batch, CROP_AND_FLIP, preparation.size, self._seed, epoch, preparation.mean, preparation.std,
-            self._dtype or torch.float32, out=self._views,
+            self._dtype, out=self._views,
         )  # fmt: skip
         label_B = on_device(batch.label_B, self._ranks.device)
         assert label_B is not None
         set_rates(self._optimizer, self._recipe.factor(self._step / self._order.steps_per_epoch))
         drawn = (self._seed * 1_000_003 + self._step) * 65_537 + self._ranks.rank
         torch.manual_seed(drawn % 2**63)  # of dropped paths: there is no random state to save
-        with torch.autocast(kind, self._dtype, enabled=self._dtype is not None):
+        with torch.autocast(kind, self._dtype, enabled=self._dtype != torch.float32):
             logits_BC = self._model(self._views[0][0])
             loss = F.cross_entropy(logits_BC, label_B)
         loss.backward()

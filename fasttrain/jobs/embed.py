@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasttrain.engine.precision import slow
 from fasttrain.engine.ranks import Ranks
 from fasttrain.evaluation.features import central_views, full_precision
 from fasttrain.formats.embedding import Row, check_out, finished, write
@@ -64,6 +65,8 @@ def embed(options: EmbedConfig) -> int:
     if about:
         note(f"{out} is already there, with these features")
     else:
+        if line := slow(options.precision, ranks.device):
+            note(line)
         note(", ".join(f"{store.num_samples:,} images of {split}" for split, store in stores.items()))
         paths = {"run": os.path.realpath(options.run), "data": images.real}
         with Unfinished(out, settings, {**paths, "environment": environment()}, width) as unfinished:

@@ -83,7 +83,7 @@ class EmbedConfig(Options):
     checkpoint: str = ""
     """By this checkpoint of the run."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: faster; three digits of each number remain."""
+    """bf16: faster where the machine multiplies in it; three digits of each number remain."""
     method: str = ""
     """Only of a run whose method is from outside: that, package.module:Class, once more."""
     arch: str = ""

@@ -17,9 +17,10 @@ import torch
 from rich.console import Console
 
 from fasttrain.config import TrainConfig
-from fasttrain.engine.networks import AUTOCAST, initialise, is_compiled, make_networks
+from fasttrain.engine.networks import initialise, is_compiled, make_networks
 from fasttrain.engine.optim import Schedule
 from fasttrain.engine.options import BASE_BATCH
+from fasttrain.engine.precision import DTYPES, fastest_precision, slow
 from fasttrain.engine.probe import OnlineProbe
 from fasttrain.engine.ranks import Ranks, given_back
 from fasttrain.engine.step import TrainStep
@@ -110,6 +111,11 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     # First, as it keeps this process, and all threads that it starts from now on, on its share of the cores.
     ranks = Ranks(config.machine.device)
     closing.enter_context(torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []))
+    chosen = config.optimisation.precision
+    if chosen == "auto":  # before it binds the run
+        config = replaced(config, {"precision": ranks.share(fastest_precision(ranks.device))})
+    elif ranks.is_main and (line := slow(chosen, ranks.device)):
+        note(line)
 
     # What may be refused for its options or its data comes before the run folder is touched.
     method = make_networks(
@@ -196,6 +202,8 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     metrics = Metrics((*files, display), health, ranks.device, config.logging.log_every, batch_size)
     closing.callback(metrics.close)
     display.say(f"learning rate {optimisation.peak_lr:g}: --lr {optimisation.lr:g} × {batch_size}/{BASE_BATCH}")
+    if chosen == "auto" and optimisation.precision != "bf16":
+        display.say(f"--precision {optimisation.precision}: this machine does not multiply in bf16")
     if shuffle.reason and loader.state_dict()["lanes"] == order.lanes:
         display.say(shuffle.reason)
     if cached:
@@ -210,7 +218,7 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     )
     watch = make_watch(config, monitors, steps_per_epoch, watched)
     compiles = is_compiled(method)
-    views_dtype = AUTOCAST.get(optimisation.precision, torch.float32)
+    views_dtype = DTYPES[optimisation.precision]
     views: Views | None = None  # one buffer for all steps of a size
     shown: tuple[int, ...] = ()  # its sides
     with closing:  # also before the report, which reads what is written until then

@@ -15,8 +15,9 @@ from support.steps import build, make, make_without_norm, sample, small, take
 from torch import nn
 
 from fasttrain.engine import skips as skips_module
-from fasttrain.engine.networks import AUTOCAST, compile_networks, laid_out, make_networks
+from fasttrain.engine.networks import compile_networks, laid_out, make_networks
 from fasttrain.engine.options import MachineOptions
+from fasttrain.engine.precision import DTYPES
 from fasttrain.engine.ranks import Ranks
 from fasttrain.engine.step import TrainStep
 from fasttrain.input import open_dataset
@@ -399,9 +400,7 @@ def test_a_step_never_waits_for_the_gpu(tmp_path: pathlib.Path, optimizer: str, 
     def whole_step(number: int) -> None:
         with metrics.making_views():
             table = draw(RECIPES["mocov2"], *sizes, index, 0, number, 16)
-            views = augment(
-                pixels, index * 20 * 24 * 3, *sizes, table, (16, 16), *STATISTICS, dtype=AUTOCAST[precision]
-            )
+            views = augment(pixels, index * 20 * 24 * 3, *sizes, table, (16, 16), *STATISTICS, dtype=DTYPES[precision])
         terms = take(step, Sample(views, None, index), number, 0.1)
         metrics.step(number + 1, 0, 0.1, terms, step.skips_3)
 
