@@ -10,7 +10,7 @@ every round runs some steps of each, one side after the other; medians over the 
 has the machine to itself for all its rounds, as a DataLoader would go on decoding in another side's time. All sides
 train the same network with MoCo: same batch, queue and view size. Prints a table and appends a line to
 benchmarks/results/step.jsonl for each case and kind of views; the last line of the output is JSON, its ratios the
-smallest over the cases.
+smallest over the cases. Ours and AMP compute in what the machine multiplies in: on a CPU without bf16 that is fp32.
 
 --methods times a step of each method instead, with its own heads, queue and number of views (of its CIFAR-10 preset,
 where the encoder has that stem), beside the passes through the encoder that its paper asks for (step_methods.py).
@@ -40,6 +40,7 @@ from benchmarks.loader_peers import extract
 from benchmarks.similarity import speeds
 from benchmarks.step_methods import PASSES
 from benchmarks.step_sides import Case, Round, Side
+from fasttrain.engine.precision import DTYPES, fastest_precision
 from fasttrain.networks.encoders import make_encoder
 from fasttrain.networks.options import EncoderOptions
 from fasttrain.system.cli import finish, parse
@@ -148,6 +149,13 @@ def show(case: Case, kind: str, found: dict[str, list[Round]], peak: float) -> d
     }  # fmt: skip
 
 
+def machine_of(on_gpu: bool) -> dict[str, str]:
+    """What is told of it with the figures."""
+    kind = "cuda" if on_gpu else "cpu"
+    device = torch.cuda.get_device_name() if on_gpu else kind
+    return {"device": device, "precision": fastest_precision(torch.device(kind))}
+
+
 def of_methods(options: StepBenchmark) -> int:
     """Times steps of methods beside their passes."""
     names = list(PASSES) if options.methods == ("all",) else list(options.methods)
@@ -159,10 +167,10 @@ def of_methods(options: StepBenchmark) -> int:
     for name, cost in step_methods.measure(names, case, options.rounds):
         found[name] = cost
         print(f"{name}: {cost.step:.3f} s a step, {cost.passes:.3f} s of passes", file=sys.stderr, flush=True)
-    print(f"{case.name}, {case.size} px, batch {case.batch_size}, bf16")
+    machine = machine_of(torch.cuda.is_available())
+    print(f"{case.name}, {case.size} px, batch {case.batch_size}, {machine['precision']}")
     figures = step_methods.show(found, case.batch_size)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    record.append("step_methods", {"case": case.name, "device": device, "methods": figures})
+    record.append("step_methods", {"case": case.name, **machine, "methods": figures})
     print(json.dumps(figures))
     return 0
 
@@ -173,8 +181,9 @@ def measure(options: StepBenchmark) -> int:
     on_gpu = torch.cuda.is_available()
     automatic = ("resnet50",) if on_gpu else ("small", "resnet18")
     names = automatic if options.case == "auto" else (options.case,)
-    peak, _ = speeds(on_gpu, torch.bfloat16)
-    device = torch.cuda.get_device_name() if on_gpu else "cpu"
+    machine = machine_of(on_gpu)
+    peak, _ = speeds(on_gpu, DTYPES[machine["precision"]])
+    print(f"in {machine['precision']}")
     if on_gpu:
         torch.cuda.empty_cache()
     sides = ("ours", *(PEERS if options.peers else ()))
@@ -182,7 +191,7 @@ def measure(options: StepBenchmark) -> int:
 
     def keep(case: Case, kind: str, found: dict[str, list[Round]]) -> None:
         shown = kinds[kind][case.name] = show(case, kind, found, peak)
-        record.append("step", {"case": case.name, "method": case.method, "views": kind, "device": device, **shown})
+        record.append("step", {"case": case.name, "method": case.method, "views": kind, **machine, **shown})
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
@@ -201,7 +210,7 @@ def measure(options: StepBenchmark) -> int:
         figures["loaded_vs_synthetic"] = min(
             kinds["loaded"][name]["images_per_sec"] / kinds["synthetic"][name]["images_per_sec"] for name in names
         )
-    figures |= {"device": device, **kinds}
+    figures |= {**machine, **kinds}
     print(json.dumps(figures))
     return 0
 

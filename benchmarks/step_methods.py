@@ -52,16 +52,18 @@ def _measure(name: str, case: Any, rounds: int) -> Cost:  # noqa: ANN401 as abov
     from fasttrain.config import make_config
     from fasttrain.engine.networks import make_networks
     from fasttrain.engine.optim import Schedule
+    from fasttrain.engine.precision import DTYPES, fastest_precision
     from fasttrain.engine.ranks import Ranks
     from fasttrain.engine.step import TrainStep
     from fasttrain.methods import Progress, Sample
     from fasttrain.views.spec import sides
 
     ranks = Ranks("auto")
-    device, dtype = ranks.device, torch.bfloat16
+    device, precision = ranks.device, fastest_precision(ranks.device)
+    dtype = DTYPES[precision]
     config = make_config(
         name, "cifar10" if case.cifar_stem else "imagenet", arch=case.arch, cifar_stem=case.cifar_stem, size=case.size,
-        batch_size=case.batch_size, epochs=100, warmup_epochs=1.0, precision="bf16",
+        batch_size=case.batch_size, epochs=100, warmup_epochs=1.0, precision=precision,
     )  # fmt: skip
     method = make_networks(
         config.method, config.encoder, config.views, config.optimisation, config.machine, device, config.run.seed
@@ -73,7 +75,7 @@ def _measure(name: str, case: Any, rounds: int) -> Cost:  # noqa: ANN401 as abov
     given = Sample(groups, label_B, torch.arange(case.batch_size), Progress(50.0, 100.0))
 
     def passes() -> None:
-        with torch.autocast(device.type, dtype):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             both = 2 if getattr(config.method, "symmetric", False) else 1  # views that are query and key in turn
             _pass(method.encoder, groups[0][0], both * PASSES[name].gradient, both * PASSES[name].without)
             if len(groups) > 1:

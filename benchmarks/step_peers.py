@@ -9,7 +9,6 @@ of it. One image gives one query and one key. On a GPU "fp32" convolves in TF32,
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import pathlib
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.repeated import times
+from fasttrain.engine.precision import DTYPES, fastest_precision
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Recipe:
 
 
 class MoCoLoop:
-    """One step is `step(query_view, key_view)`; precision "fp32" or "amp", memory format as in the name."""
+    """One step is `step(query_view, key_view)`, in the precision and the memory format that are asked for."""
 
     def __init__(
         self, network: nn.Module, recipe: Recipe, device: torch.device, amp: bool, channels_last: bool
@@ -48,7 +48,9 @@ class MoCoLoop:
             parameter.requires_grad = False
         self._queue_DK = F.normalize(torch.randn(recipe.dim, recipe.queue_size, device=device), dim=0)
         self._pointer = torch.zeros(1, dtype=torch.long)
-        self._recipe, self._device, self._amp = recipe, device, amp
+        self._recipe, self._device, self._dtype = recipe, device, torch.float32
+        if amp:  # fp16 with a loss scale on a GPU, as their users run it; a CPU in what it multiplies in
+            self._dtype = torch.float16 if device.type == "cuda" else DTYPES[fastest_precision(device)]
         torch.backends.cudnn.benchmark = True
         self._optimizer = torch.optim.SGD(
             network.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay
@@ -68,9 +70,7 @@ class MoCoLoop:
     def step(self, query_view: Tensor, key_view: Tensor) -> float:
         """Views (N, 3, S, S) on the device, in any format → the loss."""
         query_view, key_view = (v.contiguous(memory_format=self._format) for v in (query_view, key_view))
-        # fp16 with a loss scale on a GPU, as their users run it; a CPU multiplies bf16 only.
-        dtype = torch.float16 if self._device.type == "cuda" else torch.bfloat16
-        with torch.autocast(self._device.type, dtype) if self._amp else contextlib.nullcontext():
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             logits, labels = self._forward(query_view, key_view)
             loss = self._criterion(logits, labels)
         _accuracy(logits, labels)

@@ -162,6 +162,7 @@ def fasttrain_steps(case: Case, data: pathlib.Path | None, device: torch.device,
     from fasttrain.config import make_config
     from fasttrain.engine.networks import make_networks
     from fasttrain.engine.optim import Schedule
+    from fasttrain.engine.precision import DTYPES, fastest_precision
     from fasttrain.engine.ranks import Ranks
     from fasttrain.engine.step import TrainStep
     from fasttrain.engine.views import make_views
@@ -172,7 +173,7 @@ def fasttrain_steps(case: Case, data: pathlib.Path | None, device: torch.device,
     config = make_config(
         case.method, data=str(data), arch=case.arch, cifar_stem=case.cifar_stem, size=case.size, recipe="mocov1",
         batch_size=case.batch_size, queue_size=case.queue_size, head=case.head,
-        precision="bf16",
+        precision=fastest_precision(device),
     )  # fmt: skip
     ranks = Ranks("auto")
     method: Any = make_networks(
@@ -187,7 +188,8 @@ def fasttrain_steps(case: Case, data: pathlib.Path | None, device: torch.device,
     trainer = TrainStep(method, config.optimisation, device)
     trainer.forward_backward = parts.wrap("forward and backward", trainer.forward_backward)  # type: ignore[method-assign]
     trainer.optimizer.step = parts.wrap("optimizer", trainer.optimizer.step)  # type: ignore[method-assign]
-    dtype, count, rates = torch.bfloat16, 0, Schedule(config.optimisation, 1)(0)
+    count, rates = 0, Schedule(config.optimisation, 1)(0)
+    dtype = DTYPES[config.optimisation.precision]
     recipe = config.views.recipe_for(config.method.views)
 
     if data is None:
