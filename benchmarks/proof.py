@@ -76,7 +76,7 @@ def measured(case: ProofCase, seed: int) -> dict[str, Any] | None:
     run.parent.mkdir(parents=True, exist_ok=True)
     busy = f"{run} is another process's"
     try:
-        held = lock(run.with_suffix(".lock"), busy)
+        held = lock(run.with_name(f"{run.name}.lock"), busy)
     except UserError as error:
         if str(error) != busy:
             raise

@@ -65,13 +65,13 @@ def test_a_seed_is_trained_evaluated_and_kept_and_then_left_out(
 def test_a_seed_that_another_process_is_at_is_left_to_it(
     shards: pathlib.Path, tmp_path: pathlib.Path, results: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keep(results, {"case": "moco", "seed": 4, "fingerprint": open_dataset(shards, "train").fingerprint})
+    keep(results, {"case": "key-0.5", "seed": 4, "fingerprint": open_dataset(shards, "train").fingerprint})
     (tmp_path / "runs").mkdir()
-    with lock(tmp_path / "runs/moco-3.lock", "taken"):
-        assert proof.benchmark(case_of(tmp_path, shards, seeds=(3, 4))) == 0
+    with lock(tmp_path / "runs/key-0.5-3.lock", "taken"):  # no other case's, though only the number differs
+        assert proof.benchmark(case_of(tmp_path, shards, case="key-0.5", seeds=(3, 4))) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["seeds"] == [4]
-    assert "moco-3 is another process's" in said.err
+    assert "key-0.5-3 is another process's" in said.err
 
 
 def test_figures_of_other_options_are_not_taken_for_a_case(tmp_path: pathlib.Path, results: pathlib.Path) -> None:
