@@ -101,7 +101,7 @@ def _statistics(config: TrainConfig, method: Method, peers: int) -> Iterator[Mes
 
 def view_sides(config: TrainConfig) -> tuple[int, ...]:
     """Of each view of an image, in pixels."""
-    return sides(config.views.recipe_for(config.method.views), config.views.size)
+    return sides(config.recipe, config.views.size)
 
 
 def _image(config: TrainConfig) -> int:

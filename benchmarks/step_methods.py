@@ -29,6 +29,7 @@ PASSES = {
     "simclr": Passes(2, 0), "supcon": Passes(2, 0), "simsiam": Passes(2, 0), "barlow": Passes(2, 0),
     "vicreg": Passes(2, 0), "nnclr": Passes(2, 0), "byol": Passes(2, 2), "mocov3": Passes(2, 2),
     "swav": Passes(2, 0, 6), "dino": Passes(2, 2, 8),
+    "mv-infonce": Passes(4, 0), "mv-dhel": Passes(4, 0), "cacr": Passes(5, 0), "cacr-queue": Passes(1, 4),
 }  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def _measure(name: str, case: Any, rounds: int) -> Cost:  # noqa: ANN401 as abov
         config.method, config.encoder, config.views, config.optimisation, config.machine, device, config.run.seed
     )
     step, rates = TrainStep(method, config.optimisation, device), Schedule(config.optimisation, 1)(50)
-    size_V = sides(config.views.recipe_for(config.method.views), case.size)
+    size_V = sides(config.recipe, case.size)
     groups = tuple(_views(size_V.count(side), case.batch_size, side, device, dtype) for side in dict.fromkeys(size_V))
     label_B = torch.arange(case.batch_size, device=device) % 100 if config.method.needs_labels else None
     given = Sample(groups, label_B, torch.arange(case.batch_size), Progress(50.0, 100.0))

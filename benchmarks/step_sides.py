@@ -190,7 +190,7 @@ def fasttrain_steps(case: Case, data: pathlib.Path | None, device: torch.device,
     trainer.optimizer.step = parts.wrap("optimizer", trainer.optimizer.step)  # type: ignore[method-assign]
     count, rates = 0, Schedule(config.optimisation, 1)(0)
     dtype = DTYPES[config.optimisation.precision]
-    recipe = config.views.recipe_for(config.method.views)
+    recipe = config.recipe
 
     if data is None:
         shape = (2, case.batch_size, case.size, case.size, 3)

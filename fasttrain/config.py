@@ -24,6 +24,7 @@ from fasttrain.run.options import LoggingOptions, RunOptions
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import Options, Settings, flag, flat, replaced
 from fasttrain.views.options import AS_DRAWN, ViewOptions, resolution_sides
+from fasttrain.views.spec import Recipe
 
 # on which other defaults depend
 SELECTORS = ("method", "preset", "config", "arch", "optimizer", "recipe", "cross", "resolution", "epochs")
@@ -59,13 +60,18 @@ class TrainConfig(Options):
         super().__post_init__()
         if type(self.method) is not method_options(self.run.method):
             raise UserError(f"--method {self.run.method} has options of its own: make_config() has them")
-        self.views.recipe_for(self.method.views)
+        self.views.recipe_for(self.method.recipe)  # raises
         if self.optimisation.accumulate > 1 and self.method.over_batch:
             raise UserError(
                 f"--accumulate {self.optimisation.accumulate}: the loss of --method {self.run.method} compares the "
                 "images of a batch with one another, which micro-batches would part; use --checkpoint-activations, or "
                 "more processes"
             )
+
+    @property
+    def recipe(self) -> Recipe:
+        """How an image's views are drawn."""
+        return self.views.recipe_for(self.method.recipe)
 
 
 def make_config(method: str = "xmoco", preset: str = "imagenet", **values: Any) -> TrainConfig:  # noqa: ANN401

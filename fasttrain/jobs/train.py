@@ -122,7 +122,7 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
         config.method, config.encoder, config.views, config.optimisation, config.machine, ranks.device, config.run.seed
     )
     trainer = TrainStep(method, config.optimisation, ranks.device, config.machine.cuda_graph)
-    recipe = config.views.recipe_for(config.method.views)
+    recipe = config.recipe
     place = located(config.data.data, config.data.elsewhere)
     closing.callback(place.close)
     config = replaced(config, {"data": place.url or config.data.data})  # which is kept, without secrets

@@ -28,7 +28,7 @@ class Monitors(NamedTuple):
 def open_monitors(config: TrainConfig, place: Place, store: Store, steps_per_epoch: int, ranks: Ranks) -> Monitors:
     """What a run asks for. place: its data. store: their train split. Raises UserError, also DataError."""
     logging, views, data = config.logging, config.views, config.data
-    recipe, workers = views.recipe_for(config.method.views), ranks.threads(config.machine.workers)
+    recipe, workers = config.recipe, ranks.threads(config.machine.workers)
     knn = KnnMonitor(place, data, logging.knn_k, views.size, ranks.device, workers) if logging.knn_every else None
     probe = OnlineProbe(len(store.classes), ranks.device) if logging.online_probe else None
     steps, batch_size = config.optimisation.epochs * steps_per_epoch, config.optimisation.batch_size

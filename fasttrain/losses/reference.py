@@ -86,6 +86,49 @@ def in_batch_decoupled(a_ND: Tensor, b_ND: Tensor, temperature: float, weighted:
     return (s_RR.masked_fill(pairs_RR, -math.inf).logsumexp(1) - positive_N.repeat(2)).mean()
 
 
+def mv_info_nce(z_VND: Tensor, temperature: float) -> Tensor:
+    """mean_i [ log Σ_l Σ_{m≠l} Σ_j exp(z_li·z_mj/τ) − log Σ_l Σ_{m≠l} exp(z_li·z_mi/τ) ] over V views (arXiv
+    2507.06979)."""
+    s_VVNN = torch.einsum("lid,mjd->lmij", z_VND, z_VND) / temperature
+    other_VV = ~torch.eye(len(z_VND), dtype=torch.bool, device=z_VND.device)
+    s_PNN = s_VVNN[other_VV]  # of the ordered pairs of views
+    positive_NP = s_PNN.diagonal(dim1=1, dim2=2).T
+    return (s_PNN.transpose(0, 1).flatten(1).logsumexp(1) - positive_NP.logsumexp(1)).mean()
+
+
+def mv_dhel(z_VND: Tensor, temperature: float) -> Tensor:
+    """mean_i [ Σ_l log Σ_{j≠i} exp(z_li·z_lj/τ) − log Σ_{l<m} exp(z_li·z_mi/τ) ] over V views (arXiv 2507.06979)."""
+    lse_VN = torch.stack([_among_others(z_ND, temperature).logsumexp(1) for z_ND in z_VND])
+    first, second = torch.triu_indices(len(z_VND), len(z_VND), 1)
+    positive_PN = (z_VND[first] * z_VND[second]).sum(2) / temperature
+    return (lse_VN.sum(0) - positive_PN.logsumexp(0)).mean()
+
+
+def attraction(z_ND: Tensor, positive_PND: Tensor, sharpness: float) -> Tensor:
+    """mean_i Σ_p a_ip d_ip,  d_ip = ‖z_i − x_pi‖²,  a_i = softmax_p(t d_ip): CACR (arXiv 2105.03746)."""
+    d_PN = (z_ND - positive_PND).square().sum(2)
+    return ((sharpness * d_PN).softmax(0) * d_PN).sum(0).mean()
+
+
+def repulsion(x_ND: Tensor, y_MD: Tensor, first: int, sharpness: float) -> Tensor:
+    """mean_i −Σ_j b_ij d_ij,  d_ij = ‖x_i − y_j‖²,  b_i = softmax_j(−t d_ij), over all j but first+i: CACR (arXiv
+    2105.03746)."""
+    d_NM = 2 - 2 * x_ND @ y_MD.T
+    own_NM = torch.arange(len(y_MD), device=d_NM.device) == torch.arange(len(x_ND), device=d_NM.device)[:, None] + first
+    b_NM = (-sharpness * d_NM).masked_fill(own_NM, -math.inf).softmax(1)
+    return -(b_NM * d_NM).sum(1).mean()
+
+
+def queue_cacr(
+    q_ND: Tensor, positive_PND: Tensor, queue_KD: Tensor, sharpness: float, negative_sharpness: float
+) -> Tensor:
+    """mean_i [ Σ_p a_ip d_ip − Σ_j b_ij d_ij ], weights without gradient: CACR over a queue (arXiv 2105.03746)."""
+    d_PN = (q_ND - positive_PND).square().sum(2)
+    d_NK = 2 - 2 * q_ND @ queue_KD.T
+    a_PN, b_NK = (sharpness * d_PN).softmax(0).detach(), (-negative_sharpness * d_NK).softmax(1).detach()
+    return (a_PN * d_PN).sum(0).mean() - (b_NK * d_NK).sum(1).mean()
+
+
 def sup_con(z_RD: Tensor, label_R: Tensor, temperature: float) -> Tensor:
     """τ/τ_base · mean_i [ log Σ_{j≠i} exp s_ij − mean_{p∈P(i)} s_ip ] over the rows whose P(i), the other rows of i's
     label, is not empty (arXiv 2004.11362, eq. 2, L_out)."""

@@ -20,17 +20,12 @@ from fasttrain.networks.shuffle import Shuffled
 from fasttrain.system.collectives import first_row, gather_rows, world_size
 
 
-class MoCo(Method):
-    """A contrast of view 0's query with view 1's key and the queue, and the regularisers that are on.
-
-    Symmetric: view 1's query with view 0's key, too, against the same queue, and the mean of both directions. DCLW
-    weighs the pairs of both together.
-    """
+class KeyMethod(Method):
+    """The networks of queries and keys, and the queue: what every method with a momentum encoder's keys has."""
 
     def __init__(
-        self, encoder: nn.Module, projector: nn.Module, contrast: QueueTerm, options: KeyOptions,
-        symmetric: bool = False, predictor: nn.Module | None = None,
-    ) -> None:  # fmt: skip
+        self, encoder: nn.Module, projector: nn.Module, options: KeyOptions, predictor: nn.Module | None = None
+    ) -> None:
         """encoder: (N, 3, S, S) → (N, width), its batch norm as it is to be. Where that is split, keys are shuffled.
         projector: (N, width) → (N, D). predictor: (N, D) → (N, D), of queries alone."""
         super().__init__()
@@ -39,35 +34,7 @@ class MoCo(Method):
         self.key_encoder = momentum_copy(self.encoder)
         self.key_projector = momentum_copy(self.projector)
         self.queue = Queue(options.queue_size, options.dim)
-        self._options, self._contrast, self._shuffles = options, contrast, is_split(encoder)
-        self._queried = (0, 1) if symmetric else (0,)  # views; the other one of the two gives the keys
-
-    def forward(self, sample: Sample) -> Output:
-        views = sample.views[0]
-        # Keys first: their activations are gone before the queries' are kept. But images travel while queries are made.
-        coming, travel = [self._coming(views[1 - view]) for view in self._queried], self._shuffles and world_size() > 1
-        made = [] if travel else [self._keys(images) for images in coming]  # (M, D) of each direction
-        features = [self.encoder(views[view]) for view in self._queried]
-        q_RD = torch.cat([self._query(feature_NF) for feature_NF in features])
-        made = made or [self._keys(images) for images in coming]
-        count, dim = views.shape[1], q_RD.shape[1]
-        keys, key_features = zip(*(rows_M.tensor_split([dim], 1) for rows_M in made), strict=True)
-        own = slice(first_row(count), first_row(count) + count)
-        k_RD = torch.cat([k_MD[own] for k_MD in keys])
-        with torch.autocast(q_RD.device.type, enabled=False):
-            loss, terms = with_features(
-                self.loss(q_RD, k_RD, torch.cat(keys)), self._options.regularisers, features,
-                [feature_MF[own] for feature_MF in key_features],
-            )  # fmt: skip
-        return Output(loss, terms, tuple(keys), features[0].detach())
-
-    def loss(self, q_RD: Tensor, k_RD: Tensor, k_MD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its terms. q_RD, k_RD: this rank's rows; k_MD: the rows of all ranks; each of one direction
-        after the other."""
-        loss, terms = regularised(
-            self._contrast, self._options.regularisers, q_RD, k_RD, k_MD, self.queue.keys_KD, len(self._queried)
-        )
-        return loss, terms | {"queue_filled": self.queue.filled}
+        self._options, self._shuffles = options, is_split(encoder)
 
     def _query(self, feature_NF: Tensor) -> Tensor:
         return self._embed(self.predictor(self.projector(feature_NF)))
@@ -100,3 +67,47 @@ class MoCo(Method):
         ema_update(self.key_encoder, self.encoder, momentum, good)
         ema_update(self.key_projector, self.projector, momentum, good)
         self.queue.enqueue(torch.cat(carry), good)
+
+
+class MoCo(KeyMethod):
+    """A contrast of view 0's query with view 1's key and the queue, and the regularisers that are on.
+
+    Symmetric: view 1's query with view 0's key, too, against the same queue, and the mean of both directions. DCLW
+    weighs the pairs of both together.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, projector: nn.Module, contrast: QueueTerm, options: KeyOptions,
+        symmetric: bool = False, predictor: nn.Module | None = None,
+    ) -> None:  # fmt: skip
+        """The networks: see KeyMethod."""
+        super().__init__(encoder, projector, options, predictor)
+        self._contrast = contrast
+        self._queried = (0, 1) if symmetric else (0,)  # views; the other one of the two gives the keys
+
+    def forward(self, sample: Sample) -> Output:
+        views = sample.views[0]
+        # Keys first: their activations are gone before the queries' are kept. But images travel while queries are made.
+        coming, travel = [self._coming(views[1 - view]) for view in self._queried], self._shuffles and world_size() > 1
+        made = [] if travel else [self._keys(images) for images in coming]  # (M, D) of each direction
+        features = [self.encoder(views[view]) for view in self._queried]
+        q_RD = torch.cat([self._query(feature_NF) for feature_NF in features])
+        made = made or [self._keys(images) for images in coming]
+        count, dim = views.shape[1], q_RD.shape[1]
+        keys, key_features = zip(*(rows_M.tensor_split([dim], 1) for rows_M in made), strict=True)
+        own = slice(first_row(count), first_row(count) + count)
+        k_RD = torch.cat([k_MD[own] for k_MD in keys])
+        with torch.autocast(q_RD.device.type, enabled=False):
+            loss, terms = with_features(
+                self.loss(q_RD, k_RD, torch.cat(keys)), self._options.regularisers, features,
+                [feature_MF[own] for feature_MF in key_features],
+            )  # fmt: skip
+        return Output(loss, terms, tuple(keys), features[0].detach())
+
+    def loss(self, q_RD: Tensor, k_RD: Tensor, k_MD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its terms. q_RD, k_RD: this rank's rows; k_MD: the rows of all ranks; each of one direction
+        after the other."""
+        loss, terms = regularised(
+            self._contrast, self._options.regularisers, q_RD, k_RD, k_MD, self.queue.keys_KD, len(self._queried)
+        )
+        return loss, terms | {"queue_filled": self.queue.filled}

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import Bounds, Fraction, NotNegative, Options, Positive
-from fasttrain.views.spec import RECIPES, Recipe, adjusted, sides
+from fasttrain.views.spec import RECIPES, Recipe, adjusted, repeated, sides
 
 GROWING = 0.75  # part of the epochs in which views grow to their final size
 # a recipe without a change in it: what a method's paper or preset changes in one recipe is not for another
@@ -23,9 +23,9 @@ class ViewOptions(Options):
         "method", "mocov1", "mocov2", "mocov3", "byol", "simclr", "weak-key", "cifar", "cifar-asymmetric", "swav",
         "dino", "dino-vit",
     ] = "method"  # fmt: skip
-    """Augmentation recipe; method: the method's own. Another one must give as many views of full size; a method whose
-    own has small crops takes any number of them, or none. It is drawn as it is, whatever the method's preset changes in
-    its own."""
+    """Augmentation recipe; method: the method's own. Another one must give as many views of full size, or gives more
+    of each kind where a method needs more; a method whose own has small crops takes any number of them, or none. It is
+    drawn as it is, whatever the method's preset changes in its own."""
     size: Positive[int] = 224
     """Side of a view in pixels, in training and evaluation; of a recipe with several sizes, the largest."""
     resolution: str = ""
@@ -69,10 +69,13 @@ class ViewOptions(Options):
         """The recipe, with the changes asked for, of a method whose own is given. Raises UserError for one that gives
         it other views, and for numbers out of range.
 
-        Small crops are beside views of full size: a method that takes some takes any number, or none.
+        A recipe of too few views has more of each kind. Small crops are beside views of full size: a method that takes
+        some takes any number, or none.
         """
         recipe = own if self.recipe == "method" else RECIPES[self.recipe]
         given, wanted = sides(recipe, BASE), sides(own, BASE)
+        if {*given, *wanted} == {BASE} and len(given) < len(wanted):
+            recipe, given = repeated(recipe, len(wanted)), wanted
         if given != wanted and (given.count(BASE) != wanted.count(BASE) or set(wanted) <= {BASE}):
             raise UserError(f"--recipe {self.recipe} gives {_described(recipe)}; this method needs {_described(own)}")
         return adjusted(

@@ -85,6 +85,12 @@ def expanded(recipe: Recipe) -> Recipe:
     return tuple(replace(spec, count=1) for spec in recipe for _ in range(spec.count))
 
 
+def repeated(recipe: Recipe, count: int) -> Recipe:
+    """`count` views, as equally many of each of the recipe's specs as can be, the first ones having more."""
+    counts = (len(range(place, count, len(recipe))) for place in range(len(recipe)))
+    return tuple(replace(spec, count=n) for spec, n in zip(recipe, counts, strict=True) if n)
+
+
 def sides(recipe: Recipe, size: int) -> tuple[int, ...]:
     """The side in pixels of each view, where a view of full size has side `size`: rounded, and at least 1."""
     return tuple(max(1, round(spec.size * size)) for spec in expanded(recipe))

@@ -143,7 +143,7 @@ def test_figures_are_a_function_of_the_weights_and_leave_no_trace(shards: pathli
     model = build(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    recipe = config.views.recipe_for(config.method.views)
+    recipe = config.recipe
     monitor = HealthMonitor(located(config.data.data), config.data, recipe, 16, 0, 24, True, CPU, 1)
     found = [monitor(model, None, (0.5,) * 3, (0.5,) * 3, lambda: None) for _ in range(2)]
     assert found[0] == found[1]
@@ -230,7 +230,7 @@ def test_what_is_asked_for_is_kept_to_and_larger_runs_have_more_images() -> None
 def test_the_demo_has_events_by_itself() -> None:
     config = make_config(preset="demo", data="x")
     steps = config.optimisation.epochs * (2400 // config.optimisation.batch_size)
-    recipe = config.views.recipe_for(config.method.views)
+    recipe = config.recipe
     every, *_ = plan(config.logging.health_every, steps, config.optimisation.batch_size, recipe, 1)
     assert 0 < every <= steps / 2
 

@@ -80,8 +80,10 @@ PAIRS = {"positive_similarity", "negative_similarity"}
 OF_BATCH = {"contrastive_accuracy", *PAIRS}
 OF_QUEUE = {*OF_BATCH, "queue_filled"}
 CONTRAST = {
-    **dict.fromkeys(("moco", "xmoco", "co2", "ressl", "sce", "nnclr"), OF_QUEUE),
-    **dict.fromkeys(("mocov3", "simclr"), OF_BATCH), "supcon": PAIRS, "swav": {"queue_filled"},
+    **dict.fromkeys(("moco", "xmoco", "co2", "ressl", "sce", "nnclr", "cacr-queue"), OF_QUEUE),
+    **dict.fromkeys(("mocov3", "simclr", "mv-infonce", "mv-dhel", "cacr"), OF_BATCH),
+    "supcon": PAIRS,
+    "swav": {"queue_filled"},
 }  # fmt: skip
 
 
@@ -161,7 +163,7 @@ def _steps_on_ranks(folder: pathlib.Path, name: str, epoch: float = 5.0) -> None
         terms.append({key: float(value) for key, value in ranks.mean(given).items()})
         if number == 0:
             gradients = {place: p.grad.clone() for place, p in method.named_parameters() if p.grad is not None}
-        step.update(number, Rates(0.05, 0.05, config.optimisation.weight_decay))
+        step.update(number, Rates(0.003, 0.003, config.optimisation.weight_decay))  # by a tenth of the weights, or so
     torch.save((terms, gradients, method.state_dict()), folder / f"rank{ranks.rank}.pt")
     ranks.close()
 
@@ -191,8 +193,9 @@ def _compare_ranks(tmp_path: pathlib.Path, name: str, world_size: int, epoch: fl
     succeed(on_ranks(tmp_path, world_size, _steps_on_ranks, tmp_path, name, epoch))
     found = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(world_size)]
     for terms, gradients, state in found:
-        for ours, theirs in zip(terms, expected[0], strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+        # the second step has what CHANCE made of the weights; a queue that is not the same would tell by more
+        for ours, theirs, near in zip(terms, expected[0], (1e-5, 1e-3), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-3, abs=near)
         assert gradients.keys() == expected[1].keys()
         for place, gradient in expected[1].items():
             # what a batch norm takes off again has a gradient of 0, but for rounding
@@ -238,7 +241,9 @@ def test_help_explains_the_method_with_its_paper(name: str, capsys: pytest.Captu
 
 @ALL
 def test_micro_batches_are_refused_where_they_would_part_the_loss(name: str) -> None:
-    compared = ("mocov3", "simclr", "nnclr", "barlow", "vicreg", "swav", "supcon")
+    compared = {
+        "mocov3", "simclr", "nnclr", "barlow", "vicreg", "swav", "supcon", "mv-infonce", "mv-dhel", "cacr"
+    }  # fmt: skip
     assert METHODS[name].over_batch == (name in compared)
     if name in compared:
         with pytest.raises(UserError, match=f"--accumulate 2: the loss of --method {name} compares the images"):

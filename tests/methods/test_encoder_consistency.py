@@ -19,12 +19,12 @@ from fasttrain.methods import options
 from fasttrain.system.options import flat
 
 METHODS = [name for name, made in options.METHODS.items() if "cross_features" in flat(made())]
-BOTH_WAYS = {"mocov3", "simclr", "nnclr", "byol", "simsiam"}  # always
+BOTH_WAYS = {"mocov3", "simclr", "nnclr", "byol", "simsiam", "mv-infonce", "mv-dhel", "cacr"}  # always
 ENCODER: dict[str, Any] = {"cross_features": "encoder", "cross_weight": 5.0, "uniform": "none"}
 
 
 def test_these_methods_take_it() -> None:
-    assert set(METHODS) == {"moco", "xmoco", "co2", "ressl", "sce", *BOTH_WAYS}
+    assert set(METHODS) == {"moco", "xmoco", "co2", "ressl", "sce", "cacr-queue", *BOTH_WAYS}
 
 
 @pytest.mark.parametrize(

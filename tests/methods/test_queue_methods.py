@@ -191,7 +191,7 @@ def test_each_view_of_both_ways_is_normalised_among_others() -> None:
 
 
 def test_ressl_queries_the_strong_view() -> None:
-    strong, weak = small("ressl").views.recipe_for(small("ressl").method.views)
+    strong, weak = small("ressl").recipe
     assert (strong.jitter_p, strong.blur_p, weak.jitter_p, weak.blur_p, weak.gray_p) == (0.8, 0.5, 0.0, 0.0, 0.0)
     model: Any = build(small("ressl", batch_norm="plain"))
     batch = sample(8)

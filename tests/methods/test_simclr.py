@@ -94,5 +94,5 @@ def test_settings_are_those_of_the_papers_code() -> None:
     assert solo.optimisation.weight_decay / factor == pytest.approx(1e-5, rel=2e-3)
     for config in (simclr, supcon):
         assert config.encoder.batch_norm == "sync"
-    for spec in expanded(supcon.views.recipe_for(supcon.method.views)):
+    for spec in expanded(supcon.recipe):
         assert (spec.scale, spec.jitter, spec.blur_p) == ((0.2, 1.0), (0.4, 0.4, 0.4, 0.1), 0.0)

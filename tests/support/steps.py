@@ -30,7 +30,7 @@ def sample(count: int = 8, seed: int = 0, config: TrainConfig | None = None) -> 
     where it needs them."""
     size_V, labels = (16, 16), None
     if config:
-        size_V = sides(config.views.recipe_for(config.method.views), config.views.size)
+        size_V = sides(config.recipe, config.views.size)
         labels = torch.arange(count) % 4 if config.method.needs_labels else None
     generator = torch.Generator().manual_seed(seed)
     groups = []

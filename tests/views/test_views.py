@@ -14,7 +14,7 @@ from fasttrain.kernels.augment.table import HUE, SATURATION, ViewTable
 from fasttrain.system.errors import UserError
 from fasttrain.views.draw import center, draw, philox
 from fasttrain.views.options import ViewOptions
-from fasttrain.views.spec import RECIPES, ViewSpec, adjusted, expanded, num_views, sides
+from fasttrain.views.spec import RECIPES, ViewSpec, adjusted, expanded, num_views, repeated, sides
 
 KNOWN_ANSWERS = (  # of Philox4x32-10, published with Random123
     ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -285,6 +285,22 @@ def test_out_of_range_counters_are_refused() -> None:
     for index in (-1, 2**32):
         with pytest.raises(ValueError, match="sample indices"):
             draw(RECIPES["cifar"], height_B, width_B, index_B + index, seed=0, epoch=0, size=8)
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_a_recipe_is_repeated_in_equal_parts(count: int) -> None:
+    for name in ("mocov2", "mocov3"):
+        first, second = RECIPES[name]
+        found = expanded(repeated(RECIPES[name], count))
+        assert found == (first,) * -(-count // 2) + (second,) * (count // 2)
+        assert ViewOptions(recipe=name).recipe_for(repeated(RECIPES["simclr"][:1], max(2, count)))[0].count == max(
+            1, -(-count // 2)
+        )
+
+
+def test_a_recipe_of_too_many_views_is_refused() -> None:
+    with pytest.raises(UserError, match="--recipe mocov2 gives 2 views of full size; this method needs 1 views"):
+        ViewOptions(recipe="mocov2").recipe_for(RECIPES["simclr"][:1])
 
 
 def test_a_method_with_small_crops_takes_any_number_of_them() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from fasttrain.methods.options.barlow import BarlowOptions
 from fasttrain.methods.options.base import MethodOptions
 from fasttrain.methods.options.byol import BYOLOptions
+from fasttrain.methods.options.cacr_queue import CACRQueueOptions
 from fasttrain.methods.options.co2 import CO2Options
 from fasttrain.methods.options.dino import DINOOptions
 from fasttrain.methods.options.moco import MoCoOptions
 from fasttrain.methods.options.mocov3 import MoCoV3Options
+from fasttrain.methods.options.multi_view import CACROptions, MVDHELOptions, MVInfoNCEOptions
 from fasttrain.methods.options.nnclr import NNCLROptions
 from fasttrain.methods.options.ressl import ReSSLOptions
 from fasttrain.methods.options.sce import SCEOptions
@@ -39,6 +41,10 @@ METHODS: dict[str, type[MethodOptions]] = {
     "swav": SwAVOptions,
     "dino": DINOOptions,
     "supcon": SupConOptions,
+    "mv-infonce": MVInfoNCEOptions,
+    "mv-dhel": MVDHELOptions,
+    "cacr": CACROptions,
+    "cacr-queue": CACRQueueOptions,
 }
 
 

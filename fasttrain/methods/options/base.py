@@ -31,6 +31,11 @@ class MethodOptions(Options):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """By preset: other values, of its own options and of those that all methods have."""
 
+    @property
+    def recipe(self) -> Recipe:
+        """`views`, or what is made of them where their number is an option."""
+        return self.views
+
     def build(self, encoder: nn.Module, width: int) -> Method:
         """The method around a query encoder (N, 3, S, S) → (N, width)."""
         raise NotImplementedError
