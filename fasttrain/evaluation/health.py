@@ -56,8 +56,8 @@ class HealthMonitor:
     rankme, effective_rank, alpha_req, feature_std: of the encoder's output of central crops.
     std, alignment, uniformity, histogram_positive, histogram_negative: of the directions of the projector's output of
     two views by the method's recipe; positives are the views of one image, negatives those of two. projection_std: of
-    that output as it is. lidar: of the encoder's of more views. With labels and a val split subset_knn_top1,
-    subset_knn_majority and probe_top1, in percent.
+    that output as it is. Of more views: lidar of the encoder's output, compactness and compactness_low of the
+    projector's. With labels and a val split subset_knn_top1, subset_knn_majority and probe_top1, in percent.
     """
 
     def __init__(
@@ -113,10 +113,12 @@ class HealthMonitor:
             if batch.label_B is not None:
                 labels.append(batch.label_B)
         feature_NF, feature_VPF = torch.cat(features), torch.cat(view_features, 1)
-        x_PD, y_PD = (projector(feature_PF).float() for feature_PF in feature_VPF[:2])
-        figures = spectral(feature_NF) | of_pairs(x_PD, y_PD)
+        projected = [projector(feature_PF).float() for feature_PF in feature_VPF]
+        figures = spectral(feature_NF) | of_pairs(*projected[:2])
         if self._lidar:
             figures["lidar"] = float(label_free.lidar(feature_VPF.transpose(0, 1)))
+            mean, low = label_free.compactness(torch.stack(projected, 1))
+            figures |= {"compactness": float(mean), "compactness_low": float(low)}
         if self._val:
             memory = _in_memory(feature_NF, torch.cat(labels))
             figures |= self._supervised(encoder, memory, probe, mean, std, each_batch)

@@ -130,6 +130,28 @@ def alignment(x_ND: Tensor, y_ND: Tensor) -> Tensor:
     return (_directions(x_ND) - _directions(y_ND)).square().sum(1).mean()
 
 
+class Compactness(NamedTuple):
+    """Of the images: the mean, and the 5 % quantile."""
+
+    mean: Tensor
+    low: Tensor
+
+
+@torch.no_grad()
+def compactness(z_NVD: Tensor) -> Compactness:
+    """How much nearer an image's first view is to its furthest other view than to the mean of other images there.
+
+    z_NVD: (N, V, D), V ≥ 2 views of each of N images. c_i = min_v x_i·(y_vi − mean_{j≠i} y_vj) of their directions, x
+    of the first view and y of the others: −2 … 2, 0 collapsed, 1 where images are at right angles and views alike. A
+    reading of POT's node compactness (arXiv 2309.13944), whose least is over all changes of a graph.
+    """
+    x_NVD = _directions(z_NVD.flatten(0, 1)).view(z_NVD.shape)
+    first_ND, other_NVD = x_NVD[:, 0], x_NVD[:, 1:]
+    mean_NVD = (other_NVD.sum(0) - other_NVD) / (len(x_NVD) - 1)
+    c_N = torch.einsum("nd,nvd->nv", first_ND, other_NVD - mean_NVD).amin(1)
+    return Compactness(c_N.mean(), c_N.quantile(0.05))
+
+
 @torch.no_grad()
 def uniformity(z_ND: Tensor, t: float = 2.0, impl: str = "auto") -> Tensor:
     """log of the mean over pairs of rows of exp(−t ‖x_i − x_j‖²), x their directions (arXiv 2005.10242).

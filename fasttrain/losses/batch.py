@@ -6,10 +6,12 @@ ranks. Rows L2-normalised. Keys take no gradient.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fasttrain.kernels.similarity import IMPLEMENTATIONS, readout
 from fasttrain.losses import reference
@@ -70,6 +72,28 @@ def batch_info_nce(q_ND: Tensor, k_MD: Tensor, temperature: float, impl: str = "
     lse_N, _ = readout(q_ND, k_MD, temperature, impl=impl)
     own_ND = k_MD.detach()[first : first + len(q_ND)]
     return (lse_N - (q_ND * own_ND).sum(1) / temperature).mean()
+
+
+def worst_compactness(pairs: Sequence[tuple[Tensor, Tensor]], impl: str = "auto") -> Tensor:
+    """mean_i log(1 + exp(−c_i)), c_i the least q_i·(k_i − mean_{j≠i} k_j) over an image's pairs of views; M ≥ 2.
+
+    A reading for images of POT's node compactness (arXiv 2309.13944): how much nearer a view is to its image's other
+    view than to the mean of other images, of its worst pair. There the least is a bound over all changes of a graph's
+    edges; here it is that of the views that were drawn. pairs: q_ND, k_ND of each direction. Scalar, fp32 (fp64 for
+    fp64).
+    """
+    if impl == "reference":
+        return reference.worst_compactness([(q_ND, k_ND.detach()) for q_ND, k_ND in pairs])
+    others = world_size() * len(pairs[0][0]) - 1
+    sum_PD = sum_over_ranks(torch.stack([k_ND.detach().sum(0) for _, k_ND in pairs]))
+    # q·(k − (sum − k)/others), without the mean of the others of each row
+    c_PN = torch.stack(
+        [
+            (q_ND * (k_ND.detach() * (1 + 1 / others) - sum_D / others)).sum(1)
+            for (q_ND, k_ND), sum_D in zip(pairs, sum_PD, strict=True)
+        ]
+    )
+    return F.softplus(-c_PN.amin(0)).mean()
 
 
 class Gram(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fasttrain.system.options import Finite, NotNegative, Options, Positive
+from fasttrain.system.options import Finite, Fraction, NotNegative, Options, Positive
 
 # What --cross brings with it. Over the batch it is CyCLIP's (arXiv 2205.14459) 0.25 times the batch, for one of 256.
 CROSS_WEIGHTS = {"batch": 64.0, "batch-within": 64.0, "queue": 1.0, "queue-both": 1.0, "none": 1.0}
@@ -29,6 +29,9 @@ class BatchRegularisers(Options):
     """Weight of that uniformity; below 0, similarities to negatives are to differ."""
     uniform_temperature: Positive[float] = 0.2
     """Temperature of the distribution that should be uniform."""
+    compactness: Fraction[float] = 0.0
+    """Part of the loss that goes from the contrast to compactness, as POT does (arXiv 2309.13944): of an image's worst
+    pair of views, how much nearer it is than the mean of other images. The paper has 0.2 to 0.5."""
 
     @property
     def over_batch(self) -> bool:

@@ -191,6 +191,18 @@ def batch_consistency(q_ND: Tensor, k_ND: Tensor, within: bool = False) -> Tenso
     return difference_NN.fill_diagonal_(0).square().sum() / (n * (n - 1))
 
 
+def compactness(q_ND: Tensor, k_ND: Tensor) -> Tensor:
+    """c_i = q_i·(k_i − mean_{j≠i} k_j), (N,): POT's node compactness of one view (arXiv 2309.13944)."""
+    others_ND = (k_ND.sum(0) - k_ND) / (len(k_ND) - 1)
+    return (q_ND * (k_ND - others_ND)).sum(1)
+
+
+def worst_compactness(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """mean_i log(1 + exp(−min_v c_vi)) of pairs (q, k) of views (arXiv 2309.13944)."""
+    worst_N = torch.stack([compactness(q_ND, k_ND) for q_ND, k_ND in pairs]).amin(0)
+    return torch.nn.functional.softplus(-worst_N).mean()
+
+
 def batch_uniformity(q_ND: Tensor, k_MD: Tensor, first: int, temperature: float) -> Tensor:
     """mean_i KL( U ‖ softmax_{j≠i}(q_i·k_j/τ) ) over the M−1 other images' keys; query i's own key is row first+i."""
     s_NM = q_ND @ k_MD.T / temperature

@@ -1,8 +1,8 @@
-"""XMoCo's two regularisers (arXiv 2206.04676), for every method with queries and keys.
+"""XMoCo's two regularisers (arXiv 2206.04676) and POT's (arXiv 2309.13944), for every method with queries and keys.
 
-    L = L_contrast + λ_x · L_cross + λ_u · L_uniform
+    L = (1 − κ) · L_contrast + κ · L_compactness + λ_x · L_cross + λ_u · L_uniform
 
-Each is read over the batch or over the queue; the equations are in docs/objective.md. What is read over the queue
+XMoCo's are read over the batch or over the queue; the equations are in docs/objective.md. What is read over the queue
 shares the contrast's pass over it. Under data parallelism "batch" is the global batch.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fasttrain.losses.batch import batch_consistency, batch_uniformity
+from fasttrain.losses.batch import batch_consistency, batch_uniformity, worst_compactness
 from fasttrain.losses.figures import mean_figures, queue_figures
 from fasttrain.losses.options import BatchRegularisers, Regularisers
 from fasttrain.losses.queue import MutualConsistency, QueueConsistency, QueueTerm, QueueUniformity, read_queue
@@ -72,6 +72,9 @@ def regularised(
         )
 
     loss = values["contrast"]
+    if options.compactness:
+        values["compactness"] = worst_compactness(parts)
+        loss = (1 - options.compactness) * loss + options.compactness * values["compactness"]
     for name, weight in (("cross", options.cross_weight), ("uniform", options.uniform_weight)):
         if name in values:
             loss = loss + weight * values[name]

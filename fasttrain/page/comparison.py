@@ -113,6 +113,7 @@ def _curves(histories: Sequence[History], colours: Sequence[str]) -> list[str]:
         "probe_top1": "Probe top-1 while training, %", "rankme": "RankMe",
         "feature_std": "Standard deviation of the features", "std": "Standard deviation of the projections",
         "alignment": "Alignment", "uniformity": "Uniformity", "alpha_req": "α-ReQ", "lidar": "LiDAR rank",
+        "compactness": "Compactness",
     }  # fmt: skip
     of_entries = {name: name.replace("_", " ").capitalize() for name in terms} | SHARES
     of_entries |= {"images_per_sec": "Images per second", "lr": "Learning rate"}

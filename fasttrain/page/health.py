@@ -26,8 +26,11 @@ HEALTH: tuple[tuple[tuple[str, ...], str, str], ...] = (
      "How fast the spectrum decays: near 1 is good; well above, few directions hold all; well below, noise does."),
     (("lidar",), "LiDAR rank",
      "Dimensions that tell images apart whatever the view: higher is better."),
+    (("compactness", "compactness_low"), "Compactness",
+     "How much nearer an image's worst view is than the mean of other images: near 1 is good, below 0 confused."),
 )  # fmt: skip
-NAMES = {"rankme": "RankMe", "effective_rank": "effective", "std": "projections", "feature_std": "features"}
+NAMES = {"rankme": "RankMe", "effective_rank": "effective", "std": "projections", "feature_std": "features",
+         "compactness": "mean", "compactness_low": "5 % quantile"}  # fmt: skip
 ALIKE = 0.01  # of its values: a curve no further from another one looks the same
 VARIANCE = "variance_weight"  # the option of losses that look at projection_std
 

@@ -57,7 +57,7 @@ class LoggingOptions(Options):
     """Steps between looks at the representation, of a fixed subset: ranks, spread, alignment, uniformity, similarities,
     kNN. auto: as often as takes about 1 % of the time, not at all in the shortest runs. 0: never."""
     lidar: Free[bool] = False
-    """LiDAR, too, which needs more views of each image."""
+    """LiDAR and compactness, too, which need more views of each image."""
     online_probe: Free[bool] = False
     """Train a linear classifier on the encoder's detached features at every step; its accuracy is measured at
     --health-every. Needs labels, and leaves training as it is."""

@@ -51,7 +51,7 @@ def test_events_are_at_the_first_step_every_so_many_and_the_last_and_training_do
     assert list(found) == [0, 6, 12, 16]
     assert events(plain) == {}
     for figures in found.values():
-        assert set(figures) | {"alpha_req"} == LABEL_FREE | LABELLED | {"lidar"}
+        assert set(figures) | {"alpha_req"} == LABEL_FREE | LABELLED | {"lidar", "compactness", "compactness_low"}
         assert len(figures["histogram_positive"]) == BINS
         assert sum(figures["histogram_positive"]) == 72 / health.PAIRED
         assert sum(figures["histogram_negative"]) == 18 * 17

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from fasttrain.evaluation.label_free import (
     alignment,
     alpha_req,
+    compactness,
     effective_rank,
     lidar,
     rank_me,
@@ -30,6 +31,8 @@ FIGURES: dict[str, Figure] = {
     "standard_deviation": standard_deviation,
     "alignment": lambda z: alignment(z[::2], z[1::2]),
     "uniformity": uniformity,
+    "compactness": lambda z: compactness(z.unflatten(0, (-1, 2))).mean,
+    "compactness_low": lambda z: compactness(z.unflatten(0, (-1, 4))).low,
 }
 
 
@@ -143,6 +146,22 @@ def test_lidar_of_what_is_alike_in_all_directions_is_the_number_of_them(images: 
     assert float(lidar(z)) == pytest.approx(directions, rel=1e-4)
 
 
+def test_compactness_is_that_of_the_worst_view() -> None:
+    """By a loop; and of images at right angles, whose views are alike but for one."""
+    z = F.normalize(features(20 * 5, 12).view(20, 5, 12) + 2 * features(20, 12, 4)[:, None], dim=2)
+    worst = []
+    for i in range(20):
+        others = [j for j in range(20) if j != i]
+        worst.append(min(float(z[i, 0] @ (z[i, v] - z[others, v].mean(0))) for v in range(1, 5)))
+    mean, low = compactness(3 * z)
+    assert float(mean) == pytest.approx(sum(worst) / 20, abs=1e-12)
+    assert float(low) == pytest.approx(float(torch.tensor(worst, dtype=torch.float64).quantile(0.05)), abs=1e-12)
+    axes = torch.eye(6, dtype=torch.float64)[:, None].repeat(1, 3, 1)
+    assert [float(c) for c in compactness(axes)] == pytest.approx([1, 1], abs=1e-12)
+    axes[2, 1] = axes[2, 0].neg()
+    assert float(compactness(axes).mean) == pytest.approx(4 / 6, abs=1e-12)
+
+
 def test_directions_drawn_evenly_from_a_sphere_have_the_deviation_one() -> None:
     drawn = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
     assert float(standard_deviation(drawn)) == pytest.approx(1, abs=0.01)
@@ -152,7 +171,7 @@ def test_directions_drawn_evenly_from_a_sphere_have_the_deviation_one() -> None:
 def test_what_takes_directions_does_not_mind_each_rows_length_nor_others_that_of_all() -> None:
     z, generator = features(60, 24), torch.Generator().manual_seed(5)
     lengths = torch.rand(60, 1, generator=generator, dtype=torch.float64) + 0.1
-    for name in ("standard_deviation", "alignment", "uniformity"):
+    for name in ("standard_deviation", "alignment", "uniformity", "compactness", "compactness_low"):
         assert float(FIGURES[name](z * lengths)) == pytest.approx(float(FIGURES[name](z)), abs=1e-12)
     wide = features(300, 110)
     for name in ("rank_me", "effective_rank", "alpha", "r2"):
@@ -167,7 +186,7 @@ def test_a_rotation_changes_nothing(name: str) -> None:
 
 
 COLLAPSED = {"rank_me": 1.01, "effective_rank": 1.0, "lidar": 1.01, "standard_deviation": 0.0, "alignment": 0.0,
-             "uniformity": 0.0}  # fmt: skip
+             "uniformity": 0.0, "compactness": 0.0, "compactness_low": 0.0}  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

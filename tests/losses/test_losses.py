@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fasttrain.losses import batch
 from fasttrain.losses import queue as queue_losses
-from fasttrain.losses.batch import Gram, batch_consistency, batch_uniformity, gram, gram_consistency
+from fasttrain.losses.batch import Gram, batch_consistency, batch_uniformity, gram, gram_consistency, worst_compactness
 from fasttrain.losses.queue import Decoupled, InfoNCE, QueueConsistency, QueueTerm, QueueUniformity, queue_terms
 from fasttrain.losses.regularisers import Regularisers, regularised
 from fasttrain.system.errors import UserError
@@ -268,6 +268,43 @@ def test_gram_sums_of_parts_add_up_to_the_whole() -> None:
     total = Gram(*(torch.stack(x).sum(0) for x in zip(*parts, strict=True)))
     for within in (False, True):
         assert torch.allclose(gram_consistency(total, 12, within), batch_consistency(q, keys, within), atol=1e-14)
+
+
+@pytest.mark.parametrize("impl", ["reference", "auto"])
+@pytest.mark.parametrize("n", [2, 7])
+def test_compactness_is_that_of_an_images_worst_pair(n: int, impl: str) -> None:
+    """Whose keys take no gradient."""
+    generator = torch.Generator().manual_seed(n)
+    rows = F.normalize(torch.randn(6, n, 8, generator=generator, dtype=torch.float64), dim=2).requires_grad_()
+    pairs = [(rows[place], rows[place + 3]) for place in range(3)]
+    ours = worst_compactness(pairs, impl)
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(n):
+        others = [j for j in range(n) if j != i]
+        worst = min(q[i] @ (k[i] - torch.stack([k[j] for j in others]).mean(0)).detach() for q, k in pairs)
+        total = total + (1 + (-worst).exp()).log() / n
+    assert torch.allclose(ours, total, atol=1e-12)
+    one, other = (torch.autograd.grad(loss, rows)[0] for loss in (ours, total))
+    assert torch.allclose(one, other, atol=1e-12)
+    assert one[:3].abs().max() > 0
+    assert not one[3:].any()
+
+
+@pytest.mark.parametrize("impl", ["reference", "auto"])
+def test_compactness_of_images_apart_and_of_a_collapse(impl: str) -> None:
+    apart, alike = torch.eye(5, dtype=torch.float64), torch.ones(5, 1, dtype=torch.float64)
+    assert float(worst_compactness([(apart, apart)], impl)) == pytest.approx(0.3132617, abs=1e-7)
+    assert float(worst_compactness([(alike, alike)], impl)) == pytest.approx(math.log(2), abs=1e-12)
+
+
+def test_compactness_takes_its_part_of_the_contrast() -> None:
+    q, keys, _ = inputs(6, 1, 16)
+    own = (q * keys).sum()
+    loss, terms = regularised(own, Regularisers(compactness=0.3), q, keys, keys, None)
+    assert torch.allclose(loss, 0.7 * own + 0.3 * worst_compactness([(q, keys)]))
+    assert set(terms) == {"contrast", "compactness"}
+    both, _ = regularised(own, Regularisers(compactness=0.3), torch.cat([q, q]), torch.cat([keys, q]), None, None, 2)
+    assert torch.allclose(both, 0.7 * own + 0.3 * worst_compactness([(q, keys), (q, q)]))
 
 
 def test_the_regularisers_go_with_a_loss_that_has_no_queue() -> None:

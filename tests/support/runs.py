@@ -66,6 +66,7 @@ def event(step: int, steps: int) -> dict[str, Any]:
         "probe_top1": 20 + 40 * part, "rankme": 10 + 30 * part, "effective_rank": 8 + 20 * part,
         "std": 0.05 + 0.03 * part,
         "alignment": 1 - part / 2, "uniformity": -1 - part, "alpha_req": 2 - part, "lidar": 5 + 20 * part,
+        "compactness": 0.2 + part / 2, "compactness_low": part / 2 - 0.1,
     }  # fmt: skip
 
 
