@@ -117,8 +117,8 @@ class HealthMonitor:
         figures = spectral(feature_NF) | of_pairs(*projected[:2])
         if self._lidar:
             figures["lidar"] = float(label_free.lidar(feature_VPF.transpose(0, 1)))
-            mean, low = label_free.compactness(torch.stack(projected, 1))
-            figures |= {"compactness": float(mean), "compactness_low": float(low)}
+            worst = label_free.compactness(torch.stack(projected, 1))
+            figures |= {"compactness": float(worst.mean), "compactness_low": float(worst.low)}
         if self._val:
             memory = _in_memory(feature_NF, torch.cat(labels))
             figures |= self._supervised(encoder, memory, probe, mean, std, each_batch)
