@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasttrain.losses.feature_transform import draw, transformed_contrast
 from fasttrain.losses.queue import QueueTerm
 from fasttrain.losses.regularisers import regularised, with_features
 from fasttrain.methods.base import Method, Output, Progress, Sample
@@ -78,11 +79,11 @@ class MoCo(KeyMethod):
 
     def __init__(
         self, encoder: nn.Module, projector: nn.Module, contrast: QueueTerm, options: KeyOptions,
-        symmetric: bool = False, predictor: nn.Module | None = None,
+        symmetric: bool = False, predictor: nn.Module | None = None, feature_transform: bool = False,
     ) -> None:  # fmt: skip
-        """The networks: see KeyMethod."""
+        """The networks: see KeyMethod. feature_transform: the contrast is of transformed rows."""
         super().__init__(encoder, projector, options, predictor)
-        self._contrast = contrast
+        self._contrast, self._transforms = contrast, feature_transform
         self._queried = (0, 1) if symmetric else (0,)  # views; the other one of the two gives the keys
 
     def forward(self, sample: Sample) -> Output:
@@ -107,7 +108,12 @@ class MoCo(KeyMethod):
     def loss(self, q_RD: Tensor, k_RD: Tensor, k_MD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms. q_RD, k_RD: this rank's rows; k_MD: the rows of all ranks; each of one direction
         after the other."""
-        loss, terms = regularised(
-            self._contrast, self._options.regularisers, q_RD, k_RD, k_MD, self.queue.keys_KD, len(self._queried)
-        )
-        return loss, terms | {"queue_filled": self.queue.filled}
+        queue_KD = self.queue.keys_KD
+        contrast: QueueTerm | Tensor = self._contrast
+        figures = {"queue_filled": self.queue.filled}
+        if self._transforms:
+            contrast, more = transformed_contrast(self._contrast, q_RD, k_RD, queue_KD, draw(len(queue_KD)))
+            figures |= more
+        regularisers, directions = self._options.regularisers, len(self._queried)
+        loss, terms = regularised(contrast, regularisers, q_RD, k_RD, k_MD, queue_KD, directions)
+        return loss, terms | figures

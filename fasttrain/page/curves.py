@@ -23,6 +23,10 @@ CAPTIONS = {
     "cross": "XMoCo's first regulariser: similarities between images shall stay under other views of them.",
     "uniform": "XMoCo's second: similarities to negatives shall be alike.",
     "compactness": "Of an image's worst pair of views: 0.31 when views are alike and images apart, 0.69 collapsed.",
+    "score_positive": "Similarity of a query and its key once they are moved apart: lower is harder.",
+    "score_negative": "Mean similarity of a query to the mixed negatives.",
+    "score_negative_variance": "Of a query's similarities to the mixed negatives: higher tells images apart.",
+    "score_negative_log_exp": "log of the mean of exp(s/τ) over the mixed negatives: what the loss has of them.",
 }  # of terms whose names do not tell
 CONTRAST = ("contrastive_accuracy", "positive_similarity", "negative_similarity", "queue_filled")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.forks import on_ranks, succeed
 from support.launch import equal
-from support.steps import build, make, sample, small, take
+from support.steps import VARIANTS, build, make, sample, small, take
 
 from fasttrain.config import make_config, parse_config
 from fasttrain.engine.networks import make_networks
@@ -26,6 +26,7 @@ from fasttrain.system.options import flat
 IMAGES = 16
 CHANCE = 0.02  # of a gradient: sums in another order put one in a million activations on the other side of a ReLU
 ALL = pytest.mark.parametrize("name", METHODS)
+STEPS = pytest.mark.parametrize("name", [*METHODS, *VARIANTS])  # what is a step of its own
 
 
 def batch_of(config: Any, number: int, epoch: float = 5.0) -> Sample:
@@ -51,9 +52,9 @@ def steps_of(name: str, numbers: range, start: dict | None = None, **changes: An
     return method, step, losses
 
 
-@ALL
+@STEPS
 def test_a_step_moves_all_that_is_trained_and_what_follows_it(name: str) -> None:
-    fast = {"ema": 0.5} if "ema" in flat(make_config(name)) else {}  # else two steps may move an average by no digit
+    fast = {"ema": 0.5} if "ema" in flat(small(name)) else {}  # else two steps may move an average by no digit
     start = build(small(name, batch_size=IMAGES))
     method, step, losses = steps_of(name, range(2), **fast)
     assert torch.stack(losses).isfinite().all()
@@ -63,7 +64,7 @@ def test_a_step_moves_all_that_is_trained_and_what_follows_it(name: str) -> None
         assert not torch.equal(p, before[place]), place
 
 
-@ALL
+@STEPS
 def test_terms_are_curves(name: str) -> None:
     config = small(name, batch_size=IMAGES)
     loss, terms, carry, _ = build(config)(batch_of(config, 0))
@@ -114,7 +115,7 @@ def test_the_features_are_what_the_evaluated_encoder_makes_of_view_0(name: str) 
     assert torch.allclose(features_NF, method.evaluated[0](given.views[0][0]), atol=1e-5)
 
 
-@ALL
+@STEPS
 def test_a_step_that_is_not_finite_changes_nothing(name: str) -> None:
     config = small(name, batch_size=IMAGES)
     method, step, _ = steps_of(name, range(2))
@@ -128,7 +129,7 @@ def test_a_step_that_is_not_finite_changes_nothing(name: str) -> None:
     assert equal(before, after) == []
 
 
-@ALL
+@STEPS
 def test_a_run_that_was_saved_goes_on_to_the_bit(name: str) -> None:
     whole = steps_of(name, range(4))
     half = steps_of(name, range(2))
@@ -137,7 +138,7 @@ def test_a_run_that_was_saved_goes_on_to_the_bit(name: str) -> None:
     assert torch.equal(torch.stack(whole[2][2:]), torch.stack(again[2]))
 
 
-@ALL
+@STEPS
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_steps_in_less_precision_are_finite(name: str, precision: str) -> None:
     _method, step, losses = steps_of(name, range(3), precision=precision)
@@ -173,7 +174,7 @@ def _rows(group: torch.Tensor, rows: slice) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-@ALL
+@STEPS
 def test_on_several_ranks_a_step_is_that_of_one(tmp_path: pathlib.Path, name: str, world_size: int) -> None:
     _compare_ranks(tmp_path, name, world_size)
 

@@ -19,8 +19,18 @@ SMALL = {
 }  # fmt: skip
 
 
+# Options that change a step as much as another method would: by a name of their own
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "moco, feature transform": ("moco", {"feature_transform": True}),
+    "moco, compactness": ("moco", {"compactness": 0.4}),
+    "mv-dhel, compactness": ("mv-dhel", {"compactness": 0.4, "num_views": 3}),
+}
+
+
 def small(method: str = "moco", **changes: Any) -> TrainConfig:
-    """A configuration whose networks take milliseconds; of SMALL, what the method has."""
+    """A configuration whose networks take milliseconds; of SMALL, what the method has. method: or one of VARIANTS."""
+    method, options = VARIANTS.get(method, (method, {}))
+    changes = options | changes
     known = flat(make_config(method))
     return make_config(method, **{name: value for name, value in SMALL.items() if name in known} | changes)
 

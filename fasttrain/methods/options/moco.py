@@ -71,6 +71,10 @@ class MoCoOptions(KeyOptions):
     one queue, which then takes the keys of both. Where published code sums them (MoCo's CIFAR-10 notebook), the same
     step is twice --lr and half --weight-decay."""
 
+    feature_transform: bool = False
+    """Contrast a query and its key after moving them apart, with negatives that are mixtures of keys (arXiv
+    2108.02982); one more pass over the queue."""
+
     def build(self, encoder: nn.Module, width: int) -> MoCo:
         from fasttrain.losses.queue import Decoupled, DecoupledWeighted, InfoNCE
         from fasttrain.methods.moco import MoCo
@@ -78,4 +82,5 @@ class MoCoOptions(KeyOptions):
 
         projector = {"mlp": mlp_head, "linear": linear_head}[self.head](width, self.dim)
         contrast = DecoupledWeighted if self.decoupled_weighted else Decoupled if self.decoupled else InfoNCE
-        return MoCo(encoder, projector, contrast(self.temperature), self, self.symmetric)
+        made = contrast(self.temperature)
+        return MoCo(encoder, projector, made, self, self.symmetric, feature_transform=self.feature_transform)

@@ -1,0 +1,79 @@
+"""Feature transformation (Zhu et al., arXiv 2108.02982): positives that are moved apart, negatives that are mixed.
+
+    q' = λq + (1 − λ)k,  k' = λk + (1 − λ)q,  λ = 1 + Beta(2, 2): the contrast has to win against harder positives
+    Q' = μQ + (1 − μ)Q_π,  μ = Beta(1.6, 1.6), π a permutation: and against negatives that are new at every step
+
+Nothing is normalised again; k takes no gradient, but k' has q in it, which does. λ and μ are drawn at every step, for
+all rows and ranks alike. The queue itself keeps the keys as they are.
+
+Shapes: q_ND, k_ND (N, D), queue_KD (K, D), rows L2-normalised.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fasttrain.losses.figures import queue_figures
+from fasttrain.losses.queue import QueueTerm, Side, dot, read_queue
+from fasttrain.system.collectives import common_generator
+
+POSITIVE_ALPHA, NEGATIVE_ALPHA = 2.0, 1.6  # of the Beta distributions, as in the authors' code
+
+
+class Transform(NamedTuple):
+    """What a step draws. order_K: int64, on the CPU."""
+
+    positive: float
+    negative: float
+    order_K: Tensor
+
+
+def draw(keys: int) -> Transform:
+    """Of a queue of so many keys, from the generator that all ranks draw from alike."""
+    seed = int(torch.randint(2**62, (), generator=common_generator))
+    random = np.random.default_rng(seed)
+    extrapolated = 1 + random.beta(POSITIVE_ALPHA, POSITIVE_ALPHA)
+    mixed = random.beta(NEGATIVE_ALPHA, NEGATIVE_ALPHA)
+    return Transform(extrapolated, mixed, torch.randperm(keys, generator=common_generator))
+
+
+def transformed_pair(q_ND: Tensor, k_ND: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """q' and k'. Their product is s + 2λ(1 − λ)(1 − s), s = q·k."""
+    return weight * q_ND + (1 - weight) * k_ND, weight * k_ND + (1 - weight) * q_ND
+
+
+def mixed_queue(queue_KD: Tensor, weight: float, order_K: Tensor) -> Tensor:
+    """Q', in the queue's dtype."""
+    return weight * queue_KD + (1 - weight) * queue_KD[order_K.to(queue_KD.device, non_blocking=True)]
+
+
+def transformed_contrast(
+    contrast: QueueTerm, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, drawn: Transform, impl: str = "auto"
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The contrast of transformed rows, scalar, and figures without gradient.
+
+    Figures of the rows as they are, as of any contrast over a queue, take one more pass over it. `score_…` are of what
+    the contrast sees: the mean of positives, the mean and the variance of a query's negatives, and the mean of exp(s/τ)
+    over them, as a logarithm. The authors hold a low mean of positives and a high variance of negatives to be healthy.
+    """
+    hard_ND, key_ND = transformed_pair(q_ND, k_ND.detach(), drawn.positive)
+    new_KD = mixed_queue(queue_KD, drawn.negative, drawn.order_K)
+    read = read_queue([contrast], hard_ND, key_ND, new_KD, impl)
+    value = contrast.value(hard_ND, key_ND, read)
+    with torch.no_grad():
+        figures = queue_figures(contrast, q_ND, k_ND, read_queue([contrast], q_ND, k_ND, queue_KD, impl))
+        mean_N, wide_KD = dot(hard_ND, read.mean_D), new_KD.to(read.mean_D.dtype)
+        square_N = dot(hard_ND @ (wide_KD.T @ wide_KD / len(wide_KD)), hard_ND)
+        lse_N = read[Side("q", contrast.temperature)].lse_N
+        scores = {
+            "score_positive": dot(hard_ND, key_ND).mean(),
+            "score_negative": mean_N.mean(),
+            "score_negative_variance": (square_N - mean_N.square()).mean(),
+            "score_negative_log_exp": (lse_N - math.log(len(new_KD))).mean(),
+        }
+    return value, figures | scores
