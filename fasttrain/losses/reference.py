@@ -50,6 +50,13 @@ def ressl(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, key_
     return -(target_NK * torch.log_softmax(q_ND @ queue_KD.T / temperature, dim=1)).sum(1).mean()
 
 
+def directed_distillation(q_LND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
+    """½ Σ_l mean_i H(sg p_li, p_(l+1)i),  p_li = softmax([q_li·k_i, q_li·Q]/τ) (HiCLR, arXiv 2211.13466)."""
+    positive_LN1 = (q_LND * k_ND).sum(2, keepdim=True)
+    log_p_LNK1 = torch.log_softmax(torch.cat([positive_LN1, q_LND @ queue_KD.T], dim=2) / temperature, dim=2)
+    return -(log_p_LNK1[:-1].exp().detach() * log_p_LNK1[1:]).sum(2).mean(1).sum() / 2
+
+
 def mutual_consistency(
     q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, key_temperature: float
 ) -> Tensor:

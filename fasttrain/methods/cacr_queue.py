@@ -23,12 +23,10 @@ class CACRQueue(KeyMethod):
 
     def forward(self, sample: Sample) -> Output:
         query, *others = sample.views[0]
-        made = [self._keys(self._coming(view)) for view in others]  # (M, D) of each
+        keys, key_features = zip(*(self._keys_and_features(view) for view in others), strict=True)
         feature_NF = self.encoder(query)
         q_ND = self._query(feature_NF)
-        (count, dim), regularisers = q_ND.shape, self._options.regularisers
-        own = slice(first_row(count), first_row(count) + count)
-        keys, key_features = zip(*(rows_M.tensor_split([dim], 1) for rows_M in made), strict=True)
+        own, regularisers = slice(first_row(len(q_ND)), first_row(len(q_ND)) + len(q_ND)), self._options.regularisers
         positive_PND = torch.stack([k_MD[own] for k_MD in keys])
         with torch.autocast(q_ND.device.type, enabled=False):
             contrast = QueueCACR(self._temperature, positive_PND, self._sharpness)

@@ -50,6 +50,12 @@ class KeyMethod(Method):
         """Keys (M, D) of all ranks' images, in rank order, and behind them what the encoder gave, if it is compared."""
         return images.encoded(self._key) if isinstance(images, Shuffled) else gather_rows(self._key(images))
 
+    def _keys_and_features(self, view: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys (M, D) of all ranks' images of one view, and what the encoder gave: (M, F), or (M, 0) where nothing
+        compares it."""
+        k_MD, feature_MF = self._keys(self._coming(view)).tensor_split([self._options.dim], 1)
+        return k_MD, feature_MF
+
     def _key(self, view: Tensor) -> Tensor:
         feature_NF = self.key_encoder(view)
         k_ND = self._embed(self.key_projector(feature_NF))

@@ -81,7 +81,7 @@ PAIRS = {"positive_similarity", "negative_similarity"}
 OF_BATCH = {"contrastive_accuracy", *PAIRS}
 OF_QUEUE = {*OF_BATCH, "queue_filled"}
 CONTRAST = {
-    **dict.fromkeys(("moco", "xmoco", "co2", "ressl", "sce", "nnclr", "cacr-queue"), OF_QUEUE),
+    **dict.fromkeys(("moco", "xmoco", "co2", "ressl", "sce", "nnclr", "cacr-queue", "hiclr"), OF_QUEUE),
     **dict.fromkeys(("mocov3", "simclr", "mv-infonce", "mv-dhel", "cacr"), OF_BATCH),
     "supcon": PAIRS,
     "swav": {"queue_filled"},

@@ -8,6 +8,7 @@ from fasttrain.methods.options.byol import BYOLOptions
 from fasttrain.methods.options.cacr_queue import CACRQueueOptions
 from fasttrain.methods.options.co2 import CO2Options
 from fasttrain.methods.options.dino import DINOOptions
+from fasttrain.methods.options.hiclr import HiCLROptions
 from fasttrain.methods.options.moco import MoCoOptions
 from fasttrain.methods.options.mocov3 import MoCoV3Options
 from fasttrain.methods.options.multi_view import CACROptions, MVDHELOptions, MVInfoNCEOptions
@@ -45,6 +46,7 @@ METHODS: dict[str, type[MethodOptions]] = {
     "mv-dhel": MVDHELOptions,
     "cacr": CACROptions,
     "cacr-queue": CACRQueueOptions,
+    "hiclr": HiCLROptions,
 }
 
 
