@@ -136,6 +136,17 @@ def queue_cacr(
     return (a_PN * d_PN).sum(0).mean() - (b_NK * d_NK).sum(1).mean()
 
 
+def restraint(x_ND: Tensor, y_MD: Tensor, first: int) -> Tensor:
+    """mean_i [ (σ_i⁺ − min(σ_i⁺, m_i)) + mean_j (max(σ_i⁺, m_i) − σ_ij) ],  σ_ij = x_i·y_j, σ_i⁺ that of row first+i,
+    j all others, m_i = max_j σ_ij (MCLRec, arXiv 2304.07763)."""
+    s_NM = x_ND @ y_MD.T
+    own_NM = torch.arange(len(y_MD), device=s_NM.device) == torch.arange(len(x_ND), device=s_NM.device)[:, None] + first
+    positive_N, nearest_N = s_NM[own_NM], s_NM.masked_fill(own_NM, -math.inf).amax(1)
+    mean_N = s_NM.masked_fill(own_NM, 0).sum(1) / (len(y_MD) - 1)
+    least_N, most_N = torch.minimum(positive_N, nearest_N), torch.maximum(positive_N, nearest_N)
+    return (positive_N - least_N + most_N - mean_N).mean()
+
+
 def sup_con(z_RD: Tensor, label_R: Tensor, temperature: float) -> Tensor:
     """τ/τ_base · mean_i [ log Σ_{j≠i} exp s_ij − mean_{p∈P(i)} s_ip ] over the rows whose P(i), the other rows of i's
     label, is not empty (arXiv 2004.11362, eq. 2, L_out)."""

@@ -8,12 +8,15 @@ from torch.nn import functional as F
 
 from fasttrain.losses.contrast import decoupled, nt_xent
 from fasttrain.losses.figures import batch_figures, mean_figures
+from fasttrain.losses.learnt_augmentation import augmented_contrast, restraint, slowed
 from fasttrain.losses.regularisers import regularised, with_features
 from fasttrain.methods.base import Method, Output, Sample
 from fasttrain.methods.options.simclr import SimCLROptions
 from fasttrain.networks.encoders import zero_init_residual
-from fasttrain.networks.heads import batch_norm_mlp
+from fasttrain.networks.heads import batch_norm_mlp, bottleneck
 from fasttrain.system.collectives import gather_rows
+
+RESTRAINT = 0.1  # γ, as in the paper
 
 
 class SimCLR(Method):
@@ -24,6 +27,7 @@ class SimCLR(Method):
         zero_init_residual(encoder)  # as in the paper's code, whose head's last batch norm has a scale and no shift
         self.encoder = encoder
         self.projector = batch_norm_mlp(width, [options.hidden], options.dim, "affine")
+        self.augmenter = bottleneck(options.dim) if options.learnt_augmentation else None
         self._options = options
 
     def forward(self, sample: Sample) -> Output:
@@ -36,9 +40,29 @@ class SimCLR(Method):
             asked = self._options.regularisers
             made = regularised(self.loss(a_ND, b_ND), asked, z_RD, other_RD, None, None, directions=2)
             loss, terms = with_features(made, asked, features, features[::-1])
+            if self.augmenter is not None:
+                learnt, more = self._learnt(out_RD.float())
+                loss, terms = loss + learnt, terms | more
             others = gather_rows(torch.cat([a_ND, b_ND], 1).detach()).chunk(2, 1)
             figures = mean_figures([batch_figures(q, k, *others) for q, k in ((a_ND, b_ND), (b_ND, a_ND))])
         return Output(loss, terms | figures, features_NF=features[0].detach())
+
+    def _learnt(self, out_RD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What learnt augmentation adds to the loss, and its terms. One backward gives the augmenter and the encoder
+        the gradients that are meant for each, where the paper alternates between them."""
+        assert self.augmenter is not None
+        options = self._options
+        slow_RD = slowed(out_RD, options.learnt_augmentation)
+        a_ND, b_ND = F.normalize(slow_RD, dim=1).chunk(2)
+        za_ND, zb_ND = F.normalize(self.augmenter(slow_RD), dim=1).chunk(2)
+        contrast = augmented_contrast(a_ND, b_ND, za_ND, zb_ND, options.temperature)
+        z_RD = F.normalize(self.augmenter(out_RD), dim=1)
+        restrained = restraint(*z_RD.chunk(2))
+        terms = {
+            "augmented": contrast.detach(), "restraint": restrained.detach(),
+            "augmented_similarity": F.cosine_similarity(z_RD, out_RD).mean().detach(),
+        }  # fmt: skip
+        return contrast + RESTRAINT * restrained, terms
 
     def loss(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         """The loss of this rank's rows of two views."""

@@ -21,6 +21,13 @@ def mlp_head(width: int, dim: int, hidden: int | None = None) -> nn.Module:
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
 
 
+def bottleneck(dim: int) -> nn.Sequential:
+    """(N, dim) → (N, dim) through a half and a quarter of the width, GELU between (MCLRec, arXiv 2304.07763)."""
+    widths = dim, max(1, dim // 2), max(1, dim // 4), dim
+    layers = [layer for before, after in pairwise(widths) for layer in (nn.Linear(before, after), nn.GELU())]
+    return nn.Sequential(*layers[:-1])
+
+
 def gelu_mlp(width: int, hidden: Sequence[int], dim: int, norm: bool = False) -> nn.Sequential:
     """(N, width) → (N, dim): linear layers with biases, GELU between them, and batch norm before that if wanted.
 

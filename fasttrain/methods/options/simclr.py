@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from fasttrain.losses.options import BatchRegularisers
 from fasttrain.methods.options.base import MethodOptions
-from fasttrain.system.options import Positive
+from fasttrain.system.options import NotNegative, Positive
 from fasttrain.views.spec import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ class SimCLROptions(MethodOptions):
     """Leave a view's positive out of NT-Xent's denominator: the decoupled contrastive loss (arXiv 2110.06848)."""
     decoupled_weighted: bool = False
     """The same paper's DCLW: decoupled, and pairs that are far apart weigh more."""
+    learnt_augmentation: NotNegative[float] = 0.0
+    """Weight, for the encoder, of a contrast with views that a small network learns to make in feature space (MCLRec,
+    arXiv 2304.07763, which has 0.05 to 0.1). 0: there is no such network."""
     regularisers: BatchRegularisers = field(default_factory=BatchRegularisers)
     """XMoCo's regularisers, which go with any method of queries and keys"""
 
