@@ -147,6 +147,14 @@ def restraint(x_ND: Tensor, y_MD: Tensor, first: int) -> Tensor:
     return (positive_N - least_N + most_N - mean_N).mean()
 
 
+def community_contrast(a_ND: Tensor, b_ND: Tensor, r_NC: Tensor, temperature: float) -> Tensor:
+    """mean_i −log softmax_c(a_i·C_c/τ) at c(i) = argmax r_i,  C_c the mean of the b_i with c(i) = c, over those c that
+    have any (gCooL, arXiv 2110.14863)."""
+    found_C, place_N = r_NC.argmax(1).unique(return_inverse=True)
+    centroid_CD = torch.stack([b_ND[place_N == c].mean(0) for c in range(len(found_C))]).detach()
+    return torch.nn.functional.cross_entropy(a_ND @ centroid_CD.T / temperature, place_N)
+
+
 def sup_con(z_RD: Tensor, label_R: Tensor, temperature: float) -> Tensor:
     """τ/τ_base · mean_i [ log Σ_{j≠i} exp s_ij − mean_{p∈P(i)} s_ip ] over the rows whose P(i), the other rows of i's
     label, is not empty (arXiv 2004.11362, eq. 2, L_out)."""

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasttrain.losses.communities import community_contrast
 from fasttrain.losses.contrast import decoupled, nt_xent
 from fasttrain.losses.figures import batch_figures, mean_figures
 from fasttrain.losses.learnt_augmentation import augmented_contrast, restraint, slowed
+from fasttrain.losses.multi_crop import crop_cross_entropy
 from fasttrain.losses.regularisers import regularised, with_features
+from fasttrain.losses.swapped import sinkhorn
 from fasttrain.methods.base import Method, Output, Sample
 from fasttrain.methods.options.simclr import SimCLROptions
 from fasttrain.networks.encoders import zero_init_residual
 from fasttrain.networks.heads import batch_norm_mlp, bottleneck
+from fasttrain.networks.prototypes import WeightNormLinear
 from fasttrain.system.collectives import gather_rows
 
 RESTRAINT = 0.1  # γ, as in the paper
+EPSILON = 0.05  # weight of the assignments' entropy, as SwAV has it
 
 
 class SimCLR(Method):
@@ -28,6 +35,7 @@ class SimCLR(Method):
         self.encoder = encoder
         self.projector = batch_norm_mlp(width, [options.hidden], options.dim, "affine")
         self.augmenter = bottleneck(options.dim) if options.learnt_augmentation else None
+        self.centres = WeightNormLinear(options.dim, options.communities) if options.communities else None
         self._options = options
 
     def forward(self, sample: Sample) -> Output:
@@ -43,9 +51,27 @@ class SimCLR(Method):
             if self.augmenter is not None:
                 learnt, more = self._learnt(out_RD.float())
                 loss, terms = loss + learnt, terms | more
+            if self.centres is not None:
+                grouped, more = self._grouped(a_ND, b_ND, sample.progress.part)
+                loss, terms = loss + grouped, terms | more
             others = gather_rows(torch.cat([a_ND, b_ND], 1).detach()).chunk(2, 1)
             figures = mean_figures([batch_figures(q, k, *others) for q, k in ((a_ND, b_ND), (b_ND, a_ND))])
         return Output(loss, terms | figures, features_NF=features[0].detach())
+
+    def _grouped(self, a_ND: Tensor, b_ND: Tensor, part: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """What communities add to the loss, and its terms. The centres learn to assign images evenly, from rows as they
+        are; the rows learn from the contrast with the communities, ever more as the run goes on."""
+        assert self.centres is not None
+        options, centre_CD, z_2ND = self._options, self.centres.rows(), torch.stack([a_ND, b_ND]).detach()
+        score_2NC = (z_2ND @ centre_CD.T).detach()
+        assigned = crop_cross_entropy(z_2ND, centre_CD, sinkhorn(score_2NC, EPSILON), options.temperature)
+        contrast = community_contrast(a_ND, b_ND, score_2NC[0], score_2NC[1], options.temperature)
+        share_C = gather_rows((score_2NC.flatten(0, 1) / options.temperature).softmax(1)).mean(0)
+        terms = {
+            "assigned": assigned.detach(), "community_contrast": contrast.detach(),
+            "communities": torch.special.entr(share_C).sum().exp(),
+        }  # fmt: skip
+        return assigned + options.community_weight * (1 - math.exp(-2 * part)) * contrast, terms
 
     def _learnt(self, out_RD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What learnt augmentation adds to the loss, and its terms. One backward gives the augmenter and the encoder

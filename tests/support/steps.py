@@ -23,6 +23,7 @@ SMALL = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "moco, feature transform": ("moco", {"feature_transform": True}),
     "moco, compactness": ("moco", {"compactness": 0.4}),
+    "simclr, communities": ("simclr", {"communities": 3}),
     "simclr, learnt augmentation": ("simclr", {"learnt_augmentation": 0.1}),
     "mv-dhel, compactness": ("mv-dhel", {"compactness": 0.4, "num_views": 3}),
 }

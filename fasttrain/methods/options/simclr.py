@@ -56,6 +56,11 @@ class SimCLROptions(MethodOptions):
     """Leave a view's positive out of NT-Xent's denominator: the decoupled contrastive loss (arXiv 2110.06848)."""
     decoupled_weighted: bool = False
     """The same paper's DCLW: decoupled, and pairs that are far apart weigh more."""
+    communities: NotNegative[int] = 0
+    """Communities of images that are found in the batch and contrasted with, as gCooL does (arXiv 2110.14863, which has
+    10). 0: none."""
+    community_weight: NotNegative[float] = 0.1
+    """What the weight of that contrast grows towards: it is 0 at first, and 0.86 of this at the end."""
     learnt_augmentation: NotNegative[float] = 0.0
     """Weight, for the encoder, of a contrast with views that a small network learns to make in feature space (MCLRec,
     arXiv 2304.07763, which has 0.05 to 0.1). 0: there is no such network."""
