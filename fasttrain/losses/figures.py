@@ -29,8 +29,13 @@ def queue_figures(contrast: QueueTerm, q_ND: Tensor, k_ND: Tensor, read: QueueRe
     Positives are compared as negatives are: in the queue's dtype.
     """
     side = next(side for side in contrast.sides if side.rows == "q")
+    return figures_of_rows(q_ND, k_ND, side.temperature * read[side].maximum_N, read)
+
+
+@torch.no_grad()
+def figures_of_rows(q_ND: Tensor, k_ND: Tensor, nearest_N: Tensor, read: QueueRead) -> dict[str, Tensor]:
+    """The same, where the cosine of each query's nearest negative is known: (N,)."""
     dtype = read.queue_KD.dtype
-    nearest_N = side.temperature * read[side].maximum_N
     return _figures(dot(q_ND.to(dtype), k_ND.to(dtype)), nearest_N, dot(q_ND, read.mean_D))
 
 

@@ -77,6 +77,23 @@ def positive_weights(q_ND: Tensor, k_ND: Tensor) -> Tensor:
     return (2 - len(q_ND) * ((q_ND * k_ND).sum(1) / SIGMA).softmax(0)).detach()
 
 
+def weighted_negatives(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, weight_NK: Tensor) -> Tensor:
+    """mean_i [ log Σ_j γ_ij exp s_ij − s⁺_i ]: MEOW (arXiv 2212.13847)."""
+    s_NK = q_ND @ queue_KD.T / temperature
+    return ((weight_NK * s_NK.exp()).sum(1).log() - (q_ND * k_ND).sum(1) / temperature).mean()
+
+
+def cluster_weights(own_GN: Tensor, key_GK: Tensor) -> Tensor:
+    """γ_ij = Σ_g [i and j are in different clusters], and G throughout where a row has 0 alone: (N, K)."""
+    weight_NK = (own_GN[:, :, None] != key_GK[:, None]).sum(0)
+    return weight_NK.where(weight_NK.any(1, keepdim=True), len(own_GN))
+
+
+def gate_weights(logit_NK: Tensor) -> Tensor:
+    """γ_ij = σ(x_ij) / mean_j σ(x_ij): AdaMEOW's, their mean 1 (arXiv 2212.13847)."""
+    return logit_NK.sigmoid() / logit_NK.sigmoid().mean(1, keepdim=True)
+
+
 def nt_xent(a_ND: Tensor, b_ND: Tensor, temperature: float) -> Tensor:
     """mean_i [ log Σ_{j≠i} exp s_ij − s_i,pos(i) ],  s = z zᵀ/τ over the 2N rows z of both views (arXiv 2002.05709,
     eq. 1). pos(i), the same image's row in the other view, stands in the sum."""

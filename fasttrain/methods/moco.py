@@ -12,10 +12,13 @@ from torch.nn import functional as F
 from fasttrain.losses.feature_transform import draw, transformed_contrast
 from fasttrain.losses.queue import QueueTerm
 from fasttrain.losses.regularisers import regularised, with_features
+from fasttrain.losses.weighted_negatives import clustered_contrast, gated_contrast
 from fasttrain.methods.base import Method, Output, Progress, Sample
 from fasttrain.methods.options.moco import KeyOptions
 from fasttrain.networks.batch_norm import is_split
+from fasttrain.networks.clusters import Clusters
 from fasttrain.networks.momentum import cosine_momentum, ema_update, momentum_copy
+from fasttrain.networks.pair_gate import PairGate
 from fasttrain.networks.queue import Queue
 from fasttrain.networks.shuffle import Shuffled
 from fasttrain.system.collectives import first_row, gather_rows, world_size
@@ -86,9 +89,12 @@ class MoCo(KeyMethod):
     def __init__(
         self, encoder: nn.Module, projector: nn.Module, contrast: QueueTerm, options: KeyOptions,
         symmetric: bool = False, predictor: nn.Module | None = None, feature_transform: bool = False,
+        negatives: Clusters | PairGate | None = None,
     ) -> None:  # fmt: skip
-        """The networks: see KeyMethod. feature_transform: the contrast is of transformed rows."""
+        """The networks: see KeyMethod. feature_transform: the contrast is of transformed rows. negatives: what weighs
+        them in a decoupled contrast, of which only the temperature is then taken; None: all are alike."""
         super().__init__(encoder, projector, options, predictor)
+        self.negatives = negatives
         self._contrast, self._transforms = contrast, feature_transform
         self._queried = (0, 1) if symmetric else (0,)  # views; the other one of the two gives the keys
 
@@ -120,6 +126,24 @@ class MoCo(KeyMethod):
         if self._transforms:
             contrast, more = transformed_contrast(self._contrast, q_RD, k_RD, queue_KD, draw(len(queue_KD)))
             figures |= more
+        elif self.negatives is not None:
+            contrast, more = self._weighted(q_RD, k_RD, queue_KD)
+            figures |= more
         regularisers, directions = self._options.regularisers, len(self._queried)
         loss, terms = regularised(contrast, regularisers, q_RD, k_RD, k_MD, queue_KD, directions)
         return loss, terms | figures
+
+    def _weighted(self, q_RD: Tensor, k_RD: Tensor, queue_KD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        temperature = self._contrast.temperature
+        if isinstance(self.negatives, PairGate):
+            return gated_contrast(q_RD, k_RD, queue_KD, temperature, self.negatives.of_pairs)
+        assert self.negatives is not None
+        own_GR, key_GK = self.negatives.of(k_RD.to(queue_KD.dtype)), self.negatives.of(queue_KD)
+        return clustered_contrast(q_RD, k_RD, queue_KD, temperature, own_GR, key_GK, self.queue.is_full)
+
+    @torch.no_grad()
+    def update(self, good: Tensor, progress: Progress, carry: tuple[Tensor, ...]) -> None:
+        """Move the key encoder, the queue, and what clusters it."""
+        super().update(good, progress, carry)
+        if isinstance(self.negatives, Clusters):
+            self.negatives.follow(self.queue.keys_KD, good)

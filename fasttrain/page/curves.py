@@ -27,6 +27,8 @@ CAPTIONS = {
     "score_negative": "Mean similarity of a query to the mixed negatives.",
     "score_negative_variance": "Of a query's similarities to the mixed negatives: higher tells images apart.",
     "score_negative_log_exp": "log of the mean of exp(s/τ) over the mixed negatives: what the loss has of them.",
+    "negative_weight": "Mean weight of a negative: of MEOW's, how many clusterings tell it from the query's image.",
+    "negatives_counted": "Share of the negatives that count, by how unequal their weights are: 1 where all are alike.",
 }  # of terms whose names do not tell
 CONTRAST = ("contrastive_accuracy", "positive_similarity", "negative_similarity", "queue_filled")
 

@@ -22,6 +22,9 @@ SMALL = {
 # Options that change a step as much as another method would: by a name of their own
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "moco, feature transform": ("moco", {"feature_transform": True}),
+    # a queue that a step fills: until it is full, all negatives weigh alike
+    "moco, meow": ("moco", {"negatives": "meow", "queue_size": 16, "clusters": (2, 5)}),
+    "moco, adameow": ("moco", {"negatives": "adameow"}),
     "moco, compactness": ("moco", {"compactness": 0.4}),
     "simclr, communities": ("simclr", {"communities": 3}),
     "simclr, learnt augmentation": ("simclr", {"learnt_augmentation": 0.1}),

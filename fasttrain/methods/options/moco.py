@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fasttrain.losses.options import Regularisers
 from fasttrain.methods.options.base import MethodOptions
+from fasttrain.system.errors import UserError
 from fasttrain.system.options import Fraction, Momentum, Positive
 from fasttrain.views.spec import RECIPES, Recipe
 
@@ -74,13 +75,37 @@ class MoCoOptions(KeyOptions):
     feature_transform: bool = False
     """Contrast a query and its key after moving them apart, with negatives that are mixtures of keys (arXiv
     2108.02982); one more pass over the queue."""
+    negatives: Literal["all", "meow", "adameow"] = "all"
+    """What negatives weigh in a contrast that is then decoupled (arXiv 2212.13847). all: alike; meow: the more, the
+    more clusterings of the queue tell them from the query's key; adameow: what a small network learns."""
+    clusters: Positive[tuple[int, ...]] = (50, 100, 200)
+    """Clusters of the queue for --negatives meow, a number for each clustering."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        others = {
+            "--decoupled": self.decoupled, "--decoupled-weighted": self.decoupled_weighted,
+            "--feature-transform": self.feature_transform,
+        }  # fmt: skip
+        if self.negatives != "all" and any(others.values()):
+            with_it = ", ".join(name for name, on in others.items() if on)
+            raise UserError(f"--negatives {self.negatives} has a contrast of its own: leave out {with_it}")
+        if self.negatives == "meow" and not self.clusters:
+            raise UserError("--negatives meow needs a clustering at least: give --clusters a number for each")
 
     def build(self, encoder: nn.Module, width: int) -> MoCo:
         from fasttrain.losses.queue import Decoupled, DecoupledWeighted, InfoNCE
         from fasttrain.methods.moco import MoCo
+        from fasttrain.networks.clusters import Clusters
         from fasttrain.networks.heads import linear_head, mlp_head
+        from fasttrain.networks.pair_gate import PairGate
 
         projector = {"mlp": mlp_head, "linear": linear_head}[self.head](width, self.dim)
         contrast = DecoupledWeighted if self.decoupled_weighted else Decoupled if self.decoupled else InfoNCE
         made = contrast(self.temperature)
-        return MoCo(encoder, projector, made, self, self.symmetric, feature_transform=self.feature_transform)
+        weights = Clusters(self.dim, self.clusters) if self.negatives == "meow" else None
+        gate = PairGate(self.dim) if self.negatives == "adameow" else None
+        return MoCo(
+            encoder, projector, made, self, self.symmetric, feature_transform=self.feature_transform,
+            negatives=weights or gate,
+        )  # fmt: skip
