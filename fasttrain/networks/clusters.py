@@ -18,8 +18,9 @@ class Clusters(nn.Module):
     """Spherical k-means (Dhillon, Modha 2001) of G granularities, C clusters in all. Centroids are unit rows (C, D).
 
     `follow` makes one iteration over the queue. A queue changes little in a step, so iterations of many steps add up as
-    those of one k-means do. The clusters of rows are looked up where they are needed, and not kept beside the queue:
-    that costs K·C·D, as C more queries would, and so a row's cluster is always that of the centroids as they are.
+    those of one k-means do. The clusters of rows are looked up where they are needed, before a step and after it: that
+    costs K·C·D each, as C more queries would. Kept beside the queue they would save one of the two, and be a state that
+    has to follow both the queue and the centroids.
     """
 
     centroids_CD: Tensor

@@ -76,8 +76,8 @@ class MoCoOptions(KeyOptions):
     """Contrast a query and its key after moving them apart, with negatives that are mixtures of keys (arXiv
     2108.02982); one more pass over the queue."""
     negatives: Literal["all", "meow", "adameow"] = "all"
-    """What negatives weigh in a contrast that is then decoupled (arXiv 2212.13847). all: alike; meow: the more, the
-    more clusterings of the queue tell them from the query's key; adameow: what a small network learns."""
+    """What negatives weigh in a contrast that is then decoupled (arXiv 2212.13847). all: they weigh alike; meow: as
+    many clusterings of the queue as part them from the query's key; adameow: what a small network learns."""
     clusters: Positive[tuple[int, ...]] = (50, 100, 200)
     """Clusters of the queue for --negatives meow, a number for each clustering."""
 
