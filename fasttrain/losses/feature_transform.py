@@ -52,28 +52,46 @@ def mixed_queue(queue_KD: Tensor, weight: float, order_K: Tensor) -> Tensor:
     return weight * queue_KD + (1 - weight) * queue_KD[order_K.to(queue_KD.device, non_blocking=True)]
 
 
+def transformed(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, drawn: Transform) -> tuple[Tensor, Tensor, Tensor]:
+    """q', k' and Q'."""
+    return (
+        *transformed_pair(q_ND, k_ND.detach(), drawn.positive), mixed_queue(queue_KD, drawn.negative, drawn.order_K)
+    )  # fmt: skip
+
+
 def transformed_contrast(
     contrast: QueueTerm, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, drawn: Transform, impl: str = "auto"
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The contrast of transformed rows, scalar, and figures without gradient.
 
-    Figures of the rows as they are, as of any contrast over a queue, take one more pass over it. `score_…` are of what
-    the contrast sees: the mean of positives, the mean and the variance of a query's negatives, and the mean of exp(s/τ)
-    over them, as a logarithm. The authors hold a low mean of positives and a high variance of negatives to be healthy.
+    The figures are those of `scores` and `as_they_are`, and the mean of exp(s/τ) over a query's negatives, as a
+    logarithm.
     """
-    hard_ND, key_ND = transformed_pair(q_ND, k_ND.detach(), drawn.positive)
-    new_KD = mixed_queue(queue_KD, drawn.negative, drawn.order_K)
+    hard_ND, key_ND, new_KD = transformed(q_ND, k_ND, queue_KD, drawn)
     read = read_queue([contrast], hard_ND, key_ND, new_KD, impl)
-    value = contrast.value(hard_ND, key_ND, read)
-    with torch.no_grad():
-        figures = queue_figures(contrast, q_ND, k_ND, read_queue([contrast], q_ND, k_ND, queue_KD, impl))
-        mean_N, wide_KD = dot(hard_ND, read.mean_D), new_KD.to(read.mean_D.dtype)
-        square_N = dot(hard_ND @ (wide_KD.T @ wide_KD / len(wide_KD)), hard_ND)
-        lse_N = read[Side("q", contrast.temperature)].lse_N
-        scores = {
-            "score_positive": dot(hard_ND, key_ND).mean(),
-            "score_negative": mean_N.mean(),
-            "score_negative_variance": (square_N - mean_N.square()).mean(),
-            "score_negative_log_exp": (lse_N - math.log(len(new_KD))).mean(),
-        }
-    return value, figures | scores
+    figures = as_they_are(contrast, q_ND, k_ND, queue_KD, impl) | scores(hard_ND, key_ND, new_KD)
+    lse_N = read[Side("q", contrast.temperature)].lse_N.detach()
+    figures["score_negative_log_exp"] = (lse_N - math.log(len(new_KD))).mean()
+    return contrast.value(hard_ND, key_ND, read), figures
+
+
+@torch.no_grad()
+def as_they_are(
+    contrast: QueueTerm, q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, impl: str = "auto"
+) -> dict[str, Tensor]:
+    """Figures of the rows before they are transformed, as of any contrast over a queue: one more pass over it."""
+    return queue_figures(contrast, q_ND, k_ND, read_queue([contrast], q_ND, k_ND, queue_KD, impl))
+
+
+@torch.no_grad()
+def scores(hard_ND: Tensor, key_ND: Tensor, new_KD: Tensor) -> dict[str, Tensor]:
+    """What a contrast of q', k' and Q' sees: the mean of positives, the mean and the variance of a query's negatives.
+    The authors hold a low mean of positives and a high variance of negatives to be healthy."""
+    wide_KD = new_KD.to(torch.promote_types(new_KD.dtype, torch.float32))
+    mean_N = dot(hard_ND, wide_KD.mean(0))
+    square_N = dot(hard_ND @ (wide_KD.T @ wide_KD / len(wide_KD)), hard_ND)
+    return {
+        "score_positive": dot(hard_ND, key_ND).mean(),
+        "score_negative": mean_N.mean(),
+        "score_negative_variance": (square_N - mean_N.square()).mean(),
+    }

@@ -11,7 +11,9 @@ The N×K matrix is made in tiles of PAIRS similarities, forward and, once more, 
 them is its inputs and seven numbers for each query.
 
 Shapes: q_ND, k_ND (N, D), queue_KD (K, D), rows L2-normalised. The queue may be of a narrower dtype, to which rows are
-rounded for what is made with it. Key and queue take no gradient. Scalars, fp32 (fp64 for fp64).
+rounded for what is made with it. The queue takes no gradient, k through s⁺ alone. Scalars, fp32 (fp64 for fp64).
+
+Feature transformation (losses/feature_transform.py) mixes keys: γ of a mixture is the mixture of what both keys have.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from fasttrain.losses.feature_transform import Transform
 from fasttrain.losses.figures import figures_of_rows
 from fasttrain.losses.queue import QueueRead, dot
 
@@ -43,32 +46,40 @@ class WeightedRead(NamedTuple):
 
 
 def clustered_contrast(
-    q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, own_GN: Tensor, key_GK: Tensor, full: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """MEOW's loss, scalar, and its figures.
+    q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, own_GN: Tensor, key_GK: Tensor, full: Tensor,
+    mixed: Transform | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """MEOW's loss, scalar, and its figures. mixed: how the rows of queue_KD are mixtures of those that key_GK is of.
 
     own_GN, key_GK: int64, the clusters of each image and of each key at G granularities. full: 0-dim bool; where false,
     γ = G throughout. So it is for a query that shares all clusters with all keys, whose sum would be 0: it is
     decoupled InfoNCE and log G.
     """
     dtype = torch.promote_types(q_ND.dtype, torch.float32)
+    order_K = mixed.order_K.to(q_ND.device, non_blocking=True) if mixed else None
     alike_GN = (own_GN == key_GK.amin(1, keepdim=True)) & (own_GN == key_GK.amax(1, keepdim=True))
     weighed_N1 = (full & ~alike_GN.all(0))[:, None]
 
-    def log_weights(keys: slice) -> Tensor:
+    def counted(key_Gk: Tensor) -> Tensor:
         gamma_Nk = torch.zeros((), dtype=dtype, device=q_ND.device)
-        for own_N, key_K in zip(own_GN, key_GK, strict=True):
-            gamma_Nk = gamma_Nk + (own_N[:, None] != key_K[keys])
+        for own_N, key_k in zip(own_GN, key_Gk, strict=True):
+            gamma_Nk = gamma_Nk + (own_N[:, None] != key_k)
+        return gamma_Nk
+
+    def log_weights(keys: slice) -> Tensor:
+        gamma_Nk = counted(key_GK[:, keys])
+        if mixed is not None and order_K is not None:
+            gamma_Nk = mixed.negative * gamma_Nk + (1 - mixed.negative) * counted(key_GK[:, order_K[keys]])
         return gamma_Nk.where(weighed_N1, len(own_GN)).log()
 
     read = _read(q_ND, queue_KD, temperature, log_weights)
-    loss = (read.lse_N - dot(q_ND, k_ND.detach()) / temperature).mean()
+    loss = (read.lse_N - dot(q_ND, k_ND) / temperature).mean()
     return loss, _figures(q_ND, k_ND, queue_KD, temperature, read)
 
 
 def gated_contrast(
-    q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, gate: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
+    q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, gate: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """AdaMEOW's loss, scalar, and its figures.
 
     gate: of rows (N, D) and keys (k, D) the numbers (N, k) whose sigmoid is γ. Its parameters take a gradient, what it
@@ -81,7 +92,7 @@ def gated_contrast(
 
     read = _read(q_ND, queue_KD, temperature, log_weights)
     lse_N = read.lse_N - read.total_N + math.log(len(queue_KD))
-    loss = (lse_N - dot(q_ND, k_ND.detach()) / temperature).mean()
+    loss = (lse_N - dot(q_ND, k_ND) / temperature).mean()
     return loss, _figures(q_ND, k_ND, queue_KD, temperature, read)
 
 

@@ -8,7 +8,9 @@ from support.steps import build, make, sample, small, take
 from torch import Tensor
 from torch.nn import functional as F
 
+from fasttrain.jobs.train import seed_step
 from fasttrain.losses import reference
+from fasttrain.losses.feature_transform import draw, transformed
 
 WEIGHTED = pytest.mark.parametrize("name", ["moco, meow", "moco, adameow"])
 
@@ -38,6 +40,30 @@ def test_the_contrast_is_by_weights_of_keys_beside_all_regularisers(name: str) -
     whole = 0.7 * terms["contrast"] + 0.3 * terms["compactness"] + 2 * terms["cross"] + 0.1 * terms["uniform"]
     assert torch.allclose(loss, whole, atol=1e-5)
     assert {"contrastive_accuracy", "negative_weight", "negatives_counted", "queue_filled"} <= terms.keys()
+
+
+@WEIGHTED
+def test_mixtures_of_keys_weigh_what_both_keys_do(name: str) -> None:
+    """With feature transformation; the gate of a pair sees the mixture itself."""
+    method: Any = build(small(name, feature_transform=True))
+    q, keys = rows(8, 8, 1).requires_grad_(), rows(8, 8, 2)
+    method.queue.enqueue(rows(len(method.queue.keys_KD), 8, 3))
+    queue = method.queue.keys_KD
+    seed_step(0, 5, 0)
+    drawn = draw(len(queue))
+    seed_step(0, 5, 0)
+    loss, terms = method.loss(q, keys, keys)
+    hard, key, new = transformed(q, keys, queue, drawn)
+    gamma = weights(method, key.detach(), new)
+    if name == "moco, meow":
+        whole = weights(method, keys, queue)
+        gamma = drawn.negative * whole + (1 - drawn.negative) * whole[:, drawn.order_K]
+    expected = reference.weighted_negatives(hard, key, new, 0.2, gamma)
+    assert torch.allclose(loss, expected, atol=1e-5)
+    one, other = (torch.autograd.grad(value, q, retain_graph=True)[0] for value in (loss, expected))
+    assert torch.allclose(one, other, atol=1e-4)
+    assert float(terms["positive_similarity"]) == pytest.approx(float((q.detach() * keys).sum(1).mean()), abs=1e-6)
+    assert {"score_positive", "score_negative_variance", "negative_weight"} <= terms.keys()
 
 
 @WEIGHTED

@@ -25,6 +25,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # a queue that a step fills: until it is full, all negatives weigh alike
     "moco, meow": ("moco", {"negatives": "meow", "queue_size": 16, "clusters": (2, 5)}),
     "moco, adameow": ("moco", {"negatives": "adameow"}),
+    "moco, meow, feature transform": (
+        "moco",
+        {
+            "negatives": "meow",
+            "queue_size": 16,
+            "clusters": (2, 5),
+            "feature_transform": True,
+            "cross": "queue",
+        },
+    ),
     "moco, compactness": ("moco", {"compactness": 0.4}),
     "simclr, communities": ("simclr", {"communities": 3}),
     "simclr, learnt augmentation": ("simclr", {"learnt_augmentation": 0.1}),

@@ -83,10 +83,7 @@ class MoCoOptions(KeyOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        others = {
-            "--decoupled": self.decoupled, "--decoupled-weighted": self.decoupled_weighted,
-            "--feature-transform": self.feature_transform,
-        }  # fmt: skip
+        others = {"--decoupled": self.decoupled, "--decoupled-weighted": self.decoupled_weighted}
         if self.negatives != "all" and any(others.values()):
             with_it = ", ".join(name for name, on in others.items() if on)
             raise UserError(f"--negatives {self.negatives} has a contrast of its own: leave out {with_it}")
