@@ -183,6 +183,20 @@ def sup_con(z_RD: Tensor, label_R: Tensor, temperature: float) -> Tensor:
     return temperature / BASE_TEMPERATURE * loss_R.sum() / (count_R > 0).sum().clamp_min(1)
 
 
+def gated_contrast(
+    z_ND: Tensor, k_ND: Tensor, gate_ND: Tensor, label_N: Tensor, paired_N: Tensor, temperature: float
+) -> Tensor:
+    """mean_i mean_{p: y_p = y'_i} [ log(exp s_ip + Σ_{n: y_n ≠ y_i, y'_i} exp s_in) − s_ip ] over the rows i that
+    have a p,  s_ij = (z_i∘g_i)·(k_j∘g_i)/τ (Hydra, arXiv 2410.18200)."""
+    s_NN = torch.einsum("id,id,jd,id->ij", z_ND, gate_ND, k_ND, gate_ND) / temperature
+    positive_NN = label_N == paired_N[:, None]
+    others_NN = s_NN.masked_fill(positive_NN | (label_N == label_N[:, None]), -math.inf)
+    compared_NNJ = torch.cat([s_NN[:, :, None], others_NN[:, None].expand(-1, len(s_NN), -1)], 2)
+    lost_NN = (compared_NNJ.logsumexp(2) - s_NN).where(positive_NN, 0)
+    count_N = positive_NN.sum(1)
+    return (lost_NN.sum(1) / count_N.clamp_min(1)).sum() / (count_N > 0).sum().clamp_min(1)
+
+
 def _among_others(z_RD: Tensor, temperature: float) -> Tensor:
     """s_ij = z_i·z_j/τ, −inf on the diagonal."""
     own_RR = torch.eye(len(z_RD), dtype=torch.bool, device=z_RD.device)

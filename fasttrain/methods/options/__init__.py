@@ -9,6 +9,7 @@ from fasttrain.methods.options.cacr_queue import CACRQueueOptions
 from fasttrain.methods.options.co2 import CO2Options
 from fasttrain.methods.options.dino import DINOOptions
 from fasttrain.methods.options.hiclr import HiCLROptions
+from fasttrain.methods.options.hydra import HydraOptions
 from fasttrain.methods.options.moco import MoCoOptions
 from fasttrain.methods.options.mocov3 import MoCoV3Options
 from fasttrain.methods.options.multi_view import CACROptions, MVDHELOptions, MVInfoNCEOptions
@@ -47,6 +48,7 @@ METHODS: dict[str, type[MethodOptions]] = {
     "cacr": CACROptions,
     "cacr-queue": CACRQueueOptions,
     "hiclr": HiCLROptions,
+    "hydra": HydraOptions,
 }
 
 
