@@ -30,7 +30,7 @@ PASSES = {
     "vicreg": Passes(2, 0), "nnclr": Passes(2, 0), "byol": Passes(2, 2), "mocov3": Passes(2, 2),
     "swav": Passes(2, 0, 6), "dino": Passes(2, 2, 8),
     "mv-infonce": Passes(4, 0), "mv-dhel": Passes(4, 0), "cacr": Passes(5, 0), "cacr-queue": Passes(1, 4),
-    "hiclr": Passes(3, 1), "hydra": Passes(2, 0),
+    "hiclr": Passes(3, 1), "hydra": Passes(2, 0), "bacon": Passes(2, 0),
 }  # fmt: skip
 
 

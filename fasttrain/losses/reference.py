@@ -183,6 +183,15 @@ def sup_con(z_RD: Tensor, label_R: Tensor, temperature: float) -> Tensor:
     return temperature / BASE_TEMPERATURE * loss_R.sum() / (count_R > 0).sum().clamp_min(1)
 
 
+def self_balanced(a_ND: Tensor, b_ND: Tensor, p_NC: Tensor, temperature: float) -> Tensor:
+    """mean_i −Σ_j m_ij log softmax_{j≠i}(z_i·z_j/τ) / Σ_j m_ij over the 2N rows z of both views,  m_ij = p_i·p_j, 1 for
+    i's own other view, 0 for i itself (BaCon, arXiv 2310.01376)."""
+    own_RR = torch.eye(2 * len(a_ND), dtype=torch.bool, device=a_ND.device)
+    m_RR = (p_NC @ p_NC.T).repeat(2, 2).masked_fill(own_RR.roll(len(a_ND), 0), 1).masked_fill(own_RR, 0)
+    log_p_RR = _among_others(torch.cat([a_ND, b_ND]), temperature).log_softmax(1).masked_fill(own_RR, 0)
+    return -((m_RR * log_p_RR).sum(1) / m_RR.sum(1)).mean()
+
+
 def gated_contrast(
     z_ND: Tensor, k_ND: Tensor, gate_ND: Tensor, label_N: Tensor, paired_N: Tensor, temperature: float
 ) -> Tensor:

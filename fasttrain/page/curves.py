@@ -23,6 +23,8 @@ CAPTIONS = {
     "cross": "XMoCo's first regulariser: similarities between images shall stay under other views of them.",
     "uniform": "XMoCo's second: similarities to negatives shall be alike.",
     "compactness": "Of an image's worst pair of views: 0.31 when views are alike and images apart, 0.69 collapsed.",
+    "balanced": "The contrast whose positives are the images that probably are of one class, too.",
+    "positives": "How many positives a view has, by their weights: 1 is the image's other view alone.",
     "gate": "Mean of the gates' numbers: at 0 nothing is compared any more.",
     "gate_entropy": "Of the gates' numbers: 0.69 undecided, 0 open or shut.",
     "score_positive": "Similarity of a query and its key once they are moved apart: lower is harder.",

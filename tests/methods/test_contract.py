@@ -82,7 +82,7 @@ OF_BATCH = {"contrastive_accuracy", *PAIRS}
 OF_QUEUE = {*OF_BATCH, "queue_filled"}
 CONTRAST = {
     **dict.fromkeys(("moco", "xmoco", "co2", "ressl", "sce", "nnclr", "cacr-queue", "hiclr"), OF_QUEUE),
-    **dict.fromkeys(("mocov3", "simclr", "mv-infonce", "mv-dhel", "cacr"), OF_BATCH),
+    **dict.fromkeys(("mocov3", "simclr", "mv-infonce", "mv-dhel", "cacr", "bacon"), OF_BATCH),
     **dict.fromkeys(("supcon", "hydra"), PAIRS),
     "swav": {"queue_filled"},
 }  # fmt: skip
@@ -244,7 +244,7 @@ def test_help_explains_the_method_with_its_paper(name: str, capsys: pytest.Captu
 def test_micro_batches_are_refused_where_they_would_part_the_loss(name: str) -> None:
     compared = {
         "mocov3", "simclr", "nnclr", "barlow", "vicreg", "swav", "supcon", "mv-infonce", "mv-dhel", "cacr",
-        "hydra",
+        "hydra", "bacon",
     }  # fmt: skip
     assert METHODS[name].over_batch == (name in compared)
     if name in compared:

@@ -19,7 +19,7 @@ from fasttrain.methods import options
 from fasttrain.system.options import flat
 
 METHODS = [name for name, made in options.METHODS.items() if "cross_features" in flat(made())]
-BOTH_WAYS = {"mocov3", "simclr", "nnclr", "byol", "simsiam", "mv-infonce", "mv-dhel", "cacr"}  # always
+BOTH_WAYS = {"mocov3", "simclr", "nnclr", "byol", "simsiam", "mv-infonce", "mv-dhel", "cacr", "bacon"}  # always
 ENCODER: dict[str, Any] = {"cross_features": "encoder", "cross_weight": 5.0, "uniform": "none"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fasttrain.methods.options.bacon import BaConOptions
 from fasttrain.methods.options.barlow import BarlowOptions
 from fasttrain.methods.options.base import MethodOptions
 from fasttrain.methods.options.byol import BYOLOptions
@@ -49,6 +50,7 @@ METHODS: dict[str, type[MethodOptions]] = {
     "cacr-queue": CACRQueueOptions,
     "hiclr": HiCLROptions,
     "hydra": HydraOptions,
+    "bacon": BaConOptions,
 }
 
 
