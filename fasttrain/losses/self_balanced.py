@@ -4,7 +4,7 @@ hold both.
     L = mean_i −Σ_j m_ij log softmax_{j≠i}(z_i·z_j/τ) / Σ_j m_ij,   m_ij = p_i·p_j, and 1 for an image's own two views
 
 It is SupCon over the 2M rows of two views with positives that are more or less so: where p is one class for certain, it
-is SupCon itself. p takes no gradient.
+is SupCon itself, without its factor. p takes no gradient.
 
 Shapes: a_ND, b_ND (N, D): this rank's rows of two views, row i of both from one image, L2-normalised; p_NC (N, C): an
 image's classes, rows that sum to 1. The same N on every rank.
