@@ -63,21 +63,21 @@ flock --nonblock --conflict-exit-code 9 data/equivalence.lock "$python" benchmar
     --seeds "${seeds[@]}" --options="--preset cifar10 --arch small --no-cifar-stem --size 16 --batch-size 256 --lr 0.06
     --warmup-epochs 1 --head mlp --loader resident" || [ $? = 9 ] # 9: another process is at it
 
-# What is tried over a range: half as long
-budget=${full/--epochs 16/--epochs 8}
-once queue half-moco half-moco --method moco
+# What is tried over a range: a quarter as long
+budget=${full/--epochs 16/--epochs 4}
+once queue quarter-moco quarter-moco --method moco
 for key in 0.04 0.1 0.2; do
     for weight in 0.5 2 10; do
-        once queue "queue-$key-$weight" half-moco --method moco "$sharp" "$key" --cross-weight "$weight"
+        once queue "queue-$key-$weight" quarter-moco --method moco "$sharp" "$key" --cross-weight "$weight"
     done
 done
 for weight in -0.1 0.1 0.3 1; do
-    once uniform "half-uniform-$weight" half-moco --method moco --uniform batch --uniform-weight "$weight"
+    once uniform "quarter-uniform-$weight" quarter-moco --method moco --uniform batch --uniform-weight "$weight"
 done
-once more half-symmetric half-symmetric --method moco --symmetric
-once more half-symmetric-xmoco half-symmetric --method xmoco --symmetric
-once more half-decoupled half-decoupled --method moco --decoupled
-once more half-decoupled-xmoco half-decoupled --method xmoco --decoupled
+once more quarter-symmetric quarter-symmetric --method moco --symmetric
+once more quarter-symmetric-xmoco quarter-symmetric --method xmoco --symmetric
+once more quarter-decoupled quarter-decoupled --method moco --decoupled
+once more quarter-decoupled-xmoco quarter-decoupled --method xmoco --decoupled
 
 # Another set altogether: the drawn images of `make demo`, with its settings
 data=data/demo-shards k=20 budget="--preset demo --warmup-epochs 2"

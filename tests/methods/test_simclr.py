@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fasttrain.config import make_config
 from fasttrain.losses.contrast import decoupled, nt_xent, sup_con
 from fasttrain.methods import method_options
+from fasttrain.system.errors import UserError
 from fasttrain.views.spec import expanded
 
 
@@ -80,6 +81,11 @@ def test_supcon_gives_both_views_their_image_s_label() -> None:
     expected = sup_con(rows, torch.cat([given.label_B, given.label_B]), 0.3)
     assert torch.allclose(model(given).loss, expected, atol=1e-6)
     assert not torch.allclose(model(given._replace(label_B=given.label_B.flip(0) * given.index_B)).loss, expected)
+
+
+def test_a_single_community_is_refused() -> None:
+    with pytest.raises(UserError, match="--communities 1 has nothing to be told from"):
+        make_config("simclr", communities=1)
 
 
 def test_settings_are_those_of_the_papers_code() -> None:

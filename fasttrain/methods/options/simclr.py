@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from fasttrain.losses.options import BatchRegularisers
 from fasttrain.methods.options.base import MethodOptions
+from fasttrain.system.errors import UserError
 from fasttrain.system.options import NotNegative, Positive
 from fasttrain.views.spec import RECIPES, Recipe
 
@@ -60,12 +61,17 @@ class SimCLROptions(MethodOptions):
     """Communities of images that are found in the batch and contrasted with, as gCooL does (arXiv 2110.14863, which has
     10). 0: none."""
     community_weight: NotNegative[float] = 0.1
-    """What the weight of that contrast grows towards: it is 0 at first, and 0.86 of this at the end."""
+    """Weight of that contrast, which grows from 0 at first to 0.86 of this at the end of the run."""
     learnt_augmentation: NotNegative[float] = 0.0
     """Weight, for the encoder, of a contrast with views that a small network learns to make in feature space (MCLRec,
     arXiv 2304.07763, which has 0.05 to 0.1). 0: there is no such network."""
     regularisers: BatchRegularisers = field(default_factory=BatchRegularisers)
     """XMoCo's regularisers, which go with any method of queries and keys"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.communities == 1:
+            raise UserError("--communities 1 has nothing to be told from: give 2 or more, or 0 for none")
 
     def build(self, encoder: nn.Module, width: int) -> SimCLR:
         from fasttrain.methods.simclr import SimCLR
