@@ -74,7 +74,7 @@ class PlainSide:
         self.loop = MoCoLoop(network, recipe, ranks.device, amp=False, channels_last=False)
         self.loop.set_queue(self.method.queue.keys_KD)
         self.loader = ViewLoader(
-            data.data, views.recipe_for(method.recipe), views.size, optimisation.batch_size, labels=False,
+            data.data, views.recipe_for(method.all_views), views.size, optimisation.batch_size, labels=False,
             shuffle=True if data.shuffle == "auto" else data.shuffle, shuffle_window=data.shuffle_window,
             seed=config.run.seed, device=ranks.device, loader=data.loader,
             workers=ranks.threads(config.machine.workers), max_failed_fraction=data.max_failed_fraction,

@@ -60,7 +60,7 @@ class TrainConfig(Options):
         super().__post_init__()
         if type(self.method) is not method_options(self.run.method):
             raise UserError(f"--method {self.run.method} has options of its own: make_config() has them")
-        self.views.recipe_for(self.method.recipe)  # raises
+        self.views.recipe_for(self.method.all_views)  # raises
         if self.optimisation.accumulate > 1 and self.method.over_batch:
             raise UserError(
                 f"--accumulate {self.optimisation.accumulate}: the loss of --method {self.run.method} compares the "
@@ -71,7 +71,7 @@ class TrainConfig(Options):
     @property
     def recipe(self) -> Recipe:
         """How an image's views are drawn."""
-        return self.views.recipe_for(self.method.recipe)
+        return self.views.recipe_for(self.method.all_views)
 
 
 def make_config(method: str = "xmoco", preset: str = "imagenet", **values: Any) -> TrainConfig:  # noqa: ANN401

@@ -41,7 +41,7 @@ def make_networks(
     """The method for training: on its device, its networks as the options have them run. Raises UserError."""
     built = make_method(method, encoder, views.size, seed)
     for size in sorted({views.size_at(epoch, optimisation.epochs) for epoch in range(optimisation.epochs)}):
-        _check_sides(built, encoder, views, views.recipe_for(method.recipe), size)
+        _check_sides(built, encoder, views, views.recipe_for(method.all_views), size)
     if machine.checkpoint_activations:
         checkpoint_activations(built.encoder)
     compile_networks(built, machine, device, optimisation.accumulate)

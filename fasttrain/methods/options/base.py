@@ -32,7 +32,7 @@ class MethodOptions(Options):
     """By preset: other values, of its own options and of those that all methods have."""
 
     @property
-    def recipe(self) -> Recipe:
+    def all_views(self) -> Recipe:
         """`views`, or what is made of them where their number is an option."""
         return self.views
 

@@ -42,7 +42,7 @@ class CACRQueueOptions(KeyOptions):
     """How much more a negative weighs that is nearer: softmax(−t · squared distance)."""
 
     @property
-    def recipe(self) -> Recipe:
+    def all_views(self) -> Recipe:
         return repeated(self.views, self.num_views)
 
     def build(self, encoder: nn.Module, width: int) -> CACRQueue:

@@ -33,7 +33,7 @@ class MultiViewOptions(MethodOptions):
     """XMoCo's regularisers, of each view with the next as its key"""
 
     @property
-    def recipe(self) -> Recipe:
+    def all_views(self) -> Recipe:
         return repeated(self.views, self.num_views)
 
 
