@@ -173,8 +173,9 @@ def _rows(group: torch.Tensor, rows: slice) -> torch.Tensor:
     return group.permute(0, 1, 3, 4, 2)[:, rows].contiguous().permute(0, 1, 4, 2, 3)
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-@STEPS
+@pytest.mark.parametrize(
+    ("name", "world_size"), [*((name, 2) for name in [*METHODS, *VARIANTS]), *((name, 4) for name in METHODS)]
+)
 def test_on_several_ranks_a_step_is_that_of_one(tmp_path: pathlib.Path, name: str, world_size: int) -> None:
     _compare_ranks(tmp_path, name, world_size)
 
