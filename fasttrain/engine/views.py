@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fasttrain.input import Batch
 from fasttrain.kernels.augment import Views, augment
+from fasttrain.system.collectives import sent
 from fasttrain.views.draw import center, crop_fraction, draw
 from fasttrain.views.spec import Recipe, sides
 
@@ -36,9 +37,7 @@ def make_views(
 
 def on_device(label_B: Tensor | None, device: torch.device) -> Tensor | None:
     """Labels where the views are; the host does not wait for the copy."""
-    if label_B is None or device.type == "cpu":
-        return label_B
-    return label_B.pin_memory().to(device, non_blocking=True)
+    return None if label_B is None else sent(label_B, device)
 
 
 class ViewMemory:

@@ -20,26 +20,26 @@ from torch import Tensor
 
 from fasttrain.losses.figures import queue_figures
 from fasttrain.losses.queue import QueueTerm, Side, dot, read_queue
-from fasttrain.system.collectives import common_generator
+from fasttrain.system.collectives import common_generator, sent
 
 POSITIVE_ALPHA, NEGATIVE_ALPHA = 2.0, 1.6  # of the Beta distributions, as in the authors' code
 
 
 class Transform(NamedTuple):
-    """What a step draws. order_K: int64, on the CPU."""
+    """What a step draws. order_K: int64, on the device."""
 
     positive: float
     negative: float
     order_K: Tensor
 
 
-def draw(keys: int) -> Transform:
+def draw(keys: int, device: torch.device) -> Transform:
     """Of a queue of so many keys, from the generator that all ranks draw from alike."""
     seed = int(torch.randint(2**62, (), generator=common_generator))
     random = np.random.default_rng(seed)
     extrapolated = 1 + random.beta(POSITIVE_ALPHA, POSITIVE_ALPHA)
     mixed = random.beta(NEGATIVE_ALPHA, NEGATIVE_ALPHA)
-    return Transform(extrapolated, mixed, torch.randperm(keys, generator=common_generator))
+    return Transform(extrapolated, mixed, sent(torch.randperm(keys, generator=common_generator), device))
 
 
 def transformed_pair(q_ND: Tensor, k_ND: Tensor, weight: float) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def transformed_pair(q_ND: Tensor, k_ND: Tensor, weight: float) -> tuple[Tensor,
 
 def mixed_queue(queue_KD: Tensor, weight: float, order_K: Tensor) -> Tensor:
     """Q', in the queue's dtype."""
-    return weight * queue_KD + (1 - weight) * queue_KD[order_K.to(queue_KD.device, non_blocking=True)]
+    return weight * queue_KD + (1 - weight) * queue_KD[order_K]
 
 
 def transformed(q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, drawn: Transform) -> tuple[Tensor, Tensor, Tensor]:

@@ -34,7 +34,7 @@ def hierarchical(
         info_nce = reference.info_nce(q_LND[0], k_ND, queue_KD, temperature)
         led = reference.directed_distillation(q_LND, k_ND, queue_KD, temperature)
         return info_nce, led, {}
-    read = read_queue([contrast], q_LND.flatten(0, 1), k_ND.repeat(levels, 1), queue_KD, impl)
+    read = read_queue([contrast], q_LND.flatten(0, 1), k_ND, queue_KD, impl)  # whose sides have no keys
     lse_LN, out_LND, maximum_LN = (part.unflatten(0, (levels, -1)) for part in read[Side("q", temperature)])
     of_first = Read(lse_LN[0], out_LND[0], maximum_LN[0])
     first = QueueRead(queue_KD, {Side("q", temperature): of_first})

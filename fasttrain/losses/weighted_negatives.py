@@ -56,7 +56,6 @@ def clustered_contrast(
     decoupled InfoNCE and log G.
     """
     dtype = torch.promote_types(q_ND.dtype, torch.float32)
-    order_K = mixed.order_K.to(q_ND.device, non_blocking=True) if mixed else None
     alike_GN = (own_GN == key_GK.amin(1, keepdim=True)) & (own_GN == key_GK.amax(1, keepdim=True))
     weighed_N1 = (full & ~alike_GN.all(0))[:, None]
 
@@ -68,8 +67,8 @@ def clustered_contrast(
 
     def log_weights(keys: slice) -> Tensor:
         gamma_Nk = counted(key_GK[:, keys])
-        if mixed is not None and order_K is not None:
-            gamma_Nk = mixed.negative * gamma_Nk + (1 - mixed.negative) * counted(key_GK[:, order_K[keys]])
+        if mixed:
+            gamma_Nk = mixed.negative * gamma_Nk + (1 - mixed.negative) * counted(key_GK[:, mixed.order_K[keys]])
         return gamma_Nk.where(weighed_N1, len(own_GN)).log()
 
     read = _read(q_ND, queue_KD, temperature, log_weights)

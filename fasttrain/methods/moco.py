@@ -127,7 +127,7 @@ class MoCo(KeyMethod):
 
     def _contrasted(self, q_RD: Tensor, k_RD: Tensor, queue_KD: Tensor) -> tuple[QueueTerm | Tensor, dict[str, Tensor]]:
         """The contrast, or its value and its figures where it is one of transformed rows or weighted negatives."""
-        drawn = draw(len(queue_KD)) if self._transforms else None
+        drawn = draw(len(queue_KD), queue_KD.device) if self._transforms else None
         if self.negatives is None:
             return transformed_contrast(self._contrast, q_RD, k_RD, queue_KD, drawn) if drawn else (self._contrast, {})
         rows = transformed(q_RD, k_RD, queue_KD, drawn) if drawn else (q_RD, k_RD, queue_KD)

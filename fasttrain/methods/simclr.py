@@ -20,7 +20,7 @@ from fasttrain.methods.options.simclr import SimCLROptions
 from fasttrain.networks.encoders import zero_init_residual
 from fasttrain.networks.heads import batch_norm_mlp, bottleneck
 from fasttrain.networks.prototypes import WeightNormLinear
-from fasttrain.system.collectives import gather_rows
+from fasttrain.system.collectives import gather_rows, sum_over_ranks, world_size
 
 RESTRAINT = 0.1  # γ, as in the paper
 EPSILON = 0.05  # weight of the assignments' entropy, as SwAV has it
@@ -66,7 +66,7 @@ class SimCLR(Method):
         score_2NC = (z_2ND @ centre_CD.T).detach()
         assigned = crop_cross_entropy(z_2ND, centre_CD, sinkhorn(score_2NC, EPSILON), options.temperature)
         contrast = community_contrast(a_ND, b_ND, score_2NC[0], score_2NC[1], options.temperature)
-        share_C = gather_rows((score_2NC.flatten(0, 1) / options.temperature).softmax(1)).mean(0)
+        share_C = sum_over_ranks((score_2NC / options.temperature).softmax(2).mean((0, 1))) / world_size()
         terms = {
             "assigned": assigned.detach(), "community_contrast": contrast.detach(),
             "communities": torch.special.entr(share_C).sum().exp(),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.kernels.similarity import nearest
-from fasttrain.system.collectives import common_generator
+from fasttrain.system.collectives import common_generator, sent
 
 KEYS = 8192  # of a tile: no membership of all keys in all clusters is formed
 
@@ -50,7 +50,7 @@ class Clusters(nn.Module):
         members = zip(self.of(queue_KD), self._counts, strict=True)
         sums, sizes = zip(*(_sums(queue_KD, index_K, count) for index_K, count in members), strict=True)
         drawn_C = torch.randint(len(queue_KD), (sum(self._counts),), generator=common_generator)
-        seed_CD = queue_KD[drawn_C.to(queue_KD.device, non_blocking=True)].to(self.centroids_CD.dtype)
+        seed_CD = queue_KD[sent(drawn_C, queue_KD.device)].to(self.centroids_CD.dtype)
         mean_CD = F.normalize(torch.cat(sums), dim=1)
         new_CD = torch.where(torch.cat(sizes)[:, None] > 0, mean_CD, seed_CD)
         self.centroids_CD.copy_(torch.where(good, new_CD, self.centroids_CD))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasttrain.system.collectives import common_generator, exchange_rows, gather_rows, rank, world_size
+from fasttrain.system.collectives import common_generator, exchange_rows, gather_rows, rank, sent, world_size
 
 
 class Deal(NamedTuple):
@@ -49,9 +49,7 @@ class Shuffled:
         common_generator, which draws the permutation. The host does not wait for the device."""
         ranks, images = world_size(), len(view)
         dealt = deal(torch.randperm(ranks * images, generator=common_generator), rank(), ranks)
-        index = torch.cat([dealt.sent_N, dealt.place_N, dealt.back_M])
-        if view.is_cuda:  # pinned, so that the host does not wait for the copy
-            index = index.pin_memory().to(view.device, non_blocking=True)
+        index = sent(torch.cat([dealt.sent_N, dealt.place_N, dealt.back_M]), view.device)
         sent_N, self._place_N, self._back_M = index.split([images, images, ranks * images])
         self._rows = exchange_rows(view.permute(0, 2, 3, 1).index_select(0, sent_N), dealt.send_W, dealt.receive_W)
 

@@ -71,6 +71,12 @@ def rank() -> int:
 common_generator = torch.Generator()
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """What is on the CPU, such as what was drawn there, on a device: from pinned memory, so that the host does not wait
+    for the copy."""
+    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
+
+
 # their names until torch 2.13
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor

@@ -70,7 +70,7 @@ def test_draws_are_of_their_ranges_and_of_the_step_alone() -> None:
     found = []
     for step in range(200):
         seed_step(3, step, rank=0)
-        found.append(draw(16))
+        found.append(draw(16, torch.device("cpu")))
     positives, negatives = (torch.tensor([each[place] for each in found]) for place in (0, 1))
     assert positives.min() > 1
     assert positives.max() < 2
@@ -80,7 +80,7 @@ def test_draws_are_of_their_ranges_and_of_the_step_alone() -> None:
     assert float(negatives.var()) == pytest.approx(1 / (4 * 4.2), abs=0.015)
     assert all(torch.equal(each.order_K.sort().values, torch.arange(16)) for each in found)
     seed_step(3, 7, rank=5)
-    again = draw(16)
+    again = draw(16, torch.device("cpu"))
     assert again[:2] == found[7][:2]
     assert torch.equal(again.order_K, found[7].order_K)
 

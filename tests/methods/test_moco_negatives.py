@@ -50,7 +50,7 @@ def test_mixtures_of_keys_weigh_what_both_keys_do(name: str) -> None:
     method.queue.enqueue(rows(len(method.queue.keys_KD), 8, 3))
     queue = method.queue.keys_KD
     seed_step(0, 5, 0)
-    drawn = draw(len(queue))
+    drawn = draw(len(queue), queue.device)
     seed_step(0, 5, 0)
     loss, terms = method.loss(q, keys, keys)
     hard, key, new = transformed(q, keys, queue, drawn)
