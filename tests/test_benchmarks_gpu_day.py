@@ -5,9 +5,9 @@ import pathlib
 import subprocess
 import sys
 
-import psutil
 import pytest
 import torch
+from support.launch import wait_for_end
 
 from benchmarks import gpu_day
 from benchmarks.gpu_day import DONE, FAILED, NO_TIME, TOO_LONG, GpuDay, Part
@@ -50,7 +50,7 @@ def test_a_part_that_fails_or_hangs_does_not_keep_the_others_from_being_measured
     ]  # fmt: skip
     assert [line["figures"] for line in lines] == [{}, {}, {"ms": 3}, {}]
     assert {"commit", "machine", "versions"} <= set(lines[0])
-    assert not psutil.pid_exists(int(child.read_text("ascii")))
+    wait_for_end(int(child.read_text("ascii")))
     assert json.loads((tmp_path / "out/of_part.jsonl").read_text("ascii"))["a"] == 1
     log = (tmp_path / "out/gpu-day.log").read_text("utf-8")
     assert [line[3:] for line in log.splitlines() if line.startswith("== ")] == ["wrong", "stuck", "good", "two"]

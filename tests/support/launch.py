@@ -1,4 +1,4 @@
-"""Starting training jobs in tests the way launchers do, and waiting for what they write."""
+"""Starting training jobs in tests the way launchers do, and waiting for what they write and for their end."""
 
 import contextlib
 import os
@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import torch
 from support.commands import ROOT
 from support.forks import Done, on_ranks
@@ -76,6 +77,19 @@ def wait_for_step(run: pathlib.Path, step: int, *processes: subprocess.Popen, se
         assert all(process.poll() is None for process in processes), f"a process ended before step {step}"
         time.sleep(0.02)
     raise AssertionError(f"no checkpoint of step {step} after {seconds} s")
+
+
+def wait_for_end(*pids: int, seconds: float = 60) -> None:
+    """Wait until each has ended, whether or not its parent has asked how; fails when time is up first.
+
+    In a container whose first process asks after nobody, a killed process that lost its parent stays as a zombie.
+    """
+    deadline = time.monotonic() + seconds
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                assert time.monotonic() < deadline, f"process {pid} has not ended after {seconds} s"
+                time.sleep(0.02)
 
 
 def final_state(run: pathlib.Path) -> dict:
