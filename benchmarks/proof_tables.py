@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The tables and the picture of docs/proof.md, made from benchmarks/results/proof.jsonl and equivalence.jsonl.
+"""The tables of docs/proof.md, docs/family.md and README.md, made from what stands in benchmarks/results.
 
     python benchmarks/proof_tables.py
 
-Fills what stands between `<!-- proof NAME -->` and `<!-- end -->` in docs/proof.md and README.md with the table NAME,
-and draws docs/proof.svg. A row is a case: means and standard deviations over its seeds, and the mean difference from
-its control over the seeds that both have, ± that mean's standard error.
+Fills what stands there between `<!-- proof NAME -->` and `<!-- end -->` with the table NAME, and draws docs/proof.svg
+of the cases of docs/proof.md. Takes proof.jsonl and equivalence.jsonl. A row is a case: means and standard deviations
+over its seeds, and the mean difference from its control over the seeds that both have, ± that mean's standard error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from benchmarks import record
 from benchmarks.proof import LEARNT, kept
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = ROOT / "docs/proof.md", ROOT / "README.md"
+PROOF = ROOT / "docs/proof.md"
+PAGES = PROOF, ROOT / "docs/family.md", ROOT / "README.md"
 PICTURE = ROOT / "docs/proof.svg"
 FIGURE = LEARNT[0]  # that is drawn
 NAMES = {"knn_top1": "kNN", "linear_top1": "linear"}
@@ -153,14 +154,18 @@ def filled(page: str, found: dict[str, Case]) -> str:
     return _PLACE.sub(made, page)
 
 
-def draw(found: dict[str, Case], file: pathlib.Path) -> None:
+def compared(page: str, found: dict[str, Case]) -> list[Case]:
+    """The cases of a page's tables that have a control beside themselves."""
+    names = {place[2] for place in _PLACE.finditer(page)}
+    chosen = [case for case in found.values() if case.table in names and case.name != case.control]
+    return [case for case in chosen if case.differences(found[case.control], FIGURE)]
+
+
+def draw(shown: Sequence[Case], found: dict[str, Case], file: pathlib.Path) -> None:
     """How far each case is from its control by kNN: a dot for each seed, and their mean."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    shown = [
-        case for case in found.values() if case.differences(found[case.control], FIGURE) and case.name != case.control
-    ]
     with matplotlib.rc_context({"svg.hashsalt": "proof", "svg.fonttype": "none", "font.size": 10}):
         figure = Figure(figsize=(7.5, 0.6 + 0.24 * len(shown)), layout="constrained")
         axes = figure.add_subplot()
@@ -183,7 +188,7 @@ def main() -> int:
     found = cases()
     for page in PAGES:
         page.write_text(filled(page.read_text(encoding="utf-8"), found), encoding="utf-8")
-    draw(found, PICTURE)
+    draw(compared(PROOF.read_text(encoding="utf-8"), found), found, PICTURE)
     return 0
 
 

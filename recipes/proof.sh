@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Does XMoCo help, by which reading, and what is each piece worth: every case of docs/proof.md, a line each.
+# Does XMoCo help, by which reading, and what is each piece worth: every case of docs/proof.md and docs/family.md, a line
+# each.
 #     bash recipes/proof.sh SOURCE [SEEDS]      SOURCE: CIFAR-10, as for cifar10.sh; SEEDS: "0 1 2" unless given
 # What was measured is kept and left out, what was interrupted goes on. Start it once for each core or GPU: each takes
 # what no other is at (OMP_NUM_THREADS=1 taskset -c 0 bash recipes/proof.sh SOURCE &).
@@ -85,7 +86,64 @@ try drawn drawn-moco drawn-moco --method moco
 try drawn drawn-xmoco drawn-moco --method xmoco
 
 # A weak view for the key
-data=data/cifar10 k=200 budget=$full
-try weak moco-weak moco-weak --method moco --recipe weak-key
-try weak weak-encoder-within-64 moco-weak --method moco "$within" --cross-weight 64 --recipe weak-key
+data=data/cifar10 k=200 budget=${full/--epochs 16/--epochs 4}
+try weak quarter-moco-weak quarter-moco-weak --method moco --recipe weak-key
+try weak quarter-weak-encoder-within-64 quarter-moco-weak --method moco "$within" --cross-weight 64 --recipe weak-key
+budget=$full
+once weak moco-weak moco-weak --method moco --recipe weak-key
 once weak weak-sharp-1 moco-weak --method moco "$sharp" 0.05 --cross-weight 1 --recipe weak-key
+
+# The rest of the family beside its hosts: TABLE, and a word before the names of its cases
+family() {
+    once "$1" "$2-moco" "$2-moco" --method moco
+    once "$1" "$2-feature-transform" "$2-moco" --method moco --feature-transform
+    once "$1" "$2-meow" "$2-moco" --method moco --negatives meow --clusters 10 30 100
+    once "$1" "$2-adameow" "$2-moco" --method moco --negatives adameow
+    once "$1" "$2-hiclr" "$2-moco" --method hiclr
+    once "$1" "$2-cacr-queue" "$2-moco" --method cacr-queue
+    once "$1" "$2-simclr" "$2-simclr" --method simclr
+    once "$1" "$2-learnt-augmentation" "$2-simclr" --method simclr --learnt-augmentation 0.1
+    once "$1" "$2-communities" "$2-simclr" --method simclr --communities 10
+    once "$1" "$2-bacon" "$2-simclr" --method bacon
+    once "$1" "$2-cacr" "$2-simclr" --method cacr
+    once "$1" "$2-mv-infonce" "$2-simclr" --method mv-infonce
+    once "$1" "$2-mv-dhel" "$2-simclr" --method mv-dhel
+    once "$1" "$2-compactness" "$2-mv-dhel" --method mv-dhel --compactness 0.3
+    once "$1" "$2-supcon" "$2-supcon" --method supcon
+    once "$1" "$2-hydra" "$2-supcon" --method hydra
+}
+
+# Each with its settings for minutes
+data=data/demo-shards k=20 budget="--preset demo"
+family family_drawn demo
+
+# All as long as each other
+data=data/cifar10 k=200 budget="--preset demo --size 16 --warmup-epochs 1 --epochs 4 --loader resident --health-every 0"
+family family brief
+
+# Few images in a step, for which negatives are weighted
+brief=$budget budget="$brief --batch-size 32"
+once family_small small-moco small-moco --method moco
+once family_small small-meow small-moco --method moco --negatives meow --clusters 10 30 100
+once family_small small-adameow small-moco --method moco --negatives adameow
+once family_small small-simclr small-simclr --method simclr
+once family_small small-cacr small-simclr --method cacr
+
+# Classes that are unequally frequent: 5,000 images of the first, 50 of the last, as in arXiv 1906.07413
+[ -d "$source/train" ] || { echo "classes are cut of folders alone: SOURCE/train/CLASS/IMAGE, SOURCE/test" >&2; exit 2; }
+(
+    flock 9
+    class=0
+    for folder in "$source"/train/*/; do
+        files=("$folder"*)
+        count=$(awk "BEGIN { print int(5000 * 0.01 ^ ($class / 9)) }")
+        mkdir -p "data/cifar10-long/train/$(basename "$folder")"
+        ln -sft "data/cifar10-long/train/$(basename "$folder")" "${files[@]:0:count}"
+        class=$((class + 1))
+    done
+    ln -sfn "$source/test" data/cifar10-long/test
+    "$python" dataprep/convert.py data/cifar10-long data/cifar10-long-shards --format ffcv
+) 9> data/cifar10-long.lock
+data=data/cifar10-long-shards budget=${brief/--epochs 4/--epochs 16}
+once family_long long-simclr long-simclr --method simclr
+once family_long long-bacon long-simclr --method bacon

@@ -150,6 +150,9 @@ def test_a_table_without_figures_says_so(results: pathlib.Path) -> None:
 
 def test_every_case_of_the_recipe_can_be_trained_and_gives_the_figures_that_are_kept(tmp_path: pathlib.Path) -> None:
     (tmp_path / "recipes").mkdir()
+    image = tmp_path / "train/cat/1.jpg"
+    image.parent.mkdir(parents=True)
+    image.touch()
     script = shutil.copy(ROOT / "recipes/proof.sh", tmp_path / "recipes")
     python = tmp_path / "python"
     python.write_text(
@@ -160,13 +163,26 @@ def test_every_case_of_the_recipe_can_be_trained_and_gives_the_figures_that_are_
     calls = [line.split("\0")[:-1] for line in (tmp_path / "calls").read_text("utf-8").split("\x1e")[:-1]]
     cases = [parse(ProofCase, words[1:]) for words in calls if words[0] == "benchmarks/proof.py"]
     by_name = {case.case: case for case in cases}
-    assert len(by_name) == len(cases) > 40
+    assert len(by_name) == len(cases) > 80
+    assert (tmp_path / "data/cifar10-long/train/cat/1.jpg").samefile(image)
     for case in cases:
         assert parse_config(["--data", "x", *shlex.split(case.options)])
         assert case.control in by_name
         assert case.seeds in ((0,), (0, 1))
     for each in proof.kept():
         assert proof.differences(by_name[each["case"]], each) == [], each["case"]
+
+
+def test_a_picture_has_the_cases_of_its_page_alone(results: pathlib.Path) -> None:
+    keep(
+        results,
+        {"case": "moco", "seed": 0},
+        {"case": "more", "seed": 0},
+        {"case": "else", "seed": 0, "table": "other"},
+        {"case": "apart", "seed": 1, "table": "other"},  # its control lacks this seed
+    )
+    page = "<!-- proof other -->\n<!-- end -->"
+    assert [case.name for case in proof_tables.compared(page, proof_tables.cases())] == ["else"]
 
 
 def test_the_pages_tell_what_was_measured() -> None:
