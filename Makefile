@@ -27,7 +27,7 @@ test: .venv/ready
 	$(PYTEST) -m "not slow"
 
 test-all: .venv/ready
-	$(PYTEST) -rs
+	$(PYTEST) -rs --durations=25
 
 # The kernels' tests in every dtype, then all other tests that need a GPU.
 test-gpu:
