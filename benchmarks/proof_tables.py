@@ -91,8 +91,8 @@ def methods_table(found: dict[str, Case]) -> str:
         if case.table == METHODS:
             method = case.name.removeprefix("short-")
             figures = [spread(case.values(figure)) for figure in NAMES]
-            settings = next(iter(case.by_seed.values()))["settings"]
-            budget = f"{settings['epochs']} epochs, `{settings['arch']}`, {settings['size']} px"
+            of = next(iter(case.by_seed.values()))["settings"]
+            budget = f"{of['epochs']} epochs, `{of['arch']}`, {of['size']} px, batch {of['batch_size']}"
             rows.append([f"`{method}`", str(len(case.by_seed)), budget, *figures, PUBLISHED.get(method, "–")])
     return _markdown(rows) if len(rows) > 2 else NOTHING
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Does XMoCo help, by which reading, and what is each piece worth: every case of docs/proof.md and docs/family.md, a line
 # each.
-#     bash recipes/proof.sh SOURCE [SEEDS]      SOURCE: CIFAR-10, as for cifar10.sh; SEEDS: "0 1 2" unless given
+#     bash recipes/proof.sh SOURCE [SEEDS]      SOURCE: CIFAR-10, train/CLASS/IMAGE and test/CLASS/IMAGE; SEEDS: "0 1 2"
 # What was measured is kept and left out, what was interrupted goes on. Start it once for each core or GPU: each takes
 # what no other is at (OMP_NUM_THREADS=1 taskset -c 0 bash recipes/proof.sh SOURCE &).
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: bash recipes/proof.sh SOURCE [SEEDS]" >&2; exit 2; }
 source=$(realpath "$1")
+[ -d "$source/train" ] || { echo "SOURCE is CIFAR-10 as folders, train/CLASS/IMAGE and test/CLASS/IMAGE: $1" >&2; exit 2; }
 read -ra seeds <<< "${2:-0 1 2}"
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -130,7 +131,6 @@ once family_small small-simclr small-simclr --method simclr
 once family_small small-cacr small-simclr --method cacr
 
 # Classes that are unequally frequent: 5,000 images of the first, 50 of the last, as in arXiv 1906.07413
-[ -d "$source/train" ] || { echo "classes are cut of folders alone: SOURCE/train/CLASS/IMAGE, SOURCE/test" >&2; exit 2; }
 (
     flock 9
     class=0

@@ -160,6 +160,9 @@ def test_every_case_of_the_recipe_can_be_trained_and_gives_the_figures_that_are_
     )
     python.chmod(0o755)
     subprocess.run(["bash", script, tmp_path, "0 1"], check=True, env={**os.environ, "PYTHON": str(python)})
+    refused = subprocess.run(["bash", script, tmp_path / "data"], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "SOURCE is CIFAR-10 as folders" in refused.stderr
     calls = [line.split("\0")[:-1] for line in (tmp_path / "calls").read_text("utf-8").split("\x1e")[:-1]]
     cases = [parse(ProofCase, words[1:]) for words in calls if words[0] == "benchmarks/proof.py"]
     by_name = {case.case: case for case in cases}

@@ -52,7 +52,7 @@ class LoggingOptions(Options):
     knn_every: Free[NotNegative[int]] = 0
     """Epochs between evaluations by kNN on the val split; the best is kept as checkpoints/best.pt. 0: never."""
     knn_k: Free[NotNegative[int]] = 0
-    """Neighbours in these. 0: a sixth of the mean number of a class's images, as 200 is of ImageNet's."""
+    """Neighbours in these. 0: a sixth of the mean number of a class's images, 5 to 200."""
     health_every: Free[NotNegative[int | Literal["auto"]]] = "auto"
     """Steps between looks at the representation, of a fixed subset: ranks, spread, alignment, uniformity, similarities,
     kNN. auto: as often as takes about 1 % of the time, not at all in the shortest runs. 0: never."""
