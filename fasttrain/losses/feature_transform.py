@@ -3,8 +3,8 @@
     q' = λq + (1 − λ)k,  k' = λk + (1 − λ)q,  λ = 1 + Beta(2, 2): the contrast has to win against harder positives
     Q' = μQ + (1 − μ)Q_π,  μ = Beta(1.6, 1.6), π a permutation: and against negatives that are new at every step
 
-Nothing is normalised again; k takes no gradient, but k' has q in it, which does. λ and μ are drawn at every step, for
-all rows and ranks alike. The queue itself keeps the keys as they are.
+Nothing is normalised again; k takes no gradient, but k' has q in it, which does. λ and μ are drawn for each
+micro-batch, for all rows and ranks alike. The queue itself keeps the keys as they are.
 
 Shapes: q_ND, k_ND (N, D), queue_KD (K, D), rows L2-normalised.
 """
@@ -26,7 +26,7 @@ POSITIVE_ALPHA, NEGATIVE_ALPHA = 2.0, 1.6  # of the Beta distributions, as in th
 
 
 class Transform(NamedTuple):
-    """What a step draws. order_K: int64, on the device."""
+    """What a micro-batch draws. order_K: int64, on the device."""
 
     positive: float
     negative: float

@@ -1,10 +1,10 @@
 """Contrast of classes that are paired, in the numbers a gate leaves them (Hydra, SimLAP; arXiv 2410.18200).
 
-    L = mean_i mean_{p: y_p = y'_i} [ log(exp s_ip + Σ_{n: y_n ≠ y_i, y'_i} exp s_in) − s_ip ]
+    L = mean_{i, p: y_p = y'_i} [ log(exp s_ip + Σ_{n: y_n ≠ y_i, y'_i} exp s_in) − s_ip ]
     s_ij = (z_i∘g_i)·(k_j∘g_i)/τ
 
 y_i is a row's class, y'_i the class it is paired with, g_i the pair's gate. A positive is compared with negatives only,
-not with other positives.
+not with other positives. The mean is over all positive pairs, so a frequent class has much of it.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ def gated_contrast(
 
     z_ND, k_ND (N, D): rows of two views, L2-normalised, row i of both from one image; gate_ND (N, D): of row i's pair
     of classes; label_N, paired_N: any int64; the same N on every rank. A row whose paired class is in no row of k is no
-    part of the mean; one that has no negatives counts as 0. Forms N×M, M rows being of all ranks: each row has other
-    negatives than the rest, and several positives that stand apart. The mean over the ranks is that of one process that
-    holds all rows. impl: "reference" is plain torch as the formula reads, of one rank. Scalar, fp32 (fp64 for fp64).
+    part of the mean; pairs of one that has no negatives count as 0. Forms N×M, M rows being of all ranks: each row has
+    other negatives than the rest, and several positives that stand apart. The mean over the ranks is that of one
+    process that holds all rows. impl: "reference" is plain torch as the formula reads, of one rank. Scalar, fp32 (fp64
+    for fp64).
     """
     if impl == "reference":
         return reference.gated_contrast(z_ND, k_ND, gate_ND, label_N, paired_N, temperature)
@@ -55,9 +56,8 @@ def gated_contrast(
     # a sum over nothing would have no gradient that is a number
     lse_N1 = s_NM.masked_fill(compared_N1 & ~negative_NM, -math.inf).logsumexp(1, keepdim=True)
     lost_NM = F.softplus(lse_N1.where(compared_N1, -math.inf) - s_NM).where(positive_NM, 0)
-    positives_N = positive_NM.sum(1)
-    rows = sum_over_ranks((positives_N > 0).sum()).clamp_min(1)
-    return world_size() * (lost_NM.sum(1) / positives_N.clamp_min(1)).sum() / rows
+    pairs = sum_over_ranks(positive_NM.sum()).clamp_min(1)
+    return world_size() * lost_NM.sum() / pairs
 
 
 @torch.no_grad()

@@ -158,7 +158,7 @@ def restraint(x_ND: Tensor, y_MD: Tensor, first: int) -> Tensor:
     j all others, m_i = max_j σ_ij (MCLRec, arXiv 2304.07763)."""
     s_NM = x_ND @ y_MD.T
     own_NM = torch.arange(len(y_MD), device=s_NM.device) == torch.arange(len(x_ND), device=s_NM.device)[:, None] + first
-    positive_N, nearest_N = s_NM[own_NM], s_NM.masked_fill(own_NM, -math.inf).amax(1)
+    positive_N, nearest_N = s_NM.diagonal(first), s_NM.masked_fill(own_NM, -math.inf).amax(1)
     mean_N = s_NM.masked_fill(own_NM, 0).sum(1) / (len(y_MD) - 1)
     least_N, most_N = torch.minimum(positive_N, nearest_N), torch.maximum(positive_N, nearest_N)
     return (positive_N - least_N + most_N - mean_N).mean()
@@ -195,15 +195,14 @@ def self_balanced(a_ND: Tensor, b_ND: Tensor, p_NC: Tensor, temperature: float) 
 def gated_contrast(
     z_ND: Tensor, k_ND: Tensor, gate_ND: Tensor, label_N: Tensor, paired_N: Tensor, temperature: float
 ) -> Tensor:
-    """mean_i mean_{p: y_p = y'_i} [ log(exp s_ip + Σ_{n: y_n ≠ y_i, y'_i} exp s_in) − s_ip ] over the rows i that
-    have a p,  s_ij = (z_i∘g_i)·(k_j∘g_i)/τ (Hydra, arXiv 2410.18200)."""
+    """mean_{i, p: y_p = y'_i} [ log(exp s_ip + Σ_{n: y_n ≠ y_i, y'_i} exp s_in) − s_ip ],  s_ij = (z_i∘g_i)·(k_j∘g_i)/τ
+    (Hydra, arXiv 2410.18200)."""
     s_NN = torch.einsum("id,id,jd,id->ij", z_ND, gate_ND, k_ND, gate_ND) / temperature
     positive_NN = label_N == paired_N[:, None]
     others_NN = s_NN.masked_fill(positive_NN | (label_N == label_N[:, None]), -math.inf)
     compared_NNJ = torch.cat([s_NN[:, :, None], others_NN[:, None].expand(-1, len(s_NN), -1)], 2)
     lost_NN = (compared_NNJ.logsumexp(2) - s_NN).where(positive_NN, 0)
-    count_N = positive_NN.sum(1)
-    return (lost_NN.sum(1) / count_N.clamp_min(1)).sum() / (count_N > 0).sum().clamp_min(1)
+    return lost_NN.sum() / positive_NN.sum().clamp_min(1)
 
 
 def _among_others(z_RD: Tensor, temperature: float) -> Tensor:

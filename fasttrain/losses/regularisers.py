@@ -26,7 +26,7 @@ CONSISTENCIES = {"queue": QueueConsistency, "queue-both": MutualConsistency}
 
 def regularised(
     contrast: QueueTerm | Tensor, options: BatchRegularisers, q_ND: Tensor, k_ND: Tensor, k_MD: Tensor | None,
-    queue_KD: Tensor | None, directions: int = 1,
+    queue_KD: Tensor | None, directions: int = 1, pairs: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """The contrast with the regularisers that are on: the loss, and every term's detached value by name, with the
     figures of a contrast over the queue.
@@ -34,8 +34,9 @@ def regularised(
     contrast: a term over the queue, or the value of a loss that needs none. q_ND, k_ND (N, D): this rank's queries and
     keys; k_MD (M, D): the keys of all ranks, None to gather them only for a term that needs them; queue_KD (K, D), None
     for a method that has no queue. directions: of a symmetric loss, such as first view to second and back; q_ND, k_ND
-    and k_MD are then those of one direction after the other, and every term is the mean over them. Raises UserError
-    where a queue is needed.
+    and k_MD are then those of one direction after the other, and every term is the mean over them. pairs: queries and
+    keys (N, D) of the pairs of views among which compactness looks for an image's worst; none: those of the directions.
+    Raises UserError where a queue is needed.
     """
     over_queue: dict[str, QueueTerm] = {}
     values: dict[str, Tensor] = {}
@@ -73,7 +74,7 @@ def regularised(
 
     loss = values["contrast"]
     if options.compactness:
-        values["compactness"] = worst_compactness(parts)
+        values["compactness"] = worst_compactness(pairs or parts)
         loss = (1 - options.compactness) * loss + options.compactness * values["compactness"]
     for name, weight in (("cross", options.cross_weight), ("uniform", options.uniform_weight)):
         if name in values:

@@ -13,7 +13,8 @@ them is its inputs and seven numbers for each query.
 Shapes: q_ND, k_ND (N, D), queue_KD (K, D), rows L2-normalised. The queue may be of a narrower dtype, to which rows are
 rounded for what is made with it. The queue takes no gradient, k through s⁺ alone. Scalars, fp32 (fp64 for fp64).
 
-Feature transformation (losses/feature_transform.py) mixes keys: γ of a mixture is the mixture of what both keys have.
+Feature transformation (losses/feature_transform.py) mixes keys: MEOW's γ of a mixture is the mixture of what both keys
+have, AdaMEOW's network sees the mixture. An image is told by its key as it was before.
 """
 
 from __future__ import annotations
@@ -78,16 +79,17 @@ def clustered_contrast(
 
 def gated_contrast(
     q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, gate: Callable[[Tensor, Tensor], Tensor],
+    own_ND: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """AdaMEOW's loss, scalar, and its figures.
 
     gate: of rows (N, D) and keys (k, D) the numbers (N, k) whose sigmoid is γ. Its parameters take a gradient, what it
-    is given takes none.
+    is given takes none. own_ND: the rows that tell an image; None: k_ND.
     """
-    key_ND = k_ND.detach().to(queue_KD.dtype)
+    image_ND = (k_ND if own_ND is None else own_ND).detach().to(queue_KD.dtype)
 
     def log_weights(keys: slice) -> Tensor:
-        return F.logsigmoid(gate(key_ND, queue_KD[keys].detach()))
+        return F.logsigmoid(gate(image_ND, queue_KD[keys].detach()))
 
     read = _read(q_ND, queue_KD, temperature, log_weights)
     lse_N = read.lse_N - read.total_N + math.log(len(queue_KD))

@@ -15,7 +15,7 @@ from fasttrain.system.collectives import first_row
 
 class CACRQueue(KeyMethod):
     """View 0's query against the keys of all other views and the queue, which takes view 1's keys. Regularisers and
-    figures are of view 0 with view 1."""
+    figures are of view 0 with view 1; compactness is of view 0 with each other one."""
 
     def __init__(self, encoder: nn.Module, projector: nn.Module, options: CACRQueueOptions) -> None:
         super().__init__(encoder, projector, options)
@@ -31,7 +31,10 @@ class CACRQueue(KeyMethod):
         with torch.autocast(q_ND.device.type, enabled=False):
             contrast = QueueCACR(self._temperature, positive_PND, self._sharpness)
             loss, terms = with_features(
-                regularised(contrast, regularisers, q_ND, positive_PND[0], keys[0], self.queue.keys_KD),
+                regularised(
+                    contrast, regularisers, q_ND, positive_PND[0], keys[0], self.queue.keys_KD,
+                    pairs=[(q_ND, k_ND) for k_ND in positive_PND],
+                ),
                 regularisers, [feature_NF], [key_features[0][own]],
             )  # fmt: skip
         return Output(loss, terms | {"queue_filled": self.queue.filled}, (keys[0],), feature_NF.detach())

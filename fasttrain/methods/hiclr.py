@@ -15,7 +15,7 @@ from fasttrain.system.collectives import first_row
 
 class HiCLR(KeyMethod):
     """Queries of all views but the last, the weakest first, against the last view's key and the queue. Regularisers and
-    figures are of the weakest query."""
+    figures are of the weakest query; compactness is of all."""
 
     def __init__(self, encoder: nn.Module, projector: nn.Module, options: HiCLROptions) -> None:
         super().__init__(encoder, projector, options)
@@ -30,7 +30,9 @@ class HiCLR(KeyMethod):
         with torch.autocast(q_LND.device.type, enabled=False):
             queue_KD, regularisers = self.queue.keys_KD, self._options.regularisers
             contrast, led, figures = hierarchical(q_LND, k_MD[own], queue_KD, self._temperature)
-            made = regularised(contrast, regularisers, q_LND[0], k_MD[own], k_MD, queue_KD)
+            made = regularised(
+                contrast, regularisers, q_LND[0], k_MD[own], k_MD, queue_KD, pairs=[(q_ND, k_MD[own]) for q_ND in q_LND]
+            )
             loss, terms = with_features(made, regularisers, features[:1], [key_feature_MF[own]])
         terms |= {"led": led.detach(), "queue_filled": self.queue.filled, **figures}
         return Output(loss + led, terms, (k_MD,), features[0].detach())

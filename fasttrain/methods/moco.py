@@ -133,7 +133,7 @@ class MoCo(KeyMethod):
         rows = transformed(q_RD, k_RD, queue_KD, drawn) if drawn else (q_RD, k_RD, queue_KD)
         temperature = self._contrast.temperature
         if isinstance(self.negatives, PairGate):
-            value, figures = gated_contrast(*rows, temperature, self.negatives.of_pairs)
+            value, figures = gated_contrast(*rows, temperature, self.negatives.of_pairs, k_RD)
         else:
             own_GR, key_GK = self.negatives.of(k_RD.to(queue_KD.dtype)), self.negatives.of(queue_KD)
             value, figures = clustered_contrast(*rows, temperature, own_GR, key_GK, self.queue.is_full, drawn)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import permutations
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from fasttrain.networks.heads import batch_norm_mlp
 
 class MultiView(Method):
     """A contrast of V views, with the regularisers that are on: of each view and the one after it, the last with the
-    first. So are the figures."""
+    first, but for compactness, which is of all pairs. The figures are of the neighbours, too."""
 
     def __init__(
         self, encoder: nn.Module, width: int, contrast: Callable[[Tensor], dict[str, Tensor]], options: MultiViewOptions
@@ -44,7 +45,7 @@ class MultiView(Method):
             parts = self._contrast(z_VND)
             made = regularised(
                 torch.stack(list(parts.values())).sum(), options.regularisers, z_RD, z_VND.roll(-1, 0).flatten(0, 1),
-                None, None, directions=count,
+                None, None, directions=count, pairs=list(permutations(z_VND, 2)),
             )  # fmt: skip
             loss, terms = with_features(made, options.regularisers, features, features[1:] + features[:1])
             others = list(gather_views(z_VND.detach()))

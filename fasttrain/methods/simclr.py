@@ -66,7 +66,8 @@ class SimCLR(Method):
         score_2NC = (z_2ND @ centre_CD.T).detach()
         assigned = crop_cross_entropy(z_2ND, centre_CD, sinkhorn(score_2NC, EPSILON), options.temperature)
         contrast = community_contrast(a_ND, b_ND, score_2NC[0], score_2NC[1], options.temperature)
-        share_C = sum_over_ranks((score_2NC / options.temperature).softmax(2).mean((0, 1))) / world_size()
+        member_2NC = score_2NC.argmax(2, keepdim=True) == torch.arange(len(centre_CD), device=score_2NC.device)
+        share_C = sum_over_ranks(member_2NC.float().mean((0, 1))) / world_size()
         terms = {
             "assigned": assigned.detach(), "community_contrast": contrast.detach(),
             "communities": torch.special.entr(share_C).sum().exp(),

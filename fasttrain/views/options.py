@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from fasttrain.system.errors import UserError
@@ -69,12 +69,13 @@ class ViewOptions(Options):
         """The recipe, with the changes asked for, of a method whose own is given. Raises UserError for one that gives
         it other views, and for numbers out of range.
 
-        A recipe of too few views has more of each kind. Small crops are beside views of full size: a method that takes
-        some takes any number, or none.
+        A recipe of too few views has more of each kind, for a method whose own are all alike. Small crops are beside
+        views of full size: a method that takes some takes any number, or none.
         """
         recipe = own if self.recipe == "method" else RECIPES[self.recipe]
         given, wanted = sides(recipe, BASE), sides(own, BASE)
-        if {*given, *wanted} == {BASE} and len(given) < len(wanted):
+        alike = len({replace(spec, count=1) for spec in own}) == 1
+        if alike and {*given, *wanted} == {BASE} and len(given) < len(wanted):
             recipe, given = repeated(recipe, len(wanted)), wanted
         if given != wanted and (given.count(BASE) != wanted.count(BASE) or set(wanted) <= {BASE}):
             raise UserError(f"--recipe {self.recipe} gives {_described(recipe)}; this method needs {_described(own)}")

@@ -37,8 +37,8 @@ def slow(z: Tensor, k: Tensor, gate: Tensor, label: Tensor, paired: Tensor, temp
         positives = [j for j in range(len(k)) if label[j] == paired[i]]
         negatives = [j for j in range(len(k)) if label[j] not in (label[i], paired[i])]
         for p in positives:
-            total = total + (torch.stack([s[p], *s[negatives]]).exp().sum().log() - s[p]) / len(positives)
-        counted += bool(positives)
+            total = total + torch.stack([s[p], *s[negatives]]).exp().sum().log() - s[p]
+        counted += len(positives)
     return total / max(counted, 1)
 
 

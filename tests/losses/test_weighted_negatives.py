@@ -218,6 +218,7 @@ def test_what_does_not_go_with_weights_is_refused(negatives: str, other: str) ->
         make_config("moco", negatives=negatives, **{other: True})
 
 
-def test_no_clustering_is_refused() -> None:
+@pytest.mark.parametrize("clusters", [(), (1,), (20, 1)])
+def test_a_clustering_that_parts_nothing_is_refused(clusters: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="--negatives meow needs a clustering"):
-        make_config("moco", negatives="meow", clusters=())
+        make_config("moco", negatives="meow", clusters=clusters)

@@ -286,7 +286,7 @@ def steps_on_a_gpu(name: str, **changes: Any) -> tuple[TrainStep, list[Sample]]:
 
 
 @pytest.mark.gpu
-@ALL
+@STEPS
 def test_no_method_has_the_host_wait_for_the_gpu(name: str) -> None:
     step, batches = steps_on_a_gpu(name, compile="off", precision="bf16")
     for number in range(3):  # the first ones compile kernels
@@ -302,7 +302,7 @@ def test_no_method_has_the_host_wait_for_the_gpu(name: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("cuda_graph", [False, True])
-@ALL
+@STEPS
 def test_compiled_and_replayed_steps_are_those_of_eager_torch(name: str, cuda_graph: bool) -> None:
     """Of networks that a step calls twice and at several sizes, too: no replay may write over what is still needed."""
     found = []

@@ -16,12 +16,14 @@ from torch.nn import functional as F
 
 from fasttrain.config import make_config, parse_config
 from fasttrain.engine.ranks import Ranks
-from fasttrain.losses.batch import batch_consistency, batch_uniformity
+from fasttrain.losses import regularisers
+from fasttrain.losses.batch import batch_consistency, batch_uniformity, worst_compactness
 from fasttrain.losses.queue import Decoupled, DecoupledWeighted, InfoNCE, QueueConsistency, QueueUniformity, queue_terms
 from fasttrain.methods import Method, MethodOptions, Output, Progress, Sample, method_options, moco
 from fasttrain.networks import shuffle
 from fasttrain.system.collectives import gather_rows, sum_over_ranks
 from fasttrain.system.errors import UserError
+from fasttrain.system.options import flat
 from fasttrain.views.spec import RECIPES
 
 GOOD = torch.tensor(True)
@@ -131,6 +133,27 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(method: str, cross: str, unif
     figures = {"contrastive_accuracy", "positive_similarity", "negative_similarity", "queue_filled"}
     regularisers = {name for name, on in (("cross", cross), ("uniform", uniform)) if on != "none"}
     assert set(terms) == {"contrast"} | regularisers | figures
+
+
+@pytest.mark.parametrize(
+    ("method", "pairs"),
+    [("moco", 1), ("simclr", 2), ("cacr-queue", 3), ("hiclr", 3), ("cacr", 12), ("mv-infonce", 12), ("mv-dhel", 12)],
+)
+def test_compactness_looks_for_an_images_worst_among_all_its_pairs_of_views(
+    method: str, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def recorded(given: list[tuple[Tensor, Tensor]]) -> Tensor:
+        seen.extend(given)
+        return worst_compactness(given)
+
+    monkeypatch.setattr(regularisers, "worst_compactness", recorded)
+    several = {"num_views": 4} if "num_views" in flat(make_config(method)) else {}
+    model: Any = build(config := small(method, compactness=0.5, **several))
+    model(sample(8, config=config))
+    assert len({(float(q[0, 0].detach()), float(k[0, 0].detach())) for q, k in seen}) == len(seen) == pairs
+    assert not any(torch.allclose(q, k) for q, k in seen)
 
 
 def test_unknown_method_names_the_choices() -> None:

@@ -44,7 +44,7 @@ def test_the_contrast_is_by_weights_of_keys_beside_all_regularisers(name: str) -
 
 @WEIGHTED
 def test_mixtures_of_keys_weigh_what_both_keys_do(name: str) -> None:
-    """With feature transformation; the gate of a pair sees the mixture itself."""
+    """With feature transformation; a gate sees the mixture itself, and the image's key as it was."""
     method: Any = build(small(name, feature_transform=True))
     q, keys = rows(8, 8, 1).requires_grad_(), rows(8, 8, 2)
     method.queue.enqueue(rows(len(method.queue.keys_KD), 8, 3))
@@ -54,7 +54,7 @@ def test_mixtures_of_keys_weigh_what_both_keys_do(name: str) -> None:
     seed_step(0, 5, 0)
     loss, terms = method.loss(q, keys, keys)
     hard, key, new = transformed(q, keys, queue, drawn)
-    gamma = weights(method, key.detach(), new)
+    gamma = weights(method, keys, new)
     if name == "moco, meow":
         whole = weights(method, keys, queue)
         gamma = drawn.negative * whole + (1 - drawn.negative) * whole[:, drawn.order_K]

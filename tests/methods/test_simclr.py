@@ -83,6 +83,17 @@ def test_supcon_gives_both_views_their_image_s_label() -> None:
     assert not torch.allclose(model(given._replace(label_B=given.label_B.flip(0) * given.index_B)).loss, expected)
 
 
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_communities_count_the_images_in_them(temperature: float) -> None:
+    """However unsure an image is."""
+    model: Any = build(small("simclr", communities=3, temperature=temperature))
+    centre_CD = model.centres.rows().detach()
+    for place, number in ((torch.zeros(6, dtype=int), 1), (torch.arange(6) % 3, 3)):
+        z_ND = centre_CD[place]
+        _, terms = model._grouped(z_ND, z_ND, 0.5)
+        assert float(terms["communities"]) == pytest.approx(number, abs=1e-5)
+
+
 def test_a_single_community_is_refused() -> None:
     with pytest.raises(UserError, match="--communities 1 has nothing to be told from"):
         make_config("simclr", communities=1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
+from fasttrain.config import make_config
 from fasttrain.kernels.augment.table import HUE, SATURATION, ViewTable
 from fasttrain.system.errors import UserError
 from fasttrain.views.draw import center, draw, philox
@@ -301,6 +302,14 @@ def test_a_recipe_is_repeated_in_equal_parts(count: int) -> None:
 def test_a_recipe_of_too_many_views_is_refused() -> None:
     with pytest.raises(UserError, match="--recipe mocov2 gives 2 views of full size; this method needs 1 views"):
         ViewOptions(recipe="mocov2").recipe_for(RECIPES["simclr"][:1])
+
+
+def test_a_recipe_is_not_repeated_for_a_method_whose_views_differ() -> None:
+    """As hiclr's, which grow stronger."""
+    own = make_config("hiclr").method.views
+    assert ViewOptions().recipe_for(own) == own
+    with pytest.raises(UserError, match="--recipe weak-key gives 2 views of full size; this method needs 4 views"):
+        ViewOptions(recipe="weak-key").recipe_for(own)
 
 
 def test_a_method_with_small_crops_takes_any_number_of_them() -> None:

@@ -87,8 +87,8 @@ class MoCoOptions(KeyOptions):
         if self.negatives != "all" and any(others.values()):
             with_it = ", ".join(name for name, on in others.items() if on)
             raise UserError(f"--negatives {self.negatives} has a contrast of its own: leave out {with_it}")
-        if self.negatives == "meow" and not self.clusters:
-            raise UserError("--negatives meow needs a clustering at least: give --clusters a number for each")
+        if self.negatives == "meow" and min(self.clusters, default=1) < 2:
+            raise UserError("--negatives meow needs a clustering that parts keys: give --clusters 2 or more for each")
 
     def build(self, encoder: nn.Module, width: int) -> MoCo:
         from fasttrain.losses.queue import Decoupled, DecoupledWeighted, InfoNCE
