@@ -204,6 +204,8 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     display.say(f"learning rate {optimisation.peak_lr:g}: --lr {optimisation.lr:g} × {batch_size}/{BASE_BATCH}")
     if chosen == "auto" and optimisation.precision != "bf16":
         display.say(f"--precision {optimisation.precision}: this machine does not multiply in bf16")
+    if (queue := getattr(config.method, "queue_size", 0)) > store.num_samples:
+        display.say(f"--queue-size {queue} is more than the {store.num_samples} images: each is in it several times")
     if shuffle.reason and loader.state_dict()["lanes"] == order.lanes:
         display.say(shuffle.reason)
     if cached:

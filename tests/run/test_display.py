@@ -1,6 +1,7 @@
 """What a person sees of a run: on terminals of 80 and 200 columns, and in plain lines."""
 
 import io
+import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -8,7 +9,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support.launch import train
 
+from fasttrain import open_dataset
 from fasttrain.run import display as module
 from fasttrain.run.display import Display
 from fasttrain.run.pace import Pace
@@ -271,3 +274,14 @@ def test_a_note_stays_until_the_end_and_is_a_line_where_nothing_stays(
     display.note("stopping after this step")
     display.close()
     assert capfd.readouterr().err == "stopping after this step\n"
+
+
+@pytest.mark.parametrize("keys", [20, 100])
+def test_a_queue_of_more_keys_than_images_is_told(
+    keys: int, shards: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = open_dataset(str(shards), "train").num_samples
+    assert 20 < images < 100
+    assert train(shards, tmp_path / "run", "--max-steps", 1, "--queue-size", keys) == 0
+    told = f"--queue-size {keys} is more than the {images} images: each is in it several times"
+    assert (told in " ".join(capsys.readouterr().err.split())) == (keys == 100)
