@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fasttrain.kernels.similarity import log_sum_exp
 from fasttrain.losses import reference
 from fasttrain.losses.queue import positive_weights
-from fasttrain.system.collectives import first_row, gather_rows, world_size
+from fasttrain.system.collectives import first_row, gather_rows, own_rows, world_size
 
 
 def nt_xent(a_ND: Tensor, b_ND: Tensor, temperature: float, impl: str = "auto") -> Tensor:
@@ -57,7 +57,7 @@ def sup_con(z_ND: Tensor, label_N: Tensor, temperature: float, impl: str = "auto
         return reference.sup_con(z_ND, label_N, temperature)
     z_MD, label_M = gather_rows(z_ND), gather_rows(label_N[:, None])[:, 0]
     lse_N = _over(z_ND, z_MD, temperature, impl)
-    own = slice(first_row(len(z_ND)), first_row(len(z_ND)) + len(z_ND))
+    own = own_rows(len(z_ND))
     sum_ND, others_M = sums_by_label(z_MD, label_M, own)
     positive_N = ((sum_ND - z_ND) * z_ND).sum(1) / others_M[own].clamp_min(1) / temperature
     loss = ((lse_N - positive_N) * (others_M[own] > 0)).sum() / (others_M > 0).sum().clamp_min(1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from fasttrain.kernels.similarity import log_sum_exp_with_maximum
 from fasttrain.losses.contrast import sums_by_label
 from fasttrain.losses.queue import QueueRead, QueueTerm, dot
-from fasttrain.system.collectives import first_row, gather_rows, world_size
+from fasttrain.system.collectives import gather_rows, own_rows, world_size
 
 MARGIN = 1e-5  # of a cosine, more than roundings make: of rows that are all alike, no positive is nearer
 
@@ -46,7 +46,7 @@ def batch_figures(q_ND: Tensor, k_ND: Tensor, *others_MD: Tensor) -> dict[str, T
 
     A pass over them of its own: a loss that has the positive among them knows no largest of the others.
     """
-    own = slice(first_row(len(q_ND)), first_row(len(q_ND)) + len(q_ND))
+    own = own_rows(len(q_ND))
     nearest = [log_sum_exp_with_maximum(q_ND, rows_MD, 1.0, own=own.start)[1] for rows_MD in others_MD]
     sum_ND = torch.stack([rows_MD.sum(0) - rows_MD[own] for rows_MD in others_MD]).sum(0)
     negative_N = dot(q_ND, sum_ND) / sum(len(rows_MD) - 1 for rows_MD in others_MD)
@@ -58,7 +58,7 @@ def label_figures(z_ND: Tensor, label_N: Tensor) -> dict[str, Tensor]:
     """Of a row's similarities to the other rows of its label, and to those of other labels, a mean over the rows that
     have any. Arguments as of `contrast.sup_con`. Of several positives, which should be nearest is not said."""
     z_MD, label_M = gather_rows(z_ND), gather_rows(label_N[:, None])[:, 0]
-    own = slice(first_row(len(z_ND)), first_row(len(z_ND)) + len(z_ND))
+    own = own_rows(len(z_ND))
     same_ND, others_M = sums_by_label(z_MD, label_M, own)
     return {
         "positive_similarity": _mean_of_pairs(dot(z_ND, same_ND - z_ND), others_M, own),

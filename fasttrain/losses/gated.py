@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fasttrain.losses import reference
-from fasttrain.system.collectives import common_generator, first_row, gather_rows, sent, sum_over_ranks, world_size
+from fasttrain.system.collectives import common_generator, gather_rows, own_rows, sent, sum_over_ranks, world_size
 
 
 def paired_labels(label_N: Tensor) -> Tensor:
@@ -28,8 +28,7 @@ def paired_labels(label_N: Tensor) -> Tensor:
     """
     label_M = gather_rows(label_N[:, None])[:, 0]
     order_M = sent(torch.randperm(len(label_M), generator=common_generator), label_N.device)
-    first = first_row(len(label_N))
-    return label_M[order_M[first : first + len(label_N)]]
+    return label_M[order_M[own_rows(len(label_N))]]
 
 
 def gated_contrast(

@@ -10,7 +10,7 @@ from fasttrain.losses.regularisers import regularised, with_features
 from fasttrain.methods.base import Output, Sample
 from fasttrain.methods.moco import KeyMethod
 from fasttrain.methods.options.cacr_queue import CACRQueueOptions
-from fasttrain.system.collectives import first_row
+from fasttrain.system.collectives import own_rows
 
 
 class CACRQueue(KeyMethod):
@@ -26,7 +26,7 @@ class CACRQueue(KeyMethod):
         keys, key_features = zip(*(self._keys_and_features(view) for view in others), strict=True)
         feature_NF = self.encoder(query)
         q_ND = self._query(feature_NF)
-        own, regularisers = slice(first_row(len(q_ND)), first_row(len(q_ND)) + len(q_ND)), self._options.regularisers
+        own, regularisers = own_rows(len(q_ND)), self._options.regularisers
         positive_PND = torch.stack([k_MD[own] for k_MD in keys])
         with torch.autocast(q_ND.device.type, enabled=False):
             contrast = QueueCACR(self._temperature, positive_PND, self._sharpness)

@@ -10,7 +10,7 @@ from fasttrain.losses.regularisers import regularised, with_features
 from fasttrain.methods.base import Output, Sample
 from fasttrain.methods.moco import KeyMethod
 from fasttrain.methods.options.hiclr import HiCLROptions
-from fasttrain.system.collectives import first_row
+from fasttrain.system.collectives import own_rows
 
 
 class HiCLR(KeyMethod):
@@ -26,7 +26,7 @@ class HiCLR(KeyMethod):
         k_MD, key_feature_MF = self._keys_and_features(last)
         features = [self.encoder(view) for view in weak_to_strong]  # one by one: batch norm may be split
         q_LND = torch.stack([self._query(feature_NF) for feature_NF in features])
-        own = slice(first_row(len(features[0])), first_row(len(features[0])) + len(features[0]))
+        own = own_rows(len(features[0]))
         with torch.autocast(q_LND.device.type, enabled=False):
             queue_KD, regularisers = self.queue.keys_KD, self._options.regularisers
             contrast, led, figures = hierarchical(q_LND, k_MD[own], queue_KD, self._temperature)

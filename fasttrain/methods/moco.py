@@ -21,7 +21,7 @@ from fasttrain.networks.momentum import cosine_momentum, ema_update, momentum_co
 from fasttrain.networks.pair_gate import PairGate
 from fasttrain.networks.queue import Queue
 from fasttrain.networks.shuffle import Shuffled
-from fasttrain.system.collectives import first_row, gather_rows, world_size
+from fasttrain.system.collectives import gather_rows, own_rows, world_size
 
 
 class KeyMethod(Method):
@@ -106,9 +106,8 @@ class MoCo(KeyMethod):
         features = [self.encoder(views[view]) for view in self._queried]
         q_RD = torch.cat([self._query(feature_NF) for feature_NF in features])
         made = made or [self._keys(images) for images in coming]
-        count, dim = views.shape[1], q_RD.shape[1]
+        own, dim = own_rows(views.shape[1]), q_RD.shape[1]
         keys, key_features = zip(*(rows_M.tensor_split([dim], 1) for rows_M in made), strict=True)
-        own = slice(first_row(count), first_row(count) + count)
         k_RD = torch.cat([k_MD[own] for k_MD in keys])
         with torch.autocast(q_RD.device.type, enabled=False):
             loss, terms = with_features(

@@ -15,7 +15,7 @@ from fasttrain.networks.encoders import zero_init_residual
 from fasttrain.networks.heads import batch_norm_mlp
 from fasttrain.networks.momentum import cosine_momentum, ema_update, momentum_copy
 from fasttrain.networks.vision_transformer import freeze_patches, patch_projection
-from fasttrain.system.collectives import first_row, gather_rows
+from fasttrain.system.collectives import gather_rows, own_rows
 
 
 class MoCoV3(Method):
@@ -55,7 +55,7 @@ class MoCoV3(Method):
         """
         temperature, directions = self._options.temperature, []
         for q_ND, k_MD in zip(q_2ND, k_2MD, strict=True):
-            k_ND = k_MD[first_row(len(q_ND)) :][: len(q_ND)]
+            k_ND = k_MD[own_rows(len(q_ND))]
             contrast = 2 * (2 * temperature) * batch_info_nce(q_ND, k_MD, temperature)
             loss, terms = regularised(contrast, self._options.regularisers, q_ND, k_ND, k_MD, None)
             directions.append((loss, terms | batch_figures(q_ND, k_ND, k_MD)))

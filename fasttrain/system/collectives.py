@@ -157,3 +157,8 @@ def max_over_ranks(x: Tensor) -> Tensor:
 def first_row(count: int) -> int:
     """Where this rank's rows begin among the gathered rows of all ranks, each of which holds `count`."""
     return rank() * count
+
+
+def own_rows(count: int) -> slice:
+    """Where this rank's rows lie among the gathered rows of all ranks, each of which holds `count`."""
+    return slice(rank() * count, (rank() + 1) * count)
