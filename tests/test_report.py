@@ -76,7 +76,7 @@ def test_an_accuracy_stands_with_its_interval_and_what_it_was_measured_with(run:
         "<small>52.5 to 67.0 at 95 %</small><small><i class='at majority'></i>majority 31.0 · top-5 90.0</small>"
         in page
     )
-    assert "<small>40 images, step 4</small><small>k 7, temperature 0.07</small>" in page
+    assert "<small>40 images of set, step 4</small><small>k 7, temperature 0.07</small>" in page
     assert ">kNN k10 t0.1</td>" in page
 
 

@@ -43,6 +43,7 @@ from fasttrain.views.draw import center, crop_fraction
 FAILED = -2  # the label of an image that can't be read
 NAMED_FAILURES = 20
 LARGEST = 1e15  # of a feature: squares of thousands of them still have a sum
+MOST_ODD = 0.1  # of the images, whose features are no numbers or larger
 _UNLABELLED = "images without labels; evaluations need a class folder for each"
 
 
@@ -142,7 +143,8 @@ def outputs(
     rows (B, F) fp32 and labels (B,), FAILED where an image or its label can't be read.
 
     each_batch is called before each batch and may raise to end it. Raises LoaderError as soon as more than `limit`
-    images can't be read, UserError for an image without a label, DataError for one that is no class.
+    images can't be read, RunError as soon as more than MOST_ODD have outputs that are no numbers, UserError for an
+    image without a label, DataError for one that is no class.
     """
     size, mean, std, batch_size, workers, _ = preparation
     blanks, named, odd = Blanks(store), 0, 0
@@ -166,6 +168,11 @@ def outputs(
             if named > limit:
                 raise LoaderError(f"{named} images can't be read, more than --max-failed-fraction of training allows")
             check_labels(store, batch.index_B, label_B)
+            if odd > MOST_ODD * store.num_samples:
+                raise RunError(
+                    f"more than {MOST_ODD:.0%} of the images have features that are no numbers, or too large ones: "
+                    "an accuracy would say nothing"
+                )
             yield rows_BF, label_B
     if odd:
         what = "features that are no numbers, which count as 0, or too large ones, which are cut off"

@@ -20,7 +20,7 @@ class KnnOptions(Options):
     """Weighted k-nearest-neighbour classification."""
     k: NotNegative[tuple[int, ...]] = (0,)
     """Neighbours that vote; several: all in one pass, the first is the headline. 0: a sixth of the mean number of a
-    class's images, 5 to 200."""
+    class's images, 5 to 200, or half of it where that is less than 5."""
     temperature: Positive[tuple[float, ...]] = (TEMPERATURE,)
     """Temperature of their votes, exp(similarity / temperature); several as with --k."""
 

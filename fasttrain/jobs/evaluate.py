@@ -34,7 +34,7 @@ from fasttrain.jobs.scratch import Scratch
 from fasttrain.jobs.subjects import Labelled, Subject, check_same_images, open_subject
 from fasttrain.methods import Method
 from fasttrain.networks.encoders import make_encoder
-from fasttrain.run.evaluations import Evaluation, keep_evaluations
+from fasttrain.run.evaluations import CHECKPOINT, Evaluation, keep_evaluations
 from fasttrain.system.errors import UserError, printable
 from fasttrain.system.options import Settings
 from fasttrain.trained import load_weights
@@ -120,8 +120,9 @@ def measure(subject: Subject, options: EvaluateConfig, ranks: Ranks, scratch: Sc
             for found in protocols(subject, options, method, labelled, untrained, ranks, folder):
                 classes = labelled.train.classes
                 figures = accuracy(found.ranked_Nr, found.label_N, len(classes), found.draws)
+                chosen = {CHECKPOINT: "best by kNN on val"} if options.best and not untrained else {}
                 evaluation = Evaluation(
-                    found.protocol, step, untrained, found.settings, labelled.place.real, labelled.fingerprint,
+                    found.protocol, step, untrained, found.settings | chosen, labelled.place.real, labelled.fingerprint,
                     len(found.label_N) // found.draws, **figures._asdict(),
                     variant="_".join(filter(None, (labelled.variant, found.variant))),
                     per_class=per_class(found.ranked_Nr, found.label_N, classes),

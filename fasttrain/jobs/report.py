@@ -25,13 +25,16 @@ def write_report(run: pathlib.Path) -> dict:
 
 
 def _figures(history: History) -> dict[str, Any]:
-    """The newest accuracies, the settings of their protocols, the last step that was evaluated, and the rate of
-    training."""
+    """The newest accuracies, the settings of their protocols, with the step of those that are not of the last step that
+    was evaluated, that step, and the rate of training."""
     newest = newest_of_each(history.evaluations)
-    figures: dict[str, Any] = {"step": max(each.step for each in newest)} if newest else {}
-    for each in newest:
+    last = max((each.step for each in newest), default=0)
+    figures: dict[str, Any] = {"step": last} if newest else {}
+    for each in reversed(newest):  # of one name the first counts: of trained weights, of the encoder
         figures |= each.figures()
-    protocols = {each.name: each.settings for each in reversed(newest)}  # of trained weights, which are named first
+    protocols = {
+        each.name: each.settings | ({"step": each.step} if each.step != last else {}) for each in reversed(newest)
+    }
     return {**figures, "protocol": protocols, "images_per_sec": round(history.throughput, 1)}
 
 

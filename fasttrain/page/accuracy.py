@@ -67,14 +67,14 @@ def _chart(history: History) -> str:
         protocol, alike = head.protocol, [each for each in history.evaluations if _measured_alike(each, head)]
         found = {each.step: each.top1 for each in alike}
         if protocol != "knn" or not history.column("knn_top1", events=True)[0]:  # which would be the same, or nearly
-            name, colour = NAMES.get(protocol, protocol), next(colours)
+            name, colour = top1_name(head).replace(" top-1", ""), next(colours)
             lines.append(Line(name, sorted(found), [found[step] for step in sorted(found)], colour, points=True))
             keys.append(key(name, colour))
     if all(len(line.x_N) < 2 for line in lines):  # dots alone say no more than the table
         return ""
     references = []
     first = next((each for each in newest if not each.untrained), None)
-    if first and (untrained := counterpart(first, newest)):
+    if first and (untrained := counterpart(first, history.evaluations)):
         references.append((untrained.top1, f"{NAMES.get(first.protocol, first.protocol)}, untrained"))
     majority = [each.majority for each in newest] + history.column("knn_majority", events=True)[1][-1:]
     if known := [value for value in majority if value is not None]:

@@ -12,7 +12,7 @@ import numpy as np
 from fasttrain.page.charts import Line, curves
 from fasttrain.page.comparison_table import by_protocol, differences
 from fasttrain.page.curves import same
-from fasttrain.page.headlines import newest_of_each, settings_of
+from fasttrain.page.headlines import asked_of, newest_of_each
 from fasttrain.page.history import History
 from fasttrain.page.shell import charts, figure, key, section, text, write_page
 from fasttrain.page.style import SERIES, SOFT
@@ -25,7 +25,8 @@ OBJECTIVE = "method", "temperature", "queue_size"  # losses can be compared only
 SHARES = {"contrastive_accuracy": "Contrastive accuracy, %", "queue_filled": "Queue filled, %"}
 NOTE = (
     "Green: the highest of figures that were measured alike. Below an accuracy is its interval at 95 %, over images: "
-    "where two overlap, these images hardly tell the runs apart, and seeds differ besides."
+    "where one holds the other's figure, these images hardly tell the runs apart, and seeds differ besides. A step "
+    "stands there where it is not the run's last."
 )
 
 
@@ -81,8 +82,10 @@ def _warnings(histories: Sequence[History]) -> list[str]:
         there = [each for each in found if each]
         if len({each.fingerprint or each.data for each in there}) > 1:
             said.append(f"{name} was measured on different images.")
-        if len({settings_of(each) for each in there}) > 1:
+        if len({asked_of(each) for each in there}) > 1:
             said.append(f"{name} was measured with different settings.")
+        if any(each and each.step != of.step for each, of in zip(found, histories, strict=True)):
+            said.append(f"{name} was measured before or after the last step that was logged.")
     if len({history.step for history in histories}) > 1:
         said.append("The runs have not done the same number of steps.")
     return [f"<p class=advice>{text(' '.join(said))}</p>"] if said else []

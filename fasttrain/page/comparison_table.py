@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from fasttrain.page.headlines import duration, highest, newest_of_each, top1_name
 from fasttrain.page.history import History
 from fasttrain.page.settings import PLACES, shown
-from fasttrain.page.shell import folded, table
+from fasttrain.page.shell import Html, folded, table
 from fasttrain.run.earlier import named_now
 from fasttrain.run.evaluations import Evaluation
 from fasttrain.system.options import flag
@@ -29,7 +29,7 @@ class Row(NamedTuple):
 def by_protocol(histories: Sequence[History]) -> dict[str, list[Evaluation | None]]:
     """By the name of a figure, each run's newest, None for one that was not measured."""
     found = [{top1_name(each): each for each in newest_of_each(history.evaluations)} for history in histories]
-    names = dict.fromkeys(name for each in found for name in each if "untrained" not in name)
+    names = dict.fromkeys(name for each in found for name, of in each.items() if not of.untrained)
     return {name: [each.get(name) for each in found] for name in names}
 
 
@@ -54,13 +54,21 @@ def _table(histories: Sequence[History], rows: Sequence[Row]) -> str:
 def _accuracies(histories: Sequence[History]) -> list[Row]:
     rows = []
     for name, found in by_protocol(histories).items():
-        cells = ["–" if each is None else f"<span>{each.top1:.1f}</span>{_interval(each)}" for each in found]
+        cells = [
+            "–" if each is None else Html(f"<span>{each.top1:.1f}</span>{_interval(each)}{_behind(each, history)}")
+            for each, history in zip(found, histories, strict=True)
+        ]
         rows.append(Row(f"{name}, %", cells, highest(found)))
     return rows
 
 
 def _interval(each: Evaluation) -> str:
     return "" if each.low is None or each.high is None else f" <small>{each.low:.1f}–{each.high:.1f}</small>"
+
+
+def _behind(each: Evaluation, history: History) -> str:
+    """The step, where training has gone on since, or had not come as far."""
+    return f" <small>step {each.step:,}</small>" if each.step != history.step else ""
 
 
 def _facts(histories: Sequence[History]) -> list[Row]:

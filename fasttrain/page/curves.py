@@ -82,7 +82,7 @@ def _terms(history: History) -> tuple[list[str], list[str]]:
             left_out.append(f"{words}, never a number that can be drawn")
         elif twin is not None:
             left_out.append(f"{words}, the same as {twin}")
-        elif len(value_N) > 2 and np.ptp(value_N[np.isfinite(value_N)]) == 0:
+        elif len(finite := value_N[np.isfinite(value_N)]) > 2 and np.ptp(finite) == 0:
             left_out.append(f"{words}, {short(values[-1])} throughout")
         else:
             seen[words] = value_N

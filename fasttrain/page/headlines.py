@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
 from collections.abc import Sequence
 
 from fasttrain.page.history import History
 from fasttrain.page.numbers import count, short
-from fasttrain.page.shell import pairs, text
-from fasttrain.run.evaluations import NAMES, Evaluation
+from fasttrain.page.shell import Html, pairs, text
+from fasttrain.run.evaluations import CHECKPOINT, NAMES, Evaluation
 
 SUBTITLE = ("method", "arch", "data")
 BRIEF = 60  # characters of settings that stand open
@@ -22,23 +24,30 @@ def headlines(history: History) -> str:
     newest = newest_of_each(history.evaluations)
     return "".join(
         (
-            f"<h1>{text(history.name)}</h1><p class=sub>{text(subtitle)}</p>", _state(history), _cards(newest),
+            f"<h1>{text(history.name)}</h1><p class=sub>{text(subtitle)}</p>", _state(history),
+            _cards(newest, history.evaluations),
             pairs(((name, text(value)) for name, value in _facts(history)), "facts"), _behind(history, newest),
         )
     )  # fmt: skip
 
 
 def newest_of_each(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The newest of each protocol and variant, of the run's own weights and of untrained ones; in a fixed order."""
-    newest = {(each.untrained, each.protocol, each.variant): each for each in evaluations}
+    """The newest of each protocol and variant, of the run's own weights and of untrained ones; in a fixed order. Those
+    of the projection come behind the encoder's."""
+    newest = {(each.untrained, each.protocol, each.variant, each.of_projection): each for each in evaluations}
     order = [*NAMES, *sorted({each.protocol for each in evaluations} - {*NAMES})]
-    return [newest[key] for key in sorted(newest, key=lambda key: (key[0], order.index(key[1]), len(key[2]), key[2]))]
+
+    def rank(key: tuple[bool, str, str, bool]) -> tuple[bool, int, int, str, bool]:
+        untrained, protocol, variant, projection = key
+        return untrained, order.index(protocol), len(variant), variant, projection
+
+    return [newest[key] for key in sorted(newest, key=rank)]
 
 
 def highest(found: Sequence[Evaluation | None]) -> list[int]:
     """The places of the best of several that were measured alike; none where they were not, or are all equal."""
     there = [each for each in found if each]
-    alike = len({(each.fingerprint or each.data, settings_of(each)) for each in there}) == 1
+    alike = len({(each.fingerprint or each.data, asked_of(each)) for each in there}) == 1
     most = max((each.top1 for each in there), default=0.0)
     differ = any(each.top1 < most for each in there)
     return [place for place, each in enumerate(found) if each and each.top1 == most] if alike and differ else []
@@ -47,42 +56,48 @@ def highest(found: Sequence[Evaluation | None]) -> list[int]:
 def top1_name(each: Evaluation) -> str:
     """As "semi-supervised 1pct top-1 of the projection, untrained"."""
     parts = [NAMES.get(each.protocol, each.protocol), each.variant.replace("_", " "), "top-1",
-             "of the projection" if each.settings.get("features") == "projection" else ""]  # fmt: skip
+             "of the projection" if each.of_projection else ""]  # fmt: skip
     return " ".join(filter(None, parts)) + ", untrained" * each.untrained
 
 
+def asked_of(each: Evaluation) -> str:
+    """What a protocol was given: figures for which it differs are not measured alike."""
+    return json.dumps(each.asked(), sort_keys=True)
+
+
 def settings_of(each: Evaluation) -> str:
-    """What a protocol was given, in words."""
+    """What a protocol was given, and what it found on the way, in words."""
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in each.settings.items())
 
 
-def settings_cell(each: Evaluation) -> str:
+def settings_cell(each: Evaluation) -> Html:
     """The same as HTML: the rest of long ones opens when it is asked for."""
     words = settings_of(each)
     if len(words) <= BRIEF:
-        return f"<small>{text(words)}</small>" if words else ""
+        return Html(f"<small>{text(words)}</small>" if words else "")
     first, _, rest = words[BRIEF // 2 :].partition(", ")
     first = words[: BRIEF // 2] + first
-    return f"<details class=brief><summary>{text(first)}, …</summary><small>{text(rest)}</small></details>"
+    return Html(f"<details class=brief><summary>{text(first)}, …</summary><small>{text(rest)}</small></details>")
 
 
 def counterpart(each: Evaluation, evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """The newest of the same protocol on the same images with untrained weights."""
+    """The newest of the same protocol, with the same settings, on the same images with untrained weights."""
 
-    def of(one: Evaluation) -> tuple[str, str, str]:
-        return one.protocol, one.variant, one.fingerprint or one.data
+    def of(one: Evaluation) -> tuple[object, ...]:
+        asked = {name: value for name, value in one.asked().items() if name != CHECKPOINT}
+        return one.protocol, one.variant, one.fingerprint or one.data, asked
 
     same = [other for other in evaluations if other.untrained and of(other) == of(each)]
     return same[-1] if same and not each.untrained else None
 
 
-def _cards(newest: Sequence[Evaluation]) -> str:
+def _cards(newest: Sequence[Evaluation], evaluations: Sequence[Evaluation]) -> str:
     """One for each protocol: its headline, or, where it has none, its variants. Untrained ones stand in the cards."""
     trained = [each for each in newest if not each.untrained]
     headed = {each.protocol for each in trained if not each.variant}
     shown = [each for each in trained if not each.variant or each.protocol not in headed]
     alone = [each for each in newest if each.untrained and not each.variant and each.protocol not in headed]
-    cards = "".join(_card(each, counterpart(each, newest)) for each in (*shown, *alone))
+    cards = "".join(_card(each, counterpart(each, evaluations)) for each in (*shown, *alone))
     return f"<div class=cards>{cards}</div>" if cards else ""
 
 
@@ -93,7 +108,7 @@ def _card(each: Evaluation, untrained: Evaluation | None) -> str:
     }  # fmt: skip
     said = " · ".join(f"{_mark(name)}{name} {value:.1f}" for name, value in compared.items() if value is not None)
     interval = f"{each.low:.1f} to {each.high:.1f} at 95 %" if each.low is not None and each.high is not None else ""
-    of = [f"{each.num_images:,} images"] if each.num_images else []
+    of = [f"{each.num_images:,} images of {text(pathlib.Path(each.data).name)}"] if each.num_images else []
     lines = (interval, said, _below(each, compared), ", ".join([*of, f"step {each.step:,}"]))
     first = " first" if each.protocol == "knn" and not each.untrained else ""
     return (

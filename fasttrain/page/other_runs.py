@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from fasttrain.page.headlines import highest, newest_of_each
 from fasttrain.page.history import History
-from fasttrain.page.shell import section, table, text
+from fasttrain.page.shell import Html, section, table, text
 from fasttrain.run.evaluations import NAMES, Evaluation, read_evaluations
 from fasttrain.run.folder import CONFIG, read_record
 from fasttrain.system.errors import UserError
@@ -24,10 +24,12 @@ def beside(history: History) -> str:
         return ""
     runs = [(history.run, history.config, history.evaluations), *_others(history)]
     reached = [
-        {each.protocol: each for each in newest_of_each(evaluations) if not (each.untrained or each.variant)}
+        # of the projection only where there is none of the encoder, which comes first
+        {each.protocol: each for each in reversed(newest_of_each(evaluations)) if not (each.untrained or each.variant)}
         for *_, evaluations in runs
     ]
-    protocols = list(dict.fromkeys(protocol for each in reached for protocol in each))
+    protocols = [name for name in NAMES if any(name in each for each in reached)]
+    protocols += sorted({name for each in reached for name in each} - {*NAMES})
     if len(runs) == 1 or not protocols:
         return ""
     rows = []
@@ -46,9 +48,9 @@ def _linked(run: pathlib.Path, own: pathlib.Path) -> str:
     """A run's name, with its page behind it."""
     name = run.resolve().name
     if run == own:
-        return f"<b>{text(name)}, this run</b>"
+        return Html(f"<b>{text(name)}, this run</b>")
     page = quote(os.fsencode(f"../{name}/report.html"))
-    return f'<a href="{page}">{text(name)}</a>' if (run / "report.html").exists() else text(name)
+    return Html(f'<a href="{page}">{text(name)}</a>') if (run / "report.html").exists() else name
 
 
 def _others(history: History) -> list[tuple[pathlib.Path, dict[str, Any], list[Evaluation]]]:

@@ -15,6 +15,10 @@ LONG_WORD = 24  # characters
 AXES = {"step": "steps", "epoch": "epochs", "hours": "hours"}  # what the curves can be drawn over
 
 
+class Html(str):
+    """A table's cell that is HTML by itself, in which strangers' words are escaped already."""
+
+
 def text(value: object) -> str:
     """A stranger's words as HTML, in text and in quoted attributes; what can't be printed is escaped."""
     return html.escape(printable(value))
@@ -50,14 +54,14 @@ def key(name: str, colour: str, value: str = "") -> str:
 def table(
     head: Sequence[str], rows: Iterable[Sequence[str]], best: Iterable[tuple[int, int]] = (), kind: str = ""
 ) -> str:
-    """Cells are plain words, or HTML that begins with "<". best: places (row, column) of marked cells. kind: "many" for
-    more columns than a page is wide."""
+    """Cells are plain words, or Html. best: places (row, column) of marked cells. kind: "many" for more columns than a
+    page is wide."""
     marked = set(best)
     lines = []
     for y, row in enumerate(rows):
         cells = (
             f'<td data-name="{text(name)}" class="{_kinds(cell, (y, x) in marked)}">'
-            f"{cell if cell.startswith('<') else text(cell)}</td>"
+            f"{cell if isinstance(cell, Html) else text(cell)}</td>"
             for x, (name, cell) in enumerate(zip(head, row, strict=True))
         )
         lines.append(f"<tr>{''.join(cells)}</tr>")
@@ -68,7 +72,7 @@ def table(
 
 def _kinds(cell: str, best: bool) -> str:
     """The classes of a cell: a number is never broken into two lines, and of words only long ones are."""
-    long = not cell.startswith("<") and any(len(word) > LONG_WORD for word in cell.split())
+    long = not isinstance(cell, Html) and any(len(word) > LONG_WORD for word in cell.split())
     return " ".join(["number"] * bool(re.fullmatch(r"[\d.,–]+", cell)) + ["long"] * long + ["best"] * best)
 
 

@@ -25,6 +25,7 @@ NAMES = {
 }  # of the protocols, for people  # fmt: skip
 # among the settings, what a protocol has chosen or found itself, which may be other digits on another device
 OUTCOMES = frozenset({"lr", "C", "tried", "converged", "top1_std"})
+CHECKPOINT = "checkpoint"  # the setting that says how the weights were chosen, where they are not the last
 FIGURES = "top1", "top5", "balanced", "majority", "low", "high"
 
 
@@ -85,6 +86,11 @@ class Evaluation:
         suffix = "_untrained" if self.untrained else ""
         values = {name: getattr(self, name) for name in FIGURES}
         return {f"{prefix}{name}{suffix}": value for name, value in values.items() if value is not None}
+
+    @property
+    def of_projection(self) -> bool:
+        """Is it a figure of the projection head's output, not of the encoder's?"""
+        return self.settings.get("features") == "projection"
 
     @property
     def name(self) -> str:

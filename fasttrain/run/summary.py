@@ -140,8 +140,10 @@ def _lines_backwards(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def _evaluated(evaluations: list[Evaluation], protocol: str) -> Accuracy | None:
-    """The newest headline of a protocol, of the run's own weights."""
+    """The newest headline of a protocol, of the run's own weights. One of the projection only where the encoder has
+    none."""
     found = [each for each in evaluations if each.name == protocol and not each.untrained]
+    found.sort(key=lambda each: not each.of_projection)
     return Accuracy(found[-1].top1, found[-1].step, "evaluation", found[-1].settings) if found else None
 
 

@@ -14,7 +14,7 @@ from fasttrain.evaluation import extraction
 from fasttrain.evaluation.features import LARGEST, Features, Preparation, extract, open_labelled
 from fasttrain.formats.tar import TarShardReader
 from fasttrain.input import Store, open_dataset
-from fasttrain.system.errors import UserError
+from fasttrain.system.errors import RunError, UserError
 
 CPU = torch.device("cpu")
 
@@ -70,6 +70,16 @@ def test_features_that_are_no_numbers_are_counted_and_poison_no_others(
     features = extract(Odd(), open_dataset(shards, "val"), tmp_path, CPU, preparation)
     assert features.rows(slice(0, 2), CPU).tolist() == [[0, largest, largest], [1, 1, 1]]
     assert "warning: 1 of 24 images have features that are no numbers" in capsys.readouterr().err
+
+
+def test_features_most_of_which_are_no_numbers_have_no_accuracy(shards: Path, tmp_path: Path) -> None:
+    class Broken(nn.Module):
+        def forward(self, x_N3SS: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(x_N3SS), 3), float("nan"))
+
+    preparation = Preparation(8, (0.5,) * 3, (0.5,) * 3, 32, 1, 0.0)
+    with pytest.raises(RunError, match="more than 10% of the images have features that are no numbers"):
+        extract(Broken(), open_dataset(shards, "val"), tmp_path, CPU, preparation)
 
 
 def test_a_large_set_is_in_no_more_files_than_a_process_may_have_open(

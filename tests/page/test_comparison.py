@@ -59,6 +59,32 @@ def test_figures_that_are_not_alike_are_not_ranked_and_said_not_to_be(runs: list
     assert 'best">' not in page
 
 
+def test_what_a_probe_found_on_the_way_keeps_no_figures_apart(runs: list[pathlib.Path]) -> None:
+    for number, run in enumerate(runs):
+        evaluated(run, 60.0 + number, protocol="linear", settings={"solver": "sgd", "lr": 0.1 * number})
+    page = compared(runs)
+    assert "measured with different settings" not in page
+    assert re.findall(r'best">(.*?)</td>', page) == ["<span>62.0</span> <small>58.0–66.0</small>"] * 2
+    evaluated(runs[0], 90.0, protocol="linear", settings={"solver": "lbfgs"})
+    assert "linear top-1 was measured with different settings." in compared(runs)
+
+
+def test_a_figure_of_an_earlier_step_is_told_as_one(runs: list[pathlib.Path]) -> None:
+    assert "before or after the last step" not in compared(runs)
+    evaluated(runs[0], 50.0, protocol="linear", step=50)
+    evaluated(runs[1], 40.0, protocol="linear", step=400)
+    page = compared(runs)
+    assert "linear top-1 was measured before or after the last step that was logged." in page
+    assert [cell.split() for cell in rows(page)["linear top-1, %"][:2]] == [
+        ["50.0", "46.0–54.0", "step", "50"], ["40.0", "36.0–44.0"],
+    ]  # fmt: skip
+
+
+def test_a_set_may_be_called_untrained(runs: list[pathlib.Path]) -> None:
+    evaluated(runs[0], 70.0, variant="on_untrained")
+    assert "kNN on untrained top-1, %" in rows(compared(runs))
+
+
 def test_rates_are_ranked_where_images_and_their_size_are_the_same(tmp_path: pathlib.Path) -> None:
     runs = [make_run(tmp_path / f"run{n}", size=size) for n, size in enumerate((32, 32, 64))]
     for run, rate in zip(runs, (100.0, 200.0, 300.0), strict=True):

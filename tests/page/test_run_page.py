@@ -13,7 +13,9 @@ from fasttrain.jobs.report import write_report
 from fasttrain.page.curves import training
 from fasttrain.page.history import History
 from fasttrain.page.shell import text
+from fasttrain.run.evaluations import keep_evaluations, read_evaluations
 from fasttrain.run.metrics import read_metrics
+from fasttrain.run.summary import summary
 
 
 @pytest.fixture
@@ -64,6 +66,41 @@ def test_scores_are_drawn_as_they_were_spread_at_some_steps(run: pathlib.Path) -
     assert "at 7 steps of training" in page
     damaged = [{**scores(10, 400), "histogram_positive": value} for value in (None, 5, ["x"], [-1.0], [[1]], [1, 2])]
     assert "Scores over training" not in titles(training(replace(history, events=damaged)))
+
+
+def test_a_loss_that_was_never_a_number_has_a_page_all_the_same(run: pathlib.Path) -> None:
+    entries = read_metrics(run / "metrics.jsonl")
+    write_metrics(run, [{**each, "loss": None} if "loss" in each else each for each in entries])
+    assert "<h1>" in page_of(run)
+
+
+def test_a_figure_of_the_projection_stands_beside_the_encoders(run: pathlib.Path) -> None:
+    """Which stays what the run is known by."""
+    evaluated(run, 60.0, settings={"features": "encoder", "k": 20})
+    evaluated(run, 90.0, settings={"features": "projection", "k": 20})
+    figures = write_report(run)
+    assert (figures["knn_top1"], figures["protocol"]["knn"]["features"]) == (60.0, "encoder")
+    page = (run / "report.html").read_text("utf-8")
+    assert page.index("<b>60.0 %</b><span>kNN top-1</span>") < page.index("<span>kNN top-1 of the projection</span>")
+    knn = summary(run).knn
+    assert knn is not None
+    assert knn.top1 == 60.0
+
+
+def test_untrained_weights_are_compared_with_what_was_measured_alike(run: pathlib.Path) -> None:
+    evaluated(run, 35.0, settings={"k": 200})
+    keep_evaluations(run, [replace(read_evaluations(run)[0], top1=20.0, settings={"k": 20})])
+    (card,) = (each for each in page_of(run).split("<div class='card")[1:] if "<b>20.0 %</b>" in each)
+    assert "untrained 25.0" not in card.split("</section>")[0]
+
+
+def test_steps_that_differ_are_told_of_each_figure(run: pathlib.Path) -> None:
+    evaluated(run, 60.0, step=400, protocol="linear")
+    evaluated(run, 58.0, step=250)
+    figures = write_report(run)
+    assert figures["step"] == 400
+    assert figures["protocol"]["knn"]["step"] == 250
+    assert "step" not in figures["protocol"]["linear"]
 
 
 def test_what_was_measured_once_is_told_and_not_drawn(tmp_path: pathlib.Path) -> None:
@@ -219,8 +256,9 @@ def test_the_shuffle_that_was_taken_is_told_whatever_was_asked_for(run: pathlib.
     assert "shuffle</dt><dd>block" not in page_of(run)
 
 
-def test_no_word_of_a_run_folder_becomes_markup(tmp_path: pathlib.Path) -> None:
-    odd = "\"'><img src=x onerror=alert(1)>"
+@pytest.mark.parametrize("start", ["\"'>", ""])
+def test_no_word_of_a_run_folder_becomes_markup(start: str, tmp_path: pathlib.Path) -> None:
+    odd = f"{start}<img src=x onerror=alert(1)>"
     run = make_run(tmp_path / odd)
     record = json.loads((run / "config.json").read_text("utf-8"))
     config = {name: odd if isinstance(value, str) else value for name, value in record["config"].items()}
