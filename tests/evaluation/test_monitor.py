@@ -57,7 +57,9 @@ def test_the_best_checkpoint_is_kept_and_training_is_not_disturbed(
 
     process = run_command("fasttrain/evaluate.py", run, "--knn", "--best")
     assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout.splitlines()[-1])["step"] == first_best
+    last = json.loads(process.stdout.splitlines()[-1])
+    assert last["step"] == first_best
+    assert last["protocol"]["knn"]["checkpoint"] == "best by kNN on val"
     stale = "The accuracy is that of step" in (run / "report.html").read_text()
     assert stale == (first_best != 16)
 
