@@ -141,6 +141,16 @@ def settings_of(config: ConvertConfig, source: str, shuffle: Shuffle) -> dict[st
     return {**{name: getattr(config, name) for name in names}, "source": source, **chosen}
 
 
+def settings_from_afar(config: ConvertConfig, digest: str, shuffle: Shuffle) -> dict[str, Any]:
+    """Return the settings for a URL. Its digest says nothing of how files are read, so they say it, too.
+
+    "auto" is None, and is not recorded: sets that were converted before this was told have it.
+    """
+    names = ("kind", "labels")
+    read = {name: None if getattr(config, name) == "auto" else getattr(config, name) for name in names}
+    return {**settings_of(config, digest, shuffle), **read}
+
+
 def state_of(settings: dict[str, Any], source: str, shuffle: Shuffle) -> dict[str, Any]:
     """Return what must not change until the last shard is written; source: its fingerprint with times."""
     return {**settings, "source": source, "versions": versions(), "shuffle": shuffle, "order": ORDER_VERSION}
@@ -287,7 +297,7 @@ def convert_remote(config: ConvertConfig) -> tuple[Manifest, float]:
     """Convert a source that is far away: by a copy beside OUT, which is removed once all is done."""
     out = destination_of(config.out)
     remote = list_source(config.source, out.beside)
-    settings = settings_of(config, remote.digest(), config.shuffle)
+    settings = settings_from_afar(config, remote.digest(), config.shuffle)
     out.make()
     with out.lock():
         if manifest := finished(out, settings):
@@ -307,7 +317,7 @@ def convert_remote(config: ConvertConfig) -> tuple[Manifest, float]:
                 raise UserError(str(error).replace(str(path), without_secrets(remote.url))) from error
             source.notes.insert(0, f"read from {without_secrets(remote.url)}")
             tell(source)
-            settings = settings_of(config, remote.digest(), shuffle)
+            settings = settings_from_afar(config, remote.digest(), shuffle)
             manifest, images_per_sec = write(config, out, source, plan, settings)
             remove_copy(out.beside)
             return manifest, images_per_sec

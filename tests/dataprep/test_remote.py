@@ -5,6 +5,7 @@ import errno
 import hashlib
 import importlib.abc
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from support.hub import hub
 from support.pictures import make_images
 from support.web import Web, web_server
 
-from fasttrain.dataprep import convert, download
+from fasttrain.dataprep import convert, download, engines
 from fasttrain.storage import attempts, remote, transfer
 from fasttrain.storage.attempts import without_secrets
 from fasttrain.system.errors import RunError
@@ -46,10 +47,11 @@ def run(*arguments: object) -> int:
 
 
 def contents(out: Path) -> dict[str, object]:
-    """The files of a conversion, without what the manifest says of where the source was."""
+    """The files of a conversion, without what the manifest says of where the source was, and of how it was read."""
     found: dict[str, object] = {path.name: path.read_bytes() for path in out.iterdir()}
     manifest = json.loads((out / "manifest.json").read_bytes())
-    del manifest["settings"]["source"]
+    for name in ("source", "kind", "labels"):
+        manifest["settings"].pop(name, None)
     notes = [note for note in manifest["notes"] if not note.startswith("read from ")]
     return {**found, "manifest.json": {**manifest, "notes": notes}}
 
@@ -171,6 +173,48 @@ def test_another_version_of_a_file_is_another_source(
     web.etags["/a/set-000.tar"] = '"another"'
     assert run(url, tmp_path / "out") == 2
     assert "the source has changed" in one_line_of(capfd.readouterr().err)
+
+
+OTHERS = [("--labels", "none"), ("--labels", "cls"), ("--kind", "webdataset")]
+
+
+@pytest.mark.parametrize("first", [(), ("--labels", "cls")])
+@pytest.mark.parametrize("other", [(), *OTHERS])
+def test_other_labels_or_another_kind_are_other_settings(
+    web: Web, tmp_path: Path, first: tuple[str, ...], other: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    url = f"{web.url}/a/set-{{000..002}}.tar"
+    assert run(url, tmp_path / "out", *first) == 0
+    recorded = json.loads((tmp_path / "out" / "manifest.json").read_bytes())["settings"]
+    assert ("labels" in recorded, "kind" in recorded) == (bool(first), False), "auto is not recorded"
+    capfd.readouterr()
+    assert run(url, tmp_path / "out", *other) == (0 if other == first else 2)
+    printed = capfd.readouterr()
+    if other == first:
+        assert "already converted with these settings" in printed.out
+    else:
+        named = sorted({word.lstrip("-") for word in (*first[:1], *other[:1])})
+        assert f"other settings: {', '.join(named)}" in one_line_of(printed.err)
+
+
+def test_what_other_labels_began_is_not_continued(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    record, number = engines.record_shard, itertools.count()
+
+    def full(*arguments: Any) -> Any:
+        if next(number) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return record(*arguments)
+
+    url = f"{web.url}/a/set-{{000..002}}.tar"
+    with monkeypatch.context() as patched:
+        patched.setattr(engines, "record_shard", full)
+        assert run(url, tmp_path / "out", "--labels", "cls") == 1
+    capfd.readouterr()
+    assert run(url, tmp_path / "out", "--labels", "none") == 2
+    assert "other settings: labels" in one_line_of(capfd.readouterr().err)
+    assert run(url, tmp_path / "out", "--labels", "cls") == 0
 
 
 LARGE = 1 << 21  # more than is received before it is looked at
