@@ -349,9 +349,13 @@ def write(
 
 @contextlib.contextmanager
 def failing(out: Destination) -> Iterator[None]:
-    """Make a RunError of an error of a disk, which says how to go on."""
+    """Make a RunError of an error of a disk, and of full memory, which says how to go on."""
     try:
         yield
+    except MemoryError:
+        raise RunError(
+            "out of memory: finished shards are kept, run the same command again to continue; fewer --workers take less"
+        ) from None
     except OSError as error:
         reason = f"{error.strerror or error}: finished shards are kept, run the same command again to continue"
         raise RunError(f"{error.filename or out}: {reason}") from None

@@ -24,6 +24,7 @@ from fasttrain.formats.image import (
     turned,
 )
 from fasttrain.formats.listing import Sample
+from fasttrain.system.errors import RunError
 
 # What libjpeg can encode; the .beton layout would hold 65535.
 MAX_SIDE = 65500
@@ -196,11 +197,14 @@ def encode_samples(
     """Encode samples, each with whether to measure it, as encode_image does; a string is why one is unusable.
 
     Each is read and encoded when it is asked for: pixels of many at once could fill the memory. Whatever a stranger's
-    image makes a reader or a decoder raise, it costs that image alone.
+    image makes a reader or a decoder raise, it costs that image alone. Raises RunError and MemoryError, which are
+    about no image: storage that is gone, memory that is full.
     """
     for sample, measure in task:
         try:
             yield encode_image(reader.read(sample), encoding, measure)
+        except (RunError, MemoryError):
+            raise
         except Exception as error:
             yield reason_of(error)
 

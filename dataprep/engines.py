@@ -18,6 +18,7 @@ import numpy as np
 import fasttrain
 from fasttrain.dataprep.destination import Destination
 from fasttrain.dataprep.encode import EncodedImage
+from fasttrain.dataprep.guard import GuardedReader
 from fasttrain.dataprep.plan import PlannedShard, tasks
 from fasttrain.dataprep.shards import ShardRecord, Written, record_shard, write_images
 from fasttrain.dataprep.sources.source import Reader
@@ -92,7 +93,7 @@ def on_this_machine(work: ShardWork, shards: list[PlannedShard], num_workers: in
     """
     keep_freed_memory()
     watch: Watch[str] = Watch("image", str)
-    reader = WatchedReader(work.reader, watch)
+    reader = GuardedReader(WatchedReader(work.reader, watch))
     portions = tasks(reader, shards, work.raw)
     images = stream_in_order(functools.partial(work.encode, reader), portions, _num_bytes, num_workers)
     recorder = Workers(work.out.shards_ahead)
@@ -111,7 +112,7 @@ def on_this_machine(work: ShardWork, shards: list[PlannedShard], num_workers: in
                 ahead: deque[Future[ShardRecord]] = deque()
                 for planned in shards:
                     with watch.at(planned.name):
-                        written = write_images(folder, planned, images, moved)
+                        written = write_images(folder, planned, images, moved, reader.settle)
                     if len(ahead) == work.out.shards_ahead:
                         yield ahead.popleft().result()
                     ahead.append(recorder.submit(record, written))
@@ -163,10 +164,12 @@ def on_ray(work: ShardWork, shards: list[PlannedShard], num_workers: int, note: 
 
 def write_shard(work: ShardWork, planned: PlannedShard) -> ShardRecord:
     """Write one shard and its record within this process."""
-    encode = functools.partial(work.encode, work.reader)
-    images = itertools.chain.from_iterable(map(encode, tasks(work.reader, [planned], work.raw)))
+    reader = GuardedReader(work.reader)
+    encode = functools.partial(work.encode, reader)
+    images = itertools.chain.from_iterable(map(encode, tasks(reader, [planned], work.raw)))
     with work.out.folder() as folder:
-        return record_shard(write_images(folder, planned, images, Note(lambda _: None, quiet=True)), work.out)
+        written = write_images(folder, planned, images, Note(lambda _: None, quiet=True), reader.settle)
+        return record_shard(written, work.out)
 
 
 def _connect(num_workers: int) -> Any:  # noqa: ANN401 - a module that may be missing

@@ -18,6 +18,7 @@ from fasttrain.dataprep.encode import EncodedImage, PixelSums
 from fasttrain.dataprep.plan import PlannedShard
 from fasttrain.formats.beton import BetonWriter
 from fasttrain.formats.checked import Malformed, any_value, count, fields, list_of, table_of, text
+from fasttrain.formats.listing import Sample
 from fasttrain.formats.manifest import SHARD, Shard, SideFile, glimpses
 from fasttrain.formats.names import NamesWriter, names_path
 from fasttrain.formats.tar import TarShardWriter, index_path
@@ -56,6 +57,7 @@ def write_images(
     planned: PlannedShard,
     images: Iterator[EncodedImage | str],
     note: Callable[[str, str | None], None],
+    settle: Callable[[Sequence[Sample]], None],
 ) -> Written:
     """Write one shard from the next images of an iterator.
 
@@ -64,6 +66,7 @@ def write_images(
         planned: the shard's name, which says the format, and samples.
         images: in the order of the samples; a string is the reason why one is skipped.
         note: told of every image, its path and why it is skipped.
+        settle: called with the samples before the shard gets its name; raises where too many could not be read.
 
     Raises:
         OSError: the disk is full, or failed; the shard's name is not taken then.
@@ -86,6 +89,7 @@ def write_images(
                     if sample.label >= 0:
                         class_counts[sample.label] += 1
                 note(sample.path, image if isinstance(image, str) else None)
+            settle(planned.samples)
     except BaseException:
         names.discard()
         raise

@@ -99,6 +99,8 @@ def _decoded(file: str, group: int, column: str) -> Any:  # noqa: ANN401 - pyarr
     except SourceError:
         raise
     except (pyarrow.ArrowException, ValueError, OSError) as error:  # ValueError: no rows
+        if getattr(error, "errno", None):  # the system's: it may be able to read it later
+            raise
         raise SourceError(f"damaged row group {group}: {_line(error)}") from None
     if len(decoded) != _opened(file).metadata.row_group(group).num_rows:
         raise SourceError(f"damaged row group {group}: {len(decoded)} rows")

@@ -179,7 +179,7 @@ def recorded() -> Files:
     images = (EncodedImage(content, 12 + row, 20, True, None) for row, content in enumerate(PICTURES.values()))
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder)
-        record_shard(write_images(path, PLANNED, images, lambda *_: None), LocalFolder(path))
+        record_shard(write_images(path, PLANNED, images, lambda *_: None, lambda _: None), LocalFolder(path))
         return {file.name: file.read_bytes() for file in sorted(pathlib.Path(folder).iterdir())}
 
 
