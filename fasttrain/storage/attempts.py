@@ -26,7 +26,8 @@ TOLD = 20  # failures that are told, of all
 
 Result = TypeVar("Result")
 
-_USER = re.compile(r"(?<=://)(?:[^/@\s]*|[^@\s]*:[^@\s]*)@")
+# Up to the last @ before the first slash: a password may hold one, or a slash. One further on is of the path.
+_USER = re.compile(r"(?<=://)(?:[^/\s]*|[^/@\s]*:[^@\s]*)@(?:[^/\s]*@)?")
 _QUERY = re.compile(r"(https?://[^\s?#'\"]*)[?#][^\s'\"]*|\?[^\s?'\"]*=[^\s'\"]*")
 # What the next try would raise as well: of a library, or for what was typed.
 _FINAL = (IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError, TypeError, AttributeError)

@@ -342,6 +342,22 @@ def test_what_counts_as_a_secret() -> None:
     assert without_secrets("get https://u@h/x?token, then") == "get https://h/x?… then"
     assert without_secrets("az://box/a.tar?sv=1&sig=2") == "az://box/a.tar?…"
     assert without_secrets("hf://datasets/o/n@main/x") == "hf://datasets/o/n@main/x"
+    assert without_secrets("sftp://user:p@ss@host/x") == "sftp://host/x"
+    assert without_secrets("sftp://u@corp:@p@ss@@host:22/x, sftp://u:@h/x") == "sftp://host:22/x, sftp://h/x"
+    assert without_secrets("s3://KEY:SE/CR@ET@bucket/x") == "s3://bucket/x"
+    assert without_secrets("sftp://u:p@ss@host/a@b/c@d") == "sftp://host/a@b/c@d"
+    assert without_secrets("https://u:p@ss@h/x?mail=a@b") == "https://h/x?…"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_password_with_an_at_sign_is_never_kept(
+    memory: Any, shards: Path, tmp_path: Path, finished: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    memory.pipe("/me:TOP@hunter2@host/set.tar", (shards / "set-000.tar").read_bytes() if finished else b"")
+    assert run("memory://me:TOP@hunter2@host/set.tar", tmp_path / "out") == (0 if finished else 2)
+    printed = capfd.readouterr()
+    assert "memory://host/set.tar" in printed.err
+    no_secrets(tmp_path, printed.out + printed.err)
 
 
 def test_a_file_that_changes_on_the_way(web: Web, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
