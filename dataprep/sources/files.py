@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fasttrain.formats.listing import SourceError, Unused, other_file
-from fasttrain.formats.splits import pick, split_of
+from fasttrain.formats.splits import pick, split_of, splits_of
 from fasttrain.storage.patterns import expand
 
 _SHARD = re.compile(r"(.*?)(\d+)(?:-of-\d+)?")
@@ -70,7 +70,8 @@ def split_files(files: Sequence[str], unused: Unused) -> dict[str, list[int]]:
     Files of no split are the training split where only a validation split is named; all are one where none is.
     """
     names = shown_names(files)
-    splits = [_split_of_file(name) for name in names]
+    split_by_folder = _splits_of_folders(names)
+    splits = [_split_of_file(name, split_by_folder) for name in names]
     picked = pick(splits)
     if not picked.train and (not picked.val or "" not in splits):
         return {"train": list(range(len(files)))}
@@ -81,9 +82,27 @@ def split_files(files: Sequence[str], unused: Unused) -> dict[str, list[int]]:
     return {split: [row for row, found in enumerate(splits) if found == name] for split, name in chosen.items()}
 
 
-def _split_of_file(name: str) -> str:
-    *folders, last = name.split("/")
-    found = (split_of(_stem(last)), *(split_of(folder, whole=True) for folder in reversed(folders)))
+def _splits_of_folders(names: Iterable[str]) -> dict[str, str]:
+    """Return the split of each folder that files lie in, at any depth: told by its name and those beside it."""
+    beside: dict[str, set[str]] = {}
+    for name in names:
+        for folder in _folders(name):
+            beside.setdefault(os.path.dirname(folder), set()).add(os.path.basename(folder))
+    return {
+        os.path.join(above, folder): split
+        for above, folders in beside.items()
+        for folder, split in splits_of(sorted(folders)).items()
+    }
+
+
+def _folders(name: str) -> list[str]:
+    """Return the folders that a file lies in, the nearest first."""
+    parts = name.split("/")[:-1]
+    return ["/".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
+def _split_of_file(name: str, split_by_folder: dict[str, str]) -> str:
+    found = (split_of(_stem(name)), *(split_by_folder[folder] for folder in _folders(name)))
     return next(filter(None, found), "")
 
 

@@ -26,8 +26,8 @@ _NEUTRAL = frozenset(
     (
         "images", "image", "imgs", "img", "pictures", "photos", "set", "sets", "data", "dataset", "datasets", "split",
         "splits", "part", "folder", "dir", "files", "jpeg", "jpegs", "jpg", "png", "raw", "full", "original", "resized",
-        "cropped", "small", "large", "mini", "px", "x", "v", "ilsvrc", "imagenet", "cls", "loc", "clsloc", "coco",
-        "voc", "cifar", "mnist", "jpegimages",
+        "cropped", "small", "large", "mini", "partial", "px", "x", "v", "ilsvrc", "imagenet", "cls", "loc", "clsloc",
+        "coco", "voc", "cifar", "mnist", "jpegimages",
     )
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from fasttrain.formats.splits import is_neutral, pick, split_of, splits_of
     ("name", "split"),
     [
         *((name, "train") for name in ("train", "Training", "TRAIN", "train2017", "trainset", "TrainData")),
-        *((name, "train") for name in ("ILSVRC2012_img_train", "imagenet-train", "train_64x64")),
+        *((name, "train") for name in ("ILSVRC2012_img_train", "imagenet-train", "train_64x64", "partial-train")),
         *((name, "trainval") for name in ("trainval", "train_val", "VOC2012_trainval")),
         *((name, "unlabeled") for name in ("unlabeled", "unlabelled_images")),
         ("val2017", "val"), ("valid", "valid"), ("Validation", "validation"), ("dev", "dev"), ("eval", "eval"),
