@@ -71,7 +71,8 @@ def _cached_group(file: str, group: int, column: str) -> Any:  # noqa: ANN401 - 
             try:
                 _groups[key] = _decoded(file, group, column)
             except SourceError as error:
-                _groups[key] = error  # each of its rows gets the reason, without decoding all again
+                # Each row gets the reason, without decoding all again. What was decoded hangs on the error itself.
+                _groups[key] = SourceError(str(error))
             while len(_groups) > 1 and sum(getattr(found, "nbytes", 0) for found in _groups.values()) > CACHE_BYTES:
                 _groups.popitem(last=False)
         _groups.move_to_end(key)
