@@ -31,14 +31,14 @@ class Blanks:
         try:
             return self._store.labels(index_N)
         except (DataError, OSError) as error:
-            self.failed[int(index_N[0])] = error
+            self.failed[int(index_N[0])] = _bare(error)
             return np.full(len(index_N), -1)
 
     def read(self, index: int) -> Encoded:
         try:
             encoded = self._store.read(index)
         except (DataError, OSError) as error:
-            self.failed[index] = error
+            self.failed[index] = _bare(error)
             return Encoded(1, 1, (index, None))
         return encoded._replace(content=(index, encoded))
 
@@ -48,6 +48,12 @@ class Blanks:
             if encoded:
                 return self._store.write(encoded, address)
         except DataError as error:
-            self.failed[index] = error
+            self.failed[index] = _bare(error)
         ctypes.memset(address, 0, 3 * sample.height * sample.width)
         return None
+
+
+def _bare(error: DataError | OSError) -> DataError | OSError:
+    """The error without the frames that it came through: they hold a file's bytes and its pixels."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
