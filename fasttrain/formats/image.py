@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -11,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fasttrain.formats import jpeg, png
-from fasttrain.formats.markers import has_exif, unusual
+from fasttrain.formats.markers import has_exif, padding, tidied, unusual
 from fasttrain.system.errors import DataError
 
 # Pillow warns from half of MAX_PIXELS on; here an image is either fine or an error.
@@ -41,8 +42,10 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# libjpeg's warnings after which every pixel is still known.
+# libjpeg's warnings after which every pixel may still be known. It tells of its first alone, so more may follow.
 _HARMLESS = ("extraneous bytes", "unknown JFIF revision", "Unknown Adobe color transform", "Invalid SOS parameters")
+# What it says where a scan is complete. Data that it lost its place in ends so, too, and so does padding.
+_BEFORE_END = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
 
 class ImageError(DataError):
@@ -113,22 +116,26 @@ def decode_rgb(data: bytes, header: jpeg.JpegHeader | None, shrink: int) -> np.n
 
 
 def decode_strictly(data: bytes, header: jpeg.JpegHeader, shrink: int) -> np.ndarray | None:
-    """Decode a JPEG with libturbojpeg as decode_rgb does; None after a harmless warning, ImageError for a damaged one.
+    """Decode a JPEG with libturbojpeg as decode_rgb does; None after a warning that may be harmless.
 
-    Pillow alone would hide damaged data as gray areas.
+    Raises ImageError for a damaged one.
     """
     return sound(lambda: jpeg.decode(data, header, shrink))
 
 
 def sound(decode: Callable[[], Decoded]) -> Decoded | None:
-    """Return what is decoded, None after a harmless warning; ImageError for damaged data."""
+    """Return what is decoded, None after a warning that may be harmless; ImageError for damaged data."""
     try:
         return decode()
     except jpeg.JpegError as error:
         text = str(error)
         if any(warning in text for warning in _HARMLESS):
             return None
-        raise ImageError("truncated" if "premature end" in text.lower() else f"damaged: {text}") from None
+        raise _damage(text) from None
+
+
+def _damage(text: str) -> ImageError:
+    return ImageError("truncated" if "premature end" in text.lower() else f"damaged: {text}")
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
@@ -151,7 +158,23 @@ def _to_open(data: bytes) -> bytes:
         return png.pixels_alone(data)
     if data.startswith(_JPEG):
         jpeg.check_tables(data)
+        _check_pixels(tidied(data))
     return data
+
+
+def _check_pixels(data: bytes) -> None:
+    """Raises ImageError for a JPEG, tidied, whose pixels are damaged: Pillow would hide that as gray areas."""
+    try:
+        header = jpeg.read_header(data)
+    except jpeg.JpegError:  # of a rare kind, or Pillow says why not
+        return
+    check_size(header.height, header.width)
+    try:
+        jpeg.check_pixels(data, header)
+    except jpeg.JpegError as error:
+        odd = _BEFORE_END.search(str(error))
+        if not odd or int(odd[1]) > padding(data):
+            raise _damage(str(error)) from None
 
 
 def _reason(data: bytes, error: Exception) -> str:

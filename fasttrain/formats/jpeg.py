@@ -19,8 +19,8 @@ import numpy as np
 from fasttrain.system.errors import DataError
 
 # Values of turbojpeg.h.
-COLORSPACE_RGB, COLORSPACE_YCBCR, COLORSPACE_GRAY = 0, 1, 2
-_PIXEL_FORMAT_RGB = 0
+COLORSPACE_RGB, COLORSPACE_YCBCR, COLORSPACE_GRAY, _COLORSPACE_CMYK, _COLORSPACE_YCCK = range(5)
+_PIXEL_FORMAT_RGB, _PIXEL_FORMAT_RGBX, _PIXEL_FORMAT_CMYK = 0, 2, 11
 _SAMPLING_420, _SAMPLING_GRAY = 2, 3
 # TJSAMP_ number -> how many pixels wide and high one sample of colour is; gray has none.
 SAMPLE_SIZE = {0: (1, 1), 1: (2, 1), 2: (2, 2), 3: (), 4: (1, 2), 5: (4, 1), 6: (1, 4)}
@@ -197,6 +197,21 @@ def decode(data: np.ndarray | bytes, header: JpegHeader | None = None, shrink: i
                       width, 0, height, _PIXEL_FORMAT_RGB, 0):  # fmt: skip
         raise own.error()
     return pixels_HW3
+
+
+def check_pixels(data: np.ndarray | bytes, header: JpegHeader) -> None:
+    """Raises JpegError for what decode does, of CMYK, too: decoded to 1/8, for nothing else.
+
+    header: what read_header said of the same bytes.
+    """
+    source, own = _as_array(data), _decompressor()
+    height, width = -(-header.height // 8), -(-header.width // 8)
+    in_four = header.colorspace in (_COLORSPACE_CMYK, _COLORSPACE_YCCK)
+    pixels_HW4 = np.empty((height, width, 4), np.uint8)
+    own.check_tables(source.ctypes.data, source.size)
+    if own.decompress(own.handle, source.ctypes.data, source.size, pixels_HW4.ctypes.data, width, 0, height,
+                      _PIXEL_FORMAT_CMYK if in_four else _PIXEL_FORMAT_RGBX, 0):  # fmt: skip
+        raise own.error()
 
 
 def decode_planes(data: np.ndarray | bytes, header: JpegHeader, shrink: int = 1) -> list[np.ndarray]:

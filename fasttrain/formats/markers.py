@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 _START, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
@@ -10,6 +11,9 @@ _FRAMES = {*range(0xC0, 0xD0)} - {_DHT, _JPG, _DAC}
 _LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 _EXIF = b"Exif\0\0"
 _EXIF_WITHIN = 1 << 17  # bytes: EXIF is the first or second segment, and each has 64 KiB at most
+_SEQUENTIAL, _WHOLE_SPECTRUM = (0xC0, 0xC1), b"\0\x3f\0"
+_NOTES = (*range(0xE0, 0xF0), 0xFE)  # segments of applications, and comments
+_SEGMENT = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # how one begins that has a length
 _TAIL = 64  # bytes in which a sound stream's end marker lies; some writers append a little after it
 
 
@@ -46,6 +50,31 @@ def has_exif(data: bytes) -> bool:
         if data.startswith(_EXIF, at + 4):
             return True
     return data.find(_EXIF, 0, _EXIF_WITHIN) >= 0  # odd bytes between segments
+
+
+def tidied(data: bytes) -> bytes:
+    """The same pixels without what decoders find odd before them: a warning about that would be the only one.
+
+    Bytes that belong to no segment go, notes with their versions, and limits in a scan that takes the whole spectrum.
+    """
+    tidy, at, sequential = bytearray(_START), len(_START), False
+    while found := _SEGMENT.search(data, at):
+        at, marker = found.start(), data[found.start() + 1]
+        end = at + 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+        if marker == _SCAN:
+            return bytes(tidy) + (data[at : end - 3] + _WHOLE_SPECTRUM if sequential else data[at:end]) + data[end:]
+        if marker not in _NOTES:
+            tidy += data[at:end]
+        sequential = marker in _SEQUENTIAL or (sequential and marker not in _FRAMES)
+        at = end
+    return data
+
+
+def padding(data: bytes) -> int:
+    """How many bytes before a JPEG's end marker are 00 or FF, as some cameras write to fill a block."""
+    scan = next((at for marker, at in segments(data) if marker == _SCAN), len(data))
+    pixels = data[scan : max(scan, data.find(_END, scan))]
+    return len(pixels) - len(pixels.rstrip(b"\0\xff"))
 
 
 def looks_whole(data: bytes) -> bool:

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from fasttrain.formats.image import MAX_PIXELS, ImageError, read_rgb
 from fasttrain.formats.listing import Sample
 
 COLOURS = np.array([[[200, 30, 40], [20, 180, 60]], [[30, 60, 190], [240, 240, 230]]], np.uint8)
+
+
+NOISE = np.random.default_rng(1).integers(0, 256, (200, 200, 3)).astype(np.uint8)
 
 
 def blocks(height: int = 48, width: int = 64) -> np.ndarray:
@@ -296,6 +300,86 @@ def test_a_harmless_warning_keeps_the_image() -> None:
     assert len(jpeg.decode(encoded.stream)) == 48
 
 
+def before_scan(data: bytes, added: bytes) -> bytes:
+    scan = data.index(b"\xff\xda")
+    return data[:scan] + added + data[scan:]
+
+
+def with_spectrum(data: bytes) -> bytes:
+    """Of a sequential scan, whose limits are always those of the whole spectrum."""
+    end = data.index(b"\xff\xda") + 2 + 12
+    return data[: end - 2] + b"\0" + data[end - 1 :]
+
+
+ODD: dict[str, Callable[[bytes], bytes]] = {
+    "bytes before the scan": lambda data: before_scan(data, bytes(3)),
+    "JFIF revision": lambda data: data.replace(b"JFIF\0\1", b"JFIF\0\7"),
+    "Adobe transform": lambda data: adobe(data, 9).replace(b"JFIF", b"none"),
+    "limits of a scan": with_spectrum,
+    "padding": lambda data: data[:-2] + bytes(40) + data[-2:],
+    "padding of stuffed bytes": lambda data: data[:-2] + b"\xff\0" * 20 + data[-2:],
+    "padding and another picture": lambda data: data[:-2] + bytes(40) + data[-2:] + data,
+}
+PHOTOGRAPH = as_file(Image.effect_noise((160, 120), 60).resize((320, 240)).convert("RGB"), "JPEG")
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_is_not_damaged(odd: str) -> None:
+    data = ODD[odd](PHOTOGRAPH)
+    with pytest.raises(jpeg.JpegError, match=r"extraneous|revision|Adobe|SOS"):
+        jpeg.decode(data)
+    np.testing.assert_array_equal(read_rgb(data), read_rgb(PHOTOGRAPH))
+    assert not encode(data).passed_through
+    assert encode(data, 60).width == 60
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_damage_is_seen_behind_what_is_odd(odd: str) -> None:
+    """libjpeg tells of its first complaint alone."""
+    pixels = PHOTOGRAPH.index(b"\xff\xda") + 14
+    data = ODD[odd](PHOTOGRAPH[: pixels + 2000] + PHOTOGRAPH[pixels + 2400 :])
+    for attempt in (lambda: read_rgb(data), lambda: encode(data), lambda: encode(data, 60)):
+        with pytest.raises(ImageError, match=r"truncated|damaged"):
+            attempt()
+
+
+def flipped(data: bytes, count: int) -> list[bytes]:
+    """Streams, each with one flipped bit in its pixels, which makes no marker."""
+    generator, streams = np.random.default_rng(0), list[bytes]()
+    while len(streams) < count:
+        at, changed = int(generator.integers(data.index(b"\xff\xda") + 20, len(data) - 2)), bytearray(data)
+        changed[at] ^= 1 << int(generator.integers(8))
+        if 0xFF not in (data[at], data[at - 1], changed[at]):
+            streams.append(bytes(changed))
+    return streams
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_no_pixels_are_read_that_libjpeg_lost_its_place_in(options: dict) -> None:
+    warnings = []
+    for data in flipped(as_file(NOISE, "JPEG", quality=50, **options), 100):
+        try:
+            jpeg.decode(data)
+        except jpeg.JpegError as error:
+            warnings.append(str(error))
+            for attempt in (read_rgb, encode):
+                with pytest.raises(ImageError, match=r"truncated|damaged"):
+                    attempt(data)
+    assert any("extraneous bytes before" in warning for warning in warnings)
+
+
+def test_damaged_cmyk_is_refused_as_other_jpegs_are() -> None:
+    data = as_file(Image.fromarray(NOISE).convert("CMYK"), "JPEG", quality=50)
+    refused = []
+    for changed in flipped(data, 60):
+        try:
+            read_rgb(changed)
+        except ImageError as error:
+            refused.append(str(error))
+    assert len(refused) > 6
+    assert all("truncated" in reason or "damaged: Corrupt JPEG data" in reason for reason in refused)
+
+
 def png_claiming(width: int, height: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -308,9 +392,6 @@ def jpeg_claiming(width: int, height: int) -> bytes:
     data = as_file(blocks(), "JPEG")
     size = data.index(b"\xff\xc0") + 5
     return data[:size] + struct.pack(">HH", height, width) + data[size + 4 :]
-
-
-NOISE = np.random.default_rng(1).integers(0, 256, (200, 200, 3)).astype(np.uint8)
 
 
 def with_frame(second: int, bits: int = 8) -> bytes:
@@ -335,6 +416,10 @@ UNUSABLE = {
     "cut jpeg with an end": (as_file(NOISE, "JPEG")[:9000] + b"\xff\xd9", "truncated"),
     "cut turned jpeg": (as_file(NOISE, "JPEG", exif=with_orientation(6))[:9000] + b"\xff\xd9", "truncated"),
     "cut cmyk jpeg": (as_file(Image.fromarray(NOISE).convert("CMYK"), "JPEG")[:9000], "truncated"),
+    "cut cmyk jpeg with an end": (
+        as_file(Image.fromarray(NOISE).convert("CMYK"), "JPEG")[:9000] + b"\xff\xd9",
+        "truncated",
+    ),
     "cut png": (as_file(NOISE, "PNG")[:9000], "truncated"),
     "cut webp": (as_file(NOISE, "WEBP")[:5000], "."),
     "cut bmp": (as_file(NOISE, "BMP")[:9000], "truncated"),

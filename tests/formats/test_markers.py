@@ -2,10 +2,12 @@
 
 import io
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from fasttrain.formats.markers import has_exif, looks_whole, segments
+from fasttrain.formats import jpeg
+from fasttrain.formats.markers import has_exif, looks_whole, padding, segments, tidied
 
 
 def picture(**options: object) -> bytes:
@@ -45,3 +47,25 @@ def test_a_stream_without_its_end_is_not_whole() -> None:
     early = data[:scan] + b"\xff\xd9" + data[scan:]
     for broken in (data[:-2], data + bytes(100), data[:scan], early, data[1:], b"\xff\xd8", b""):
         assert not looks_whole(broken)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": with_exif()}, {"comment": "\xff" * 9}])
+def test_a_tidied_stream_has_the_same_pixels_and_no_notes(options: dict) -> None:
+    data = picture(**options)
+    tidy = tidied(data)
+    np.testing.assert_array_equal(jpeg.decode(tidy), jpeg.decode(data))
+    assert all(marker < 0xE0 for marker, _ in segments(tidy))
+    assert tidied(tidy) == tidy
+    assert tidied(data[:2] + b"\0odd\xff\0" + data[2:]) == tidy
+    for length in range(len(data)):
+        tidied(data[:length])  # ends, whatever is missing
+
+
+def test_padding_is_what_lies_before_the_end_marker() -> None:
+    data = picture()
+    before = padding(data)
+    assert before < 3
+    assert padding(data[:-2] + bytes(5) + data[-2:] + bytes(9)) == before + 5
+    assert padding(data[:-2] + b"1" + data[-2:]) == 0
+    for broken in (data[:-2], data[:9], b""):
+        assert padding(broken) == 0
