@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fasttrain.formats import jpeg, png
-from fasttrain.formats.markers import has_exif, padding, tidied, unusual
+from fasttrain.formats.markers import may_state_orientation, padding, tidied, unusual
 from fasttrain.system.errors import DataError
 
 # Pillow warns from half of MAX_PIXELS on; here an image is either fine or an error.
@@ -209,9 +209,11 @@ def _scaled(image: Image.Image) -> np.ndarray:
 
 
 def exif_orientation(data: bytes) -> int:
-    """Return the EXIF orientation, 1 (upright) to 8, of the pixels that decode_rgb gives."""
+    """Return the orientation, 1 (upright) to 8, of the pixels that decode_rgb gives: by EXIF, else by XMP."""
+    if data.startswith(_TIFF):  # Pillow turns it by itself
+        return 1
     # A JPEG is searched first: opening it with Pillow takes longer than decoding a small one.
-    if (data.startswith(_JPEG) and not has_exif(data)) or data.startswith(_TIFF):  # Pillow turns a TIFF by itself
+    if data.startswith(_JPEG) and not may_state_orientation(data):
         return 1
     try:
         files = png.orientation_notes(data) if data.startswith(png.SIGNATURE) else (data,)

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 
 _START, _END, _SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
-_DHT, _JPG, _DAC = 0xC4, 0xC8, 0xCC
+_DHT, _JPG, _DAC, _APP1 = 0xC4, 0xC8, 0xCC, 0xE1
 _FRAMES = {*range(0xC0, 0xD0)} - {_DHT, _JPG, _DAC}
 _LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
-_EXIF = b"Exif\0\0"
-_EXIF_WITHIN = 1 << 17  # bytes: EXIF is the first or second segment, and each has 64 KiB at most
+_EXIF, _XMP, _XMP_ORIENTATION = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"tiff:Orientation"
+_NOTES_WITHIN = 1 << 17  # bytes: EXIF and XMP are among the first segments, and each has 64 KiB at most
 _SEQUENTIAL, _WHOLE_SPECTRUM = (0xC0, 0xC1), b"\0\x3f\0"
 _NOTES = (*range(0xE0, 0xF0), 0xFE)  # segments of applications, and comments
 _SEGMENT = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # how one begins that has a length
@@ -42,14 +42,20 @@ def unusual(data: bytes) -> str | None:
     return None
 
 
-def has_exif(data: bytes) -> bool:
-    """Whether a JPEG has a segment of EXIF before its pixels."""
+def may_state_orientation(data: bytes) -> bool:
+    """Whether a JPEG has EXIF before its pixels, or XMP that speaks of an orientation."""
     for marker, at in segments(data):
         if marker == _SCAN:
             return False
-        if data.startswith(_EXIF, at + 4):
+        if marker == _APP1 and (data.startswith(_EXIF, at + 4) or _is_xmp_with_orientation(data, at)):
             return True
-    return data.find(_EXIF, 0, _EXIF_WITHIN) >= 0  # odd bytes between segments
+    # Odd bytes lie between segments.
+    return any(data.find(sought, 0, _NOTES_WITHIN) >= 0 for sought in (_EXIF, _XMP_ORIENTATION))
+
+
+def _is_xmp_with_orientation(data: bytes, at: int) -> bool:
+    end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data.startswith(_XMP, at + 4) and data.find(_XMP_ORIENTATION, at, end) >= 0
 
 
 def tidied(data: bytes) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fasttrain.dataprep.encode import EncodedImage, Encoding, Write, encode_image, encode_samples
 from fasttrain.dataprep.sources.folder import FolderReader
@@ -181,6 +181,16 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
     assert encoded.passed_through == (kind == "JPEG" and orientation == 1)
     assert (encoded.height, encoded.width) == pixels_HW3.shape[:2]
     assert abs(corners(jpeg.decode(encoded.stream)) - expected).max() < 12
+
+
+@pytest.mark.parametrize("exif", [None, 1, 3])
+def test_a_jpeg_s_orientation_is_that_of_xmp_where_exif_has_none(exif: int | None) -> None:
+    xmp = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    data = as_file(blocks(), "JPEG", xmp=xmp, **({"exif": with_orientation(exif)} if exif else {}))
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(read_rgb(data), expected)
+    assert expected.size == ((64, 48) if exif else (48, 64))
+    assert (encode(data).width, encode(data).passed_through) == (expected.width, exif == 1)
 
 
 def test_broken_exif_is_ignored() -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from fasttrain.formats import jpeg
-from fasttrain.formats.markers import has_exif, looks_whole, padding, segments, tidied
+from fasttrain.formats.markers import looks_whole, may_state_orientation, padding, segments, tidied
 
 
 def picture(**options: object) -> bytes:
@@ -32,11 +32,20 @@ def test_the_last_segment_is_the_scan(options: dict) -> None:
 
 
 def test_exif_is_found_before_the_pixels_only() -> None:
-    assert has_exif(picture(exif=with_exif()))
-    assert not has_exif(picture())
-    assert not has_exif(picture() + b"\xff\xe1\0\x08Exif\0\0")
+    assert may_state_orientation(picture(exif=with_exif()))
+    assert not may_state_orientation(picture())
+    assert not may_state_orientation(picture() + b"\xff\xe1\0\x08Exif\0\0")
     odd = picture(exif=with_exif())
-    assert has_exif(odd[:2] + b"odd" + odd[2:])
+    assert may_state_orientation(odd[:2] + b"odd" + odd[2:])
+
+
+def test_xmp_is_found_where_it_speaks_of_an_orientation() -> None:
+    upright, turned = picture(xmp=b"<x:xmpmeta/>"), picture(xmp=b'<rdf:Description tiff:Orientation="6"/>')
+    assert not may_state_orientation(upright)
+    assert not may_state_orientation(picture(comment=b'tiff:Orientation="6"'))
+    assert not may_state_orientation(upright + turned)
+    assert may_state_orientation(turned)
+    assert may_state_orientation(turned[:2] + b"odd" + turned[2:])
 
 
 def test_a_stream_without_its_end_is_not_whole() -> None:
