@@ -48,7 +48,7 @@ def extract_on_all(
     """
     each = preparation.batch_size * max(BATCHES, -(-store.num_samples // (preparation.batch_size * MOST_PARTS)))
     parts = -(-store.num_samples // each)
-    limit = int(preparation.max_failed_fraction * store.num_samples)
+    limit = preparation.most_failed(store.num_samples)
 
     def share() -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ from fasttrain.input import (
     seems_labelled,
 )
 from fasttrain.input.blanks import Blanks
+from fasttrain.input.loader import MIN_FAILED
 from fasttrain.input.stores import blocks_of
 from fasttrain.kernels.augment import augment
 from fasttrain.system.cli import warn
@@ -83,7 +84,7 @@ class Preparation(NamedTuple):
     """How images become what a network takes, and what may fail on the way.
 
     size: side of a view; mean, std: of its normalisation. workers: decoding threads. max_failed_fraction: of images
-    that can't be read and are left out.
+    that can't be read and are left out; a few always may be, as in training.
     """
 
     size: int
@@ -92,6 +93,10 @@ class Preparation(NamedTuple):
     batch_size: int
     workers: int
     max_failed_fraction: float
+
+    def most_failed(self, images: int) -> int:
+        """Of so many images, those that may be left out."""
+        return max(MIN_FAILED, int(self.max_failed_fraction * images))
 
 
 def open_labelled(
@@ -198,7 +203,7 @@ def extract(
     when the disk is too full."""
     total, done = store.num_samples, 0
     values_NF, label_N = None, torch.empty(total, dtype=torch.int64)
-    limit = int(preparation.max_failed_fraction * total)
+    limit = preparation.most_failed(total)
     with progress(total, title="features") as advance:
         for rows_BF, label_B in outputs(network, store, device, preparation, limit, each_batch):
             if values_NF is None:

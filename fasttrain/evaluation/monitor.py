@@ -19,6 +19,7 @@ from fasttrain.input import Place
 from fasttrain.input.options import DataOptions
 from fasttrain.methods import Method
 from fasttrain.run.checkpoint import keep_best
+from fasttrain.system.errors import DataError, RunError, UserError
 
 MOST = 50_000  # images of a split: enough to rank checkpoints by, and other ranks need not wait for long
 BATCH_SIZE = 256
@@ -69,7 +70,8 @@ class KnnEvents:
     """kNN every so many steps, on the first rank while the others wait; the best step's checkpoint is best.pt.
 
     What was measured is what metrics.jsonl tells: a step's checkpoint is saved before its evaluation, which may be cut
-    short by a signal, or never begin. A run that goes on from that checkpoint makes up for it first.
+    short by a signal, or never begin. A run that goes on from that checkpoint makes up for it first. One that can't be
+    measured is said, and training goes on.
     """
 
     def __init__(self, watched: Watched, knn: KnnMonitor | None, every: int) -> None:
@@ -96,7 +98,11 @@ class KnnEvents:
         watched = self._watched
         if step not in self._measured():
             began = time.monotonic()
-            found = self._knn(watched.method, watched.mean, watched.std, watched.run, each_batch)
+            try:
+                found = self._knn(watched.method, watched.mean, watched.std, watched.run, each_batch)
+            except (UserError, RunError, DataError, OSError) as error:  # of images that training may never read
+                watched.display.say(f"kNN is not measured: {error}")
+                return 0
             figures = {f"knn_{name}": value for name, value in found._asdict().items() if value is not None}
             watched.metrics.event(step, epoch, time.monotonic() - began, **figures)
         measured = self._measured()

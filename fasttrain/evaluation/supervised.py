@@ -192,7 +192,7 @@ def ranked(classifier: Classifier, val: Store, preparation: Preparation, ranks: 
     """The likeliest classes of every image's central crop, and its label: see train_classifier. Every rank classifies
     its share."""
     mine = Selection(val, np.array_split(np.arange(val.num_samples), ranks.world_size)[ranks.rank])
-    limit, top = int(preparation.max_failed_fraction * val.num_samples), min(RANKED, len(val.classes))
+    limit, top = preparation.most_failed(val.num_samples), min(RANKED, len(val.classes))
     parts = [(torch.empty(0, top, dtype=torch.int64), torch.empty(0, dtype=torch.int64))]
 
     def classify() -> None:

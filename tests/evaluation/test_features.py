@@ -13,7 +13,7 @@ from fasttrain.engine.ranks import Ranks, given_back
 from fasttrain.evaluation import extraction
 from fasttrain.evaluation.features import LARGEST, Features, Preparation, extract, open_labelled
 from fasttrain.formats.tar import TarShardReader
-from fasttrain.input import Store, open_dataset
+from fasttrain.input import LoaderError, Store, open_dataset
 from fasttrain.system.errors import RunError, UserError
 
 CPU = torch.device("cpu")
@@ -39,6 +39,22 @@ def test_a_label_that_cannot_be_read_counts_as_an_image_that_cannot(
     assert (found.label_N >= 0).all()
     assert "sample 0 of" in (errors := capsys.readouterr().err)
     assert "its .cls is no number of a class; left out" in errors
+
+
+def test_ten_images_may_always_be_missing_and_each_is_named(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(image_folder, tmp_path / "data")
+    images = sorted((data / "val").rglob("*.jpg"))
+    for count in (10, 11):
+        for image in images[:count]:
+            image.write_bytes(image.read_bytes()[:60])
+        if count == 10:
+            assert len(extracted(open_dataset(data, "val"), tmp_path)) == 14
+            assert capsys.readouterr().err.count("; left out") == 10
+        else:
+            with pytest.raises(LoaderError, match="11 images can't be read"):
+                extracted(open_dataset(data, "val"), tmp_path)
 
 
 def test_a_set_without_labels_is_refused_before_anything_is_computed(

@@ -1,27 +1,35 @@
 """kNN while training: what it measures, what it keeps, and that it leaves no trace in the weights."""
 
+import contextlib
 import json
 import os
 import pathlib
 import resource
 import shutil
 import signal
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from support.forks import RunCommand
-from support.launch import equal, final_state, train
+from support.forks import RunCommand, succeed
+from support.launch import equal, final_state, train, train_on_ranks
+from support.metrics import make_metrics
 from support.steps import build, small
 
+from fasttrain.engine.ranks import Ranks
 from fasttrain.engine.step import TrainStep
 from fasttrain.evaluation import features, monitor
+from fasttrain.evaluation.accuracy import Accuracy
 from fasttrain.evaluation.features import _on_disk
+from fasttrain.evaluation.monitor import KnnEvents
+from fasttrain.evaluation.watched import Interrupted, Watched
 from fasttrain.formats.beton import BetonReader
-from fasttrain.input import evenly, located, open_dataset
+from fasttrain.input import LoaderError, evenly, located, open_dataset
 from fasttrain.run.checkpoint import load_checkpoint, saved_checkpoints
 from fasttrain.run.metrics import read_metrics
-from fasttrain.system.errors import RunError
+from fasttrain.system.errors import DataError, RunError, UserError
 
 
 def test_a_subset_is_spread_evenly_and_keeps_names_and_labels(shards: pathlib.Path) -> None:
@@ -122,6 +130,48 @@ def test_an_evaluation_of_the_last_step_that_was_cut_short_is_made_up_for(
     assert final_state(run)["step"] == 16
     assert train(shards, run, "--knn-every", 4) == 0
     assert list(accuracies(run)) == [16]
+
+
+def test_an_evaluation_that_fails_is_said_and_neither_ends_the_run_nor_counts(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [OSError(5, "Input/output error"), UserError("no labels"), RunError("full"), DataError("bad label")]
+    outcomes: list[Exception | float] = [*errors, 40.0, LoaderError("hangs"), 60.0, Interrupted(), 50.0]
+    said: list[str] = []
+    kept: list[int] = []
+    monkeypatch.setattr(monitor, "keep_best", lambda _folder, step: kept.append(step))
+    display: Any = SimpleNamespace(aside=lambda _text: contextlib.nullcontext(), say=said.append)
+    nothing: Any = None
+    watched = Watched(
+        tmp_path, nothing, None, (), (), Ranks("cpu"), make_metrics(tmp_path), display, lambda: 15, first=0, last=9
+    )
+
+    def knn(*_words: object) -> Accuracy:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return Accuracy(outcome, None, 0.0, 0.0, 0.0, 0.0)
+
+    events = KnnEvents(watched, cast("Any", knn), 1)
+    returned = [events(step, 0) for step in (1, 2, 3, 4, 5, 6, 7, 8, 8)]
+    assert returned == [0] * 7 + [15, 0]
+    assert said == [f"kNN is not measured: {error}" for error in (*errors, "hangs")]
+    assert accuracies(tmp_path) == {5: 40.0, 7: 60.0, 8: 50.0}
+    assert kept == [5, 7]
+
+
+def test_images_of_val_that_can_t_be_read_do_not_end_training_on_any_rank(
+    image_folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(image_folder, data)
+    for image in (data / "val").rglob("*.jpg"):
+        image.write_bytes(image.read_bytes()[:200])
+    words = ["--knn-every", 1, "--health-every", 0, "--batch-norm", "plain", "--max-steps", 8]
+    done = train_on_ranks(tmp_path, 2, data, tmp_path / "run", *words)
+    succeed(done)
+    assert [each.stderr.count("kNN is not measured: ") for each in done] == [2, 0]
+    assert final_state(tmp_path / "run")["step"] == 8
 
 
 def test_knn_of_a_set_without_val_split_is_one_line(
