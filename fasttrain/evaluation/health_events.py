@@ -35,19 +35,21 @@ def plan(
     """Such that events take PART of a run of so many steps, with as many images as leave USUAL events.
 
     An image's step takes at least a pass with its backward, as long as two more, and one of each other view, on one of
-    `world_size` ranks, while the others wait for the first during an event. "auto" has none where not even the first
-    and the last step have room, unless something `needs` them: runs of less than about 32 thousand images in all for
-    each rank. asked: every so many steps, whatever they take. Raises UserError for none where something needs them.
+    `world_size` ranks, while the others wait for the first during an event. So more ranks have fewer events, but two at
+    least, of the same images: a run may go on with others. "auto" has none where not even the first and the last step
+    have room on one rank, unless something `needs` them: runs of less than about 32 thousand images in all. asked:
+    every so many steps, whatever they take. Raises UserError for none where something needs them.
     """
     if needs and asked == 0:
         raise UserError("--online-probe, --lidar and --stop-on-collapse are looked at by --health-every, which is 0")
-    passes = PART * steps * batch_size / world_size * (2 + sum(spec.count * spec.size**2 for spec in recipe))
+    room = PART * steps * batch_size * (2 + sum(spec.count * spec.size**2 for spec in recipe)) / PASSES  # of one rank
     events = USUAL if asked == "auto" else max(1, steps // max(asked, 1))
-    images = min(MOST, max(LEAST, int(passes / PASSES / (events + 1))))
+    images = min(MOST, max(LEAST, int(room / (events + 1))))
     young = max(YOUNG_STEPS, math.ceil(YOUNG * steps))
     if asked != "auto":
         return Plan(asked, images, young)
-    events = max(int(needs), min(MOST_EVENTS, int(passes / PASSES / images) - 1))
+    least = int(needs or room >= 2 * images)
+    events = max(least, min(MOST_EVENTS, int(room / images / world_size) - 1))
     return Plan(math.ceil(steps / events) if events > 0 else 0, images, young)
 
 
