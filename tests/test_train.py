@@ -14,7 +14,7 @@ import sys
 import pytest
 from PIL import Image
 from support.commands import ROOT, one_line, one_line_of, typed
-from support.forks import RunCommand, finished, with_small_files
+from support.forks import RunCommand, finished, succeed, with_small_files
 from support.launch import ENDLESS, command, equal, final_state, train, train_on_ranks, wait_for_step
 from support.launch import TINY as SMALL
 
@@ -474,5 +474,12 @@ def test_too_many_broken_images_end_training_by_the_fraction_given(
     error = capsys.readouterr().err
     assert "samples can't be decoded (--max-failed-fraction allows more); the last: sample" in error
     assert train(data, tmp_path / "other", "--max-failed-fraction", "0.5", "--max-steps", 5) == 0
-    assert sum(entry["replaced"] for entry in read_metrics(tmp_path / "other" / "metrics.jsonl")) > 0
+    words = ["--max-failed-fraction", 0.5, "--max-steps", 5, "--batch-norm", "plain", "--health-every", 0]
+    succeed(train_on_ranks(tmp_path, 2, data, tmp_path / "two", *words))
+    one, two = (
+        [entry["replaced"] for entry in read_metrics(tmp_path / run / "metrics.jsonl") if "replaced" in entry]
+        for run in ("other", "two")
+    )
+    assert sum(one) > 0
+    assert one == two  # of all ranks
     assert train(data, tmp_path / "other", "--max-failed-fraction", "1.5") == 2

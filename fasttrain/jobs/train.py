@@ -42,7 +42,7 @@ from fasttrain.run.ending import begin_again, keep_ending
 from fasttrain.run.extension import check_extension, keep_extension
 from fasttrain.run.folder import DataRecord, check_outside, keep_data, keep_init, keep_steps, prepare, run_path
 from fasttrain.run.health import Health
-from fasttrain.run.metrics import Metrics, Sink
+from fasttrain.run.metrics import REPLACED, Metrics, Sink
 from fasttrain.run.resume import goes_on, resume
 from fasttrain.run.samples import write_samples
 from fasttrain.run.sinks import check_services, open_sinks
@@ -249,7 +249,9 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
                     probe.learn(trainer.features_NF, label_B, progress.part, trainer.good)
                 lr, step = rates.lr, step + 1
 
-                metrics.step(step, epoch, lr, ranks.mean(terms), trainer.skips_3)
+                # Its mean is the sum, without an exchange of its own; filled on the device, it is waited for by nobody.
+                count = torch.full_like(terms["loss"], ranks.world_size * batch.replaced, dtype=torch.float32)
+                metrics.step(step, epoch, lr, ranks.mean({**terms, REPLACED: count}), trainer.skips_3)
                 display.step(step)
                 stopped = ranks.agree(stop.received) or watch.health(step, epoch)
                 due, ends = watch.knn.due(step), bool(stopped) or step == last_step

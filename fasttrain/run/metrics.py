@@ -29,9 +29,10 @@ from fasttrain.run.health import MEMORY, Health
 from fasttrain.system.durable import naming, replace_file
 from fasttrain.system.regular import open_regular
 
+REPLACED = "replaced"  # samples of a step that stand in for others, of all ranks
 ON_THEIR_WAY = 8  # entries at most; then the host waits for the oldest
 FIGURES = (
-    "step", "epoch", "lr", "images_per_sec", "data_wait", "transfer_wait", "views_time", "skipped", "replaced", *MEMORY,
+    "step", "epoch", "lr", "images_per_sec", "data_wait", "transfer_wait", "views_time", "skipped", REPLACED, *MEMORY,
 )  # fmt: skip
 HISTOGRAM, MOST_BINS = "histogram_", 1024
 LINE_BYTES, MOST_FIGURES, LARGEST = 1 << 16, 100, 1e300  # of an entry, its figures, and each of them
@@ -70,24 +71,25 @@ class Metrics:
         self._skips_3 = torch.tensor(Skips())
         self._pending: collections.deque[_Pending] = collections.deque()
         self._look: _Arriving | None = None
-        self._steps, self._replaced, self._began = 0, 0, time.monotonic()
+        self._steps, self._began = 0, time.monotonic()
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass batches on, counting the time that the steps wait for each, and samples that stand in for others."""
-        for batch in self._clock.timed(batches):
-            self._replaced += batch.replaced
-            yield batch
+        """Pass batches on, counting the time that the steps wait for each."""
+        return self._clock.timed(batches)
 
     def making_views(self) -> contextlib.AbstractContextManager[None]:
         """Count the time of what is done in it to the views."""
         return self._clock.making_views()
 
     def step(self, step: int, epoch: int, lr: float, terms: dict[str, Tensor], skips_3: Tensor) -> None:
-        """Count a finished step (1 for the first). terms, with "loss", and skips_3 (see Skips) are on the device."""
-        values = torch.stack([*terms.values(), terms["loss"].new_ones(())]).double()
+        """Count a finished step (1 for the first). terms, with "loss" and REPLACED, and skips_3 (see Skips) are on the
+        device."""
+        names = [name for name in terms if name != REPLACED]
+        values = torch.stack([*(terms[name] for name in names), terms["loss"].new_ones(())]).double()
         taken = torch.where(skips_3[1] == 0, values, 0.0)  # a skipped step's terms need not be numbers
+        taken = torch.cat([taken, terms[REPLACED].double()[None]])
         self._sums = taken if self._sums is None else self._sums + taken
-        self._names, self._skips_3 = list(terms), skips_3
+        self._names, self._skips_3 = names, skips_3
         self._steps += 1
         if step % self._every == 0:
             self._ask(step, epoch, lr)
@@ -136,21 +138,21 @@ class Metrics:
             "lr": lr,
             "images_per_sec": self._steps * self._batch_size / seconds,
             **self._health.memory(),
-            "replaced": self._replaced,
         }
         values = torch.cat([self._sums, self._skips_3.double()])
         place = {"step": step, "epoch": epoch}
         pending = _Pending(_Arriving(values), place, self._names, figures, self._clock.take(), seconds)
         self._pending.append(pending)
-        self._sums, self._steps, self._replaced, self._began = None, 0, 0, now
+        self._sums, self._steps, self._began = None, 0, now
 
     def _hand_on(self) -> None:
         """Hand on the oldest entry whose values are on their way, once they are here."""
         pending = self._pending.popleft()
-        *sums, count, total, in_a_row, last = pending.values.read()
+        *sums, count, replaced, total, in_a_row, last = pending.values.read()
         self.skips = _skips([total, in_a_row, last])
         means = {name: value / count if count else None for name, value in zip(pending.names, sums, strict=True)}
-        entry = {**pending.place, **means, **pending.figures, **pending.shares(), "skipped": self.skips.total}
+        counts = {REPLACED: int(replaced), "skipped": self.skips.total}
+        entry = {**pending.place, **means, **pending.figures, **pending.shares(), **counts}
         for sink in self._sinks:
             sink.write(entry)
 

@@ -132,7 +132,7 @@ def test_a_wait_is_counted_to_the_side_that_causes_it(
     machine = Machine(decode, copy, step)
     machine.patch(monkeypatch)
     metrics = make_metrics(tmp_path, STEPS // 2, 1, GPU, STEPS)
-    terms, skips = {"loss": torch.tensor(1.0)}, torch.tensor(Skips())
+    terms, skips = {"loss": torch.tensor(1.0), "replaced": torch.tensor(0.0)}, torch.tensor(Skips())
     loader = _Prefetch(Decoded(machine), CPU)
     for number, _ in enumerate(machine.train(metrics.timed(loader.epoch(0)))):
         metrics.step(number + 1, 0, 0.1, terms, skips)

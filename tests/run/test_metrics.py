@@ -14,12 +14,8 @@ from fasttrain.input import Batch
 from fasttrain.run.health import Health
 from fasttrain.run.metrics import ON_THEIR_WAY, Metrics, MetricsFile, _Arriving, read_lines, read_metrics
 
-ONE = {"loss": torch.tensor(1.0)}
-
-
-def batches(*replaced: int) -> Iterator[Batch]:
-    for count in replaced:
-        yield Batch(*[torch.zeros(1)] * 6, replaced=count)
+NONE = {"replaced": torch.tensor(0.0)}
+ONE = {"loss": torch.tensor(1.0), **NONE}
 
 
 def test_means_leave_skipped_steps_out(tmp_path: pathlib.Path) -> None:
@@ -28,7 +24,7 @@ def test_means_leave_skipped_steps_out(tmp_path: pathlib.Path) -> None:
     for step in range(4):
         terms = {"loss": torch.tensor(float("nan") if step in skipped else 10.0 + step), "part": torch.tensor(step / 2)}
         state = skipped.get(step, Skips(2 * (step > 2), 0, 2))
-        metrics.step(step + 1, 0, 0.1, terms, torch.tensor(state))
+        metrics.step(step + 1, 0, 0.1, {**terms, **NONE}, torch.tensor(state))
     metrics.event(4, 0, 0.0, knn_top1=50.0)
     metrics.close()
     first, second = read_metrics(tmp_path / "metrics.jsonl")
@@ -39,7 +35,7 @@ def test_means_leave_skipped_steps_out(tmp_path: pathlib.Path) -> None:
 
 def test_a_mean_over_skipped_steps_alone_is_null(tmp_path: pathlib.Path) -> None:
     metrics = make_metrics(tmp_path)
-    metrics.step(1, 0, 0.1, {"loss": torch.tensor(float("inf"))}, torch.tensor(Skips(1, 1, 0)))
+    metrics.step(1, 0, 0.1, {"loss": torch.tensor(float("inf")), **NONE}, torch.tensor(Skips(1, 1, 0)))
     metrics.close()
     assert '"loss": null' in (tmp_path / "metrics.jsonl").read_text()
 
@@ -63,7 +59,7 @@ def test_entries_wait_for_their_values_and_the_run_does_not(
 
     def take(steps: Iterable[int]) -> None:
         for step in steps:
-            metrics.step(step + 1, 0, 0.1, {"loss": torch.tensor(float(step))}, torch.tensor(Skips()))
+            metrics.step(step + 1, 0, 0.1, {"loss": torch.tensor(float(step)), **NONE}, torch.tensor(Skips()))
 
     take(range(ON_THEIR_WAY))
     assert (waited, read_metrics(tmp_path / "metrics.jsonl")) == ([], [])
@@ -89,7 +85,7 @@ def test_time_of_an_event_is_no_training_time(tmp_path: pathlib.Path, monkeypatc
 
     def slow_batches() -> Iterator[Batch]:
         now[0] += 1.0
-        yield from batches(0)
+        yield Batch(*[torch.zeros(1)] * 6)
 
     assert len(list(metrics.timed(slow_batches()))) == 1
     metrics.step(2, 0, 0.1, ONE, torch.tensor(Skips()))
@@ -100,12 +96,14 @@ def test_time_of_an_event_is_no_training_time(tmp_path: pathlib.Path, monkeypatc
     assert last["transfer_wait"] == 0
 
 
-def test_replaced_samples_are_counted_from_one_entry_to_the_next(tmp_path: pathlib.Path) -> None:
+def test_replaced_samples_are_counted_from_one_entry_to_the_next_also_in_skipped_steps(tmp_path: pathlib.Path) -> None:
     metrics = make_metrics(tmp_path, every=2)
-    for step, _ in enumerate(metrics.timed(batches(1, 2, 0, 4))):
-        metrics.step(step + 1, 0, 0.1, ONE, torch.tensor(Skips()))
+    for step, count in enumerate((1, 2, 0, 4)):
+        terms = {"replaced": torch.tensor(float(count)), "loss": torch.tensor(1.0)}
+        metrics.step(step + 1, 0, 0.1, terms, torch.tensor(Skips(step == 1, step == 1, 1)))
     metrics.close()
-    assert [entry["replaced"] for entry in read_metrics(tmp_path / "metrics.jsonl")] == [3, 4]
+    entries = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(entry["replaced"], entry["loss"]) for entry in entries] == [(3, 1.0), (4, 1.0)]
 
 
 @pytest.mark.parametrize("first", [0, 7, 20])
