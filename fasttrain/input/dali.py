@@ -33,7 +33,7 @@ class DaliLoader(ThreadLoader):
 
     def __init__(
         self, store: Store, order: Order, workers: int, device: torch.device,
-        max_failed_fraction: float = MAX_FAILED_FRACTION, labels: bool = False,
+        max_failed_fraction: float = MAX_FAILED_FRACTION, labels: bool = False, needs_labels: bool = False,
     ) -> None:  # fmt: skip
         """workers: DALI's threads, and ours that read headers. Raises UserError without DALI, or for another store."""
         if not isinstance(store, StreamStore):
@@ -44,7 +44,7 @@ class DaliLoader(ThreadLoader):
         self._pipeline: Pipeline | None = None
         self._feeder = Workers(1)  # runs the pipeline, batch after batch
         self._last_use: dict[int, torch.cuda.Event] = {}  # by a device buffer's address
-        super().__init__(store, order, workers, max_failed_fraction, labels)
+        super().__init__(store, order, workers, max_failed_fraction, labels, needs_labels=needs_labels)
 
     def close(self) -> None:
         super().close()

@@ -115,23 +115,25 @@ def _open_betons(path: pathlib.Path, split: str) -> Store:
 
 def open_loader(
     store: Store, order: Order, workers: int, loader: str = "auto", device: torch.device | None = None,
-    max_failed_fraction: float = MAX_FAILED_FRACTION, labels: bool = False,
+    max_failed_fraction: float = MAX_FAILED_FRACTION, labels: bool = False, needs_labels: bool = False,
 ) -> Loader:  # fmt: skip
     """The samples of a store in an order: decoded ahead by `workers` threads, by "dali", or once for all ("resident").
 
-    device: where Batch.pixels lies; None is host memory. labels: read them, too. Raises UserError where DALI is missing
-    or memory does not suffice, LoaderError where "resident" meets too many samples that can't be decoded.
+    device: where Batch.pixels lies; None is host memory. labels: read them, too. needs_labels: a sample without one
+    counts as one that can't be decoded. Raises UserError where DALI is missing or memory does not suffice, LoaderError
+    where "resident" meets too many samples that can't be decoded.
     """
     device = device or torch.device("cpu")
     if loader == "resident":
         from fasttrain.input.resident import ResidentLoader
 
-        return ResidentLoader(store, order, workers, device, max_failed_fraction, labels)
+        return ResidentLoader(store, order, workers, device, max_failed_fraction, labels, needs_labels)
     if loader == "dali":
         from fasttrain.input.dali import DaliLoader
 
-        return DaliLoader(store, order, workers, device, max_failed_fraction, labels)
-    return prefetched(ThreadLoader(store, order, workers, max_failed_fraction, labels, device.type == "cuda"), device)
+        return DaliLoader(store, order, workers, device, max_failed_fraction, labels, needs_labels)
+    pinned = device.type == "cuda"
+    return prefetched(ThreadLoader(store, order, workers, max_failed_fraction, labels, pinned, needs_labels), device)
 
 
 def pixel_statistics(data: str | os.PathLike[str] | Place, loader: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from fasttrain.input.ahead import ReadAhead
 from fasttrain.input.batch import Batch
 from fasttrain.input.order import Order
-from fasttrain.input.stores import BlockStore, Encoded, Store
+from fasttrain.input.stores import BlockStore, Encoded, Store, label_of
 from fasttrain.system.errors import DataError, RunError, printable
 from fasttrain.system.watch import STALL_SECONDS, Watch, poll_seconds
 from fasttrain.system.workers import Workers
@@ -97,13 +97,15 @@ class ThreadLoader:
 
     def __init__(
         self, store: Store, order: Order, workers: int, max_failed_fraction: float = MAX_FAILED_FRACTION,
-        labels: bool = False, pinned: bool = False,
+        labels: bool = False, pinned: bool = False, needs_labels: bool = False,
     ) -> None:  # fmt: skip
         """workers: decoding threads (≥ 1). max_failed_fraction: of the samples asked for; more failing is an error.
-        labels: whether they are read. pinned: decode into page-locked memory, from which a GPU copies."""
+        labels: whether they are read. needs_labels: whether a sample without one fails. pinned: decode into page-locked
+        memory, from which a GPU copies."""
         self.num_samples, self.steps_per_epoch = store.num_samples, order.steps_per_epoch
         self.failed: dict[str, str] = {}  # sample -> reason, of every one that had to be replaced
         self._store, self._order, self._labels, self._pinned = store, order, labels, pinned
+        self._needs_labels = needs_labels
         self._pool = Workers(workers)
         self._parts = 4 * workers  # tasks a batch is cut into, so that threads finish together
         self._asked, self._failures, self._max_failed = 0, 0, max_failed_fraction
@@ -225,7 +227,7 @@ class ThreadLoader:
             chosen = self._order.substitute(epoch, index, attempt) if attempt else index
             with self._watch.at(chosen):
                 try:
-                    label = int(self._store.labels(np.array([chosen]))[0]) if self._labels else -1
+                    label = label_of(self._store, chosen, self._needs_labels) if self._labels else -1
                     return Read(chosen, self._store.read(chosen), label)
                 except (DataError, OSError) as error:
                     name, reason = self._store.name(chosen), str(error)

@@ -22,7 +22,7 @@ from fasttrain.input.loader import (
     warn_of_failed,
 )
 from fasttrain.input.order import Order
-from fasttrain.input.stores import Store
+from fasttrain.input.stores import Store, label_of
 from fasttrain.system.cores import machine_size
 from fasttrain.system.errors import DataError, UserError
 from fasttrain.system.memory import CGROUP
@@ -39,9 +39,10 @@ class ResidentLoader:
 
     def __init__(
         self, store: Store, order: Order, workers: int, device: torch.device,
-        max_failed_fraction: float = MAX_FAILED_FRACTION, labels: bool = False,
+        max_failed_fraction: float = MAX_FAILED_FRACTION, labels: bool = False, needs_labels: bool = False,
     ) -> None:  # fmt: skip
         """Decode everything, which takes two reads of each sample: the first one only asks for sizes, and for `labels`.
+        needs_labels: whether a sample without one fails.
 
         Raises UserError where memory does not suffice, LoaderError where too many samples fail or the storage hangs,
         and whatever a worker raised.
@@ -49,6 +50,7 @@ class ResidentLoader:
         self.num_samples, self.steps_per_epoch = store.num_samples, order.steps_per_epoch
         self.failed: dict[str, str] = {}  # sample -> reason, of every one that others stand in for
         self._store, self._order, self._epoch, self._next_step = store, order, 0, 0
+        self._needs_labels = needs_labels
         self._label_N = torch.full((store.num_samples,), -1) if labels else None
         self._height_N, self._width_N = (torch.zeros(store.num_samples, dtype=torch.int32) for _ in range(2))
         self._sound_N = np.ones(store.num_samples, dtype=bool)
@@ -124,7 +126,7 @@ class ResidentLoader:
 
     def _measure(self, index: int) -> None:
         if self._label_N is not None:
-            self._label_N[index] = int(self._store.labels(np.array([index]))[0])
+            self._label_N[index] = label_of(self._store, index, self._needs_labels)
         encoded = self._store.read(index)
         self._height_N[index], self._width_N[index] = encoded.height, encoded.width
 

@@ -92,6 +92,14 @@ def blocks_of(store: Store) -> np.ndarray | None:
     return store.block_S if isinstance(store, BlockStore) else None
 
 
+def label_of(store: Store, index: int, needed: bool) -> int:
+    """A sample's label, -1 for none. Raises DataError for a bad one and, where one is needed, for none."""
+    label = int(store.labels(np.array([index]))[0])
+    if needed and label < 0:
+        raise DataError("has no label")
+    return label
+
+
 class Stream(NamedTuple):
     """A file in memory, uint8: a JPEG as it is stored, sound or not, or a PPM of pixels that were stored."""
 

@@ -64,7 +64,7 @@ def make_loader(store: Store, order: Order, config: TrainConfig, ranks: Ranks) -
     workers = ranks.threads(config.machine.workers)
     return open_loader(
         store, order, workers, config.data.loader, ranks.device, config.data.max_failed_fraction,
-        labels=needs or probes,
+        labels=needs or probes, needs_labels=needs,
     )  # fmt: skip
 
 

@@ -18,14 +18,17 @@ import torch
 from PIL import Image
 from support.commands import ROOT
 from support.loading import Numbers, images, indices
+from support.steps import small
 
 from fasttrain.dataprep.convert import main as convert
+from fasttrain.engine.ranks import Ranks, given_back
 from fasttrain.formats.beton import BetonReader
 from fasttrain.formats.image import read_rgb
 from fasttrain.formats.tar import TarShardReader, TarShardWriter
 from fasttrain.input import Batch, Loader, LoaderError, Order, ThreadLoader, open_dataset, open_loader, resident
 from fasttrain.input.folder_store import FolderStore, shrink_factor
 from fasttrain.input.prefetch import prefetched, used_pixels
+from fasttrain.jobs.batches import make_loader
 from fasttrain.system import watch
 from fasttrain.system.errors import DataError, UserError
 
@@ -124,6 +127,59 @@ def test_labels_are_left_alone_unless_they_are_asked_for(
     reader.close()
     with pytest.raises(ZeroDivisionError):
         list(make(tar_shards, kind).epoch(0))
+
+
+@pytest.mark.parametrize("kind", ["auto", "resident"])
+def test_a_sample_without_a_label_that_is_needed_is_replaced_alike_on_any_ranks_and_when_resumed(
+    kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def labelled(index_N: np.ndarray) -> np.ndarray:
+        return np.where(index_N % 9 == 4, -1, 0)
+
+    def reader(needs: bool = True, rank: int = 0, ranks: int = 1) -> Loader:
+        store, order = Numbers(60), Order(60, 12, 5, True, rank, ranks)
+        store.labels = labelled  # type: ignore[method-assign]
+        return open_loader(store, order, 2, kind, labels=True, needs_labels=needs)
+
+    def seen(batches: Iterable[Batch]) -> list[tuple[list[int], int]]:
+        found = [(batch.label_B, batch.index_B.tolist(), batch.replaced) for batch in batches]
+        assert all(label_B is not None and (label_B == 0).all() for label_B, *_ in found)
+        return [(index, count) for _, index, count in found]
+
+    whole = reader()
+    expected = seen(whole.epoch(1))
+    assert sum(count for _, count in expected) == 7  # of 60; ten are always borne
+    assert "has no label; another takes its place" in capfd.readouterr().err
+    parts = []
+    for rank in range(2):
+        part = reader(rank=rank, ranks=2)
+        part.load_state_dict({"epoch": 1, "step": 2, "lanes": 0})
+        parts.append(seen(part.epoch(1)))
+        part.close()
+    assert [(a + b, m + n) for (a, m), (b, n) in zip(*parts, strict=True)] == expected[2:]
+    probed = reader(needs=False)
+    labels = torch.cat([batch.label_B for batch in probed.epoch(1) if batch.label_B is not None])
+    assert (labels == -1).sum() == 7
+    whole.close(), probed.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "probe", "labelled"),
+    [("supcon", False, 400), ("hydra", True, 400), ("moco", True, 392), ("moco", False, 0)],
+)
+@pytest.mark.parametrize("kind", ["auto", "resident"])
+def test_training_gives_methods_that_need_labels_no_image_without_one(
+    kind: str, method: str, probe: bool, labelled: int
+) -> None:
+    config, store = small(method, loader=kind, online_probe=probe), Numbers(400)
+    unlabelled = range(5, 160, 21)  # none of the few by which a set without labels is known
+    store.labels = lambda index_N: np.where(np.isin(index_N, unlabelled), -1, 0)  # type: ignore[method-assign]
+    with given_back():
+        ranks = Ranks("cpu")
+        loader = make_loader(store, Order(400, 40, 3), config, ranks)
+        labels = [batch.label_B for batch in loader.epoch(0)]
+    assert sum(int((label_B >= 0).sum()) for label_B in labels if label_B is not None) == labelled
+    loader.close()
 
 
 @pytest.mark.parametrize("kind", ["auto", "resident"])
