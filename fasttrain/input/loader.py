@@ -11,7 +11,6 @@ from __future__ import annotations
 import queue
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from typing import NamedTuple, Protocol
@@ -25,7 +24,7 @@ from fasttrain.input.batch import Batch
 from fasttrain.input.order import Order
 from fasttrain.input.stores import BlockStore, Encoded, Store, label_of
 from fasttrain.system.errors import DataError, RunError, printable
-from fasttrain.system.watch import STALL_SECONDS, Watch, poll_seconds
+from fasttrain.system.watch import STALL_SECONDS, Wait, Watch, poll_seconds
 from fasttrain.system.workers import Workers
 
 AHEAD = 3  # batches decoded ahead of the one in use
@@ -261,12 +260,12 @@ class ThreadLoader:
     # The consumer
 
     def _take(self, ready: queue.Queue) -> Started | BaseException | None:
-        since = time.monotonic()
+        waiting = Wait()
         while True:
             try:
                 return ready.get(timeout=poll_seconds())
             except queue.Empty:
-                self._watch.check(since)
+                self._watch.check(waiting)
 
     def _finish(self, epoch: int, item: Started) -> Batch:
         """Wait for the decoders, put other samples in place of failed ones, and wrap the buffer."""

@@ -2,7 +2,7 @@
 
 As long as something is finished now and then, storage may be as slow as it likes. When nothing is for WARN_SECONDS, a
 line says so. A conversion may well wait longer, for a mount that comes back in an hour; training raises an error after
-STALL_SECONDS.
+STALL_SECONDS. Time in which this process itself was stopped does not count: no worker could finish anything in it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,22 @@ class Arrivals:
 
 
 ARRIVALS = Arrivals()
+
+
+class Wait:
+    """Since when someone waits, who looks every poll_seconds().
+
+    A look that comes far too late shows that this process was stopped (Ctrl-Z, a suspended job): the wait begins anew.
+    """
+
+    def __init__(self) -> None:
+        self.began = self.unbroken = self._looked = time.monotonic()
+
+    def look(self) -> None:
+        now = time.monotonic()
+        if now - self._looked > WARN_SECONDS:
+            self.unbroken = now
+        self._looked = now
 
 
 class Watch(Generic[Task]):
@@ -86,21 +102,22 @@ class Watch(Generic[Task]):
 
     def result(self, future: Future[Result]) -> Result:
         """What a worker returns or raises. Raises the watch's error when all of them have stopped."""
-        since = time.monotonic()
+        wait = Wait()
         while True:
             try:
                 return future.result(poll_seconds())
             except FutureTimeout:
                 if future.done():  # the worker itself raised it, or has just finished
                     return future.result()
-                self.check(since)
+                self.check(wait)
 
-    def check(self, since: float) -> None:
-        """Warn or raise, for one who has waited since that time of the monotonic clock.
+    def check(self, wait: Wait) -> None:
+        """Warn or raise, for one who waits and looks.
 
         As long as bytes come from storage elsewhere, nothing is raised: a shard may take longer than a sample.
         """
-        moved = max(self._moved, since)
+        wait.look()
+        moved = max(self._moved, wait.unbroken if self._error else wait.began)
         if self._error and time.monotonic() - max(moved, ARRIVALS.moved) > STALL_SECONDS:
             self.stalled = True
             hangs = "storage or a worker hangs"

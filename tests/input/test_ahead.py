@@ -222,7 +222,7 @@ def test_storage_that_hangs_in_a_fetch_is_named(
         clock.passes(4, looks=4)
     assert re.search(rf"no sample for \d+ s .*number {block.first}\b", errors)
     while thread.is_alive():
-        clock.passes(60, looks=0)
+        clock.passes(4, looks=0)
         thread.join(0.05)
     assert f"number {block.first}" in messages[0]
     release.set()

@@ -162,12 +162,14 @@ def test_a_hanging_worker_is_named_and_then_an_error(
 
     threading.Thread(target=train, daemon=True).start()
     assert entered.wait(60)
+    clock.passes(3600, looks=60)  # as if the process had been stopped: all who wait look several times after that
+    assert not ended.is_set()
     while "no sample" not in (errors := capfd.readouterr().err):
         clock.passes(4, looks=4)
         assert not ended.is_set()
     assert re.search(rf"no sample for \d+ s \(the run ends after 60\), at .*number {hanging}\b", errors)
     for _ in range(1200):  # others may still have moved since
-        clock.passes(60, looks=0)
+        clock.passes(4, looks=0)
         if ended.wait(0.05):
             break
     assert ended.is_set()
