@@ -151,7 +151,7 @@ class Metrics:
         *sums, count, replaced, total, in_a_row, last = pending.values.read()
         self.skips = _skips([total, in_a_row, last])
         means = {name: value / count if count else None for name, value in zip(pending.names, sums, strict=True)}
-        counts = {REPLACED: int(replaced), "skipped": self.skips.total}
+        counts = {REPLACED: round(replaced), "skipped": self.skips.total}
         entry = {**pending.place, **means, **pending.figures, **pending.shares(), **counts}
         for sink in self._sinks:
             sink.write(entry)
