@@ -75,13 +75,14 @@ def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> Lock:
     path = run / CONFIG
     if os.path.lexists(run) and not run.is_dir():
         raise UserError(f"{run} is no folder; choose another --run")
-    if run.exists() and not path.exists() and any(file.name not in BEGUN for file in run.iterdir()):
-        raise UserError(f"{run} exists and is not a run folder; choose another --run")
-    if fresh and run.exists() and not same_job(path):
-        with _claim(run):
-            run.rename(_free_name(run))
-    run.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # no folder yet, or not any more
+        if not BEGUN.issuperset(os.listdir(run)) and not path.exists():
+            raise UserError(f"{run} exists and is not a run folder; choose another --run")
     claim = _claim(run)
+    while fresh and path.exists() and not same_job(path):  # asked again: others may have begun it meanwhile
+        with claim:
+            run.rename(_free_name(run))
+        claim = _claim(run)
     if path.exists():
         # What may grow is bound by the checkpoints: an extension that has none yet may have been a slip.
         bound = {name: value for name, value in read_settings(path).items() if name not in settings.growing}
@@ -182,8 +183,16 @@ def same_job(path: pathlib.Path) -> bool:
 
 
 def _claim(run: pathlib.Path) -> Lock:
-    """Lock the folder. A run that was told to stop may still be writing its checkpoint when it is started again."""
-    return lock(run / LOCK, f"another process is training in {run}", PATIENCE_SECONDS)
+    """Make the folder and lock it. A run that was told to stop may still be writing its checkpoint when it is started
+    again."""
+    while True:
+        run.mkdir(parents=True, exist_ok=True)
+        try:
+            return lock(run / LOCK, f"another process is training in {run}", PATIENCE_SECONDS)
+        except FileNotFoundError:
+            if (run / LOCK).is_symlink():  # to where nothing can be made
+                raise
+            # else another process has moved the folder aside
 
 
 def _free_name(run: pathlib.Path) -> pathlib.Path:

@@ -37,28 +37,39 @@ def lock(path: Path, taken: str, patience: float = 0.0, shared: bool = False) ->
 
     path: the folder, or a file in it, which is made: over NFS only files can be locked. A file system without locks
     gets a warning. Raises UserError, whose text is `taken`, when another process holds it still after `patience`
-    seconds.
+    seconds, and FileNotFoundError where the folder is not there, or not any more.
 
     shared: others may have it so, too; without a warning, as they have other locks against each other.
     """
     is_folder = path.is_dir()
     flags = os.O_RDONLY if is_folder else os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK  # a FIFO is not waited for
-    descriptor = os.open(path, flags, 0o666)
-    held = Lock(descriptor)
     deadline = time.monotonic() + patience
     while True:
+        descriptor = os.open(path, flags, 0o666)
+        held = Lock(descriptor)
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            return held
         except BlockingIOError:
+            held.close()
             if time.monotonic() >= deadline:
                 raise UserError(taken) from None
             time.sleep(_EVERY)
+            continue
         except OSError as error:
             reason = f"{path if is_folder else path.parent} can't be locked ({error.strerror})"
             if not shared:
                 print(f"warning: {reason}: two processes could write here at once", file=sys.stderr, flush=True)
             return held
+        if _is_at(path, descriptor):
+            return held
+        held.close()  # its holder has moved it away: what lies there now has another lock
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def is_held(path: Path) -> bool:

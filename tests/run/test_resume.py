@@ -1,6 +1,8 @@
 """Going on with a run: all ranks from the same checkpoint or none, what does not fit, what is set aside, --fresh."""
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -16,10 +18,11 @@ from support.forks import RunCommand, on_ranks, succeed
 from support.launch import TINY, equal, final_state, launcher, started, train, train_on_ranks, wait_for_step
 
 from fasttrain.config import make_config
-from fasttrain.run import resume
+from fasttrain.run import folder, resume
 from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
 from fasttrain.run.folder import prepare
 from fasttrain.system.durable import temporary_path
+from fasttrain.system.errors import UserError
 from fasttrain.system.options import Settings
 from fasttrain.train import main
 
@@ -203,8 +206,8 @@ def test_a_signal_to_one_of_two_ranks_stops_both_and_they_go_on_together(
     assert f"stopped by SIGTERM at step {step};" in log.read_text()
     assert "lost another process" not in log.read_text()
     whole = tmp_path / "whole"
-    for folder in (run, whole):
-        succeed(train_on_ranks(tmp_path, 2, shards, folder, *words, "--max-steps", step + 3))
+    for each in (run, whole):
+        succeed(train_on_ranks(tmp_path, 2, shards, each, *words, "--max-steps", step + 3))
     assert equal(final_state(whole), final_state(run)) == []
 
 
@@ -232,6 +235,59 @@ def test_fresh_is_honoured_once_in_a_job_that_a_machine_joins(
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
         prepare(run, settings, True).close()
         assert len(list(run.parent.glob("run.previous-*"))) == moved, job
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_who_gets_the_lock_of_a_folder_that_another_has_moved_aside_trains_in_the_new_one_or_gives_up(
+    run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    """Started at once, both open the lock; one has moved it away with the folder before the other locks it."""
+    settings, real = Settings.of(make_config(data="x")), fcntl.flock
+    monkeypatch.setattr(folder, "PATIENCE_SECONDS", 0.0)
+
+    def meanwhile(other: Callable[[], object]) -> None:
+        def flock(descriptor: int, operation: int) -> None:
+            monkeypatch.setattr(fcntl, "flock", real)
+            other()
+            real(descriptor, operation)
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    def moved() -> list[str]:
+        return sorted(path.name for path in run.parent.glob("run.*"))
+
+    with contextlib.ExitStack() as stack:
+        meanwhile(lambda: stack.enter_context(prepare(run, settings, True)))
+        with pytest.raises(UserError, match="another process is training in"):
+            prepare(run, settings, fresh)
+    assert moved() == ["run.previous-1"]
+    meanwhile(lambda: run.rename(run.with_name("run.elsewhere")))  # and ends before it makes a new one
+    with prepare(run, settings, fresh), pytest.raises(UserError, match="another process is training in"):
+        prepare(run, settings, fresh)
+    assert moved() == ["run.elsewhere", "run.previous-1"]
+
+
+def test_fresh_leaves_what_the_same_job_has_begun_while_it_waited_for_the_lock(
+    run: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job's first start, told to stop, claims the folder only just before its second looks."""
+    settings, real = Settings.of(make_config(data="x")), fcntl.flock
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+
+    def flock(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        prepare(run, settings, True).close()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    prepare(run, settings, True).close()
+    assert [path.name for path in run.parent.glob("run.*")] == ["run.previous-1"]
+
+
+def test_a_lock_that_is_a_link_to_nowhere_is_one_error(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "missing/lock")
+    with pytest.raises(FileNotFoundError, match="lock"):
+        prepare(tmp_path, Settings.of(make_config(data="x")), False)
 
 
 def test_a_run_that_ended_before_it_had_a_config_can_begin(tmp_path: pathlib.Path, shards: pathlib.Path) -> None:

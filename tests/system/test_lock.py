@@ -1,5 +1,6 @@
 """A lock keeps others out until it is closed or forgotten."""
 
+import contextlib
 import fcntl
 import os
 import pathlib
@@ -20,6 +21,37 @@ def test_one_holder_at_a_time(tmp_path: pathlib.Path, name: str) -> None:
     forgotten = lock(tmp_path / name, "taken")
     del forgotten
     lock(tmp_path / name, "taken").close()
+
+
+@pytest.mark.parametrize("name", ["", "lock"])
+def test_a_lock_whose_folder_is_moved_away_before_it_is_had_keeps_nobody_out_of_what_lies_there(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder, real, after = tmp_path / "run", fcntl.flock, ["again", "held", "gone"]
+
+    def flock(descriptor: int, operation: int) -> None:
+        if after:
+            then = after.pop()
+            folder.rename(tmp_path / f"before {then}")
+            if then != "gone":
+                folder.mkdir()
+            if then == "held":
+                other = os.open(folder / name, os.O_RDONLY | (os.O_CREAT if name else 0))
+                stack.callback(os.close, other)
+                real(other, fcntl.LOCK_EX)
+        real(descriptor, operation)
+
+    folder.mkdir()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(FileNotFoundError):
+            lock(folder / name, "taken")
+        folder.mkdir()
+        with pytest.raises(UserError, match="taken"):
+            lock(folder / name, "taken")
+    with lock(folder / name, "taken"), pytest.raises(UserError, match="taken"):
+        lock(folder / name, "taken")
+    assert not after
 
 
 def test_a_fifo_in_its_place_is_not_waited_for(tmp_path: pathlib.Path) -> None:
