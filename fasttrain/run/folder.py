@@ -25,7 +25,10 @@ MAX_BYTES = 1 << 20  # of it
 LOCK = "lock"
 CONFIG = pathlib.Path("config.json")
 BEGUN = {LOCK, temporary_path(CONFIG).name}  # all there is in the folder of a run that ended before it had a config
-RESTARTS = "TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"
+# by the name that config.json has it under: a launcher's name for its job, the same in all its starts, and their count
+LAUNCHERS = {
+    "job": ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"), "slurm_job": ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"),
+}  # fmt: skip
 PATIENCE_SECONDS = 60.0  # that a run which was told to stop may take to write its checkpoint
 
 
@@ -89,7 +92,7 @@ def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> Lock:
         if changed := settings.differences(bound):
             raise UserError(f"{run} has other settings: {'; '.join(changed)}; use another --run, or --fresh")
         return claim
-    write_json(path, {"format": FORMAT, "config": settings.values, "environment": environment(), "job": job()})
+    write_json(path, {"format": FORMAT, "config": settings.values, "environment": environment(), **jobs()})
     return claim
 
 
@@ -164,22 +167,28 @@ def read_settings(path: pathlib.Path) -> dict[str, Any]:
     return named_now(settings)
 
 
-def job() -> str:
-    """torchrun's name of the job this process belongs to, the same when it is started again; "" where it has none."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return "" if name == "none" else name
+def jobs() -> dict[str, str]:
+    """What the launchers call the job this process belongs to; "" where one has no name, or there is none."""
+    names = {key: os.environ.get(name, "") for key, (name, _) in LAUNCHERS.items()}
+    return {key: "" if name == "none" else name for key, name in names.items()}  # torchrun's word for no name
 
 
 def same_job(path: pathlib.Path) -> bool:
-    """Was this process started again by its launcher, or the folder begun by the same job?
+    """Was the folder begun by the job of this process, which its launcher has started again?
 
-    Both are asked: torchrun does not count a start because a machine joined, and not every job has a name of its own.
+    torchrun does not count a start because a machine joined, but its name of a job tells. Slurm's name alone does not:
+    all commands typed in one allocation have it. Nor does a count: the starts before may not have come to the folder.
     """
-    if any(os.environ.get(name, "") not in ("", "0") for name in RESTARTS):
+    begun: dict[str, Any] = {}
+    with contextlib.suppress(UserError):  # no folder yet, or a damaged one
+        begun = read_record(path)
+    now = jobs()
+    if now["job"] and begun.get("job") == now["job"]:
         return True
-    with contextlib.suppress(UserError):  # no folder yet, or a damaged one: moved aside
-        return job() != "" and read_record(path).get("job") == job()
-    return False
+    return any(
+        os.environ.get(count, "") not in ("", "0") and begun.get(key, now[key]) == now[key]  # unknown: as it is now
+        for key, (_, count) in LAUNCHERS.items()
+    )
 
 
 def _claim(run: pathlib.Path) -> Lock:

@@ -237,6 +237,45 @@ def test_fresh_is_honoured_once_in_a_job_that_a_machine_joins(
         assert len(list(run.parent.glob("run.previous-*"))) == moved, job
 
 
+@pytest.mark.parametrize(
+    ("begun", "now", "goes_on"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "a"}, {"TORCHELASTIC_RUN_ID": "b", "TORCHELASTIC_RESTART_COUNT": "1"}, False),
+        ({}, {"TORCHELASTIC_RUN_ID": "b", "TORCHELASTIC_RESTART_COUNT": "1"}, False),
+        ({"SLURM_JOB_ID": "17"}, {"SLURM_JOB_ID": "18", "SLURM_RESTART_COUNT": "1"}, False),
+        ({"SLURM_JOB_ID": "17"}, {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "1"}, True),
+        ({"SLURM_JOB_ID": "17"}, {"SLURM_JOB_ID": "17"}, False),  # typed twice in one allocation
+        # recipes/slurm.sbatch: torchrun's name has the count in it
+        (
+            {"SLURM_JOB_ID": "17", "TORCHELASTIC_RUN_ID": "17.0"},
+            {"SLURM_JOB_ID": "17", "TORCHELASTIC_RUN_ID": "17.1", "SLURM_RESTART_COUNT": "1"},
+            True,
+        ),
+        (
+            {"SLURM_JOB_ID": "17", "TORCHELASTIC_RUN_ID": "17.0"},
+            {"SLURM_JOB_ID": "18", "TORCHELASTIC_RUN_ID": "18.1", "SLURM_RESTART_COUNT": "1"},
+            False,
+        ),
+        (
+            {"SLURM_JOB_ID": "17", "TORCHELASTIC_RUN_ID": "17.0"},
+            {"SLURM_JOB_ID": "17", "TORCHELASTIC_RUN_ID": "17.0", "TORCHELASTIC_RESTART_COUNT": "1"},
+            True,
+        ),
+    ],
+)
+def test_a_start_that_is_counted_goes_on_only_in_a_folder_of_its_own_job(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, begun: dict[str, str], now: dict[str, str], goes_on: bool
+) -> None:
+    """Its first start may have died before it claimed the folder, which is then another job's."""
+    settings = Settings.of(make_config(data="x"))
+    for variables in (begun, now):
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            prepare(tmp_path / "run", settings, True).close()
+    assert (tmp_path / "run.previous-1").exists() != goes_on
+
+
 @pytest.mark.parametrize("fresh", [False, True])
 def test_who_gets_the_lock_of_a_folder_that_another_has_moved_aside_trains_in_the_new_one_or_gives_up(
     run: pathlib.Path, monkeypatch: pytest.MonkeyPatch, fresh: bool
