@@ -6,7 +6,7 @@ import pathlib
 
 from fasttrain.engine.skips import Skips
 from fasttrain.input import Order, Store
-from fasttrain.run.checkpoint import saved_checkpoints
+from fasttrain.run.checkpoint import last_good
 from fasttrain.system.durable import write_json
 from fasttrain.system.errors import RunError
 
@@ -20,7 +20,7 @@ def not_finite(run: pathlib.Path, store: Store, order: Order, skips: Skips, step
     record = run / "not-finite.json"
     names = [store.name(sample) for sample in samples]
     write_json(record, {"step": skips.last + 1, "epoch": epoch, "samples": samples, "names": names})
-    good = next(iter(saved_checkpoints(run / "checkpoints")), "none yet")
+    good = last_good(run / "checkpoints", step)
     named = ", ".join(map(str, samples[:NAMED])) + (f", … (all in {record})" if len(samples) > NAMED else "")
     return RunError(
         f"the loss or its gradients were not finite in {skips.total} of {step} steps, {skips.in_a_row} in a row, the "

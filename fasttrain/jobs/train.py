@@ -40,7 +40,16 @@ from fasttrain.run.checkpoint import save_checkpoint
 from fasttrain.run.display import Display
 from fasttrain.run.ending import begin_again, keep_ending
 from fasttrain.run.extension import check_extension, keep_extension
-from fasttrain.run.folder import DataRecord, check_outside, keep_data, keep_init, keep_steps, prepare, run_path
+from fasttrain.run.folder import (
+    DataRecord,
+    check_outside,
+    keep_data,
+    keep_init,
+    keep_saved,
+    keep_steps,
+    prepare,
+    run_path,
+)
 from fasttrain.run.health import Health
 from fasttrain.run.metrics import REPLACED, Metrics, Sink
 from fasttrain.run.resume import goes_on, resume
@@ -141,7 +150,9 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     settings = Settings.of(config)
     run = pathlib.Path(ranks.share(str(run_path(config.run))))
     init = None
-    if config.encoder.init and not ranks.share(goes_on(run, config.run.fresh)):
+    if config.encoder.init and not ranks.share(
+        ranks.together(lambda: ranks.is_main and goes_on(run, config.run.fresh))
+    ):
         init = initial_weights_of_all(config, method.encoder, ranks)
 
     def begin() -> Lock:
@@ -193,6 +204,8 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
         keep_extension(run, settings, step)
         keep_start(run, step, ranks.world_size, loader.state_dict()["lanes"])
         keep_steps(run, last_step, steps_per_epoch)
+        if step:
+            keep_saved(run, step)
         begin_again(run)
         return open_sinks(run, step, config.logging, settings.values)
 
@@ -223,6 +236,7 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     views_dtype = DTYPES[optimisation.precision]
     views: Views | None = None  # one buffer for all steps of a size
     shown: tuple[int, ...] = ()  # its sides
+    is_saved = step > 0
     with closing:  # also before the report, which reads what is written until then
         # may not have been done when this checkpoint was written
         stopped = watch.health(step, epoch) or watch.knn(step, epoch)
@@ -266,6 +280,9 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
                     with display.doing("saving"):
                         state = state_of(step, settings, data, method, trainer, probe, loader)
                         save_checkpoint(run / "checkpoints", state, config.run.keep_last)
+                    if not is_saved:
+                        keep_saved(run, step)
+                        is_saved = True
                 stopped = stopped or watch.knn(step, epoch)
                 if stopped or ends:
                     break

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import hashlib
 import os
 import pathlib
@@ -50,8 +51,26 @@ def checkpoint_path(folder: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def saved_checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The checkpoints in a folder, newest first."""
-    return sorted(folder.glob(ANY_STEP), reverse=True)
+    """The checkpoints in a folder, newest first; none where nothing has that name.
+
+    Raises RunError where they are out of sight: a link to storage that is away, or a folder that can't be listed.
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not folder.is_symlink():
+            return []
+        raise RunError(f"the checkpoints in {folder} could not be looked for: {reason(error)}") from error
+    return sorted((folder / name for name in fnmatch.filter(names, ANY_STEP)), reverse=True)
+
+
+def last_good(folder: pathlib.Path, step: int) -> str:
+    """The newest checkpoint up to a step, for a line that tells of an error."""
+    newest = checkpoint_path(folder, step)
+    try:
+        return str(next((path for path in saved_checkpoints(folder) if path.name <= newest.name), "none yet"))
+    except RunError:
+        return f"out of sight in {folder}"
 
 
 def save_checkpoint(folder: pathlib.Path, state: dict, keep_last: int) -> pathlib.Path:
@@ -65,7 +84,7 @@ def save_checkpoint(folder: pathlib.Path, state: dict, keep_last: int) -> pathli
     try:
         replace_file(path, lambda file: _write_sealed({"format": FORMAT, **state}, file))
     except (OSError, RuntimeError) as error:
-        good = next((other for other in saved_checkpoints(folder) if other.name <= path.name), "none yet")
+        good = last_good(folder, state["step"])
         said = reason(error) if isinstance(error, OSError) else error
         raise CheckpointError(f"checkpoint {path} can't be written: {said}; the last good one: {good}") from error
     # One of a later step is none that this run has written or read: it must not push out those that are good.
@@ -189,7 +208,8 @@ def _checked(path: pathlib.Path, file: BinaryIO) -> str:
 def load_newest(folder: pathlib.Path) -> Checkpoint | None:
     """The newest checkpoint that is whole; others passed over are named on stderr. None if there is none.
 
-    Raises CheckpointError when there are checkpoints and none is whole, RunError when one can't be read just now.
+    Raises CheckpointError when there are checkpoints and none is whole, RunError when one can't be read just now, or
+    they are out of sight.
     """
     paths = saved_checkpoints(folder)
     for path in paths:

@@ -5,6 +5,7 @@ A run that goes on removes it, so that it is there only while nobody trains.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -13,9 +14,10 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fasttrain.run.folder import LOCK
+from fasttrain.run.folder import LOCK, has_saved
 from fasttrain.system.cli import said, warn
 from fasttrain.system.durable import reason, write_json
+from fasttrain.system.errors import UserError
 from fasttrain.system.lock import is_held
 from fasttrain.system.regular import read_at_most
 
@@ -59,9 +61,9 @@ def keep_ending(run: pathlib.Path, step: int, stopped: int, error: BaseException
     """Record how training has ended: by an error, a signal's number, or (0, None) done.
 
     Never raises OSError: an error of its own must not stand in for the one that ended the run. An error before the run
-    has gone on, such as a refusal, leaves what stands there, also nothing: step is 0 then, and checkpoints are there.
+    has gone on, such as a refusal, leaves what stands there, also nothing: step is 0 then, and one was saved.
     """
-    if error and (os.path.lexists(run / FILE) or (not step and any((run / "checkpoints").glob("*")))):
+    if error and (os.path.lexists(run / FILE) or (not step and _may_have_saved(run))):
         return
     if isinstance(error, KeyboardInterrupt):
         state, line = "stopped", f"by a second {signal.SIGINT.name}, at once"
@@ -73,6 +75,13 @@ def keep_ending(run: pathlib.Path, step: int, stopped: int, error: BaseException
         write_json(run / FILE, asdict(Ending(state, line, step, time.strftime(TIME))))
     except OSError as fault:
         warn(f"{run / FILE} can't be written: {reason(fault)}")
+
+
+def _may_have_saved(run: pathlib.Path) -> bool:
+    with contextlib.suppress(UserError):
+        if has_saved(run):
+            return True
+    return any((run / "checkpoints").glob("*"))  # of an earlier version, or before it was recorded
 
 
 def _line(error: BaseException) -> str:

@@ -116,6 +116,18 @@ def keep_steps(run: pathlib.Path, last: int, per_epoch: int) -> None:
         write_json(run / CONFIG, {**content, "steps": steps})
 
 
+def keep_saved(run: pathlib.Path, step: int) -> None:
+    """Record in the run's config.json that a checkpoint of a step was saved; the first that is told of stays."""
+    content = read_record(run / CONFIG)
+    if "saved" not in content:
+        write_json(run / CONFIG, {**content, "saved": step})
+
+
+def has_saved(run: pathlib.Path) -> bool:
+    """Has the run ever saved a checkpoint, by what its config.json tells? Raises UserError."""
+    return "saved" in read_record(run / CONFIG)
+
+
 def keep_data(run: pathlib.Path, data: DataRecord) -> None:
     """Record the images in the run's config.json, also where they have moved."""
     path = run / CONFIG

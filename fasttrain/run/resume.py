@@ -10,7 +10,7 @@ from collections.abc import Callable
 from fasttrain.engine.ranks import Ranks
 from fasttrain.run.checkpoint import UNFIT, Checkpoint, CheckpointError, load_checkpoint, load_newest, saved_checkpoints
 from fasttrain.run.earlier import named_now
-from fasttrain.run.folder import CONFIG, same_job
+from fasttrain.run.folder import CONFIG, has_saved, same_job
 from fasttrain.system.errors import RunError, UserError
 from fasttrain.system.memory import is_full_memory
 from fasttrain.system.options import Settings
@@ -18,7 +18,8 @@ from fasttrain.system.options import Settings
 
 def goes_on(run: pathlib.Path, fresh: bool) -> bool:
     """Whether a run that `prepare` is asked for will have a checkpoint to go on from."""
-    return any(saved_checkpoints(run / "checkpoints")) and (not fresh or same_job(run / CONFIG))
+    is_run = (run / CONFIG).exists() and (not fresh or same_job(run / CONFIG))
+    return is_run and any(saved_checkpoints(run / "checkpoints"))
 
 
 def resume(
@@ -28,11 +29,22 @@ def resume(
 
     fingerprint: of the images this rank reads. Later checkpoints, none of which could be read, are renamed to
     *.unreadable. Raises UserError for one of other settings or images, and RunError, on every rank, where one can't
-    read the one that the first has chosen, or it does not fit.
+    read the one that the first has chosen, it does not fit, or all that were saved are gone.
     """
-    newest = ranks.together(lambda: load_newest(folder) if ranks.is_main else None)
+    newest = ranks.together(lambda: _newest(folder) if ranks.is_main else None)
     chosen = ranks.share((fingerprint, newest and (newest.path.name, newest.digest)))
     return ranks.together(lambda: _resume(folder, settings, fingerprint, newest, chosen, restore))
+
+
+def _newest(folder: pathlib.Path) -> Checkpoint | None:
+    """Nothing but a run that was ended before its first checkpoint may start over without being told to."""
+    newest = load_newest(folder)
+    if newest is None and has_saved(folder.parent):
+        raise RunError(
+            f"the checkpoints of {folder.parent} are gone: none is in {folder}; bring them back and the same command "
+            "goes on, or --fresh starts over"
+        )
+    return newest
 
 
 def _resume(

@@ -18,7 +18,7 @@ from typing import Any
 from fasttrain.run.metrics import HISTOGRAM, Entry, MetricsFile, Sink
 from fasttrain.run.options import LoggingOptions
 from fasttrain.run.services import Attempt, MLflow, Service, TensorBoard, WandB
-from fasttrain.system.errors import UserError, printable
+from fasttrain.system.errors import UserError, note, printable
 
 CLOSE_SECONDS = 20.0  # that a run waits at its end for a service to take the last figures
 MOST_WAITING = 10_000  # entries
@@ -51,6 +51,8 @@ def open_sinks(run: pathlib.Path, step: int, options: LoggingOptions, settings: 
     """The sinks of a run that goes on from a step: RUN/metrics.jsonl, and the services. settings: of the run, for them
     to show."""
     file = MetricsFile(run / "metrics.jsonl", step)
+    if file.reached and not step:
+        note(f"{run} has no checkpoint yet: training from the start, though figures told of step {file.reached}")
     attempt = Attempt(run, step, file.reached, settings)
     return file, *(Aside(name, functools.partial(SERVICES[name][0], attempt)) for name in asked_for(options))
 

@@ -18,9 +18,11 @@ from support.forks import RunCommand, on_ranks, succeed
 from support.launch import TINY, equal, final_state, launcher, started, train, train_on_ranks, wait_for_step
 
 from fasttrain.config import make_config
+from fasttrain.jobs import train as job
 from fasttrain.run import folder, resume
-from fasttrain.run.checkpoint import save_checkpoint, saved_checkpoints
+from fasttrain.run.checkpoint import CheckpointError, save_checkpoint, saved_checkpoints
 from fasttrain.run.folder import prepare
+from fasttrain.run.metrics import read_metrics
 from fasttrain.system.durable import temporary_path
 from fasttrain.system.errors import UserError
 from fasttrain.system.options import Settings
@@ -231,10 +233,10 @@ def test_fresh_is_honoured_once_in_a_job_that_a_machine_joins(
 ) -> None:
     """torchrun starts its processes again then, and does not count it; only the job's name is the same."""
     settings = Settings.of(make_config(data="x"))
-    for job, moved in (("a", 1), ("a", 1), ("b", 2), ("none", 3), ("none", 4)):
-        monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
+    for name, moved in (("a", 1), ("a", 1), ("b", 2), ("none", 3), ("none", 4)):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
         prepare(run, settings, True).close()
-        assert len(list(run.parent.glob("run.previous-*"))) == moved, job
+        assert len(list(run.parent.glob("run.previous-*"))) == moved, name
 
 
 @pytest.mark.parametrize(
@@ -274,6 +276,60 @@ def test_a_start_that_is_counted_goes_on_only_in_a_folder_of_its_own_job(
                 patch.setenv(name, value)
             prepare(tmp_path / "run", settings, True).close()
     assert (tmp_path / "run.previous-1").exists() != goes_on
+
+
+def _link_to_nowhere(checkpoints: pathlib.Path) -> None:
+    checkpoints.rename(checkpoints.with_name("elsewhere"))
+    checkpoints.symlink_to(checkpoints.with_name("missing"))
+
+
+def _a_file(checkpoints: pathlib.Path) -> None:
+    checkpoints.rename(checkpoints.with_name("elsewhere"))
+    checkpoints.touch()
+
+
+def _empty(checkpoints: pathlib.Path) -> None:  # as the place of a mount that is not there
+    checkpoints.rename(checkpoints.with_name("elsewhere"))
+    checkpoints.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("hide", "message"),
+    [
+        (_link_to_nowhere, "could not be looked for: No such file or directory"),
+        (_a_file, "could not be looked for: Not a directory"),
+        (_empty, "are gone: none is in"),
+        (lambda checkpoints: checkpoints.rename(checkpoints.with_name("elsewhere")), "are gone: none is in"),
+    ],
+    ids=["link", "file", "empty", "moved"],
+)
+def test_a_run_whose_checkpoints_are_out_of_sight_does_not_start_over(
+    run: pathlib.Path, shards: pathlib.Path, capsys: pytest.CaptureFixture[str],
+    hide: Callable[[pathlib.Path], None], message: str,
+) -> None:  # fmt: skip
+    (run / "ending.json").unlink()  # killed
+    hide(run / "checkpoints")
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert train(shards, run, "--max-steps", 9) == 1
+    assert message in one_line_of(capsys.readouterr().err)
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_over_and_says_so(
+    shards: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise CheckpointError("disk full")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "save_checkpoint", full)
+        assert train(shards, run, "--max-steps", 2) == 1
+    assert [entry["step"] for entry in read_metrics(run / "metrics.jsonl")] == [2]
+    capsys.readouterr()
+    assert train(shards, run, "--max-steps", 2) == 0
+    assert f"{run} has no checkpoint yet: training from the start" in capsys.readouterr().err
+    assert final_state(run)["step"] == 2
 
 
 @pytest.mark.parametrize("fresh", [False, True])
