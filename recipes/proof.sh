@@ -88,8 +88,8 @@ try drawn drawn-xmoco drawn-moco --method xmoco
 
 # A weak view for the key
 data=data/cifar10 k=200 budget=${full/--epochs 16/--epochs 4}
-try weak quarter-moco-weak quarter-moco-weak --method moco --recipe weak-key
-try weak quarter-weak-encoder-within-64 quarter-moco-weak --method moco "$within" --cross-weight 64 --recipe weak-key
+once weak quarter-moco-weak quarter-moco-weak --method moco --recipe weak-key
+once weak quarter-weak-encoder-within-64 quarter-moco-weak --method moco "$within" --cross-weight 64 --recipe weak-key
 budget=$full
 once weak moco-weak moco-weak --method moco --recipe weak-key
 once weak weak-sharp-1 moco-weak --method moco "$sharp" 0.05 --cross-weight 1 --recipe weak-key
