@@ -79,14 +79,14 @@ def clustered_contrast(
 
 def gated_contrast(
     q_ND: Tensor, k_ND: Tensor, queue_KD: Tensor, temperature: float, gate: Callable[[Tensor, Tensor], Tensor],
-    own_ND: Tensor | None = None,
+    own_ND: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """AdaMEOW's loss, scalar, and its figures.
 
     gate: of rows (N, D) and keys (k, D) the numbers (N, k) whose sigmoid is γ. Its parameters take a gradient, what it
-    is given takes none. own_ND: the rows that tell an image; None: k_ND.
+    is given takes none. own_ND: the rows that tell an image: its key as it is, where k_ND is a transformed one.
     """
-    image_ND = (k_ND if own_ND is None else own_ND).detach().to(queue_KD.dtype)
+    image_ND = own_ND.detach().to(queue_KD.dtype)
 
     def log_weights(keys: slice) -> Tensor:
         return F.logsigmoid(gate(image_ND, queue_KD[keys].detach()))

@@ -73,7 +73,7 @@ def test_value_and_gradient_by_clusters(temperature: float) -> None:
 def test_value_and_gradient_by_a_gate(temperature: float) -> None:
     q, keys, queue = inputs()
     network = gate()
-    ours, _ = gated_contrast(q, keys, queue, temperature, network.of_pairs)
+    ours, _ = gated_contrast(q, keys, queue, temperature, network.of_pairs, keys)
     means = [torch.stack([network(keys[i] + y).sigmoid() for y in queue]).mean() for i in range(6)]
     expected = slow(q, keys, queue, temperature, lambda i, j: network(keys[i] + queue[j]).sigmoid() / means[i])
     assert_same(ours, expected, q, *network.parameters())
@@ -94,7 +94,7 @@ def test_a_gate_of_pairs_is_the_network_of_their_sum() -> None:
 def test_no_gradient_reaches_a_key_the_queue_or_the_query_through_a_weight() -> None:
     q, keys, queue = (x.detach().requires_grad_() for x in inputs())
     network = gate()
-    loss, figures = gated_contrast(q, keys, queue, 0.2, network.of_pairs)
+    loss, figures = gated_contrast(q, keys, queue, 0.2, network.of_pairs, keys)
     loss.backward()
     assert torch.allclose(keys.grad, -q.detach() / 0.2 / len(q), atol=1e-12)  # that of s⁺ alone
     assert queue.grad is None
@@ -120,7 +120,7 @@ def test_a_gate_that_is_alike_for_all_is_decoupled_info_nce_however_far_it_close
         network = gate()
         torch.nn.init.zeros_(network.outer.weight)
         torch.nn.init.constant_(network.outer.bias, bias)
-        ours, figures = gated_contrast(q, keys, queue, 0.2, network.of_pairs)
+        ours, figures = gated_contrast(q, keys, queue, 0.2, network.of_pairs, keys)
         assert_same(ours, queue_terms([Decoupled(0.2)], q, keys, queue)[0], q)
         assert float(figures["negatives_counted"]) == pytest.approx(1)
 
@@ -164,8 +164,9 @@ def test_figures_are_of_the_rows_as_they_are_and_of_the_weights() -> None:
     ids = clusters(6, 1, 2, 5), clusters(40, 2, 2, 5)
     network = gate()
     by_clusters, by_gate = (
-        clustered_contrast(q, keys, queue, 0.2, *ids, FULL)[1], gated_contrast(q, keys, queue, 0.2, network.of_pairs)[1]
-    )  # fmt: skip
+        clustered_contrast(q, keys, queue, 0.2, *ids, FULL)[1],
+        gated_contrast(q, keys, queue, 0.2, network.of_pairs, keys)[1],
+    )
     q = q.detach()
     cosine = q @ queue.T
     for figures in (by_clusters, by_gate):
@@ -188,7 +189,7 @@ def test_bad_numbers_do_not_come_out_plausible(bad: float) -> None:
     q[1, 2] = bad
     ids = clusters(6, 1, 2, 5), clusters(40, 2, 2, 5)
     assert not clustered_contrast(q, keys, queue, 0.2, *ids, FULL)[0].isfinite()
-    assert not gated_contrast(q, keys, queue, 0.2, gate().of_pairs)[0].isfinite()
+    assert not gated_contrast(q, keys, queue, 0.2, gate().of_pairs, keys)[0].isfinite()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -201,8 +202,8 @@ def test_a_narrow_queue_stays_close_to_fp64(dtype: torch.dtype) -> None:
     for ours, exact in (
         (clustered_contrast(*given, *ids, FULL)[0], clustered_contrast(q, keys, queue, 0.2, *ids, FULL)[0]),
         (
-            gated_contrast(*given, gate(32).float().of_pairs)[0],
-            gated_contrast(q, keys, queue, 0.2, network.of_pairs)[0],
+            gated_contrast(*given, gate(32).float().of_pairs, given[1])[0],
+            gated_contrast(q, keys, queue, 0.2, network.of_pairs, keys)[0],
         ),
     ):
         assert ours.dtype == torch.float32
