@@ -114,8 +114,8 @@ family() {
     once "$1" "$2-hydra" "$2-supcon" --method hydra
 }
 
-# Each with its settings for minutes
-data=data/demo-shards k=20 budget="--preset demo"
+# Each with its settings for minutes, at half the size
+data=data/demo-shards k=20 budget="--preset demo --size 16 --warmup-epochs 2"
 family family_drawn demo
 
 # All as long as each other

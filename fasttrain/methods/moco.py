@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasttrain.losses.feature_transform import as_they_are, draw, scores, transformed, transformed_contrast
+from fasttrain.losses.feature_transform import Transform, drawn_for, scores, transformed, transformed_contrast
 from fasttrain.losses.queue import QueueTerm
 from fasttrain.losses.regularisers import regularised, with_features
 from fasttrain.losses.weighted_negatives import clustered_contrast, gated_contrast
@@ -120,13 +120,18 @@ class MoCo(KeyMethod):
         """The loss and its terms. q_RD, k_RD: this rank's rows; k_MD: the rows of all ranks; each of one direction
         after the other."""
         queue_KD, regularisers, directions = self.queue.keys_KD, self._options.regularisers, len(self._queried)
-        contrast, figures = self._contrasted(q_RD, k_RD, queue_KD)
+        drawn: Transform | None = None
+        figures: dict[str, Tensor] = {}
+        if self._transforms:
+            drawn, figures = drawn_for(self._contrast, q_RD, k_RD, queue_KD, self.queue.is_full)
+        contrast, more = self._contrasted(q_RD, k_RD, queue_KD, drawn)
         loss, terms = regularised(contrast, regularisers, q_RD, k_RD, k_MD, queue_KD, directions)
-        return loss, terms | figures | {"queue_filled": self.queue.filled}
+        return loss, terms | more | figures | {"queue_filled": self.queue.filled}
 
-    def _contrasted(self, q_RD: Tensor, k_RD: Tensor, queue_KD: Tensor) -> tuple[QueueTerm | Tensor, dict[str, Tensor]]:
+    def _contrasted(
+        self, q_RD: Tensor, k_RD: Tensor, queue_KD: Tensor, drawn: Transform | None
+    ) -> tuple[QueueTerm | Tensor, dict[str, Tensor]]:
         """The contrast, or its value and its figures where it is one of transformed rows or weighted negatives."""
-        drawn = draw(len(queue_KD), queue_KD.device) if self._transforms else None
         if self.negatives is None:
             return transformed_contrast(self._contrast, q_RD, k_RD, queue_KD, drawn) if drawn else (self._contrast, {})
         rows = transformed(q_RD, k_RD, queue_KD, drawn) if drawn else (q_RD, k_RD, queue_KD)
@@ -136,9 +141,7 @@ class MoCo(KeyMethod):
         else:
             own_GR, key_GK = self.negatives.of(k_RD.to(queue_KD.dtype)), self.negatives.of(queue_KD)
             value, figures = clustered_contrast(*rows, temperature, own_GR, key_GK, self.queue.is_full, drawn)
-        if drawn:
-            figures |= scores(*rows) | as_they_are(self._contrast, q_RD, k_RD, queue_KD)
-        return value, figures
+        return value, figures | scores(*rows) if drawn else figures
 
     @torch.no_grad()
     def update(self, good: Tensor, progress: Progress, carry: tuple[Tensor, ...]) -> None:

@@ -6,7 +6,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fasttrain.jobs.train import seed_step
-from fasttrain.losses.feature_transform import Transform, draw, mixed_queue, transformed_contrast, transformed_pair
+from fasttrain.losses.feature_transform import (
+    Transform,
+    bounded,
+    draw,
+    drawn_for,
+    mixed_queue,
+    transformed_contrast,
+    transformed_pair,
+)
 from fasttrain.losses.queue import Decoupled, DecoupledWeighted, InfoNCE, queue_terms
 
 
@@ -57,6 +65,48 @@ def test_positives_are_moved_apart_as_their_similarity_says(weight: float) -> No
     assert float((lambda a, b: a @ b.T)(*transformed_pair(*pair, 1.5))) == pytest.approx(0, abs=1e-12)
 
 
+def test_extrapolation_is_bounded_by_what_views_have_in_common() -> None:
+    """Rows m + δ and m + cδ of many images: at the bound differences grow half as fast as without extrapolation."""
+    m, c = F.one_hot(torch.tensor(0), 16).double(), 0.4
+    delta = 1e-3 * torch.randn(400, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    delta[:, 0] = 0
+    own = c * delta + (1 - c**2) ** 0.5 * delta.roll(1, 0)
+    q, k = F.normalize(m + delta, dim=1), F.normalize(m + own, dim=1)
+    mean = k.mean(0).expand(400, 16)
+    weight = float(bounded(2.0, q, k, mean))
+    assert weight == pytest.approx(1 + c / (2 * (1 - c)), rel=0.05)
+    drawn_to = weight**2 + (1 - weight) ** 2
+    assert drawn_to * c - (drawn_to - weight) == pytest.approx(c / 2, rel=0.2)
+    assert float(bounded(1.2, q, k, mean)) == pytest.approx(1.2)
+
+
+def test_nothing_in_common_or_nothing_apart_is_bounded_too() -> None:
+    q, k, _ = inputs()
+    mean = k.mean(0).expand(6, 16)
+    assert float(bounded(2.0, q, -q.detach(), mean)) == 1
+    same = F.one_hot(torch.zeros(6, dtype=torch.long), 16).double()
+    assert float(bounded(2.0, same, same, same)) == 1
+    assert float(bounded(1.7, q, q, mean)) == pytest.approx(1.7)
+
+
+def test_a_query_moves_as_its_negatives_let_it_once_the_queue_is_full() -> None:
+    """The negatives as the contrast weighs them: a query that can't be told from many of them isn't moved."""
+    q, k, queue = (x.float() for x in inputs())
+    k = F.normalize(q.detach() + 0.2 * k, dim=1)
+    near = F.normalize(q.detach().repeat(7, 1)[:40] + 0.2 * queue, dim=1)
+    full, filling = torch.tensor(True), torch.tensor(False)
+    seed_step(3, 7, rank=0)
+    free, figures = drawn_for(InfoNCE(0.05), q, k, queue, full)
+    assert free.positive > 1.2
+    assert figures["extrapolation"] == free.positive
+    assert float(figures["positive_similarity"]) == pytest.approx(float((q * k).sum(1).mean().detach()))
+    for negatives, is_full in ((near, full), (queue, filling)):
+        seed_step(3, 7, rank=0)
+        held, _ = drawn_for(InfoNCE(0.05), q, k, negatives, is_full)
+        assert held.positive < 1.05
+        assert held.negative == free.negative
+
+
 def test_mixed_negatives_are_new_rows_and_keep_their_mean_and_dtype() -> None:
     _, _, queue = inputs()
     order = torch.randperm(40, generator=torch.Generator().manual_seed(4))
@@ -96,5 +146,3 @@ def test_scores_are_of_what_the_contrast_sees_and_figures_of_what_there_is() -> 
     assert float(figures["score_negative"]) == pytest.approx(float(s.mean().detach()))
     assert float(figures["score_negative_variance"]) == pytest.approx(float(s.var(1, correction=0).mean()))
     assert float(figures["score_negative_log_exp"]) == pytest.approx(float((s / 0.2).exp().mean(1).log().mean()))
-    assert float(figures["positive_similarity"]) == pytest.approx(float((q * keys).sum(1).mean()))
-    assert float(figures["negative_similarity"]) == pytest.approx(float((q @ queue.T).mean()))

@@ -125,6 +125,17 @@ def test_a_gate_that_is_alike_for_all_is_decoupled_info_nce_however_far_it_close
         assert float(figures["negatives_counted"]) == pytest.approx(1)
 
 
+def test_a_gate_leaves_two_fifths_of_the_negatives_whatever_it_learns() -> None:
+    q, keys, queue = inputs()
+    network = gate()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=100, generator=torch.Generator().manual_seed(5))
+    x = network(keys[:, None] + queue)
+    assert 1.9 < float(x.detach().abs().max()) <= 2
+    figures = gated_contrast(q, keys, queue, 0.2, network.of_pairs, keys)[1]
+    assert float(figures["negatives_counted"]) > 0.41
+
+
 @pytest.mark.usefixtures("_tiles")
 def test_a_query_that_shares_all_clusters_with_all_keys_takes_all_alike() -> None:
     q, keys, queue = inputs()

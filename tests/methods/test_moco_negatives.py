@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from fasttrain.jobs.train import seed_step
 from fasttrain.losses import reference
-from fasttrain.losses.feature_transform import draw, transformed
+from fasttrain.losses.feature_transform import drawn_for, transformed
+from fasttrain.losses.queue import InfoNCE
 
 WEIGHTED = pytest.mark.parametrize("name", ["moco, meow", "moco, adameow"])
 
@@ -46,11 +47,13 @@ def test_the_contrast_is_by_weights_of_keys_beside_all_regularisers(name: str) -
 def test_mixtures_of_keys_weigh_what_both_keys_do(name: str) -> None:
     """With feature transformation; a gate sees the mixture itself, and the image's key as it was."""
     method: Any = build(small(name, feature_transform=True))
-    q, keys = rows(8, 8, 1).requires_grad_(), rows(8, 8, 2)
+    keys = rows(8, 8, 2)
+    q = F.normalize(keys + 0.3 * rows(8, 8, 1), dim=1).requires_grad_()
     method.queue.enqueue(rows(len(method.queue.keys_KD), 8, 3))
     queue = method.queue.keys_KD
     seed_step(0, 5, 0)
-    drawn = draw(len(queue), queue.device)
+    drawn, _ = drawn_for(InfoNCE(0.2), q, keys, queue, method.queue.is_full)
+    assert drawn.positive > 1.1
     seed_step(0, 5, 0)
     loss, terms = method.loss(q, keys, keys)
     hard, key, new = transformed(q, keys, queue, drawn)

@@ -10,6 +10,7 @@ from fasttrain.engine.networks import make_method
 from fasttrain.engine.optim import Rates
 from fasttrain.engine.step import TrainStep
 from fasttrain.methods import Method, Sample
+from fasttrain.methods.base import Progress
 from fasttrain.system.options import flat
 from fasttrain.views.spec import sides
 
@@ -52,7 +53,7 @@ def small(method: str = "moco", **changes: Any) -> TrainConfig:
 
 def sample(count: int = 8, seed: int = 0, config: TrainConfig | None = None) -> Sample:
     """Views of random numbers of every image: two of 16 px, or those of a configuration, with labels of four classes
-    where it needs them."""
+    where it needs them, in the middle of a run."""
     size_V, labels = (16, 16), None
     if config:
         size_V = sides(config.recipe, config.views.size)
@@ -62,7 +63,7 @@ def sample(count: int = 8, seed: int = 0, config: TrainConfig | None = None) -> 
     for side in dict.fromkeys(size_V):
         values = torch.randn(count, size_V.count(side), 3, side, side, generator=generator)
         groups.append(values.permute(1, 0, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3))
-    return Sample(tuple(groups), labels, torch.arange(count))
+    return Sample(tuple(groups), labels, torch.arange(count), Progress(0.5))
 
 
 def build(config: TrainConfig) -> Method:
