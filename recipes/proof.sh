@@ -100,6 +100,7 @@ family() {
     once "$1" "$2-feature-transform" "$2-moco" --method moco --feature-transform
     once "$1" "$2-meow" "$2-moco" --method moco --negatives meow --clusters 10 30 100
     once "$1" "$2-adameow" "$2-moco" --method moco --negatives adameow
+    once "$1" "$2-foreground" "$2-moco" --method moco --foreground 1
     once "$1" "$2-hiclr" "$2-moco" --method hiclr
     once "$1" "$2-cacr-queue" "$2-moco" --method cacr-queue
     once "$1" "$2-simclr" "$2-simclr" --method simclr

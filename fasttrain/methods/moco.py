@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasttrain.losses.feature_transform import Transform, drawn_for, scores, transformed, transformed_contrast
-from fasttrain.losses.queue import QueueTerm
+from fasttrain.losses.figures import queue_figures
+from fasttrain.losses.queue import QueueTerm, read_queue
 from fasttrain.losses.regularisers import regularised, with_features
 from fasttrain.losses.weighted_negatives import clustered_contrast, gated_contrast
 from fasttrain.methods.base import Method, Output, Progress, Sample
 from fasttrain.methods.options.moco import KeyOptions
 from fasttrain.networks.batch_norm import is_split
 from fasttrain.networks.clusters import Clusters
+from fasttrain.networks.foreground import RegionEncoder, Regions, map_place
 from fasttrain.networks.momentum import cosine_momentum, ema_update, momentum_copy
 from fasttrain.networks.pair_gate import PairGate
 from fasttrain.networks.queue import Queue
@@ -89,12 +91,18 @@ class MoCo(KeyMethod):
     def __init__(
         self, encoder: nn.Module, projector: nn.Module, contrast: QueueTerm, options: KeyOptions,
         symmetric: bool = False, predictor: nn.Module | None = None, feature_transform: bool = False,
-        negatives: Clusters | PairGate | None = None,
+        negatives: Clusters | PairGate | None = None, foreground: float = 0.0,
     ) -> None:  # fmt: skip
         """The networks: see KeyMethod. feature_transform: the contrast is of transformed rows. negatives: what weighs
-        them in a decoupled contrast, of which only the temperature is then taken; None: all are alike."""
+        them in a decoupled contrast, of which only the temperature is then taken; None: all are alike. foreground: the
+        weight of a contrast of foregrounds; 0: there is none."""
         super().__init__(encoder, projector, options, predictor)
         self.negatives = negatives
+        self.region_queue = Queue(options.queue_size, options.dim) if foreground else None
+        self._foreground, place = foreground, map_place(encoder) if foreground else ""
+        self._regions, self._key_regions = (
+            RegionEncoder(network, place) if foreground else None for network in (self.encoder, self.key_encoder)
+        )
         self._contrast, self._transforms = contrast, feature_transform
         self._queried = (0, 1) if symmetric else (0,)  # views; the other one of the two gives the keys
 
@@ -103,18 +111,47 @@ class MoCo(KeyMethod):
         # Keys first: their activations are gone before the queries' are kept. But images travel while queries are made.
         coming, travel = [self._coming(views[1 - view]) for view in self._queried], self._shuffles and world_size() > 1
         made = [] if travel else [self._keys(images) for images in coming]  # (M, D) of each direction
-        features = [self.encoder(views[view]) for view in self._queried]
+        regions = [self._regions(views[view]) for view in self._queried] if self._regions else []
+        features = [seen.feature_NF for seen in regions] or [self.encoder(views[view]) for view in self._queried]
         q_RD = torch.cat([self._query(feature_NF) for feature_NF in features])
         made = made or [self._keys(images) for images in coming]
         own, dim = own_rows(views.shape[1]), q_RD.shape[1]
-        keys, key_features = zip(*(rows_M.tensor_split([dim], 1) for rows_M in made), strict=True)
+        columns = [dim, 3 * dim if regions else dim]
+        keys, region_keys, key_features = zip(*(rows_M.tensor_split(columns, 1) for rows_M in made), strict=True)
         k_RD = torch.cat([k_MD[own] for k_MD in keys])
         with torch.autocast(q_RD.device.type, enabled=False):
             loss, terms = with_features(
                 self.loss(q_RD, k_RD, torch.cat(keys)), self._options.regularisers, features,
                 [feature_MF[own] for feature_MF in key_features],
             )  # fmt: skip
-        return Output(loss, terms, tuple(keys), features[0].detach())
+        if self.region_queue is None:
+            return Output(loss, terms, keys, features[0].detach())
+        term, more = self._of_foregrounds(regions, torch.cat([rows_M[own, :dim] for rows_M in region_keys]))
+        return Output(loss + self._foreground * term, terms | more, (*keys, *region_keys), features[0].detach())
+
+    def _key(self, view: Tensor) -> Tensor:
+        """Behind the key those of the foreground and of the background, where they are compared."""
+        if self._key_regions is None:
+            return super()._key(view)
+        seen = self._key_regions(view)
+        k_ND, region_RD = (
+            self._embed(self.key_projector(rows)) for rows in (seen.feature_NF, seen.region_N2F.flatten(0, 1))
+        )
+        of_encoder = [seen.feature_NF] if self._options.regularisers.of_encoder else []
+        return torch.cat([k_ND, region_RD.view(len(view), -1), *of_encoder], 1)
+
+    def _of_foregrounds(self, regions: list[Regions], k_RD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The contrast of foregrounds with those of the keys, (R, D), and with other images' regions, and figures."""
+        assert self.region_queue is not None
+        q_RD = self._query(torch.cat([seen.region_N2F[:, 0] for seen in regions]))
+        with torch.autocast(q_RD.device.type, enabled=False):
+            read = read_queue([self._contrast], q_RD, k_RD, self.region_queue.keys_KD)
+            term = self._contrast.value(q_RD, k_RD, read)
+            figures = queue_figures(self._contrast, q_RD, k_RD, read)
+        return term, {
+            "foreground": term.detach(), "foreground_accuracy": figures["contrastive_accuracy"],
+            "foreground_area": torch.cat([seen.area_N for seen in regions]).mean(),
+        }  # fmt: skip
 
     def loss(self, q_RD: Tensor, k_RD: Tensor, k_MD: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms. q_RD, k_RD: this rank's rows; k_MD: the rows of all ranks; each of one direction
@@ -145,7 +182,10 @@ class MoCo(KeyMethod):
 
     @torch.no_grad()
     def update(self, good: Tensor, progress: Progress, carry: tuple[Tensor, ...]) -> None:
-        """Move the key encoder, the queue, and what clusters it."""
-        super().update(good, progress, carry)
+        """Move the key encoder, the queues, and what clusters the first."""
+        keys, regions = carry[: len(self._queried)], carry[len(self._queried) :]
+        super().update(good, progress, keys)
+        if self.region_queue is not None:  # foreground and background of an image in turn
+            self.region_queue.enqueue(torch.cat(regions).view(-1, self._options.dim), good)
         if isinstance(self.negatives, Clusters):
             self.negatives.follow(self.queue.keys_KD, good)

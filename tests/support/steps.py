@@ -36,6 +36,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "cross": "queue",
         },
     ),
+    "moco, foreground": ("moco", {"foreground": 1.0}),
     "moco, compactness": ("moco", {"compactness": 0.4}),
     "simclr, communities": ("simclr", {"communities": 3}),
     "simclr, learnt augmentation": ("simclr", {"learnt_augmentation": 0.1}),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from fasttrain.losses.options import Regularisers
 from fasttrain.methods.options.base import MethodOptions
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import Fraction, Momentum, Positive
+from fasttrain.system.options import Fraction, Momentum, NotNegative, Positive
 from fasttrain.views.spec import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -80,6 +80,9 @@ class MoCoOptions(KeyOptions):
     many clusterings of the queue as part them from the query's key; adameow: what a small network learns."""
     clusters: Positive[tuple[int, ...]] = (50, 100, 200)
     """Clusters of the queue for --negatives meow, a number for each clustering."""
+    foreground: NotNegative[float] = 0.0
+    """Weight of a contrast of the foregrounds of views with those of other images and with backgrounds (a reading of
+    FAC, arXiv 2303.06388), for convolutional encoders; a queue more. 0: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,5 +107,5 @@ class MoCoOptions(KeyOptions):
         gate = PairGate(self.dim) if self.negatives == "adameow" else None
         return MoCo(
             encoder, projector, made, self, self.symmetric, feature_transform=self.feature_transform,
-            negatives=weights or gate,
+            negatives=weights or gate, foreground=self.foreground,
         )  # fmt: skip
