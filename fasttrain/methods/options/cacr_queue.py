@@ -31,7 +31,7 @@ class CACRQueueOptions(KeyOptions):
             "recipe": "cifar", "lr": 0.03, "weight_decay": 5e-4, "queue_size": 4096, "ema": 0.99,
             "negative_sharpness": 0.9,
         },
-        "demo": {"epochs": 16, "lr": 0.12, "weight_decay": 5e-4, "queue_size": 2048, "ema": 0.99, "num_views": 3},
+        "demo": {"epochs": 20, "lr": 0.3, "weight_decay": 5e-4, "queue_size": 2048, "ema": 0.99, "num_views": 3},
     }  # fmt: skip
 
     num_views: Several[int] = 5

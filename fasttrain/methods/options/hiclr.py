@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
     from fasttrain.methods.hiclr import HiCLR
 
-# The paper's views are of skeletons: basic, with more distortions, and with parts left out. A reading for images: crop
-# and flip, MoCo v2's, and those with smaller crops, SimCLR's colours and solarisation. Each is drawn anew, as in its
-# code (JHang2020/HiCLR: feeder/ntu_feeder.py).
-_STRONG, _BASIC = RECIPES["weak-key"]
-_STRONGEST: ViewSpec = replace(_STRONG, scale=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), solarize_p=0.2)
+# The paper's views are of skeletons: as its host draws them, with more distortions, and with parts left out. A reading
+# for images: MoCo v2's, those with SimCLR's colours and solarisation, and these with smaller crops, too. Each is drawn
+# anew, as in its code (JHang2020/HiCLR: feeder/ntu_feeder.py).
+_BASIC = RECIPES["mocov2"][0]
+_STRONG: ViewSpec = replace(_BASIC, jitter=(0.8, 0.8, 0.8, 0.2), solarize_p=0.2)
+_STRONGEST: ViewSpec = replace(_STRONG, scale=(0.08, 1.0))
 
 
 @dataclass(frozen=True)
