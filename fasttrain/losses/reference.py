@@ -205,6 +205,23 @@ def gated_contrast(
     return lost_NN.sum() / positive_NN.sum().clamp_min(1)
 
 
+def anchored_margins(
+    a_ND: Tensor, b_ND: Tensor, anchor_a_ND: Tensor, anchor_b_ND: Tensor, margin: float, split: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """mean_i 2 [γm + t_ii − s_ii]₊ + max_j [(1 − γ)m + s_ij − t_ij]₊ of rows and columns; mean_i max_j [m + (t_ii −
+    t_ij) − (s_ii − s_ij)]₊ of both; how many of the latter are 0. s = a bᵀ, t the anchor's, j ≠ i (arXiv 2404.18114).
+    """
+    s_NN, t_NN = a_ND @ b_ND.T, anchor_a_ND @ anchor_b_ND.T
+    own_NN = torch.eye(len(s_NN), dtype=torch.bool, device=s_NN.device)
+    s_N, t_N = s_NN.diagonal(), t_NN.diagonal()
+    push_NN = ((1 - split) * margin + s_NN - t_NN).relu().masked_fill(own_NN, 0)
+    absolute_N = 2 * (split * margin + t_N - s_N).relu() + push_NN.amax(1) + push_NN.amax(0)
+    row_NN = (margin + (t_N[:, None] - t_NN) - (s_N[:, None] - s_NN)).relu().masked_fill(own_NN, 0)
+    column_NN = (margin + (t_N - t_NN) - (s_N - s_NN)).relu().masked_fill(own_NN, 0)
+    relative_2N = torch.stack([row_NN.amax(1), column_NN.amax(0)])
+    return absolute_N.mean(), relative_2N.sum(0).mean(), (relative_2N == 0).to(s_NN.dtype).mean()
+
+
 def _among_others(z_RD: Tensor, temperature: float) -> Tensor:
     """s_ij = z_i·z_j/τ, −inf on the diagonal."""
     own_RR = torch.eye(len(z_RD), dtype=torch.bool, device=z_RD.device)
