@@ -11,6 +11,7 @@ from torch import Tensor
 from fasttrain.engine.options import MachineOptions, OptimisationOptions
 from fasttrain.engine.precision import DTYPES
 from fasttrain.methods import Method, MethodOptions
+from fasttrain.networks.anchor import Anchor
 from fasttrain.networks.batch_norm import convert_batch_norm, is_synchronised
 from fasttrain.networks.convolution import convert_convolutions
 from fasttrain.networks.encoders import WrongSize, check_sides, make_encoder, named, sizes_near, takes
@@ -60,14 +61,16 @@ def _check_sides(built: Method, encoder: EncoderOptions, views: ViewOptions, rec
 
 
 @torch.no_grad()
-def initialise(method: Method, weights: Mapping[str, Tensor]) -> None:
-    """Give weights, by the encoder's names, to the encoder and to every copy of it that the method keeps.
+def initialise(method: Method, weights: Mapping[str, Tensor], anchor: bool = False) -> None:
+    """Give weights, by the encoder's names, to the encoder and to every copy of it that the method keeps, but for an
+    anchor, whose weights are others. anchor: to that alone.
 
     After it was built: some methods set weights of their own then.
     """
     names = method.encoder.state_dict().keys()
+    anchors = [module.encoder for module in method.modules() if isinstance(module, Anchor)]
     for module in method.modules():
-        if (own := module.state_dict()).keys() == names:
+        if (module in anchors) == anchor and (own := module.state_dict()).keys() == names:
             for name, tensor in weights.items():
                 own[name].copy_(tensor)
 

@@ -29,7 +29,7 @@ from fasttrain.evaluation.health_events import COLLAPSED
 from fasttrain.evaluation.watched import Watched
 from fasttrain.input import FolderStore, Loader, choose_shuffle, located, open_dataset, pixel_statistics
 from fasttrain.jobs.batches import check_cache, make_groups, make_loader, make_order
-from fasttrain.jobs.init import initial_weights_of_all
+from fasttrain.jobs.init import ANCHOR, Init, all_initial_weights, sources
 from fasttrain.jobs.not_finite import not_finite
 from fasttrain.jobs.report import write_report
 from fasttrain.jobs.watch import make_watch, open_monitors
@@ -149,11 +149,9 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
     # The first rank claims the folder; then all go on from the checkpoint that it chooses.
     settings = Settings.of(config)
     run = pathlib.Path(ranks.share(str(run_path(config.run))))
-    init = None
-    if config.encoder.init and not ranks.share(
-        ranks.together(lambda: ranks.is_main and goes_on(run, config.run.fresh))
-    ):
-        init = initial_weights_of_all(config, method.encoder, ranks)
+    given: dict[str, Init] = {}
+    if sources(config) and not ranks.share(ranks.together(lambda: ranks.is_main and goes_on(run, config.run.fresh))):
+        given = all_initial_weights(config, method.encoder, ranks)
 
     def begin() -> Lock:
         check_services(config.logging)
@@ -180,11 +178,12 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
             probe.load_state_dict(state.get("probe", {}))
 
     step = resume(run / "checkpoints", settings, store.fingerprint, ranks, restore)
-    if config.encoder.init and step == 0:
-        init = init or initial_weights_of_all(config, method.encoder, ranks)
-        initialise(method, init.weights)
-        if ranks.is_main:
-            print(printable(init.line), file=sys.stderr, flush=True)
+    if step == 0:
+        given = given or all_initial_weights(config, method.encoder, ranks)
+        for option, init in given.items():
+            initialise(method, init.weights, anchor=option == ANCHOR)
+            if ranks.is_main:
+                print(printable(init.line), file=sys.stderr, flush=True)
     mean, std = data.mean, data.std
 
     # The schedule is a function of the step; --max-steps does not change it.
@@ -199,8 +198,8 @@ def _train(config: TrainConfig, stop: StopSignal, closing: contextlib.ExitStack)
 
     def record() -> tuple[Sink, ...]:
         keep_data(run, data)
-        if init and step == 0:
-            keep_init(run, init.record)
+        for option, init in given.items() if step == 0 else ():
+            keep_init(run, option, init.record)
         keep_extension(run, settings, step)
         keep_start(run, step, ranks.world_size, loader.state_dict()["lanes"])
         keep_steps(run, last_step, steps_per_epoch)

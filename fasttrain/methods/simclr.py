@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fasttrain.losses.anchored import anchored_margins
 from fasttrain.losses.communities import community_contrast
 from fasttrain.losses.contrast import decoupled, nt_xent
 from fasttrain.losses.figures import batch_figures, mean_figures
@@ -17,12 +18,14 @@ from fasttrain.losses.regularisers import regularised, with_features
 from fasttrain.losses.swapped import sinkhorn
 from fasttrain.methods.base import Method, Output, Sample
 from fasttrain.methods.options.simclr import SimCLROptions
+from fasttrain.networks.anchor import Anchor
 from fasttrain.networks.encoders import zero_init_residual
 from fasttrain.networks.heads import batch_norm_mlp, bottleneck
 from fasttrain.networks.prototypes import WeightNormLinear
 from fasttrain.system.collectives import gather_rows, sum_over_ranks, world_size
 
 RESTRAINT = 0.1  # γ, as in the paper
+MARGIN, SPLIT = 0.2, 0.5  # m and γ of margins beyond an anchor, as in the paper
 EPSILON = 0.05  # weight of the assignments' entropy, as SwAV has it
 
 
@@ -36,12 +39,15 @@ class SimCLR(Method):
         self.projector = batch_norm_mlp(width, [options.hidden], options.dim, "affine")
         self.augmenter = bottleneck(options.dim) if options.learnt_augmentation else None
         self.centres = WeightNormLinear(options.dim, options.communities) if options.communities else None
+        self.anchor_encoder = Anchor(encoder) if options.anchor else None
         self._options = options
 
     def forward(self, sample: Sample) -> Output:
         # both views in one, as in the paper's code
-        feature_RF = self.encoder(sample.views[0].flatten(0, 1))
+        views = sample.views[0].flatten(0, 1)
+        feature_RF = self.encoder(views)
         out_RD = self.projector(feature_RF)
+        anchor_RF = None if self.anchor_encoder is None else self.anchor_encoder(views)
         with torch.autocast(out_RD.device.type, enabled=False):
             a_ND, b_ND = F.normalize(out_RD.float(), dim=1).chunk(2)
             z_RD, other_RD, features = torch.cat([a_ND, b_ND]), torch.cat([b_ND, a_ND]), feature_RF.chunk(2)
@@ -54,6 +60,9 @@ class SimCLR(Method):
             if self.centres is not None:
                 grouped, more = self._grouped(a_ND, b_ND, sample.progress.part)
                 loss, terms = loss + grouped, terms | more
+            if anchor_RF is not None:
+                apart, more = self._apart(feature_RF, anchor_RF)
+                loss, terms = loss + apart, terms | more
             others = gather_rows(torch.cat([a_ND, b_ND], 1).detach()).chunk(2, 1)
             figures = mean_figures([batch_figures(q, k, *others) for q, k in ((a_ND, b_ND), (b_ND, a_ND))])
         return Output(loss, terms | figures, features_NF=features[0].detach())
@@ -90,6 +99,13 @@ class SimCLR(Method):
             "augmented_similarity": F.cosine_similarity(z_RD, out_RD).mean().detach(),
         }  # fmt: skip
         return contrast + RESTRAINT * restrained, terms
+
+    def _apart(self, feature_RF: Tensor, anchor_RF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What margins beyond the anchor add to the loss, and their terms."""
+        z_2NF, anchor_2NF = (F.normalize(x.float(), dim=1).unflatten(0, (2, -1)) for x in (feature_RF, anchor_RF))
+        absolute, relative, met = anchored_margins(z_2NF, anchor_2NF, MARGIN, SPLIT)
+        terms = {"anchor_absolute": absolute.detach(), "anchor_relative": relative.detach(), "anchor_met": met}
+        return self._options.anchor_weight * (absolute + relative), terms
 
     def loss(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
         """The loss of this rank's rows of two views."""

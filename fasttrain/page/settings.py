@@ -70,11 +70,12 @@ def shown(value: object) -> str:
 
 
 def _how(history: History) -> list[str]:
-    """Machine and versions, first weights, and each start."""
-    starts, init = history.starts, history.record.get("init")
+    """Machine and versions, first weights and an anchor's, and each start."""
+    starts = history.starts
     facts = {name: str(value) for name, value in history.environment.items()}
-    if isinstance(init, dict):
-        facts |= {f"first weights, {name}": str(init[name]) for name in ("source", "digest") if name in init}
+    for option, said in (("init", "first weights"), ("anchor", "anchor")):
+        if isinstance(record := history.record.get(option), dict):
+            facts |= {f"{said}, {name}": str(record[name]) for name in ("source", "digest") if name in record}
     if starts:
         facts |= {"processes": str(starts[-1]["processes"]), "started": starts[0]["time"]}
         facts |= {"commit": starts[-1]["commit"]} if starts[-1]["commit"] else {}

@@ -96,13 +96,14 @@ def prepare(run: pathlib.Path, settings: Settings, fresh: bool) -> Lock:
     return claim
 
 
-def keep_init(run: pathlib.Path, record: dict[str, Any]) -> None:
-    """Record in the run's config.json the weights that it starts from: source, digest, taken, of, not_taken."""
-    write_json(run / CONFIG, {**read_record(run / CONFIG), "init": record})
+def keep_init(run: pathlib.Path, option: str, record: dict[str, Any]) -> None:
+    """Record in the run's config.json the weights that an option named: source, digest, taken, of, not_taken. option:
+    "init", those that it starts from, or "anchor"."""
+    write_json(run / CONFIG, {**read_record(run / CONFIG), option: record})
 
 
 def read_init(run: pathlib.Path) -> dict[str, Any]:
-    """What keep_init has recorded. Raises UserError where there is nothing."""
+    """What keep_init has recorded of "init". Raises UserError where there is nothing."""
     found = read_record(run / CONFIG).get("init")
     if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in ("source", "digest")):
         raise UserError(f"{run / CONFIG} does not tell of the weights that the run started from")

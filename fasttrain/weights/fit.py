@@ -47,8 +47,8 @@ class Fit(NamedTuple):
     def whole(self) -> bool:
         return not self.not_taken and not self.inner
 
-    def line(self, source: str) -> str:
-        parts = [f"--init {source}: {len(self.taken)} of {self.of} tensors of the encoder taken", *self.notes]
+    def line(self, source: str, option: str = "--init") -> str:
+        parts = [f"{option} {source}: {len(self.taken)} of {self.of} tensors of the encoder taken", *self.notes]
         if self.not_taken:
             parts.append(f"not taken: {listed([f'{name} ({why})' for name, why in self.not_taken.items()])}")
         if self.inner:

@@ -5,13 +5,15 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from support.steps import build, sample, small
+from support.steps import build, make, sample, small, take
 from torch import nn
 from torch.nn import functional as F
 
 from fasttrain.config import make_config
+from fasttrain.losses.anchored import anchored_margins
 from fasttrain.losses.contrast import decoupled, nt_xent, sup_con
 from fasttrain.methods import method_options
+from fasttrain.networks.encoders import make_encoder
 from fasttrain.system.errors import UserError
 from fasttrain.views.spec import expanded
 
@@ -97,6 +99,39 @@ def test_communities_count_the_images_in_them(temperature: float) -> None:
 def test_a_single_community_is_refused() -> None:
     with pytest.raises(UserError, match="--communities 1 has nothing to be told from"):
         make_config("simclr", communities=1)
+
+
+def test_margins_beyond_an_anchor_are_those_of_the_encoders_output() -> None:
+    """The anchor's by its running statistics, whatever the mode of the method."""
+    config = small("simclr, anchor", anchor_weight=0.3, temperature=0.3)
+    model: Any = build(config).train()
+    given = sample(8)
+    plain = make_encoder(config.encoder, 16)[0].eval()
+    plain.load_state_dict(model.anchor_encoder.encoder.state_dict())
+    loss, terms, *_ = model(given)
+    views = given.views[0].flatten(0, 1)
+    rows = (F.normalize(encoder(views), dim=1).unflatten(0, (2, 8)) for encoder in (model.encoder, plain))
+    margins = anchored_margins(*rows, 0.2, 0.5)
+    contrast = nt_xent(*embedded(model, given.views[0]).chunk(2), 0.3)
+    assert torch.allclose(loss, contrast + 0.3 * (margins.absolute + margins.relative), atol=1e-5)
+    for name, value in zip(("anchor_absolute", "anchor_relative", "anchor_met"), margins, strict=True):
+        assert torch.allclose(terms[name], value.detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_norm", ["plain", "split", "sync"])
+def test_no_step_moves_an_anchor(batch_norm: str) -> None:
+    model, step = make("simclr, anchor", batch_norm=batch_norm, optimizer="lars", weight_decay=0.1)
+    before = {name: value.clone() for name, value in model.anchor_encoder.state_dict().items()}
+    for number in range(2):
+        take(step, sample(8, number), number, 0.1)
+    assert all(torch.equal(value, before[name]) for name, value in model.anchor_encoder.state_dict().items())
+    optimised = {p for group in step.optimizer.param_groups for p in group["params"]}
+    assert optimised.isdisjoint(model.anchor_encoder.parameters())
+    assert optimised == {p for p in model.parameters() if p.requires_grad}
+
+
+def test_there_is_no_anchor_but_where_one_is_named() -> None:
+    assert not any("anchor" in name for name in build(small("simclr")).state_dict())
 
 
 def test_settings_are_those_of_the_papers_code() -> None:

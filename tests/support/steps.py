@@ -38,6 +38,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "moco, foreground": ("moco", {"foreground": 1.0}),
     "moco, compactness": ("moco", {"compactness": 0.4}),
+    "simclr, anchor": ("simclr", {"anchor": "a run"}),  # which training reads; here it is the encoder as it begins
     "simclr, communities": ("simclr", {"communities": 3}),
     "simclr, learnt augmentation": ("simclr", {"learnt_augmentation": 0.1}),
     "mv-dhel, compactness": ("mv-dhel", {"compactness": 0.4, "num_views": 3}),

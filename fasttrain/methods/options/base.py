@@ -36,6 +36,12 @@ class MethodOptions(Options):
         """`views`, or what is made of them where their number is an option."""
         return self.views
 
+    @property
+    def anchored_to(self) -> str:
+        """What --anchor names: the weights of the method's networks.anchor.Anchor, from wherever --init has its own.
+        Empty: it has no such network."""
+        return ""
+
     def build(self, encoder: nn.Module, width: int) -> Method:
         """The method around a query encoder (N, 3, S, S) → (N, width)."""
         raise NotImplementedError

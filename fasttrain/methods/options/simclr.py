@@ -65,6 +65,11 @@ class SimCLROptions(MethodOptions):
     learnt_augmentation: NotNegative[float] = 0.0
     """Weight, for the encoder, of a contrast with views that a small network learns to make in feature space (MCLRec,
     arXiv 2304.07763, which has 0.05 to 0.1). 0: there is no such network."""
+    anchor: str = ""
+    """An earlier run whose encoder stays frozen beside this one, which is to separate images by a margin more than that
+    one does (DBL, arXiv 2404.18114): a run or weights, as for --init. Empty: none."""
+    anchor_weight: NotNegative[float] = 1.0
+    """Weight of those margins, on the encoder's output."""
     regularisers: BatchRegularisers = field(default_factory=BatchRegularisers)
     """XMoCo's regularisers, which go with any method of queries and keys"""
 
@@ -72,6 +77,10 @@ class SimCLROptions(MethodOptions):
         super().__post_init__()
         if self.communities == 1:
             raise UserError("--communities 1 has nothing to be told from: give 2 or more, or 0 for none")
+
+    @property
+    def anchored_to(self) -> str:
+        return self.anchor
 
     def build(self, encoder: nn.Module, width: int) -> SimCLR:
         from fasttrain.methods.simclr import SimCLR
