@@ -106,6 +106,8 @@ family() {
     once "$1" "$2-simclr" "$2-simclr" --method simclr
     once "$1" "$2-learnt-augmentation" "$2-simclr" --method simclr --learnt-augmentation 0.1
     once "$1" "$2-communities" "$2-simclr" --method simclr --communities 10
+    mkdir -p runs/proof && flock "runs/proof/$2-simclr-${seeds[0]}.lock" true # another may be training its anchor
+    once "$1" "$2-anchor" "$2-simclr" --method simclr --anchor "runs/proof/$2-simclr-${seeds[0]}"
     once "$1" "$2-bacon" "$2-simclr" --method bacon
     once "$1" "$2-cacr" "$2-simclr" --method cacr
     once "$1" "$2-mv-infonce" "$2-simclr" --method mv-infonce
