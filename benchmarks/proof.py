@@ -53,6 +53,8 @@ class ProofCase(Options):
     """Converted data set with labels and a val split."""
     options: str
     """Those of train.py, in one text: --options="--method moco --epochs 8"."""
+    labelled: str = ""
+    """Another data set to evaluate on, with labels of its own. Nothing: the same."""
     k: Positive[int] = 200
     """Neighbours of kNN, at temperature 0.1: 200, as MoCo's CIFAR-10 notebook has it."""
     seeds: NotNegative[tuple[int, ...]] = (0, 1, 2)
@@ -87,7 +89,8 @@ def measured(case: ProofCase, seed: int) -> dict[str, Any] | None:
             return found
         command("train.py", *_words(case, seed), "--run", str(run))
         protocol = "--knn", "--k", str(case.k), "--temperature", "0.1", "--linear"
-        evaluated = json.loads(command("evaluate.py", str(run), "--data", case.data, *protocol).splitlines()[-1])
+        told = command("evaluate.py", str(run), "--data", case.labelled or case.data, *protocol)
+        evaluated = json.loads(told.splitlines()[-1])
         record.append("proof", _told(case, seed, run) | {name: evaluated[name] for name in LEARNT})
     return _of(case, seed)
 
@@ -120,7 +123,9 @@ def differences(case: ProofCase, entry: dict[str, Any]) -> list[str]:
     now, then = Settings.of(parse_config(_words(case, entry["seed"]))), named_now(entry["settings"])
     if now.values["precision"] == "auto":
         then["precision"] = "auto"
-    return now.differences(then) + [f"--k was {entry['k']}, now {case.k}"] * (entry["k"] != case.k)
+    evaluated = {"k": (entry["k"], case.k), "labelled": (entry.get("labelled", ""), case.labelled)}
+    changed = [f"--{name} was {was}, now {given}" for name, (was, given) in evaluated.items() if was != given]
+    return now.differences(then) + changed
 
 
 def _told(case: ProofCase, seed: int, run: pathlib.Path) -> dict[str, Any]:
@@ -133,6 +138,7 @@ def _told(case: ProofCase, seed: int, run: pathlib.Path) -> dict[str, Any]:
         "table": case.table, "case": case.case, "control": case.control, "seed": seed, "options": case.options,
         "settings": {name: value for name, value in config["config"].items() if name not in free},
         "fingerprint": config["data"]["fingerprint"], "steps": entries[-1]["step"], "k": case.k,
+        "labelled": case.labelled,
         "images_per_sec": round(statistics.median(rates), 1),
         "knn": {entry["step"]: entry["knn_top1"] for entry in entries if "knn_top1" in entry},
     }  # fmt: skip

@@ -30,7 +30,7 @@ PASSES = {
     "vicreg": Passes(2, 0), "nnclr": Passes(2, 0), "byol": Passes(2, 2), "mocov3": Passes(2, 2),
     "swav": Passes(2, 0, 6), "dino": Passes(2, 2, 8),
     "mv-infonce": Passes(4, 0), "mv-dhel": Passes(4, 0), "cacr": Passes(5, 0), "cacr-queue": Passes(1, 4),
-    "hiclr": Passes(3, 1), "hydra": Passes(2, 0), "bacon": Passes(2, 0),
+    "hiclr": Passes(3, 1), "hydra": Passes(2, 0), "bacon": Passes(2, 0), "sepclr": Passes(4, 0),
 }  # fmt: skip
 
 
@@ -63,9 +63,10 @@ def _measure(name: str, case: Any, rounds: int) -> Cost:  # noqa: ANN401 as abov
     ranks = Ranks("auto")
     device, precision = ranks.device, fastest_precision(ranks.device)
     dtype = DTYPES[precision]
+    needed = {"background": (0,)} if name == "sepclr" else {}  # what has no default
     config = make_config(
         name, "cifar10" if case.cifar_stem else "imagenet", arch=case.arch, cifar_stem=case.cifar_stem, size=case.size,
-        batch_size=case.batch_size, epochs=100, warmup_epochs=1.0, precision=precision,
+        batch_size=case.batch_size, epochs=100, warmup_epochs=1.0, precision=precision, **needed,
     )  # fmt: skip
     method = make_networks(
         config.method, config.encoder, config.views, config.optimisation, config.machine, device, config.run.seed

@@ -19,6 +19,7 @@ flock data/demo.lock "$python" dataprep/convert.py data/demo data/demo-shards --
     --val-fraction 0.2 # as for `make demo`
 
 data=data/cifar10 k=200
+labelled=() # --labelled and another set, to evaluate on it
 # What all share: MoCo's CIFAR-10 notebook, made small for two cores, with MoCo v2's views, of which `weak-key` leaves the
 # query's as it is, and a warm-up, without which so short a run is unstable
 budget="--preset cifar10 --arch small --no-cifar-stem --size 16 --recipe mocov2 --batch-size 256 --head mlp --lr 0.06
@@ -26,7 +27,7 @@ budget="--preset cifar10 --arch small --no-cifar-stem --size 16 --recipe mocov2 
 
 # TABLE CASE CONTROL OPTIONS
 try() { # its options are the budget and these
-    "$python" benchmarks/proof.py --table "$1" --case "$2" --control "$3" --data "$data" --k "$k" \
+    "$python" benchmarks/proof.py --table "$1" --case "$2" --control "$3" --data "$data" "${labelled[@]}" --k "$k" \
         --seeds "${seeds[@]}" --options="$budget ${*:4}"
 }
 
@@ -150,3 +151,19 @@ once family_small small-cacr small-simclr --method cacr
 data=data/cifar10-long-shards budget=${brief/--epochs 4/--epochs 16}
 once family_long long-simclr long-simclr --method simclr
 once family_long long-bacon long-simclr --method bacon
+
+# Photographs alone, and photographs with a shape on them, by the shape; then the latter by what was photographed
+(
+    flock 9
+    [ -d data/backgrounds ] || "$python" benchmarks/backgrounds.py "$source" data/backgrounds
+    for labels in shapes photographs; do
+        "$python" dataprep/convert.py "data/backgrounds/$labels" "data/backgrounds-$labels" --format ffcv
+    done
+) 9> data/backgrounds.lock
+data=data/backgrounds-shapes budget="$brief --recipe mocov2 --blur 0"
+for labels in shapes photographs; do
+    [ "$labels" = shapes ] || labelled=(--labelled "data/backgrounds-$labels")
+    once family_background "$labels-simclr" "$labels-simclr" --method simclr
+    once family_background "$labels-sepclr" "$labels-simclr" --method sepclr --background 0
+    once family_background "$labels-sepclr-common" "$labels-simclr" --method sepclr --background 0 --evaluated common
+done

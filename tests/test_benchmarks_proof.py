@@ -87,6 +87,8 @@ def test_figures_are_not_taken_for_a_case_whose_defaults_have_changed(
     keep(results, {"case": "moco", "seed": 4})
     with pytest.raises(UserError, match=r"moco: figures of other settings are kept .--k was 200, now 20.: take"):
         proof.benchmark(case_of(tmp_path, seeds=(4,), k=20))
+    with pytest.raises(UserError, match=r"moco: figures of other settings are kept .--labelled was , now other.: take"):
+        proof.benchmark(case_of(tmp_path, seeds=(4,), labelled="other"))
     keep(results, {"case": "moco", "seed": 3, "settings": {**settings, "ema": 0.5}})
     with pytest.raises(UserError, match=r"moco: figures of other settings are kept .--ema was 0.5, now 0.99.: take"):
         proof.benchmark(case_of(tmp_path))

@@ -44,7 +44,8 @@ def make_networks(
     for size in sorted({views.size_at(epoch, optimisation.epochs) for epoch in range(optimisation.epochs)}):
         _check_sides(built, encoder, views, views.recipe_for(method.all_views), size)
     if machine.checkpoint_activations:
-        checkpoint_activations(built.encoder)
+        for name in built.encoders:
+            checkpoint_activations(built.get_submodule(name))
     compile_networks(built, machine, device, optimisation.accumulate)
     return laid_out(built, device, optimisation.precision)
 
@@ -93,7 +94,7 @@ def compile_networks(method: Method, machine: MachineOptions, device: torch.devi
     if wanted:  # every network, at every size of views (--resolution), counts towards one limit; beyond it runs eagerly
         torch._dynamo.config.recompile_limit = 64
     for name, network in method.named_children():
-        recomputed = machine.checkpoint_activations and name == "encoder"
+        recomputed = machine.checkpoint_activations and name in method.encoders
         if wanted and not recomputed and any(p.dim() > 1 for p in network.parameters()):
             network.compile(dynamic=False, mode="reduce-overhead" if machine.cuda_graph else None)
 
@@ -114,5 +115,6 @@ def laid_out(method: Method, device: torch.device, precision: str) -> Method:
             if isinstance(module, Queue):
                 module.keys_KD = module.keys_KD.to(DTYPES[precision])
     if device.type == "cpu" and precision == "bf16":
-        convert_convolutions(method.encoder)
+        for name in method.encoders:
+            convert_convolutions(method.get_submodule(name))
     return method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -222,6 +222,26 @@ def anchored_margins(
     return absolute_N.mean(), relative_2N.sum(0).mean(), (relative_2N == 0).to(s_NN.dtype).mean()
 
 
+def separation(
+    c_VND: Tensor, s_VNE: Tensor, background_N: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """align(c) + 2 unif(c), align(s of targets) + 2 unif(s'), mean ‖s of background‖²/(2τ), mean_i log mean_j k(c_i,
+    c_j) k(s'_i, s'_j): SepCLR (arXiv 2402.11928). s' is s with background at 0; a mean over nothing is 0."""
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        return (x - y).square().sum(-1) / (2 * temperature)
+
+    pairs = torch.triu_indices(len(background_N), len(background_N), 1, device=c_VND.device)
+    kept_VNE = s_VNE * ~background_N[:, None]
+    unif_c, unif_s = ((-distance(x[:, pairs[0]], x[:, pairs[1]])).exp().mean(1).log().mean() for x in (c_VND, kept_VNE))
+    targets, backgrounds = (~background_N).sum().clamp_min(1), background_N.sum().clamp_min(1)
+    aligned_s = distance(*kept_VNE).sum() / targets
+    d_c_VNN, d_s_VNN = (distance(x[:, :, None], x[:, None]) for x in (c_VND, kept_VNE))
+    length_VN = distance(s_VNE, torch.zeros_like(s_VNE)) * background_N
+    joint = (-d_c_VNN - d_s_VNN).exp().mean(2).log().mean()
+    return distance(*c_VND).mean() + 2 * unif_c, aligned_s + 2 * unif_s, length_VN.sum() / (2 * backgrounds), joint
+
+
 def _among_others(z_RD: Tensor, temperature: float) -> Tensor:
     """s_ij = z_i·z_j/τ, −inf on the diagonal."""
     own_RR = torch.eye(len(z_RD), dtype=torch.bool, device=z_RD.device)

@@ -62,6 +62,8 @@ class Method(nn.Module):
     projector: nn.Module
     steady: ClassVar[tuple[str, ...]] = ()
     """Names of networks whose learning rate stays at its peak."""
+    encoders: ClassVar[tuple[str, ...]] = ("encoder",)
+    """Names of the encoders that take gradient."""
 
     @property
     def evaluated(self) -> tuple[nn.Module, nn.Module]:

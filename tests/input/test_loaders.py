@@ -165,7 +165,7 @@ def test_a_sample_without_a_label_that_is_needed_is_replaced_alike_on_any_ranks_
 
 @pytest.mark.parametrize(
     ("method", "probe", "labelled"),
-    [("supcon", False, 400), ("hydra", True, 400), ("moco", True, 392), ("moco", False, 0)],
+    [("supcon", False, 400), ("hydra", True, 400), ("sepclr", False, 400), ("moco", True, 392), ("moco", False, 0)],
 )
 @pytest.mark.parametrize("kind", ["auto", "resident"])
 def test_training_gives_methods_that_need_labels_no_image_without_one(

@@ -16,7 +16,7 @@ from fasttrain.views.spec import sides
 
 SMALL = {
     "arch": "small", "size": 16, "queue_size": 40, "dim": 8, "hidden": 16, "predictor_hidden": 16, "prototypes": 12,
-    "batch_size": 8, "precision": "fp32",
+    "background": (0,), "batch_size": 8, "precision": "fp32",
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from fasttrain.methods.options.multi_view import CACROptions, MVDHELOptions, MVI
 from fasttrain.methods.options.nnclr import NNCLROptions
 from fasttrain.methods.options.ressl import ReSSLOptions
 from fasttrain.methods.options.sce import SCEOptions
+from fasttrain.methods.options.sepclr import SepCLROptions
 from fasttrain.methods.options.simclr import SimCLROptions
 from fasttrain.methods.options.simsiam import SimSiamOptions
 from fasttrain.methods.options.supcon import SupConOptions
@@ -51,6 +52,7 @@ METHODS: dict[str, type[MethodOptions]] = {
     "hiclr": HiCLROptions,
     "hydra": HydraOptions,
     "bacon": BaConOptions,
+    "sepclr": SepCLROptions,
 }
 
 
