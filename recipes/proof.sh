@@ -99,8 +99,6 @@ once weak weak-sharp-1 moco-weak --method moco "$sharp" 0.05 --cross-weight 1 --
 family() {
     once "$1" "$2-moco" "$2-moco" --method moco
     once "$1" "$2-feature-transform" "$2-moco" --method moco --feature-transform
-    once "$1" "$2-meow" "$2-moco" --method moco --negatives meow --clusters 10 30 100
-    once "$1" "$2-adameow" "$2-moco" --method moco --negatives adameow
     once "$1" "$2-foreground" "$2-moco" --method moco --foreground 1
     once "$1" "$2-hiclr" "$2-moco" --method hiclr
     once "$1" "$2-cacr-queue" "$2-moco" --method cacr-queue
@@ -109,8 +107,6 @@ family() {
     once "$1" "$2-communities" "$2-simclr" --method simclr --communities 10
     mkdir -p runs/proof && flock "runs/proof/$2-simclr-${seeds[0]}.lock" true # another may be training its anchor
     once "$1" "$2-anchor" "$2-simclr" --method simclr --anchor "runs/proof/$2-simclr-${seeds[0]}"
-    once "$1" "$2-bacon" "$2-simclr" --method bacon
-    once "$1" "$2-cacr" "$2-simclr" --method cacr
     once "$1" "$2-mv-infonce" "$2-simclr" --method mv-infonce
     once "$1" "$2-mv-dhel" "$2-simclr" --method mv-dhel
     once "$1" "$2-compactness" "$2-mv-dhel" --method mv-dhel --compactness 0.3
@@ -118,21 +114,18 @@ family() {
     once "$1" "$2-hydra" "$2-supcon" --method hydra
 }
 
+# Those that are for small batches; the same
+weighted() {
+    once "$1" "$2-meow" "$2-moco" --method moco --negatives meow --clusters 10 30 100
+    once "$1" "$2-adameow" "$2-moco" --method moco --negatives adameow
+    once "$1" "$2-cacr" "$2-simclr" --method cacr
+}
+
 # Each with its settings for minutes, at half the size
 data=data/demo-shards k=20 budget="--preset demo --size 16 --warmup-epochs 2"
 family family_drawn demo
-
-# All as long as each other
-data=data/cifar10 k=200 budget="--preset demo --size 16 --warmup-epochs 1 --epochs 4 --loader resident --health-every 0"
-family family brief
-
-# Few images in a step, for which negatives are weighted
-brief=$budget budget="$brief --batch-size 32"
-once family_small small-moco small-moco --method moco
-once family_small small-meow small-moco --method moco --negatives meow --clusters 10 30 100
-once family_small small-adameow small-moco --method moco --negatives adameow
-once family_small small-simclr small-simclr --method simclr
-once family_small small-cacr small-simclr --method cacr
+weighted family_drawn demo
+once family_drawn demo-bacon demo-simclr --method bacon
 
 # Classes that are unequally frequent: 5,000 images of the first, 50 of the last, as in arXiv 1906.07413
 (
@@ -148,7 +141,8 @@ once family_small small-cacr small-simclr --method cacr
     ln -sfn "$source/test" data/cifar10-long/test
     "$python" dataprep/convert.py data/cifar10-long data/cifar10-long-shards --format ffcv
 ) 9> data/cifar10-long.lock
-data=data/cifar10-long-shards budget=${brief/--epochs 4/--epochs 16}
+brief="--preset demo --size 16 --warmup-epochs 1 --epochs 2 --loader resident --health-every 0"
+data=data/cifar10-long-shards k=200 budget=${brief/--epochs 2/--epochs 8}
 once family_long long-simclr long-simclr --method simclr
 once family_long long-bacon long-simclr --method bacon
 
@@ -160,10 +154,21 @@ once family_long long-bacon long-simclr --method bacon
         "$python" dataprep/convert.py "data/backgrounds/$labels" "data/backgrounds-$labels" --format ffcv
     done
 ) 9> data/backgrounds.lock
-data=data/backgrounds-shapes budget="$brief --recipe mocov2 --blur 0"
+data=data/backgrounds-shapes budget="${brief/--epochs 2/--epochs 4} --recipe mocov2 --blur 0"
 for labels in shapes photographs; do
     [ "$labels" = shapes ] || labelled=(--labelled "data/backgrounds-$labels")
     once family_background "$labels-simclr" "$labels-simclr" --method simclr
     once family_background "$labels-sepclr" "$labels-simclr" --method sepclr --background 0
     once family_background "$labels-sepclr-common" "$labels-simclr" --method sepclr --background 0 --evaluated common
 done
+labelled=()
+
+# Few images in a step
+data=data/cifar10 budget="$brief --batch-size 32"
+once family_small small-moco small-moco --method moco
+once family_small small-simclr small-simclr --method simclr
+weighted family_small small
+
+# All as long as each other
+budget=$brief
+family family brief
