@@ -99,7 +99,6 @@ once weak weak-sharp-1 moco-weak --method moco "$sharp" 0.05 --cross-weight 1 --
 family() {
     once "$1" "$2-moco" "$2-moco" --method moco
     once "$1" "$2-feature-transform" "$2-moco" --method moco --feature-transform
-    once "$1" "$2-foreground" "$2-moco" --method moco --foreground 1
     once "$1" "$2-hiclr" "$2-moco" --method hiclr
     once "$1" "$2-cacr-queue" "$2-moco" --method cacr-queue
     once "$1" "$2-simclr" "$2-simclr" --method simclr
@@ -126,6 +125,10 @@ data=data/demo-shards k=20 budget="--preset demo --size 16 --warmup-epochs 2"
 family family_drawn demo
 weighted family_drawn demo
 once family_drawn demo-bacon demo-simclr --method bacon
+once family_drawn demo-learnt-augmentation-0.05 demo-simclr --method simclr --learnt-augmentation 0.05
+# at 16 px the feature map has no more than 2 x 2 places
+budget="--preset demo --warmup-epochs 2"
+once family_drawn drawn-foreground drawn-moco --method moco --foreground 1
 
 # Classes that are unequally frequent: 5,000 images of the first, 50 of the last, as in arXiv 1906.07413
 (

@@ -24,7 +24,8 @@ CLASS_TEMPERATURE, EPSILON = 0.1, 0.05  # SwAV's, of predictions and of assignme
 
 
 class BaCon(Method):
-    """NT-Xent, the self-balanced contrast, and the regularisers that are on, the mean of both directions.
+    """NT-Xent, the self-balanced contrast, and the regularisers that are on, the mean of both directions. The weight of
+    the second grows from 0 over the run: the classes of a fresh encoder are arbitrary.
 
     Prototypes learn beside that, by predicting each view's even assignment from the other view (SwAV, arXiv
     2006.09882). Embeddings take no gradient of it: as with the paper's k-means, classes follow the embeddings.
@@ -53,8 +54,9 @@ class BaCon(Method):
             )
             p_NC = soft_classes(scores_VNC, self.prior_C, CLASS_TEMPERATURE)
             nt_xent, balanced, positives = contrasts(z_VND[0], z_VND[1], p_NC, options.temperature)
+            weight = options.balanced_weight * sample.progress.part
             made = regularised(
-                nt_xent + options.balanced_weight * balanced, options.regularisers, z_VND.flatten(0, 1),
+                nt_xent + weight * balanced, options.regularisers, z_VND.flatten(0, 1),
                 z_VND.flip(0).flatten(0, 1), None, None, directions=2,
             )  # fmt: skip
             loss, terms = with_features(made, options.regularisers, features, features[::-1])

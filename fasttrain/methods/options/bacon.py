@@ -41,7 +41,7 @@ class BaConOptions(MethodOptions):
     prototypes: Several[int] = 1000
     """Prototypes, one for each class that is expected."""
     balanced_weight: NotNegative[float] = 0.35
-    """Weight of the self-balanced contrast beside NT-Xent, which weighs 1."""
+    """Weight of the self-balanced contrast at the end of the run, to which it grows from 0, beside NT-Xent's 1."""
     regularisers: BatchRegularisers = field(default_factory=BatchRegularisers)
     """XMoCo's regularisers, which go with any method of queries and keys"""
 
