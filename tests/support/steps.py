@@ -22,8 +22,8 @@ SMALL = {
 
 # Options that change a step as much as another method would: by a name of their own
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "moco, feature transform": ("moco", {"feature_transform": True}),
-    # a queue that a step fills: until it is full, all negatives weigh alike
+    # a queue that a step fills: until it is full, positives stay where they are, and all negatives weigh alike
+    "moco, feature transform": ("moco", {"feature_transform": True, "queue_size": 16}),
     "moco, meow": ("moco", {"negatives": "meow", "queue_size": 16, "clusters": (2, 5)}),
     "moco, adameow": ("moco", {"negatives": "adameow"}),
     "moco, meow, feature transform": (

@@ -34,8 +34,8 @@ class HydraOptions(MethodOptions):
             "recipe": "cifar", "batch_size": 256, "epochs": 50, "warmup_epochs": 0.0, "optimizer": "adamw", "lr": 1e-3,
             "weight_decay": 1e-4, "hidden": 512, "classes": 10,
         },
-        "demo": {  # SupCon's
-            "epochs": 12, "warmup_epochs": 2.0, "optimizer": "sgd", "lr": 0.06, "weight_decay": 1e-4, "hidden": 512,
+        "demo": {  # by SupCon's SGD, gates of so short a run stay as they begin
+            "epochs": 24, "warmup_epochs": 1.0, "optimizer": "adamw", "lr": 2e-3, "weight_decay": 1e-4, "hidden": 512,
             "classes": 10,
         },
     }  # fmt: skip

@@ -80,6 +80,11 @@ class MVDHELOptions(MVInfoNCEOptions):
     """MV-DHEL (arXiv 2507.06979): the views of an image lie close together, and in each view images lie apart. The two
     are decoupled: negatives are of the same view, with no positive among them."""
 
+    # the nearest pair of views takes most of the attraction at a temperature as low as MV-InfoNCE's
+    presets: ClassVar = MVInfoNCEOptions.presets | {
+        "demo": MVInfoNCEOptions.presets["demo"] | {"lr": 0.5, "temperature": 0.5},
+    }
+
     def build(self, encoder: nn.Module, width: int) -> MultiView:
         from fasttrain.losses.multi_view import mv_dhel
         from fasttrain.methods.multi_view import MultiView
