@@ -81,8 +81,9 @@ class MVDHELOptions(MVInfoNCEOptions):
     are decoupled: negatives are of the same view, with no positive among them."""
 
     # the nearest pair of views takes most of the attraction at a temperature as low as MV-InfoNCE's
-    presets: ClassVar = MVInfoNCEOptions.presets | {
-        "demo": MVInfoNCEOptions.presets["demo"] | {"lr": 0.5, "temperature": 0.5},
+    presets: ClassVar = {
+        **MVInfoNCEOptions.presets,
+        "demo": {**MVInfoNCEOptions.presets["demo"], "lr": 0.5, "temperature": 0.5},
     }
 
     def build(self, encoder: nn.Module, width: int) -> MultiView:
