@@ -20,7 +20,6 @@ from fasttrain.jobs.init import all_initial_weights, initial_weights
 from fasttrain.networks.encoders import make_encoder
 from fasttrain.networks.options import EncoderOptions
 from fasttrain.run.metrics import read_metrics
-from fasttrain.system.errors import UserError
 from fasttrain.train import main
 from fasttrain.trained import load_trained
 from fasttrain.weights.formats import FORMATS
@@ -145,18 +144,3 @@ def test_ranks_have_the_same_anchor(source: pathlib.Path, shards: pathlib.Path, 
     assert [each.returncode for each in done] == [0, 0], done
     assert sum(line.startswith("--anchor ") for each in done for line in each.stderr.splitlines()) == 1
     assert equal(anchor_of(final_state(run)), encoder_of(source)) == []
-
-
-def test_a_rank_that_reads_another_anchor_ends(source: pathlib.Path) -> None:
-    class Second(Ranks):
-        rank, world_size = 1, 1
-
-        def __init__(self) -> None:
-            pass
-
-        def share(self, value: Any) -> Any:
-            return "of the first process's file"
-
-    config = make_config("simclr", data="d", arch="small", size=16, anchor=str(source))
-    with pytest.raises(UserError, match=f"--anchor {source} is another file than the first process reads"):
-        all_initial_weights(config, make_encoder(config.encoder, 16)[0], Second())

@@ -16,7 +16,7 @@ from fasttrain import evaluate
 from fasttrain.config import make_config
 from fasttrain.engine.networks import initialise, make_method
 from fasttrain.engine.ranks import Ranks
-from fasttrain.jobs.init import initial_weights, initial_weights_of_all
+from fasttrain.jobs.init import all_initial_weights, initial_weights
 from fasttrain.networks.encoders import make_encoder
 from fasttrain.networks.options import EncoderOptions, VisionTransformerOptions
 from fasttrain.run.checkpoint import saved_checkpoints
@@ -275,7 +275,8 @@ def test_ranks_start_from_the_same_weights(shards: pathlib.Path, tmp_path: pathl
     torch.testing.assert_close(first_weights(tmp_path / "run")["1.conv1.weight"], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_rank_that_reads_another_file_ends(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(("method", "option"), [("moco", "init"), ("simclr", "anchor")])
+def test_a_rank_that_reads_another_file_ends(method: str, option: str, tmp_path: pathlib.Path) -> None:
     class Second(Ranks):
         rank, world_size = 1, 1
 
@@ -285,6 +286,6 @@ def test_a_rank_that_reads_another_file_ends(tmp_path: pathlib.Path) -> None:
         def share(self, value: Any) -> Any:
             return "of the first process's file"
 
-    config = make_config("moco", data="d", arch="small", size=16, init=str(random_file(tmp_path)))
-    with pytest.raises(UserError, match="another file than the first process reads"):
-        initial_weights_of_all(config, make_encoder(SMALL, 16)[0], Second())
+    config = make_config(method, data="d", arch="small", size=16, **{option: str(random_file(tmp_path))})
+    with pytest.raises(UserError, match=f"--{option} .* is another file than the first process reads"):
+        all_initial_weights(config, make_encoder(SMALL, 16)[0], Second())
