@@ -149,6 +149,16 @@ data=data/cifar10-long-shards k=200 budget=${brief/--epochs 2/--epochs 8}
 once family_long long-simclr long-simclr --method simclr
 once family_long long-bacon long-simclr --method bacon
 
+# A case's run as another case's, which evaluates it otherwise: CASE OTHER
+as_well() {
+    local run="runs/proof/$1-${seeds[0]}" copy="runs/proof/$2-${seeds[0]}"
+    mkdir -p runs/proof && flock "$run.lock" true # another may be training it
+    (
+        flock 9
+        [ -d "$copy" ] || [ ! -d "$run" ] || { cp -rT "$run" "$copy.part" && mv "$copy.part" "$copy"; }
+    ) 9> "$copy.lock"
+}
+
 # Photographs alone, and photographs with a shape on them, by the shape; then the latter by what was photographed
 (
     flock 9
@@ -158,12 +168,14 @@ once family_long long-bacon long-simclr --method bacon
     done
 ) 9> data/backgrounds.lock
 data=data/backgrounds-shapes budget="${brief/--epochs 2/--epochs 4} --recipe mocov2 --blur 0"
-for labels in shapes photographs; do
-    [ "$labels" = shapes ] || labelled=(--labelled "data/backgrounds-$labels")
-    once family_background "$labels-simclr" "$labels-simclr" --method simclr
-    once family_background "$labels-sepclr" "$labels-simclr" --method sepclr --background 0
-    once family_background "$labels-sepclr-common" "$labels-simclr" --method sepclr --background 0 --evaluated common
-done
+once family_background shapes-simclr shapes-simclr --method simclr
+once family_background shapes-sepclr shapes-simclr --method sepclr --background 0
+once family_background shapes-sepclr-common shapes-simclr --method sepclr --background 0 --evaluated common
+labelled=(--labelled data/backgrounds-photographs)
+for case in simclr sepclr sepclr-common; do as_well "shapes-$case" "photographs-$case"; done
+once family_background photographs-simclr photographs-simclr --method simclr
+once family_background photographs-sepclr photographs-simclr --method sepclr --background 0
+once family_background photographs-sepclr-common photographs-simclr --method sepclr --background 0 --evaluated common
 labelled=()
 
 # Few images in a step
