@@ -22,7 +22,7 @@ from fasttrain.presets import PRESETS
 from fasttrain.run.folder import config_of, read_settings
 from fasttrain.run.options import LoggingOptions, RunOptions
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import Options, Settings, flag, flat, replaced
+from fasttrain.system.options import Options, Settings, check_of_use, flag, flat, replaced
 from fasttrain.views.options import AS_DRAWN, ViewOptions, resolution_sides
 from fasttrain.views.spec import Recipe
 
@@ -78,7 +78,7 @@ def make_config(method: str = "xmoco", preset: str = "imagenet", **values: Any) 
     """A configuration from Python: values by the names of the options, defaults as on a command line.
 
     A path may be any os.PathLike. Raises UserError for a name that this method does not have, and for values no run
-    could use.
+    could use or that would change nothing.
     """
     values = {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in values.items()}
     defaults = _defaults(method, preset, {}, values)
@@ -86,7 +86,9 @@ def make_config(method: str = "xmoco", preset: str = "imagenet", **values: Any) 
         raise UserError(_foreign(unknown[0], method) or f"{method} has no option {flag(unknown[0])}")
     if values.get("resolution"):
         values = {"size": resolution_sides(values["resolution"])[1], **values}
-    return replaced(defaults, values)
+    config = replaced(defaults, values)
+    check_of_use(config, values)
+    return config
 
 
 def parse_config(argv: Sequence[str]) -> TrainConfig:
@@ -117,7 +119,9 @@ def parse_config(argv: Sequence[str]) -> TrainConfig:
     for word in words:
         if word not in own and (whose := _foreign(word.removeprefix("--").replace("-", "_"), method)):
             raise UserError(whose)
-    return parse(TrainConfig, with_place("run", TrainConfig, argv, defaults), defaults, about=_about(defaults))
+    config = parse(TrainConfig, with_place("run", TrainConfig, argv, defaults), defaults, about=_about(defaults))
+    check_of_use(config, [word.removeprefix("--").replace("-", "_") for word in words])
+    return config
 
 
 def _defaults(method: str, preset: str, given: Mapping[str, Any], typed: Mapping[str, Any]) -> TrainConfig:

@@ -46,8 +46,8 @@ def test_the_last_method_and_preset_count_wherever_they_stand() -> None:
     )
     assert config == make_config("xmoco", "cifar10", data="x")
     assert config.encoder.arch == "resnet18"
-    underscored = parse_config(["--data=x", "--method", "moco", "--cross_weight=2", "--batch_size", "64"])
-    assert underscored == make_config("moco", data="x", cross_weight=2.0, batch_size=64)
+    underscored = parse_config(["--data=x", "--method", "moco", "--weight_decay=2", "--batch_size", "64"])
+    assert underscored == make_config("moco", data="x", weight_decay=2.0, batch_size=64)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,44 @@ def test_values_are_checked_from_python_too() -> None:
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             make_config(**{"method": "moco", name: value})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "moco", "--clusters", "10"], "--clusters is of use only with --negatives meow$"),
+        (["--method", "simclr", "--anchor-weight", "2"], "--anchor-weight is of use only with --anchor$"),
+        (["--method", "moco", "--uniform-weight", "0.3"], "--uniform-weight is of use only with --uniform$"),
+        (["--method", "moco", "--cross-features", "encoder"], "only with --cross batch or batch-within$"),
+        (["--trust", "0.02"], "--trust is of use only with --optimizer lars$"),
+        (["--init-partial"], "--init-partial is of use only with --init$"),
+        (["--knn-k=20"], "--knn-k is of use only with --knn-every$"),
+        (["--vit-positions", "learned"], "--vit-positions is of use only with --arch vit_tiny or vit_small or"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_config(["--data", "x", *words])
+
+
+def test_an_option_is_of_use_once_the_other_is_on() -> None:
+    for words in (
+        ["--negatives", "meow", "--clusters", "10"], ["--uniform", "queue", "--uniform-weight", "0.3"],
+        ["--optimizer", "lars", "--trust", "0.02"], ["--arch", "vit_tiny", "--vit-positions", "learned"], ["--lidar"],
+        ["--uniform", "none", "--uniform-weight", "0.3"],  # one run of several, say
+    ):  # fmt: skip
+        parse_config(["--data", "x", "--method", "moco", *words])
+    with pytest.raises(UserError, match="--clusters is of use only with --negatives meow"):
+        make_config("moco", data="x", clusters=(10,))
+    make_config("moco", data="x", clusters=(10,), negatives="meow")
+
+
+def test_a_file_may_have_what_is_of_no_use(tmp_path: pathlib.Path) -> None:
+    path, saved = str(tmp_path / "config.json"), flat(make_config("moco", data="x")) | {"trust": 2.0}
+    write_json(tmp_path / "config.json", {"format": FORMAT, "config": saved})
+    assert parse_config(["--config", path, "--data", "x", "--lr", "0.1"]).optimisation.trust == 2.0
+    with pytest.raises(UserError, match="--trust is of use only"):
+        parse_config(["--config", path, "--data", "x", "--trust", "3"])
 
 
 def test_a_path_from_python_is_one_of_text() -> None:

@@ -243,6 +243,13 @@ def test_without_a_run_one_line_says_so(run_command: RunCommand) -> None:
     assert "RUN" in process.stderr
 
 
+def test_an_option_of_a_protocol_that_is_not_done_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nowhere", "--knn", "--solver", "lbfgs"]) == 2
+    assert "--solver is of use only with --linear" in capsys.readouterr().err
+    assert main(["nowhere", "--k", "5"]) == 2  # kNN is done where no protocol is named
+    assert "nowhere" in capsys.readouterr().err
+
+
 def test_lists_of_k_temperatures_and_shots_have_a_figure_each(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """72 images of train: 200 and 300 neighbours are both all of them."""
     words = ["--k", 3, 200, 300, "--temperature", 0.07, 0.1, "--shots", 1, 20, 1, "--draws", 2]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import Bounds, Fraction, Free, NotNegative, Options, Positive
+from fasttrain.system.options import Bounds, Fraction, Free, NotNegative, Options, Positive, With
 
 BASE_BATCH = 256  # images, for which --lr is given
 _USUAL = {"decay": "auto", "weight_decay_end": None, "vector_lr": 1.0, "trust": 1e-3, "trust_clip": False}
@@ -48,9 +48,9 @@ class OptimisationOptions(Options):
     """What weight decay is for: all parameters, or matrices and kernels alone. auto: all with sgd, else matrices."""
     weight_decay_end: NotNegative[float | None] = None
     """Weight decay at the end, which it reaches along a cosine. None: the same throughout."""
-    trust: Positive[float] = 1e-3
+    trust: Annotated[Positive[float], With("optimizer", ("lars",))] = 1e-3
     """Of lars: length of a step of learning rate 1, relative to the norm of the weights."""
-    trust_clip: bool = False
+    trust_clip: Annotated[bool, With("optimizer", ("lars",))] = False
     """Of lars: let --trust only lower the learning rate (LARC)."""
     vector_lr: Positive[float] = 1.0
     """Learning rate of biases and norms, as a multiple of --lr."""

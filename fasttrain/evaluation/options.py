@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Annotated, Literal
 
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import Bounds, NotNegative, Options, Positive
+from fasttrain.system.options import Bounds, NotNegative, Options, Positive, With
 
 TEMPERATURE = 0.1  # of the votes of kNN's neighbours: Wu et al.'s, for ImageNet
 
@@ -18,10 +18,10 @@ class KnnOptions(Options):
 
     knn: bool = False
     """Weighted k-nearest-neighbour classification."""
-    k: NotNegative[tuple[int, ...]] = (0,)
+    k: Annotated[NotNegative[tuple[int, ...]], With("knn")] = (0,)
     """Neighbours that vote; several: all in one pass, the first is the headline. 0: a sixth of the mean number of a
     class's images, 5 to 200, or half of it where that is less than 5."""
-    temperature: Positive[tuple[float, ...]] = (TEMPERATURE,)
+    temperature: Annotated[Positive[tuple[float, ...]], With("knn")] = (TEMPERATURE,)
     """Temperature of their votes, exp(similarity / temperature); several as with --k."""
 
 
@@ -31,7 +31,7 @@ class LinearOptions(Options):
 
     linear: bool = False
     """Linear classifier on the frozen features, its strength chosen on a part of train."""
-    solver: Literal["sgd", "lbfgs"] = "sgd"
+    solver: Annotated[Literal["sgd", "lbfgs"], With("linear")] = "sgd"
     """sgd: softmax regression on standardised features, over a grid of learning rates; lbfgs: logistic regression over
     a grid of 45 regularisations, as the transfer results of SimCLR and DINOv2 have it."""
 
@@ -42,7 +42,7 @@ class FewShotOptions(Options):
 
     shots: Positive[tuple[int, ...]] = ()
     """Classify by so many images of each class: 1 5 10, say."""
-    draws: Positive[int] = 5
+    draws: Annotated[Positive[int], With("shots")] = 5
     """Times that these images are drawn anew."""
 
 

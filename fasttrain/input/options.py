@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from fasttrain.system.options import Bounds, Fraction, Free, Options, Positive
+from fasttrain.system.options import Bounds, Fraction, Free, Options, Positive, With
 
 WINDOW = 64  # shards that are mixed at a time
 
@@ -47,7 +47,7 @@ class DataOptions(Options):
     """global: any image may come at any step, so storage reads them one by one. block: --shuffle-window shards are read
     at once, each in sequence, and a batch has as many images of each; auto takes it for shards elsewhere, on a file
     system of the network, or of several times the machine's memory."""
-    shuffle_window: Annotated[int, Bounds(1, 1 << 16)] = WINDOW
+    shuffle_window: Annotated[int, Bounds(1, 1 << 16), With("shuffle", ("auto", "block"))] = WINDOW
     """Shards that --shuffle block mixes at a time."""
     max_failed_fraction: Free[Fraction[float]] = 0.01
     """Training stops when more than this part of the images (and more than 10) can't be decoded."""

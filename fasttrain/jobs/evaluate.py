@@ -36,7 +36,7 @@ from fasttrain.methods import Method
 from fasttrain.networks.encoders import make_encoder
 from fasttrain.run.evaluations import CHECKPOINT, Evaluation, keep_evaluations
 from fasttrain.system.errors import UserError, printable
-from fasttrain.system.options import Settings
+from fasttrain.system.options import Settings, check_of_use, flat
 from fasttrain.trained import load_weights
 
 PATIENCE = datetime.timedelta(days=1)  # that a rank has with others whose share takes longer
@@ -47,6 +47,8 @@ SEED = 0  # of what is drawn, so that all runs are compared by the same images a
 def evaluate(options: EvaluateConfig) -> int:
     """Print and keep the figures; returns the exit status."""
     options = with_protocols(options)
+    usual = flat(EvaluateConfig(options.run))
+    check_of_use(options, {name for name, value in flat(options).items() if value != usual[name]})
     runs = [pathlib.Path(run) for run in options.run]
     if not runs:
         raise UserError("RUN is missing: the folder of a run, or of several")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from fasttrain.networks.groups import GROUPS
-from fasttrain.system.options import Fraction, Free, NotNegative, Options, Positive
+from fasttrain.system.options import Fraction, Free, NotNegative, Options, Positive, With
 
 WIDTHS = {"vit_tiny": 192, "vit_small": 384, "vit_base": 768}  # by --arch
 TIMM = "timm:"
@@ -20,7 +20,7 @@ class VisionTransformerOptions(Options):
 
     vit_heads: NotNegative[int] = 0
     """Attention heads. 0: one for 64 of the width; MoCo v3's vit_small has 12."""
-    vit_positions: Literal["fixed", "learned"] = "fixed"
+    vit_positions: Annotated[Literal["fixed", "learned"], With("arch", tuple(WIDTHS))] = "fixed"
     """fixed: sines and cosines (MoCo v3); learned: parameters, interpolated for views of other sizes (DINO)."""
 
 
@@ -43,13 +43,13 @@ class EncoderOptions(Options):
     init: str = ""
     """Weights that the encoder, not its heads or queue, starts from: a file (MoCo, DINO, SwAV, …), a run or its
     checkpoint, torchvision's (IMAGENET1K_V2, DEFAULT), or timm:NAME. Empty: random ones."""
-    init_partial: Free[bool] = False
+    init_partial: Annotated[Free[bool], With("init")] = False
     """Take what fits of --init where not all of the encoder's weights are there; the others are random."""
     batch_norm: Literal["split", "sync", "machine", "plain"] = "split"
     """split: statistics over groups of images; methods with a queue of keys shuffle these between them, so that a query
     can't tell its key by them. sync: over the images of all processes; machine: over those of a machine's processes,
     which on many machines saves a tenth of a step or more; plain: over those of each process."""
-    batch_norm_groups: Positive[int] = GROUPS
+    batch_norm_groups: Annotated[Positive[int], With("batch_norm", ("split",))] = GROUPS
     """Groups of --batch-norm split that each micro-batch is cut into, over all processes: as many as the GPUs of MoCo's
     recipes."""
     vit: VisionTransformerOptions = field(default_factory=VisionTransformerOptions)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from fasttrain.system.options import Free, Growing, NotNegative, Options, Positive
+from fasttrain.system.options import Free, Growing, NotNegative, Options, Positive, With
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ class LoggingOptions(Options):
     """Also tell MLflow, by its own variables: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, …"""
     knn_every: Free[NotNegative[int]] = 0
     """Epochs between evaluations by kNN on the val split; the best is kept as checkpoints/best.pt. 0: never."""
-    knn_k: Free[NotNegative[int]] = 0
+    knn_k: Annotated[Free[NotNegative[int]], With("knn_every")] = 0
     """Neighbours in these. 0: a sixth of the mean number of a class's images, 5 to 200."""
     health_every: Free[NotNegative[int | Literal["auto"]]] = "auto"
     """Steps between looks at the representation, of a fixed subset: ranks, spread, alignment, uniformity, similarities,
     kNN. auto: as often as takes about 1 % of the time, not at all in the shortest runs. 0: never."""
-    lidar: Free[bool] = False
+    lidar: Annotated[Free[bool], With("health_every")] = False
     """LiDAR and compactness, too, which need more views of each image."""
-    online_probe: Free[bool] = False
+    online_probe: Annotated[Free[bool], With("health_every")] = False
     """Train a linear classifier on the encoder's detached features at every step; its accuracy is measured at
     --health-every. Needs labels, and leaves training as it is."""
-    stop_on_collapse: Free[bool] = False
+    stop_on_collapse: Annotated[Free[bool], With("health_every")] = False
     """End the run, after a checkpoint and with status 1, once --health-every finds that the representation has
     collapsed; else a line says so."""

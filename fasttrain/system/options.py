@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fasttrain.system.errors import UserError
@@ -48,6 +48,21 @@ class Bounds(NamedTuple):
 def _digits(number: float) -> str:
     """A number as it is typed: a whole one without a power of ten, however large."""
     return str(number) if isinstance(number, int) else f"{number:g}"
+
+
+class With(NamedTuple):
+    """In a field's type: it is of use only where another option, of any group, has one of these values or, of none, is
+    not off: 0, empty, False or "none"."""
+
+    option: str
+    values: tuple[str, ...] = ()
+
+    def among(self, values: Mapping[str, Any]) -> bool:
+        value = values[self.option]
+        return value in self.values if self.values else bool(value) and value != "none"
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (flag(self.option), " or ".join(self.values))))
 
 
 FREE = "free"  # in a field's type: a run may be continued with another value
@@ -84,7 +99,7 @@ def flag(name: str) -> str:
 
 
 def _fields(group: type) -> dict[str, tuple[Any, tuple]]:
-    """The type of each field, and what stands beside it: Bounds, FREE."""
+    """The type of each field, and what stands beside it: Bounds, With, FREE, GROWS."""
     kinds, hints = get_type_hints(group), get_type_hints(group, include_extras=True)
     names = [field.name for field in dataclasses.fields(group)]
     return {name: (kinds[name], getattr(hints[name], "__metadata__", ())) for name in names}
@@ -134,11 +149,28 @@ def replaced(options: Group, values: Mapping[str, Any]) -> Group:
     return dataclasses.replace(options, **changes)
 
 
+def check_of_use(options: Options, given: Collection[str]) -> None:
+    """Raises UserError for an option, of those that were given, that would change nothing by what was forgotten: where
+    the other option that it needs was given, too, that is meant to be off (one run of several, say)."""
+    values = flat(options)
+    for name, marks in _marks(options).items():
+        for other in marks:
+            if isinstance(other, With) and not other.among(values) and name in given and other.option not in given:
+                raise UserError(f"{flag(name)} is of use only with {other}")
+
+
+def _marks(options: Options) -> dict[str, tuple]:
+    """What stands beside the type of every option of a group and of the groups in it."""
+    marks: dict[str, tuple] = {}
+    for name, (_kind, own) in _fields(type(options)).items():
+        value = getattr(options, name)
+        marks |= _marks(value) if isinstance(value, Options) else {name: own}
+    return marks
+
+
 def _marked(options: Options, mark: str) -> frozenset[str]:
     """Names of the options whose type bears a mark."""
-    names = {name for name, (_kind, marks) in _fields(type(options)).items() if mark in marks}
-    groups = (getattr(options, field.name) for field in dataclasses.fields(options))
-    return frozenset(names.union(*(_marked(group, mark) for group in groups if isinstance(group, Options))))
+    return frozenset(name for name, marks in _marks(options).items() if mark in marks)
 
 
 class Settings(NamedTuple):

@@ -103,7 +103,7 @@ def test_decoupled_changes_the_contrast_alone(method: str) -> None:
     losses = []
     for decoupled, weighted in ((False, False), (True, False), (False, True), (True, True)):
         options = {"decoupled": decoupled, "decoupled_weighted": weighted}
-        model = build(small(method, **options, cross_weight=0.0, uniform_weight=0.0))
+        model = build(small(method, **options, cross="none", uniform="none"))
         losses.append(model.loss(q, k, k)[0])
     queue = model.queue.keys_KD
     for loss, term in zip(losses, (InfoNCE, Decoupled, DecoupledWeighted, DecoupledWeighted), strict=True):

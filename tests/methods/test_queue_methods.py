@@ -344,5 +344,5 @@ def test_options_and_their_bounds() -> None:
     method: Any = config.method
     assert (method.positive_weight, method.ema_end) == (0.2, None)
     assert method.regularisers == Regularisers()
-    built: Method = build(small("sce", head="cifar"))
+    built: Method = build(small("sce", head="cifar", predictor_hidden=4096))
     assert isinstance(built, Method)

@@ -105,7 +105,8 @@ def test_what_is_no_anchor_is_one_line_before_the_run_folder_is_made(
         del state["0.0.weight"]
         torch.save(state, path)
     capsys.readouterr()
-    assert main(words(shards, tmp_path / "run", "--anchor", path, "--init-partial")) == 2
+    partial = ["--init", path, "--init-partial"] if given == "a part" else []  # which an anchor can't be
+    assert main(words(shards, tmp_path / "run", "--anchor", path, *partial)) == 2
     line = one_line_of(capsys.readouterr().err)
     assert f"--anchor {path}: " in line
     assert said in line

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from fasttrain.losses.options import Regularisers
 from fasttrain.methods.options.base import MethodOptions
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import Fraction, Momentum, NotNegative, Positive
+from fasttrain.system.options import Fraction, Momentum, NotNegative, Positive, With
 from fasttrain.views.spec import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class MoCoOptions(KeyOptions):
     negatives: Literal["all", "meow", "adameow"] = "all"
     """What negatives weigh in a contrast that is then decoupled (arXiv 2212.13847). all: they weigh alike; meow: as
     many clusterings of the queue as part them from the query's key; adameow: what a small network learns."""
-    clusters: Positive[tuple[int, ...]] = (50, 100, 200)
+    clusters: Annotated[Positive[tuple[int, ...]], With("negatives", ("meow",))] = (50, 100, 200)
     """Clusters of the queue for --negatives meow, a number for each clustering."""
     foreground: NotNegative[float] = 0.0
     """Weight of a contrast of the foregrounds of views with those of other images and with backgrounds (a reading of

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from fasttrain.methods.options.moco import KeyOptions
-from fasttrain.system.options import Fraction, Momentum, Positive
+from fasttrain.system.options import Fraction, Momentum, Positive, With
 from fasttrain.views.spec import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class SCEOptions(KeyOptions):
     """Three layers with batch norm and a predictor for queries, or two layers and none: the paper's for either."""
     hidden: Positive[int] = 2048
     """Width of the projector's hidden layers."""
-    predictor_hidden: Positive[int] = 4096
+    predictor_hidden: Annotated[Positive[int], With("head", ("imagenet",))] = 4096
     """Width of the predictor's hidden layer."""
     symmetric: bool = True
     """Each view is query and key in turn: the mean of both directions."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from fasttrain.losses.options import BatchRegularisers
 from fasttrain.methods.options.base import MethodOptions
 from fasttrain.system.errors import UserError
-from fasttrain.system.options import NotNegative, Positive
+from fasttrain.system.options import NotNegative, Positive, With
 from fasttrain.views.spec import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class SimCLROptions(MethodOptions):
     communities: NotNegative[int] = 0
     """Communities of images that are found in the batch and contrasted with, as gCooL does (arXiv 2110.14863, which has
     10). 0: none."""
-    community_weight: NotNegative[float] = 0.1
+    community_weight: Annotated[NotNegative[float], With("communities")] = 0.1
     """Weight of that contrast, which grows from 0 at first to 0.86 of this at the end of the run."""
     learnt_augmentation: NotNegative[float] = 0.0
     """Weight, for the encoder, of a contrast with views that a small network learns to make in feature space (MCLRec,
@@ -68,7 +68,7 @@ class SimCLROptions(MethodOptions):
     anchor: str = ""
     """An earlier run whose encoder stays frozen beside this one, which is to separate images by a margin more than that
     one does (DBL, arXiv 2404.18114): a run or weights, as for --init. Empty: none."""
-    anchor_weight: NotNegative[float] = 1.0
+    anchor_weight: Annotated[NotNegative[float], With("anchor")] = 1.0
     """Weight of those margins, on the encoder's output."""
     regularisers: BatchRegularisers = field(default_factory=BatchRegularisers)
     """XMoCo's regularisers, which go with any method of queries and keys"""

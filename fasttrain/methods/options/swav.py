@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from fasttrain.methods.options.base import MethodOptions
-from fasttrain.system.options import NotNegative, Positive, Several
+from fasttrain.system.options import NotNegative, Positive, Several, With
 from fasttrain.views.spec import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class SwAVOptions(MethodOptions):
     """Epochs at first in which prototypes do not move."""
     queue_size: NotNegative[int] = 0
     """Older images that help to assign a batch evenly, where it has fewer images than there are prototypes. 0: none."""
-    queue_epoch: NotNegative[float] = 15.0
+    queue_epoch: Annotated[NotNegative[float], With("queue_size")] = 15.0
     """Epoch from which they do."""
 
     def build(self, encoder: nn.Module, width: int) -> SwAV:
