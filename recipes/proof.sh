@@ -183,7 +183,11 @@ data=data/cifar10 budget="$brief --batch-size 32"
 once family_small small-moco small-moco --method moco
 once family_small small-simclr small-simclr --method simclr
 weighted family_small small
+budget="${budget/--epochs 2/--epochs 5}" # as many passes as cacr's five views take
+once family_small small-simclr-5-epochs small-simclr --method simclr
 
 # All as long as each other
 budget=$brief
 family family brief
+budget="${budget/--epochs 2/--epochs 4}" # as many passes as four views take
+once family brief-simclr-4-epochs brief-simclr --method simclr
