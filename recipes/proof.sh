@@ -183,6 +183,7 @@ data=data/cifar10 budget="$brief --batch-size 32"
 once family_small small-moco small-moco --method moco
 once family_small small-simclr small-simclr --method simclr
 weighted family_small small
+once family_small small-cacr-2-views small-simclr --method cacr --num-views 2 # as many passes as SimCLR
 budget="${budget/--epochs 2/--epochs 5}" # as many passes as cacr's five views take
 once family_small small-simclr-5-epochs small-simclr --method simclr
 
