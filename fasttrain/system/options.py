@@ -150,8 +150,8 @@ def replaced(options: Group, values: Mapping[str, Any]) -> Group:
 
 
 def check_of_use(options: Options, given: Collection[str]) -> None:
-    """Raises UserError for an option, of those that were given, that would change nothing by what was forgotten: where
-    the other option that it needs was given, too, that is meant to be off (one run of several, say)."""
+    """Raises UserError for an option, of those given, that would change nothing, as the other one that it needs was
+    forgotten. Where that was given, too, it is meant to be off: in one run of several, say."""
     values = flat(options)
     for name, marks in _marks(options).items():
         for other in marks:
